@@ -1,0 +1,155 @@
+"""The command line: `python -m rlhf_utils COMMAND`. Progress goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.runtime import prepare_environment
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns 0, 1 (failed) or 2 (bad input, one line on stderr)."""
+    options = _parser().parse_args(arguments)
+    prepare_environment()
+    try:
+        options.run_command(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the results (head, less) has seen enough; Python would complain again when closing stdout.
+        sys.stdout = None
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m rlhf_utils", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    run = commands.add_parser("run", help="run the notebook series and print the comparison")
+    run.add_argument("--recipe", default="instruct", help="which system (see `recipes`)")
+    run.add_argument("--scale", default="tiny", help="tiny (CPU, minutes, no network), t4 or full")
+    run.add_argument("--output-dir", default="outputs", help="the run's folder is made in here")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change a setting, e.g. --set ppo.updates=16 --set dataset=my_pairs.jsonl",
+    )
+    run.add_argument("--only", metavar="01,02", help="only the notebooks whose number starts so")
+    run.add_argument("--fresh", action="store_true", help="make everything again, even what is complete")
+    run.set_defaults(run_command=_run)
+
+    commands.add_parser("recipes", help="list the recipes and their scales").set_defaults(run_command=_recipes)
+
+    rouge = commands.add_parser("rouge", help='ROUGE-1/2/L of {"predictions": [...], "references": [...]}')
+    rouge.add_argument("file", type=Path)
+    rouge.set_defaults(run_command=_rouge)
+
+    rank = commands.add_parser("rank", help="rank your own responses with a run's reward model")
+    rank.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
+    rank.add_argument("--prompt", required=True)
+    rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
+    rank.set_defaults(run_command=_rank)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from rlhf_utils.recipes import parse_assignments
+    from rlhf_utils.series import run_series
+
+    only = [part.strip() for part in options.only.split(",") if part.strip()] if options.only else None
+    run = run_series(
+        options.recipe, options.scale, options.output_dir, parse_assignments(options.assignments), only, options.fresh
+    )
+    summary = run.evaluation / "summary.json"
+    if run.is_complete("evaluation"):
+        from rlhf_utils.findings import text_summary
+
+        print(text_summary(json.loads(summary.read_text(encoding="utf-8"))))
+    print(
+        f"Everything is in {run.root}",
+        *(f"  {name}/" for name in ("notebooks", "plots", "evaluation", "checkpoints")),
+        sep="\n",
+    )
+
+
+def _recipes(_: argparse.Namespace) -> None:
+    from rlhf_utils.recipes import SCALES, load_recipe, recipe_names
+
+    for name in recipe_names():
+        print(f"{name}: {load_recipe(name).title}. {load_recipe(name).description}")
+        for scale in SCALES:
+            recipe = load_recipe(name, scale)
+            print(f"  --scale {scale:<5} policy {recipe.policy}, data {recipe.dataset}")
+
+
+def _rouge(options: argparse.Namespace) -> None:
+    from rlhf_utils.metrics import rouge_scores
+
+    pairs = _read_json_object(options.file, ("predictions", "references"))
+    print(json.dumps(rouge_scores(pairs["predictions"], pairs["references"])))
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from rlhf_utils.rewards import RewardModel
+    from rlhf_utils.runs import Run
+    from rlhf_utils.runtime import detect_device
+
+    lines = _read_text(options.responses).splitlines()
+    responses = [line.strip() for line in lines if line.strip()]
+    if not responses:
+        raise InputError(f"{options.responses} has no response; give one per line")
+    if not options.prompt.strip():
+        raise InputError("--prompt is empty; give the question the responses answer")
+    run = Run.load(options.run)
+    run.require("reward_model")
+    scores = RewardModel.load(run.folder("reward_model"), detect_device())([options.prompt] * len(responses), responses)
+    order = sorted(zip(scores.tolist(), responses, strict=True), key=lambda pair: -pair[0])
+    ranked = [
+        {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
+    ]
+    print(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False))
+
+
+def _read_text(source: str) -> str:
+    if source == "-":
+        return sys.stdin.read()
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _read_json_object(path: Path, keys: tuple[str, ...]) -> dict:
+    try:
+        value = json.loads(_read_text(str(path)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in keys):
+        raise InputError(f"{path} must hold a JSON object with the lists {' and '.join(keys)}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Data: rows of any known form, one normal form, one prompt template, splits that share no prompt."""
+
+from rlhf_utils.data.filters import FilterReport, FilterStep, prompt_key
+from rlhf_utils.data.prepare import prepare
+from rlhf_utils.data.prepared import PreparedData, as_demonstrations, as_preferences
+from rlhf_utils.data.schemas import Example, recognise
+from rlhf_utils.data.sources import EMBEDDED, Rows, load_rows
+from rlhf_utils.data.texts import pretraining_texts
+from rlhf_utils.template import TEMPLATE, Template, check_template
+
+__all__ = [
+    "EMBEDDED",
+    "TEMPLATE",
+    "Example",
+    "FilterReport",
+    "FilterStep",
+    "PreparedData",
+    "Rows",
+    "Template",
+    "as_demonstrations",
+    "as_preferences",
+    "check_template",
+    "load_rows",
+    "prepare",
+    "pretraining_texts",
+    "prompt_key",
+    "recognise",
+]

@@ -1,0 +1,97 @@
+"""From rows to the five splits: adapt, filter, and divide by prompt."""
+
+from __future__ import annotations
+
+from rlhf_utils.data.filters import FilterReport, apply_filters, conversation_key
+from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
+from rlhf_utils.data.schemas import Example, Kind, read_rows
+from rlhf_utils.data.sources import Rows
+from rlhf_utils.data.splits import SPLITS, shares_of, split_of
+from rlhf_utils.errors import InputError
+from rlhf_utils.settings import DataSettings
+from rlhf_utils.template import TEMPLATE
+
+IN_TEST = "prompt also in the test split"
+
+
+def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int) -> PreparedData:
+    """Adapt, filter and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
+
+    Prompts, not rows, are divided (`split_of`), in proportion to `settings.shares` up to chance. The order of
+    the rows changes nothing. A test split becomes `evaluation`, and no other split has a prompt of it.
+    Dialogues that begin with the same human turn count as one prompt here (`conversation_key`).
+
+    Raises `InputError` when the columns are unknown, when no row is left, or when a split with a share would
+    be empty.
+    """
+    report = FilterReport()
+    kind, train = _usable("train", rows, rows.train, settings, tokenizer, seed, report)
+    shares = shares_of(settings, rows.test is not None)
+    held_out: list[Example] = []
+    if rows.test is not None:
+        test_kind, held_out = _usable("test", rows, rows.test, settings, tokenizer, seed, report)
+        if test_kind != kind:
+            raise InputError(
+                f"{rows.name}: the train split holds {kind} but the test split {test_kind}; "
+                "give both the same columns, or name another with --set data.test_split=NAME"
+            )
+        train = _without(train, {conversation_key(example.prompt) for example in held_out}, rows, report)
+        held_out = _capped("test", held_out, settings, report)
+    train = _capped("train", train, settings, report)
+
+    splits = {name: [] for name in SPLITS}
+    for example in train:
+        splits[split_of(example.prompt, shares, seed)].append(example)
+    if rows.test is not None:
+        splits["evaluation"] = held_out
+    _check_sizes(splits, shares, rows, report)
+    datasets = {name: as_dataset(kind, as_rows(kind, splits[name])) for name in SPLITS}
+    return PreparedData(kind, datasets, report, TEMPLATE.hash, rows.fingerprint)
+
+
+def _usable(
+    split: str,
+    rows: Rows,
+    raw: list[dict],
+    settings: DataSettings,
+    tokenizer,
+    seed: int,
+    report: FilterReport,
+) -> tuple[Kind, list[Example]]:
+    kind, examples, unread = read_rows(raw, f"{rows.name} ({split})")
+    examples = apply_filters(split, kind, examples, unread, settings, tokenizer, seed, report)
+    _check_left(examples, split, rows, report)
+    return kind, examples
+
+
+def _check_left(examples: list[Example], split: str, rows: Rows, report: FilterReport) -> None:
+    if not examples:
+        raise InputError(
+            f"{rows.name}: no {split} row is left after the filters ({report.line(split)}); "
+            "mend the rows or raise data.max_prompt_tokens and data.max_response_tokens"
+        )
+
+
+def _without(train: list[Example], keys: set[str], rows: Rows, report: FilterReport) -> list[Example]:
+    kept = [example for example in train if conversation_key(example.prompt) not in keys]
+    report.add("train", IN_TEST, len(train) - len(kept), len(kept))
+    _check_left(kept, "train", rows, report)
+    return kept
+
+
+def _capped(split: str, examples: list[Example], settings: DataSettings, report: FilterReport) -> list[Example]:
+    if settings.max_rows is None:
+        return examples
+    kept = examples[: settings.max_rows]
+    report.add(split, f"over max_rows {settings.max_rows}", len(examples) - len(kept), len(kept))
+    return kept
+
+
+def _check_sizes(splits: dict[str, list[Example]], shares: dict[str, float], rows: Rows, report: FilterReport) -> None:
+    empty = [name for name in SPLITS if shares[name] > 0 and not splits[name]]
+    if empty:
+        sizes = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
+        raise InputError(
+            f"{rows.name}: too few rows for {' and '.join(empty)} ({sizes}; {report.line('train')}); "
+            "give more rows or set the share to 0 (--set data.shares.NAME=0)"
+        )

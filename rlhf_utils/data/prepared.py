@@ -1,0 +1,131 @@
+"""Data ready for the stages: five splits that share no prompt, saved whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_utils.data.filters import FilterReport
+from rlhf_utils.data.schemas import Example, Kind
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import whole_folder, write_json, write_jsonl
+from rlhf_utils.template import TEMPLATE, check_template
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MANIFEST = "data.json"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form,
+    without the template), chosen, rejected (null where the kind has none), and for labelled data an integer
+    column label.
+    """
+
+    kind: Kind
+    splits: dict[str, Dataset]
+    report: FilterReport
+    template_hash: str
+    fingerprint: str
+
+    def save(self, folder: Path | str) -> None:
+        """Write JSON lines per split and a manifest; what was in `folder` is replaced, whole or not at all.
+
+        Raises `InputError` when the place cannot be written.
+        """
+        with whole_folder(Path(folder)) as fresh:
+            for name, split in self.splits.items():
+                write_jsonl(fresh / f"{name}.jsonl", split)
+            write_json(fresh / MANIFEST, self._manifest())
+
+    def _manifest(self) -> dict:
+        return {
+            "kind": self.kind,
+            "template_hash": self.template_hash,
+            "fingerprint": self.fingerprint,
+            "rows": {name: len(split) for name, split in self.splits.items()},
+            "report": self.report.to_dict(),
+        }
+
+    @classmethod
+    def load(cls, folder: Path | str) -> PreparedData:
+        """Read what `save` wrote. `InputError` when it is missing, damaged, or made with another prompt
+        template.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"no prepared data in {folder}; run the data stage (01) first") from error
+        except (OSError, ValueError) as error:
+            raise InputError(_damaged(folder, error)) from error
+        try:
+            check_template(manifest["template_hash"], f"the data in {folder}")
+            splits = {}
+            for name, count in manifest["rows"].items():
+                with (folder / f"{name}.jsonl").open(encoding="utf-8", newline="\n") as file:
+                    rows = [json.loads(line) for line in file]
+                if len(rows) != count:
+                    raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
+                splits[name] = as_dataset(manifest["kind"], rows)
+            report = FilterReport.from_dict(manifest["report"])
+            return cls(manifest["kind"], splits, report, manifest["template_hash"], manifest["fingerprint"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(_damaged(folder, error)) from error
+
+
+def _damaged(folder: Path, error: Exception) -> str:
+    reason = f"{type(error).__name__}: {error}"
+    return f"the prepared data in {folder} are damaged ({reason}); run the data stage (01) with --fresh"
+
+
+def as_rows(kind: Kind, examples: list[Example]) -> list[dict]:
+    """Examples as rows of `PreparedData`."""
+    rows = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected} for e in examples]
+    if kind == "labelled":
+        for row, example in zip(rows, examples, strict=True):
+            row["label"] = example.extra["label"]
+    return rows
+
+
+def as_dataset(kind: Kind, rows: list[dict]) -> Dataset:
+    """Rows as a Dataset held in memory, with the same columns also when there are no rows."""
+    from datasets import Dataset, Features, Value
+
+    columns = {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}
+    if kind == "labelled":
+        columns["label"] = Value("int64")
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))
+
+
+def as_demonstrations(data: Dataset) -> Dataset:
+    """trl's prompt-completion form of a split, template applied: columns prompt, completion. The completion
+    is `chosen`.
+
+    The end-of-text token is not in the text: trl adds it. `InputError` when the data hold no responses.
+    """
+    return _templated(data, {"completion": "chosen"}, "responses to learn from")
+
+
+def as_preferences(data: Dataset) -> Dataset:
+    """trl's preference form of a split, template applied: columns prompt, chosen, rejected.
+
+    `InputError` when the data are not pairs.
+    """
+    return _templated(data, {"chosen": "chosen", "rejected": "rejected"}, "pairs of a better and a worse answer")
+
+
+def _templated(data: Dataset, answers: dict[str, str], needed: str) -> Dataset:
+    from datasets import Dataset, Features, Value
+
+    columns = {"prompt": [TEMPLATE.format(prompt) for prompt in data["prompt"]]}
+    for column, source in answers.items():
+        texts = list(data[source])
+        if None in texts:
+            raise InputError(f"this dataset holds no {needed} (its column {source} is empty); use a dataset that does")
+        columns[column] = [TEMPLATE.completion(text) for text in texts]
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))

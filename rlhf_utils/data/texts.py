@@ -1,0 +1,33 @@
+"""Text to pre-train a base model on."""
+
+from __future__ import annotations
+
+from rlhf_utils.data.filters import conversation_key
+from rlhf_utils.data.schemas import read_rows
+from rlhf_utils.data.sources import EMBEDDED, load_rows
+from rlhf_utils.data.splits import shares_of, split_of
+from rlhf_utils.settings import DataSettings
+from rlhf_utils.template import TEMPLATE
+
+_HELD_OUT = ("development", "evaluation")
+
+
+def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed: int) -> list[str]:
+    """Documents to pre-train on: the embedded world's corpus, else the dataset's own text.
+
+    Of a dataset, neither the test split nor prompts that a later stage holds out are in it. Pairs give their
+    rejected answers, so that the better ones are new to supervised fine-tuning.
+    """
+    if dataset == EMBEDDED:
+        from rlhf_utils.toyworld import corpus
+
+        return corpus(documents, seed)
+    rows = load_rows(dataset, settings, seed)
+    _, examples, _ = read_rows(rows.train, rows.name)
+    tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
+    shares = shares_of(settings, rows.test is not None)
+    return [
+        TEMPLATE.text(e.prompt, e.rejected or e.chosen or "").strip()
+        for e in examples
+        if conversation_key(e.prompt) not in tested and split_of(e.prompt, shares, seed) not in _HELD_OUT
+    ]

@@ -1,0 +1,151 @@
+"""What a run shows, in words and in rows of a table, computed from its `summary.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_utils.plots.evaluation import comparison, models_of
+from rlhf_utils.plots.results import bounds, number
+from rlhf_utils.plots.reward_model import accuracies
+from rlhf_utils.plots.style import LABELS, decimal
+
+# Figure of summary.json, its title in the table, decimals.
+COLUMNS = (
+    ("reward", "reward", 2),
+    ("gold", "gold", 2),
+    ("rouge1", "ROUGE-1", 3),
+    ("rouge2", "ROUGE-2", 3),
+    ("rougeL", "ROUGE-L", 3),
+    ("eos_rate", "ends its answer", 2),
+    ("distinct_2", "distinct-2", 3),
+    ("kl_to_sft", "KL to SFT (nats)", 2),
+    ("mean_tokens", "tokens", 1),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table as text; a figure that is not there is a dash, never 0."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One sentence at the top of the page; a warning is shown in another colour."""
+
+    text: str
+    warning: bool = False
+
+
+def sentences(summary: dict) -> list[str]:
+    """What the run shows, one sentence each; a difference inside its interval is said not to be shown."""
+    return [headline.text for headline in headlines(summary, accuracies(summary.get("reward_model") or {}))]
+
+
+def text_summary(summary: dict) -> str:
+    """The sentences and the table of models as plain text for a terminal."""
+    table = model_table(summary)
+    rows = [["model", *table["columns"]]]
+    rows += [[row["name"], *(cell.value for cell in row["cells"])] for row in table["rows"]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *sentences(summary)])
+
+
+def headlines(summary: dict, judges: list) -> list[Headline]:
+    """What the run shows, in sentences computed from its figures; none inside an interval is a difference."""
+    lines = []
+    paired = (summary.get("paired") or {}).get("ppo_vs_sft") or {}
+    verdicts = {key: direction(paired.get(key)) for key in ("gold", "reward", "rougeL")}
+    for key, name, digits in (("gold", "gold", 2), ("reward", "reward", 2), ("rougeL", "ROUGE-L", 3)):
+        verdict = verdicts[key]
+        if verdict is None:
+            continue
+        change = signed(paired[key], digits)
+        if verdict == 0:
+            text = f"No difference between PPO and SFT is shown on {name}: {change}."
+        elif verdict > 0:
+            text = f"PPO beats SFT on {name}: {change}."
+        else:
+            text = f"PPO is worse than SFT on {name}: {change}."
+        lines.append(Headline(text, warning=key == "gold" and verdict < 0))
+    if verdicts["reward"] == 1 and verdicts["gold"] == -1:
+        lines.append(Headline("Reward rose while the gold score fell: this is reward hacking.", warning=True))
+    if verdicts["reward"] == 1 and verdicts["gold"] == 0:
+        lines.append(Headline("Reward rose without a shown gain in gold: possible reward hacking.", warning=True))
+    if verdicts["reward"] is not None and verdicts["gold"] is None:
+        lines.append(Headline("No gold judge here: reward is the very score that PPO was trained on."))
+    wins = (summary.get("win_rate") or {}).get("ppo_vs_sft") or {}
+    if number(wins.get("rate")) is not None:
+        judge = "the gold score" if wins.get("judged_by", "gold") == "gold" else "the reward model"
+        share = percent(number(wins["rate"]), wins.get("ci95"))
+        lines.append(Headline(f"Judged by {judge}, PPO wins {share} of prompts against SFT, ties counted half."))
+    if judges:
+        shares = ", ".join(f"{name} {percent(value, ends)}" for name, value, ends in judges)
+        lines.append(Headline(f"Held-out pairs ranked right: {shares}."))
+    return lines or [Headline("The summary holds no comparison of PPO with SFT.")]
+
+
+def direction(difference: dict | None) -> int | None:
+    """1 above, -1 below, 0 where the interval holds 0 or is unknown; None when nothing was measured."""
+    if not difference or number(difference.get("mean")) is None:
+        return None
+    interval = bounds(difference.get("ci95"))
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return 0
+    return 1 if interval[0] > 0 else -1
+
+
+def signed(difference: dict, digits: int) -> str:
+    """`+0.60 [0.40, 0.80]`."""
+    mean, interval = number(difference["mean"]), bounds(difference.get("ci95"))
+    text = ("+" if mean >= 0 else "") + decimal(mean, digits)
+    return text if interval is None else f"{text} {bracket(interval, digits)}"
+
+
+def bracket(interval: tuple[float, float], digits: int) -> str:
+    """`[0.40, 0.80]`."""
+    return f"[{decimal(interval[0], digits)}, {decimal(interval[1], digits)}]"
+
+
+def cell(value: object, interval: object, digits: int) -> Cell:
+    """A figure with its interval as text."""
+    known, ends = number(value), bounds(interval)
+    if known is None:
+        return Cell("–")
+    return Cell(decimal(known, digits), "" if ends is None else bracket(ends, digits))
+
+
+def percent(value: float, interval: object) -> str:
+    """`92.3% [90.9%, 93.6%]`."""
+    ends = bounds(interval) if isinstance(interval, list) else interval
+    return f"{value:.1%}" if ends is None else f"{value:.1%} [{ends[0]:.1%}, {ends[1]:.1%}]"
+
+
+def model_table(summary: dict) -> dict:
+    """Models by figures; a column that is null for every model is left out."""
+    models = models_of(summary)
+    shown = [c for c in COLUMNS if any(number(found.get(c[0])) is not None for found in models.values())]
+    rows = [
+        {
+            "name": LABELS[name],
+            "cells": [cell(found.get(key), found.get(f"{key}_ci95"), digits) for key, _, digits in shown],
+        }
+        for name, found in models.items()
+    ]
+    return {"columns": [title for _, title, _ in shown], "rows": rows}
+
+
+def win_rates(summary: dict) -> list[dict]:
+    """One row for each comparison that was judged."""
+    return [
+        {
+            "name": comparison(name),
+            **{key: cell(result.get(key), None, 0).value for key in ("wins", "ties", "losses")},
+            "rate": cell(result.get("rate"), result.get("ci95"), 2),
+        }
+        for name, result in (summary.get("win_rate") or {}).items()
+        if result and number(result.get("rate")) is not None
+    ]

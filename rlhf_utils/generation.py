@@ -1,0 +1,177 @@
+"""Sampling answers: one sampler for PPO, for evaluation and for the playground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from rlhf_utils.models import trunk_and_head
+from rlhf_utils.runtime import Device
+from rlhf_utils.settings import GenerationSettings
+
+# Once this share of the answers has ended, their rows are taken out of the batch.
+COMPACT_AT = 0.5
+
+
+@dataclass
+class Sampled:
+    """What sampling B answers of at most R tokens gives; all [B, R], right-padded. Only `mask` says what is real."""
+
+    tokens: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor | None
+    ended: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer. `tokens` includes the EOS when `ended`; `text` never does."""
+
+    text: str
+    tokens: list[int]
+    ended: bool
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Token lists as one left-padded tensor [B, P] and its boolean mask."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = True
+    return tokens.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    eos_id: int,
+    generator: torch.Generator,
+    keep_hidden: bool = False,
+) -> Sampled:
+    """Sample one answer per row of the left-padded `prompts` [B, P] from the unmodified distribution at `temperature`.
+
+    No top-k and no repetition penalty, so the kept log-probabilities (of the temperature-scaled distribution) are
+    those a
+    fresh forward pass gives. An answer ends with its first EOS, which belongs to it. `generator` lives on the CPU,
+    so that
+    the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
+    from which each token was drawn (what a value head on the same trunk reads).
+    """
+    trunk, head = trunk_and_head(model)
+    batch, device = len(prompts), prompts.device
+    rows = torch.arange(batch, device=device)
+    tokens = torch.full((batch, max_new_tokens), eos_id, dtype=torch.long, device=device)
+    mask = torch.zeros((batch, max_new_tokens), dtype=torch.bool, device=device)
+    logprobs = torch.zeros((batch, max_new_tokens), device=device)
+    entropy = torch.zeros((batch, max_new_tokens), device=device)
+    hidden = None
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+
+    cache, attention = DynamicCache(config=trunk.config), prompt_mask
+    # Learned positions: without explicit ids GPT-2 would count the padding on the left.
+    positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    inputs = prompts
+    for step in range(max_new_tokens):
+        output = trunk(
+            input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        state = output.last_hidden_state[:, -1]
+        distribution = torch.log_softmax(head(state).float() / temperature, dim=-1)
+        probabilities = distribution.exp()
+        uniform = torch.rand((batch, 1), generator=generator).to(device)[rows]
+        chosen = _inverse_cdf(probabilities, uniform)
+        tokens[rows, step] = chosen
+        mask[rows, step] = True
+        logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
+        entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
+        if keep_hidden:
+            if hidden is None:
+                hidden = torch.zeros((batch, max_new_tokens, state.shape[-1]), device=device)
+            hidden[rows, step] = state.float()
+        ended[rows[chosen == eos_id]] = True
+        keep = ~ended[rows]
+        if not keep.any():
+            break
+        # A finished row is sampled on, into nothing, until enough have finished to shrink the batch.
+        inputs, positions = chosen[:, None], positions[:, -1:] + 1
+        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        if keep.float().mean() <= COMPACT_AT:
+            index = keep.nonzero().squeeze(1)
+            cache.batch_select_indices(index)
+            rows, inputs, positions, attention = rows[index], inputs[index], positions[index], attention[index]
+    # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its answer.
+    ends = (tokens == eos_id) & mask
+    after_end = ends.long().cumsum(dim=1) - ends.long() > 0
+    mask &= ~after_end
+    width = int(mask.sum(dim=1).max())
+    return Sampled(
+        tokens[:, :width].masked_fill(~mask[:, :width], eos_id),
+        mask[:, :width],
+        logprobs[:, :width].masked_fill(~mask[:, :width], 0.0),
+        entropy[:, :width].masked_fill(~mask[:, :width], 0.0),
+        hidden[:, :width] if hidden is not None else None,
+        ended,
+    )
+
+
+def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes `uniform` [B, 1]; [B]."""
+    cumulative = probabilities.cumsum(dim=-1)
+    # Rounding leaves the last sum a little off 1; scaling the draw keeps it inside.
+    chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
+    return chosen.clamp(max=probabilities.shape[-1] - 1)
+
+
+def answer_prompts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    device: Device,
+    seed: int,
+) -> list[Answer]:
+    """One sampled answer for each formatted prompt, in the order given.
+
+    Prompts are batched by length, so that little of the computation is padding. The same seed, prompts and settings
+    give
+    every model the same random numbers.
+    """
+    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    answers: list[Answer | None] = [None] * len(encoded)
+    generator = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        tokens, mask = left_padded([encoded[i] for i in batch], tokenizer.pad_token_id, device.kind)
+        with torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None):
+            sampled = sample(
+                model, tokens, mask, settings.max_new_tokens, settings.temperature, tokenizer.eos_token_id, generator
+            )
+        for i, answer in zip(batch, to_answers(sampled, tokenizer), strict=True):
+            answers[i] = answer
+    model.train(was_training)
+    return answers
+
+
+def to_answers(sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    """Decode sampled tokens into text."""
+    kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
+    texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return [
+        Answer(text.strip(), tokens, ended)
+        for text, tokens, ended in zip(texts, kept, sampled.ended.tolist(), strict=True)
+    ]

@@ -1,0 +1,205 @@
+"""Loading, adapting and saving models. Everything is kept in fp32; autocast and 4-bit storage are the exceptions
+that say so."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.runtime import Device
+from rlhf_utils.settings import LoraSettings
+
+Source = str | Path
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them
+    apart."""
+    tokenizer = _from_pretrained(AutoTokenizer, source)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer at {source} has no end-of-text token, so answers could never end; add an eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(source: Source, device: Device, dropout: bool = False) -> PreTrainedModel:
+    """A causal language model in fp32 on `device`.
+
+    Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
+    show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
+    """
+    model = _from_pretrained(
+        AutoModelForCausalLM,
+        source,
+        dtype=torch.float32,
+        **_fast_gelu(source),
+        **({} if dropout else _dropout_off(source)),
+    )
+    return model.to(device.kind)
+
+
+def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
+    """The model at `source` with its linear layers stored in 4-bit NormalFloat (Dettmers et al. 2023,
+    arXiv:2305.14314)."""
+    import bitsandbytes
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
+    )
+    model = _from_pretrained(
+        AutoModelForCausalLM,
+        source,
+        dtype=torch.float32,
+        quantization_config=settings,
+        device_map={"": device.kind},
+        **_fast_gelu(source),
+        **_dropout_off(source),
+    )
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # On CPUs with AVX512-BF16 an evaluation pass would repack the weights into a form that cannot be trained.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_reward_model(source: Source, device: Device | None = None) -> PreTrainedModel:
+    """A sequence classifier with one output logit, dropout off. A language model at `source` gets a fresh random
+    head."""
+    model = _from_pretrained(
+        AutoModelForSequenceClassification,
+        source,
+        num_labels=1,
+        dtype=torch.float32,
+        **_fast_gelu(source),
+        **_dropout_off(source),
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = model.config.eos_token_id
+    return model.to(device.kind) if device else model
+
+
+def has_bitsandbytes() -> bool:
+    """Whether 4-bit training is possible here."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def lora_config(settings: LoraSettings, task: str):
+    """peft's configuration for `settings`; `task` is `CAUSAL_LM` or `SEQ_CLS` (whose `score` head peft trains and
+    saves)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        task_type=task,
+        target_modules=list(settings.modules),
+        fan_in_fan_out=True,
+    )
+
+
+def merge_adapter(base: PreTrainedModel, adapter: Source) -> PreTrainedModel:
+    """`base` (in fp32) with the LoRA adapter in folder `adapter` added into its weights.
+
+    Merging into the fp32 base is exact to 4e-7; merging into the 4-bit base it was trained on costs about 7 %.
+    """
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+
+
+def fp32_trainables(model: nn.Module) -> None:
+    """Put trainable parameters back to fp32: trl casts adapters of 4-bit models to bf16, which fp16 and CPU
+    training break on."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """`trainable_parameters` and `total_parameters`; a 4-bit weight counts as the number it stands for."""
+
+    def size(parameter: nn.Parameter) -> int:
+        state = getattr(parameter, "quant_state", None)
+        return state.shape.numel() if state is not None else parameter.numel()
+
+    parameters = list(model.parameters())
+    return {
+        "trainable_parameters": sum(size(p) for p in parameters if p.requires_grad),
+        "total_parameters": sum(size(p) for p in parameters),
+    }
+
+
+def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The transformer and the language-model head of a causal LM, also inside a peft wrapper (adapters stay active)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.base_model, inner.get_output_embeddings()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model (safetensors) and tokenizer so that `folder` loads with `from_pretrained` alone."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy a saved model's files into `folder`, leaving out what is not part of a model."""
+    for file in source.iterdir():
+        if file.is_file() and file.name != "stage.json":
+            shutil.copy2(file, folder / file.name)
+
+
+def _from_pretrained(kind, source: Source, **settings):
+    path = Path(source)
+    if (path.exists() or str(source).startswith((".", "/", "~"))) and not (path / "config.json").is_file():
+        raise InputError(
+            f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
+        )
+    try:
+        return kind.from_pretrained(str(source), **settings)
+    except OSError as error:
+        if path.exists():
+            raise InputError(f"cannot load {source}: {error}") from None
+        raise InputError(
+            f"cannot load {source} from the Hugging Face hub: it does not exist, needs HF_TOKEN, or there is no "
+            "network; use --set policy=FOLDER for a local model, or --scale tiny, which needs none"
+        ) from None
+
+
+def _config(source: Source):
+    from transformers import AutoConfig
+
+    return _from_pretrained(AutoConfig, source)
+
+
+def _fast_gelu(source: Source) -> dict[str, str]:
+    return (
+        {"activation_function": "gelu_pytorch_tanh"}
+        if getattr(_config(source), "activation_function", "") == "gelu_new"
+        else {}
+    )
+
+
+def _dropout_off(source: Source) -> dict[str, float]:
+    config = _config(source)
+    return {name: value for name, value in _NO_DROPOUT.items() if hasattr(config, name)}

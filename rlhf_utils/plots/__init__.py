@@ -1,0 +1,38 @@
+"""Pictures made only from the numbers a run left on disk: `draw(run_folder)` writes `plots/*.png`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.plots import evaluation, ppo, reward_model, sft
+
+PLOTS: dict[str, Callable[[Path, Path], None]] = {
+    "01_sft_full_vs_qlora": sft.full_vs_qlora,
+    "02_reward_model_accuracy": reward_model.accuracy,
+    "02_reward_margins": reward_model.margins,
+    "03_ppo_training": ppo.training,
+    "04_rouge_comparison": evaluation.rouge,
+    "04_reward_comparison": evaluation.rewards,
+    "04_reward_kl_frontier": evaluation.frontier,
+    "04_win_rate": evaluation.win_rate,
+}
+
+
+def draw(run_folder: str | Path, name: str | None = None) -> list[Path]:
+    """Draw every picture of the run in `run_folder`, or the one called `name`; returns the paths of the PNGs.
+
+    Reads `checkpoints/*/metrics.jsonl` and `evaluation/*`, writes `plots/<name>.png`, each in one step.
+    Raises InputError for an unknown name, and for a file that is missing, naming the notebook that writes it.
+    """
+    run = Path(run_folder)
+    wanted = PLOTS if name is None else [name.removesuffix(".png")]
+    paths = []
+    for each in wanted:
+        if each not in PLOTS:
+            raise InputError(f"there is no plot called {name}: choose one of {', '.join(PLOTS)}")
+        path = run / "plots" / f"{each}.png"
+        PLOTS[each](run, path)
+        paths.append(path)
+    return paths

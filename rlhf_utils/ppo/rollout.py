@@ -1,0 +1,175 @@
+"""Collecting experience: sample answers, score them, and shape the rewards the update learns from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_utils.errors import TrainingError
+from rlhf_utils.generation import Answer, left_padded, sample, to_answers
+from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
+from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
+from rlhf_utils.rewards import RewardFunction, right_padded
+from rlhf_utils.settings import PPOConfig
+
+
+@dataclass
+class Rollout:
+    """One batch of experience: B episodes, R answer positions.
+
+    `logprobs`, `reference_logprobs`, `values`, `entropy`, `advantages`, `returns` are [B, R] and 0 outside the mask;
+    `scores` [B] are the reward function's, `prompts` and `answers` the same episodes as text, `seconds` the time
+    per phase.
+    """
+
+    episodes: Episodes
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+    advantages: Tensor
+    returns: Tensor
+    scores: Tensor
+    prompts: list[str]
+    answers: list[Answer]
+    seconds: dict[str, float]
+
+
+class RolloutCollector:
+    """Makes rollouts. Which prompts update `u` sees and which random numbers it draws depend on the seed and `u`
+    alone."""
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        reward_function: RewardFunction,
+        reference: nn.Module,
+        config: PPOConfig,
+    ):
+        self.prompts = list(prompts)
+        self.prompt_tokens = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        self.tokenizer, self.reward_function, self.reference, self.config = (
+            tokenizer,
+            reward_function,
+            reference,
+            config,
+        )
+
+    def prompt_indices(self, update: int) -> list[int]:
+        """The prompts of update `update`: each epoch over the prompts is a new permutation, and no prompt is
+        skipped."""
+        size, count = self.config.rollout_batch_size, len(self.prompts)
+        positions = range(update * size, (update + 1) * size)
+        orders = {
+            epoch: torch.randperm(count, generator=seeded(self.config.seed, 1, epoch)).tolist()
+            for epoch in range(positions[0] // count, positions[-1] // count + 1)
+        }
+        return [orders[position // count][position % count] for position in positions]
+
+    @torch.no_grad()
+    def collect(self, actor: ActorCritic, update: int, kl_coefficient: float) -> Rollout:
+        """Sample, score and shape one batch with the present policy."""
+        config, device = self.config, actor.value_head.weight.device
+        started = time.perf_counter()
+        indices = self.prompt_indices(update)
+        rows = [self.prompt_tokens[i] for i in indices]
+        tokens, prompt_mask = left_padded(rows, self.tokenizer.pad_token_id, device)
+        sampled = sample(
+            actor.policy,
+            tokens,
+            prompt_mask,
+            config.max_new_tokens,
+            config.temperature,
+            self.tokenizer.eos_token_id,
+            seeded(config.seed, 2, update),
+            keep_hidden=True,
+        )
+        answers = to_answers(sampled, self.tokenizer)
+        values = actor.value_head(sampled.hidden).squeeze(-1).float().masked_fill(~sampled.mask, 0.0)
+        after_sampling = time.perf_counter()
+
+        prompts = [self.prompts[i] for i in indices]
+        scores = self._scores(prompts, answers, update).to(device)
+        after_scoring = time.perf_counter()
+
+        whole, _ = right_padded(
+            [row + answer.tokens for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id
+        )
+        episodes = Episodes(whole.to(device), prompt_mask.sum(dim=1), sampled.mask)
+        reference_logprobs = self._reference_logprobs(episodes)
+        kl = kl_estimate(sampled.logprobs, reference_logprobs, config.kl_estimator)
+        rewards = shaped_rewards(self._shaped_scores(scores, sampled.ended), kl, episodes.mask, kl_coefficient)
+        advantages, returns = advantages_and_returns(rewards, values, episodes.mask, config.gamma, config.gae_lambda)
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, episodes.mask)
+        seconds = {
+            "sampling": after_sampling - started,
+            "scoring": after_scoring - after_sampling,
+            "reference": time.perf_counter() - after_scoring,
+        }
+        return Rollout(
+            episodes,
+            sampled.logprobs,
+            reference_logprobs,
+            values,
+            sampled.entropy,
+            advantages,
+            returns,
+            scores,
+            prompts,
+            answers,
+            seconds,
+        )
+
+    def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> Tensor:
+        scores = torch.as_tensor(
+            self.reward_function(prompts, [answer.text for answer in answers]), dtype=torch.float32
+        )
+        if scores.shape != (len(prompts),):
+            raise TrainingError(
+                f"the reward function returned shape {tuple(scores.shape)} for {len(prompts)} answers; "
+                "it must return one number per answer"
+            )
+        bad = (~scores.isfinite()).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            raise TrainingError(
+                f"update {update}: the reward function returned {scores[first].item()} for the answer "
+                f"{answers[first].text[:80]!r}; a reward must be finite"
+            )
+        return scores
+
+    def _shaped_scores(self, scores: Tensor, ended: Tensor) -> Tensor:
+        """Scores as the policy is paid them: scaled, clipped, and less where the answer does not end."""
+        paid = scores * self.config.reward_scale
+        if self.config.reward_clip is not None:
+            paid = paid.clamp(-self.config.reward_clip, self.config.reward_clip)
+        return paid - self.config.missing_eos_penalty * (~ended).float()
+
+    def _reference_logprobs(self, episodes: Episodes) -> Tensor:
+        """In minibatches by length, so that memory and padding stay those of an update step."""
+        result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
+        order = episodes.mask.sum(dim=1).add(episodes.prompt_lengths).argsort()
+        for rows in order.split(self.config.microbatch_size or self.config.minibatch_size):
+            part = episodes.select(rows)
+            logprobs, _ = answer_logprobs(self.reference, part, self.config.temperature)
+            result[rows, : logprobs.shape[1]] = logprobs
+        return result
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator whose stream depends on these small numbers alone (splitmix64 keeps neighbouring seeds apart)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state % 2**63)

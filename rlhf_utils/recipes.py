@@ -1,0 +1,180 @@
+"""Recipes: which data, models and settings make one of the systems, at each scale.
+
+One YAML file per recipe in `rlhf_utils/recipes/` holds the common settings and, under `scales`, what each scale
+changes.
+`load_recipe` merges file, scale and overrides, in this order, and validates the result as a whole.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.settings import (
+    BaseSettings,
+    DataSettings,
+    EvaluationSettings,
+    GenerationSettings,
+    PPOConfig,
+    QloraSettings,
+    RewardModelSettings,
+    Section,
+    TrainingSettings,
+)
+
+EMBEDDED = "embedded"
+SCALES = ("tiny", "t4", "full")
+
+
+class Recipe(Section):
+    """One system at one scale, ready to run. `dataset` and `policy` are `embedded`, a hub id or a local path."""
+
+    name: str
+    scale: str
+    title: str
+    description: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    dataset: str
+    policy: str
+    data: DataSettings = DataSettings()
+    base: BaseSettings = BaseSettings()
+    generation: GenerationSettings = GenerationSettings()
+    sft: TrainingSettings = TrainingSettings()
+    qlora: QloraSettings = QloraSettings()
+    reward_model: RewardModelSettings = RewardModelSettings()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _possible_together(self):
+        if self.policy == EMBEDDED:
+            # Learned position embeddings end at `context`: longer text cannot be represented, only cut off in silence.
+            needed = (
+                self.data.max_prompt_tokens
+                + max(self.data.max_response_tokens, self.generation.max_new_tokens, self.ppo.max_new_tokens)
+                + 1
+            )
+            if needed > self.base.context:
+                raise ValueError(
+                    f"data.max_prompt_tokens plus the longest answer need {needed} positions but base.context is "
+                    f"{self.base.context}; raise base.context or lower the token limits"
+                )
+        return self
+
+    def section_hash(self, *names: str) -> str:
+        """Hash of the named fields, to tell whether something made earlier was made with the same settings."""
+        values = self.model_dump(mode="json", include=set(names))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def hash(self) -> str:
+        """Hash of every setting (first 16 hex digits of SHA-256)."""
+        return self.section_hash(*type(self).model_fields)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("rlhf_utils") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The validated recipe `name` at `scale`.
+
+    `overrides` maps dotted keys (`"sft.learning_rate"`) or nested dictionaries to values; strings are read as YAML
+    scalars, so `"1e-5"` is a number. Raises InputError with one line that names the key, what was given and what is
+    accepted.
+    """
+    names = recipe_names()
+    if name not in names:
+        raise InputError(f"unknown recipe {name!r}{_closest(name, names)}; there are: {', '.join(names)}")
+    source = yaml.safe_load((resources.files("rlhf_utils") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    scales = source.pop("scales")
+    if scale not in scales:
+        raise InputError(
+            f"unknown scale {scale!r} for recipe {name}{_closest(scale, scales)}; there are: {', '.join(scales)}"
+        )
+    values = _merged(source, scales[scale] or {})
+    for key, value in (overrides or {}).items():
+        if key in ("name", "scale"):
+            raise InputError(
+                f"{key} cannot be overridden; choose it with --recipe or --scale (parameters `recipe`, `scale`)"
+            )
+        values = _merged(values, _nested(key, _plain(key, value)))
+    try:
+        return Recipe.model_validate({"name": name, "scale": scale, **values})
+    except ValidationError as error:
+        raise InputError(f"recipe {name}, scale {scale}: {_first_problem(error)}") from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["sft.epochs=2", ...]` from the command line as an overrides dictionary."""
+    overrides = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {assignment!r} is not key=value; for example --set sft.epochs=2")
+        overrides[key.strip()] = value
+    return overrides
+
+
+def _plain(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return copy.deepcopy(value)
+    if key.rsplit(".", 1)[-1] in ("dataset", "policy", "revision", "data_dir"):
+        return value  # a path or an id is never a YAML value: `on` or `1.0` may well be the name of a folder
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _nested(key: str, value: Any) -> dict:
+    for part in reversed(str(key).split(".")):
+        value = {part: value}
+    return value
+
+
+def _merged(base: Mapping, change: Mapping) -> dict:
+    result = dict(base)
+    for key, value in change.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        return f"unknown key {where!r}{_closest(str(problem['loc'][-1]), known)}; accepted here: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{where} is missing; set it with --set {where}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where + ': ' if where else ''}{message}"
+    return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _closest(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,290 @@
+"""A run on disk: its folders, what each stage needs and leaves, and the record that lets the next stage trust the last.
+
+outputs/<recipe>-<scale>/
+    checkpoints/<stage>/    what a stage made, with `stage.json` saying from what
+    checkpoints/.work/      unfinished training, to resume from
+    evaluation/  plots/  notebooks/  run.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
+from rlhf_utils.recipes import EMBEDDED, Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """What a stage is made from: other stages, and the settings that change its result."""
+
+    needs: tuple[str, ...]
+    settings: tuple[str, ...]
+    notebook: str
+
+
+STAGES: dict[str, StageKind] = {
+    "base": StageKind((), ("name", "scale", "seed", "dataset", "policy", "data", "base"), "01_data_and_baseline"),
+    "data": StageKind(("base",), ("data",), "01_data_and_baseline"),
+    "sft": StageKind(("base", "data"), ("sft", "generation"), "02_full_finetuning"),
+    "sft_qlora": StageKind(("base", "data"), ("sft", "qlora", "generation"), "03_qlora"),
+    "reward_model": StageKind(("sft",), ("reward_model", "evaluation"), "02_reward_model"),
+    "ppo": StageKind(("sft", "reward_model"), ("ppo",), "02_ppo_training"),
+    "evaluation": StageKind(
+        ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"), ("generation", "evaluation"), "01_compare_models"
+    ),
+}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
+
+
+class Run:
+    """One recipe at one scale in one output folder."""
+
+    def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
+        self.recipe = recipe
+        self.root = Path(output_dir).expanduser() / f"{recipe.name}-{recipe.scale}"
+        self.checkpoints = self.root / "checkpoints"
+        self.evaluation = self.root / "evaluation"
+        self.plots = self.root / "plots"
+        self.notebooks = self.root / "notebooks"
+        self.resume = resume
+        self._made_here: set[str] = set()
+        self._fingerprints: dict[str, str] = {}
+
+    @classmethod
+    def open(
+        cls,
+        recipe: str,
+        scale: str = "tiny",
+        output_dir: str | Path = "outputs",
+        overrides: Mapping[str, Any] | None = None,
+        resume: bool = True,
+    ) -> Run:
+        """Validate the settings and make the run's folders; raises InputError where either is impossible."""
+        run = cls(load_recipe(recipe, scale, overrides), output_dir, resume)
+        with disk_errors(run.root):
+            for folder in (run.checkpoints, run.evaluation, run.plots, run.notebooks):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = run.root / ".write-test"
+            probe.touch()
+            probe.unlink()
+        return run
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Run:
+        """The run in `folder`, with the settings its own record holds."""
+        folder = Path(folder)
+        if not (folder / "run.json").is_file():
+            raise InputError(f"{folder} is not a run: it has no run.json; give a folder such as outputs/instruct-tiny")
+        record = read_json(folder / "run.json")
+        run = cls(Recipe.model_validate(record["settings"]), folder.parent)
+        run.root, previous = folder, run.root
+        for name in ("checkpoints", "evaluation", "plots", "notebooks"):
+            setattr(run, name, folder / getattr(run, name).relative_to(previous))
+        return run
+
+    def folder(self, stage: str) -> Path:
+        """Where `stage` leaves what it made."""
+        return self.checkpoints / stage
+
+    def fingerprint(self, stage: str) -> str:
+        """Hash of everything the result of `stage` depends on: settings, local data, local model, earlier stages."""
+        if stage not in self._fingerprints:
+            kind = STAGES[stage]
+            parts = [stage, self.recipe.section_hash(*kind.settings), *(self.fingerprint(name) for name in kind.needs)]
+            if stage == "base":
+                parts += [
+                    content_hash(Path(source))
+                    for source in (self.recipe.dataset, self.recipe.policy)
+                    if source != EMBEDDED and Path(source).exists()
+                ]
+            self._fingerprints[stage] = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return self._fingerprints[stage]
+
+    def record(self) -> dict:
+        """The content of run.json."""
+        path = self.root / "run.json"
+        return read_json(path) if path.exists() else {"stages": {}, "notebooks": {}}
+
+    def results(self, stage: str) -> dict:
+        """The figures `stage` left in run.json."""
+        return self.record()["stages"][stage]["results"]
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether what `stage` left on disk was made with the present settings."""
+        found = self._stamp(stage)
+        return found is not None and found["fingerprint"] == self.fingerprint(stage)
+
+    def skips(self, stage: str) -> bool:
+        """Whether `stage` need not be run: it is complete, and resuming is wanted or it was made by this process."""
+        return self.is_complete(stage) and (self.resume or stage in self._made_here)
+
+    def require(self, *stages: str) -> None:
+        """Raise InputError unless every named stage is there, of this recipe, template and these settings."""
+        from rlhf_utils.template import check_template
+
+        for stage in stages:
+            found = self._stamp(stage)
+            again = f"run notebook {STAGES[stage].notebook} first, or `python -m rlhf_utils run` for the whole series"
+            if found is None:
+                raise InputError(f"{self.folder(stage)} is missing or unfinished; {again}")
+            if (found["recipe"], found["scale"]) != (self.recipe.name, self.recipe.scale):
+                raise InputError(
+                    f"{self.folder(stage)} was made by recipe {found['recipe']} at scale {found['scale']}, "
+                    f"not {self.recipe.name} at {self.recipe.scale}; {again}"
+                )
+            check_template(found["template_hash"], str(self.folder(stage)))
+            if found["fingerprint"] != self.fingerprint(stage):
+                raise InputError(f"{self.folder(stage)} was made with other settings{self._changes(stage)}; {again}")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Run the block as stage `name`; run.json says how it went. The block must publish a folder."""
+        self.require(*STAGES[name].needs)
+        work = self.checkpoints / ".work" / f"{name}-{self.fingerprint(name)[:8]}"
+        if not self.resume and name not in self._made_here:
+            shutil.rmtree(work, ignore_errors=True)
+        with disk_errors(work):
+            work.mkdir(parents=True, exist_ok=True)
+        stage = Stage(self, name, work)
+        started = time.time()
+        about = {"state": "running", "started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
+        self._write_stage(name, about)
+        try:
+            yield stage
+        except BaseException as error:
+            self._write_stage(name, {**about, "state": "failed", "error": f"{type(error).__name__}: {error}"[:500]})
+            raise
+        seconds = round(time.time() - started, 1)
+        self._write_stage(name, {**about, "state": "complete", "seconds": seconds, "results": stage.results})
+        shutil.rmtree(work, ignore_errors=True)
+        self._made_here.add(name)
+
+    def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
+        """Tell whoever started the series (it polls this file) what is going on."""
+        write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
+
+    def note_notebook(self, name: str, **about: Any) -> None:
+        """Record in run.json how notebook `name` ended."""
+        record = self._settled_record()
+        record["notebooks"][name] = about
+        write_json(self.root / "run.json", record)
+
+    def _stamp(self, stage: str) -> dict | None:
+        path = self.folder(stage) / "stage.json"
+        return read_json(path) if path.is_file() else None
+
+    def _settled_record(self) -> dict:
+        from rlhf_utils.template import TEMPLATE
+
+        return {
+            "recipe": self.recipe.name,
+            "scale": self.recipe.scale,
+            "seed": self.recipe.seed,
+            "recipe_hash": self.recipe.hash,
+            "template_hash": TEMPLATE.hash,
+            "settings": self.recipe.model_dump(mode="json"),
+            **{key: value for key, value in self.record().items() if key in ("stages", "notebooks")},
+        }
+
+    def _write_stage(self, name: str, about: dict) -> None:
+        record = self._settled_record()
+        record["stages"][name] = about
+        write_json(self.root / "run.json", record)
+
+    def _changes(self, stage: str) -> str:
+        """Which settings differ from those `stage` was made with, for the error message."""
+        before = _flat((self._stamp(stage) or {}).get("settings", {}))
+        now = _flat(self.recipe.model_dump(mode="json"))
+        relevant = {key.split(".")[0] for name in _ancestry(stage) for key in STAGES[name].settings}
+        changed = [
+            f"{key} {before[key]!r} -> {now[key]!r}"
+            for key in now
+            if key in before and before[key] != now[key] and key.split(".")[0] in relevant
+        ]
+        return f" ({', '.join(changed[:3])})" if changed else " or data"
+
+
+@dataclass
+class Stage:
+    """A stage while it runs. `work` survives an interruption; `results` go to run.json."""
+
+    run: Run
+    name: str
+    work: Path
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def publish(self) -> Iterator[Path]:
+        """A temporary folder that becomes `checkpoints/<stage>` when the block ends without an error."""
+        from rlhf_utils.template import TEMPLATE
+
+        with whole_folder(self.run.folder(self.name)) as folder:
+            yield folder
+            recipe = self.run.recipe
+            write_json(
+                folder / "stage.json",
+                {
+                    "stage": self.name,
+                    "recipe": recipe.name,
+                    "scale": recipe.scale,
+                    "seed": recipe.seed,
+                    "fingerprint": self.run.fingerprint(self.name),
+                    "template_hash": TEMPLATE.hash,
+                    "settings": recipe.model_dump(mode="json"),
+                },
+            )
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, device and git commit, as recorded for each stage."""
+    from rlhf_utils.runtime import detect_device
+
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = None
+    device = detect_device()
+    return {
+        "versions": versions,
+        "device": {"name": device.name, "precision": device.precision},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _ancestry(stage: str) -> list[str]:
+    return [stage, *(ancestor for name in STAGES[stage].needs for ancestor in _ancestry(name))]
+
+
+def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

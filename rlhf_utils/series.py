@@ -1,0 +1,192 @@
+"""Running the notebooks in order, headless, with papermill: skip what is complete, show progress, go on after a
+failure."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.files import disk_errors, read_json
+from rlhf_utils.runs import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+_POLL_SECONDS = 0.5
+_LINE_EVERY_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of the series, the stages it makes, and those it only reads."""
+
+    path: str
+    makes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`02_01_preference_data`: the section's number and the notebook's own name."""
+        folder, file = self.path.split("/")
+        return f"{folder[:2]}_{file.removesuffix('.ipynb')}"
+
+
+SERIES = (
+    Notebook("01_supervised_finetuning/01_data_and_baseline.ipynb", makes=("base", "data")),
+    Notebook("01_supervised_finetuning/02_full_finetuning.ipynb", makes=("sft",)),
+    Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
+    Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
+    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model",)),
+    Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
+    Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
+    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
+)
+
+
+def run_series(
+    recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], only: list[str] | None, fresh: bool
+) -> Run:
+    """Execute the chosen notebooks; returns the run. Raises InputError for bad input, TrainingError for a failed
+    notebook."""
+    chosen = _chosen(only)
+    missing = [notebook.path for notebook in chosen if not (ROOT / notebook.path).is_file()]
+    if missing:
+        raise InputError(
+            f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
+        )
+    run = Run.open(recipe, scale, output_dir, overrides)
+    parameters = {
+        "recipe": recipe,
+        "scale": scale,
+        "output_dir": _as_seen_from_root(output_dir),
+        "overrides": dict(overrides),
+        "resume": not fresh,
+    }
+    for number, notebook in enumerate(chosen, 1):
+        label = f"[{number}/{len(chosen)}] {notebook.path}"
+        if not fresh and _is_done(run, notebook):
+            print(f"{label}: complete, skipped", file=sys.stderr)
+            continue
+        started = time.perf_counter()
+        with _ProgressLine(run.root / ".progress.json", label):
+            _execute(run, notebook, parameters)
+        print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return run
+
+
+def _chosen(only: list[str] | None) -> list[Notebook]:
+    if not only:
+        return list(SERIES)
+    for wanted in only:
+        if not any(notebook.name.startswith(wanted) for notebook in SERIES):
+            raise InputError(
+                f"--only {wanted}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
+            )
+    return [notebook for notebook in SERIES if any(notebook.name.startswith(wanted) for wanted in only)]
+
+
+def _as_seen_from_root(folder: str) -> str:
+    """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
+    path = Path(folder).expanduser()
+    return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
+
+
+def _key(run: Run, notebook: Notebook) -> str:
+    """What makes an executed notebook out of date: its own source, and whatever its stages depend on."""
+    parts = [
+        (ROOT / notebook.path).read_bytes(),
+        *(run.fingerprint(s).encode() for s in notebook.makes + notebook.reads),
+    ]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _is_done(run: Run, notebook: Notebook) -> bool:
+    record = run.record()["notebooks"].get(notebook.name, {})
+    return (
+        record.get("state") == "complete"
+        and record.get("key") == _key(run, notebook)
+        and (run.notebooks / f"{notebook.name}.ipynb").is_file()
+        and all(run.is_complete(stage) for stage in notebook.makes)
+    )
+
+
+def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    target = run.notebooks / f"{notebook.name}.ipynb"
+    running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
+    started = time.time()
+    try:
+        with disk_errors(running):
+            papermill.execute_notebook(
+                str(ROOT / notebook.path),
+                str(running),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(ROOT),
+            )
+    except PapermillExecutionError as error:
+        os.replace(running, failed)
+        run.note_notebook(
+            notebook.name, state="failed", cell=error.cell_index, error=f"{error.ename}: {error.evalue}"[:500]
+        )
+        if error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        raise TrainingError(
+            f"{notebook.path}, cell {error.cell_index}: {error.ename}: {error.evalue} (executed notebook: {failed}); "
+            "the same command goes on from there"
+        ) from None
+    except BaseException:
+        running.unlink(missing_ok=True)
+        raise
+    os.replace(running, target)
+    failed.unlink(missing_ok=True)
+    run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=round(time.time() - started, 1))
+
+
+class _ProgressLine:
+    """While the block runs, shows on stderr what the kernel says it is doing: one live line, or a line now and then
+    in a log."""
+
+    def __init__(self, source: Path, label: str):
+        self.source, self.label, self.stop = source, label, threading.Event()
+        self.live = sys.stderr.isatty()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        self.source.unlink(missing_ok=True)
+        print(f"{self.label} ...", file=sys.stderr, end="" if self.live else "\n", flush=True)
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+        self.source.unlink(missing_ok=True)
+        if self.live:
+            print("\r\033[K", file=sys.stderr, end="", flush=True)
+
+    def _watch(self) -> None:
+        shown = ""
+        last = started = time.perf_counter()
+        while not self.stop.wait(_POLL_SECONDS):
+            now = time.perf_counter()
+            text = f"{self.label}  {self._state()}  {now - started:.0f} s"
+            if self.live:
+                print(f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}", file=sys.stderr, end="", flush=True)
+            elif now - last >= _LINE_EVERY_SECONDS and text != shown:
+                print(text, file=sys.stderr, flush=True)
+                shown, last = text, now
+
+    def _state(self) -> str:
+        if not self.source.is_file():
+            return "starting"
+        state = read_json(self.source)
+        return state["text"] + (f" ({state['step']}/{state['total']})" if state["total"] else "")

@@ -1,0 +1,221 @@
+"""What can be set: one typed section per part of the series.
+
+A recipe (`rlhf_utils.recipes`) is these sections with values. Unknown keys, wrong types and values out of range are
+refused when a section is built, whether the value comes from YAML, the command line, papermill or Python.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, and numbers read the way a person means them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_numbers(cls, values: Any) -> Any:
+        # YAML 1.1 reads `1e-5` as a string and `no` as False; pydantic would take True for the number 1.
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name, value in values.items():
+            field = cls.model_fields.get(name)
+            kinds = _kinds(field.annotation) if field else set()
+            if not kinds & {int, float}:
+                continue
+            if isinstance(value, bool) and bool not in kinds:
+                raise ValueError(
+                    f"{name} must be a number, not {str(value).lower()} (YAML reads yes/no/on/off as true/false)"
+                )
+            if isinstance(value, str) and int in kinds and float not in kinds:
+                try:
+                    number = float(value)
+                except ValueError:
+                    continue
+                if number.is_integer():
+                    values[name] = int(number)
+        return values
+
+
+def _kinds(annotation: Any) -> set:
+    """The plain Python types inside an annotation such as `Annotated[int, ...] | None`."""
+    inner = get_args(annotation)
+    return {annotation} if not inner else set().union(*(_kinds(part) for part in inner))
+
+
+class Shares(Section):
+    """How the prompts of a dataset are divided; the shares are relative and need not add up to one."""
+
+    sft: NonNegative = 0.4
+    reward: NonNegative = 0.35
+    ppo: NonNegative = 0.1
+    development: NonNegative = 0.05
+    evaluation: NonNegative = 0.1
+
+
+class DataSettings(Section):
+    """Where rows come from and which of them are used. Token counts are of the policy's tokenizer."""
+
+    split: str = "train"
+    test_split: str = "test"
+    data_dir: str | None = None
+    revision: str | None = None
+    embedded_rows: Count = 26_000
+    embedded_test_rows: Count = 1_500
+    label_noise: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.07
+    max_prompt_tokens: Count = 256
+    max_response_tokens: Count = 256
+    max_rows: Count | None = None
+    rows_per_prompt: Count = 1
+    shares: Shares = Shares()
+
+
+class BaseSettings(Section):
+    """The small GPT-2 trained here when `policy: embedded`; unused when the policy is a ready model."""
+
+    layers: Count = 4
+    heads: Count = 4
+    width: Count = 128
+    vocabulary: Annotated[int, Field(ge=300)] = 1024
+    context: Count = 256
+    documents: Count = 12_000
+    block_tokens: Count = 96
+    batch_size: Count = 16
+    steps: Count = 800
+    learning_rate: Positive = 2e-3
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self):
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be divided among {self.heads} heads; choose a multiple")
+        return self
+
+
+class TrainingSettings(Section):
+    """What supervised fine-tuning and reward modelling share. One optimizer step sees `batch_size` rows."""
+
+    epochs: Positive = 1.0
+    batch_size: Count = 16
+    micro_batch_size: Count | None = None
+    learning_rate: Positive = 2e-5
+    warmup_ratio: Fraction = 0.03
+    weight_decay: NonNegative = 0.0
+    evaluations: Count = 5
+    checkpoints: Count = 4
+
+    @model_validator(mode="after")
+    def _micro_batches_divide(self):
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class LoraSettings(Section):
+    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A on the named modules."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    modules: tuple[str, ...] = ("c_attn", "c_proj")
+
+
+class QloraSettings(LoraSettings):
+    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314). Epochs and batch are those of `sft`, so the budget is the
+    same."""
+
+    learning_rate: Positive = 2e-4
+    modules: tuple[str, ...] = ("c_attn", "c_proj", "c_fc")
+
+
+class RewardModelSettings(TrainingSettings):
+    """The reward model: one output logit on the fine-tuned policy's trunk, trained on pairs through a LoRA adapter."""
+
+    learning_rate: Positive = 1e-4
+    lora: LoraSettings = LoraSettings()
+
+
+class GenerationSettings(Section):
+    """How answers are sampled for every comparison; every model gets the same."""
+
+    max_new_tokens: Count = 64
+    temperature: Positive = 0.7
+    batch_size: Count = 64
+
+
+class PPOConfig(Section):
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) on whole answers.
+
+    Units: batches count episodes (one prompt with one answer), lengths count tokens, KL is in nats per answer,
+    the KL coefficient is reward per nat.
+    """
+
+    updates: Count = 32
+    rollout_batch_size: Count = 128
+    minibatch_size: Count = 64
+    microbatch_size: Count | None = None
+    epochs: Count = 2
+    max_new_tokens: Count = 64
+    temperature: Positive = 1.0
+    learning_rate: Positive = 1e-5
+    value_learning_rate: Positive | None = None
+    final_learning_rate_ratio: Fraction = 0.1
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 0.95
+    clip_range: Positive = 0.2
+    value_clip_range: Positive | None = 0.2
+    value_coefficient: NonNegative = 0.1
+    kl_coefficient: NonNegative = 0.05
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    kl_target: Positive = 6.0
+    kl_horizon: Positive = 10_000.0
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    kl_budget: Positive | None = None
+    kl_budget_action: Literal["stop", "shrink"] = "stop"
+    missing_eos_penalty: NonNegative = 1.0
+    reward_clip: Positive | None = None
+    reward_scale: Positive = 1.0
+    whiten_advantages: bool = True
+    max_grad_norm: Positive = 1.0
+    adam_epsilon: Positive = 1e-5
+    weight_decay: NonNegative = 0.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    save_every: Count = 8
+    keep_checkpoints: Count = 2
+    sample_every: Count = 8
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _batches_divide(self):
+        if self.rollout_batch_size % self.minibatch_size:
+            raise ValueError(
+                f"rollout_batch_size {self.rollout_batch_size} is not a multiple of "
+                f"minibatch_size {self.minibatch_size}"
+            )
+        if self.microbatch_size and self.minibatch_size % self.microbatch_size:
+            raise ValueError(
+                f"minibatch_size {self.minibatch_size} is not a multiple of microbatch_size {self.microbatch_size}"
+            )
+        if self.kl_budget_action == "shrink" and self.kl_budget is None:
+            raise ValueError("kl_budget_action is shrink but kl_budget is not set; give the budget in nats per answer")
+        return self
+
+
+class EvaluationSettings(Section):
+    """The comparison at the end. `prompts` held-out prompts are answered by every model."""
+
+    prompts: Count = 200
+    reward_pairs: Count = 1_000
+    frontier_prompts: Count = 64
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2_000

@@ -1,0 +1,62 @@
+"""Stages `base` and `data`: the model everything starts from, and the rows divided among the stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_utils.data import PreparedData, load_rows, prepare, pretraining_texts
+from rlhf_utils.models import copy_model, load_policy, load_tokenizer, save_model
+from rlhf_utils.pretraining import cached_base
+from rlhf_utils.recipes import EMBEDDED
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import detect_device
+
+
+def make_base(run: Run) -> dict:
+    """Put the base model into `checkpoints/base`: a ready one, or a small GPT-2 trained here on the data's own text.
+
+    The text never contains a prompt or answer that a later stage is evaluated on.
+    """
+    if run.skips("base"):
+        return run.results("base")
+    recipe = run.recipe
+    with run.stage("base") as stage, stage.publish() as folder:
+        if recipe.policy == EMBEDDED:
+            run.progress("training the small base model (once per machine)")
+            texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
+            source = cached_base(
+                texts,
+                recipe.base,
+                recipe.seed,
+                lambda step, total, loss: run.progress(f"training the base model: loss {loss:.2f}", step, total),
+            )
+            copy_model(source, folder)
+            stage.results = {"documents": len(texts)}
+        elif (path := Path(recipe.policy).expanduser()).is_dir():
+            load_tokenizer(path)
+            copy_model(path, folder)
+        else:
+            run.progress(f"downloading {recipe.policy}")
+            save_model(load_policy(recipe.policy, detect_device(), dropout=True), load_tokenizer(recipe.policy), folder)
+        stage.results["policy"] = recipe.policy
+    return run.results("base")
+
+
+def make_data(run: Run) -> PreparedData:
+    """Read, filter and divide the recipe's rows into `checkpoints/data`; token counts are of the base model's
+    tokenizer."""
+    folder = run.folder("data")
+    if not run.skips("data"):
+        with run.stage("data") as stage:
+            run.progress("reading and filtering the data")
+            recipe = run.recipe
+            data = prepare(
+                load_rows(recipe.dataset, recipe.data, recipe.seed),
+                recipe.data,
+                load_tokenizer(run.folder("base")),
+                recipe.seed,
+            )
+            with stage.publish() as temporary:
+                data.save(temporary)
+            stage.results = {"kind": data.kind, "rows": {name: len(split) for name, split in data.splits.items()}}
+    return PreparedData.load(folder)

@@ -1,0 +1,70 @@
+"""Stage `ppo`: the fine-tuned model learns from the reward model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rlhf_utils.data import PreparedData
+from rlhf_utils.models import copy_model, load_tokenizer
+from rlhf_utils.ppo import PPOTrainer
+from rlhf_utils.rewards import RewardModel
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import detect_device
+
+
+def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
+    """The PPO trainer as this series uses it: from the SFT model, against the reward model, on prompts no other
+    stage saw."""
+    updates = run.recipe.ppo.updates
+
+    def report(line: dict) -> None:
+        text = f"PPO: reward {line['reward']:+.2f}, KL {line['kl']:.2f} nats, EOS {line['eos_rate']:.0%}"
+        run.progress(text, line["update"] + 1, updates)
+        if (line["update"] + 1) % max(1, updates // 8) == 0 or line["update"] == 0:
+            print(
+                f"update {line['update'] + 1:>4}/{updates}   {text}   {line['tokens_per_second']:.0f} tokens/s",
+                flush=True,
+            )
+
+    return PPOTrainer(
+        policy=run.folder("sft"),
+        tokenizer=load_tokenizer(run.folder("sft")),
+        reward_function=RewardModel.load(run.folder("reward_model"), detect_device(run.recipe.ppo.precision)),
+        prompts=list(PreparedData.load(run.folder("data")).splits["ppo"]["prompt"]),
+        config=run.recipe.ppo.model_copy(update={"seed": run.recipe.ppo.seed + run.recipe.seed}),
+        output_dir=work,
+        on_update=report,
+    )
+
+
+def train_ppo(run: Run) -> dict:
+    """Run PPO; leaves `checkpoints/ppo` (a plain causal LM), its value head, metrics, samples and the policies
+    along the way.
+
+    The published policy is the last checkpoint within the KL budget.
+    """
+    if run.skips("ppo"):
+        return run.results("ppo")
+    with run.stage("ppo") as stage:
+        trainer = ppo_trainer(run, stage.work)
+        history = trainer.train(resume=True)
+        budget = run.recipe.ppo.kl_budget
+        within = [
+            folder
+            for folder in trainer.store.policies()
+            if budget is None or history[int(folder.name.split("-")[1]) - 1]["kl"] <= budget
+        ] or trainer.store.policies()[:1]
+        chosen = within[-1]
+        stage.results = {
+            "updates": len(history),
+            "published": chosen.name,
+            **{key: history[-1][key] for key in ("episodes", "reward", "kl", "eos_rate")},
+        }
+        with stage.publish() as folder:
+            copy_model(chosen / "policy", folder)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                shutil.copy2(stage.work / name, folder / name)
+            for policy in trainer.store.policies():
+                shutil.copytree(policy / "policy", folder / "frontier" / policy.name)
+    return run.results("ppo")

@@ -1,0 +1,126 @@
+"""Stages `sft` and `sft_qlora`: supervised fine-tuning of the whole model, and of a LoRA adapter on its 4-bit copy."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from rlhf_utils.data import PreparedData
+from rlhf_utils.generation import answer_prompts
+from rlhf_utils.metrics import rouge_scores
+from rlhf_utils.models import (
+    fp32_trainables,
+    has_bitsandbytes,
+    load_policy,
+    load_policy_4bit,
+    load_tokenizer,
+    lora_config,
+    merge_adapter,
+    parameter_counts,
+    save_model,
+)
+from rlhf_utils.runs import Run, Stage
+from rlhf_utils.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.stages.training import (
+    RunCallback,
+    common_arguments,
+    demonstration_tokens,
+    train_resumably,
+    write_history,
+)
+from rlhf_utils.template import TEMPLATE
+
+_CHECKED_PROMPTS = 100
+
+
+def sft_trainer(run: Run, model: PreTrainedModel, adapter, learning_rate: float, work: Path, title: str) -> SFTTrainer:
+    """trl's SFT trainer as this series uses it: loss on the answer and its EOS only, the same budget for both
+    methods."""
+    data, tokenizer = PreparedData.load(run.folder("data")), load_tokenizer(run.folder("base"))
+    train = demonstration_tokens(data.splits["sft"], tokenizer)
+    arguments = common_arguments(run, run.recipe.sft, len(train), work) | {"learning_rate": learning_rate}
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments, completion_only_loss=True),
+        train_dataset=train,
+        eval_dataset=demonstration_tokens(data.splits["development"], tokenizer),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=[RunCallback(run, title)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    fp32_trainables(trainer.model)
+    return trainer
+
+
+def train_full(run: Run) -> dict:
+    """Fine-tune every weight of the base model on the demonstrations; leaves `checkpoints/sft`."""
+    if run.skips("sft"):
+        return run.results("sft")
+    with run.stage("sft") as stage:
+        model = load_policy(run.folder("base"), detect_device(), dropout=True)
+        trainer = sft_trainer(run, model, None, run.recipe.sft.learning_rate, stage.work, "full fine-tuning")
+        _train_and_publish(stage, trainer, "full", lambda: model)
+    return run.results("sft")
+
+
+def train_qlora(run: Run) -> dict:
+    """Fine-tune a LoRA adapter on the 4-bit base model; leaves `checkpoints/sft_qlora`, merged into the fp32 base.
+
+    Without bitsandbytes the base stays in fp32, which is plain LoRA; the result's `method` says which it was.
+    """
+    if run.skips("sft_qlora"):
+        return run.results("sft_qlora")
+    quantised = has_bitsandbytes()
+    method = "QLoRA 4-bit (nf4)" if quantised else "LoRA (bitsandbytes missing)"
+    with run.stage("sft_qlora") as stage:
+        model = (load_policy_4bit if quantised else load_policy)(run.folder("base"), detect_device())
+        settings = run.recipe.qlora
+        trainer = sft_trainer(
+            run, model, lora_config(settings, "CAUSAL_LM"), settings.learning_rate, stage.work, method
+        )
+
+        def merged() -> PreTrainedModel:
+            adapter = stage.work / "adapter"
+            trainer.model.save_pretrained(adapter)
+            return merge_adapter(load_policy(run.folder("base"), detect_device()), adapter)
+
+        _train_and_publish(stage, trainer, method, merged)
+    return run.results("sft_qlora")
+
+
+def _train_and_publish(stage: Stage, trainer: SFTTrainer, method: str, finished_model) -> None:
+    run, tokenizer = stage.run, trainer.processing_class
+    started = time.perf_counter()
+    train_resumably(trainer, stage.work)
+    seconds, memory, counts = time.perf_counter() - started, peak_memory_bytes(), parameter_counts(trainer.model)
+    model = finished_model().eval()
+    run.progress(f"{method}: sampling held-out answers")
+    checked = PreparedData.load(run.folder("data")).splits["development"]
+    checked = checked.select(range(min(_CHECKED_PROMPTS, len(checked))))
+    answers = answer_prompts(
+        model,
+        tokenizer,
+        [TEMPLATE.format(p) for p in checked["prompt"]],
+        run.recipe.generation,
+        detect_device(),
+        run.recipe.seed,
+    )
+    stage.results = {
+        "method": method,
+        **counts,
+        "peak_memory_bytes": memory,
+        "seconds": round(seconds, 1),
+        "rougeL": rouge_scores([answer.text for answer in answers], checked["chosen"])["rougeL"],
+        "eos_rate": sum(answer.ended for answer in answers) / len(answers),
+        "checked_prompts": len(answers),
+    }
+    with stage.publish() as folder:
+        save_model(model, tokenizer, folder)
+        write_history(trainer, folder, stage.results)
+        if (stage.work / "adapter").is_dir():
+            shutil.copytree(stage.work / "adapter", folder / "adapter")

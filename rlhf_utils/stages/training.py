@@ -1,0 +1,152 @@
+"""What the trl trainers of the series have in common: budget, checkpoints, resuming, and the record of the training."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from rlhf_utils.files import write_jsonl
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import detect_device
+from rlhf_utils.settings import TrainingSettings
+from rlhf_utils.template import TEMPLATE
+
+_LINES_LOGGED = 40
+_COMPLETE = "COMPLETE"
+
+
+def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path) -> dict:
+    """Arguments that supervised fine-tuning and reward modelling share.
+
+    Precision comes from the device, since trl's own default (bf16) fails on CPUs and old GPUs. `max_length` is None:
+    over-long rows were counted and dropped with the data, so a trainer must neither truncate nor drop in silence.
+    """
+    micro = settings.micro_batch_size or settings.batch_size
+    steps = total_steps(settings, rows)
+    device = detect_device()
+    return dict(
+        output_dir=str(work),
+        num_train_epochs=settings.epochs,
+        max_length=None,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=2 * micro,
+        gradient_accumulation_steps=settings.batch_size // micro,
+        gradient_checkpointing=False,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="group_by_length",
+        logging_steps=max(1, steps // _LINES_LOGGED),
+        eval_strategy="steps",
+        eval_steps=max(1, steps // settings.evaluations),
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / settings.checkpoints)),
+        save_total_limit=2,
+        seed=run.recipe.seed,
+        data_seed=run.recipe.seed,
+        report_to="none",
+        disable_tqdm=True,
+        # The length column must outlive trl's clean-up of columns, or batches cannot be grouped by it.
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.kind == "cuda",
+        **device.trainer_flags,
+    )
+
+
+def total_steps(settings: TrainingSettings, rows: int) -> int:
+    """Optimizer steps for `rows` rows."""
+    return math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs)
+
+
+def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """A split as trl's SFT trainer takes it tokenised: `input_ids` of prompt + answer + EOS, `completion_mask` 1 on
+    answer and EOS."""
+    prompts = tokenizer([TEMPLATE.format(p) for p in split["prompt"]], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([TEMPLATE.completion(r) for r in split["chosen"]], add_special_tokens=False)["input_ids"]
+    answers = [answer + [tokenizer.eos_token_id] for answer in answers]
+    return Dataset.from_dict(
+        {
+            "input_ids": [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
+            "completion_mask": [
+                [0] * len(prompt) + [1] * len(answer) for prompt, answer in zip(prompts, answers, strict=True)
+            ],
+            "length": [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)],
+        }
+    )
+
+
+def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """A split as trl's reward trainer takes it tokenised: `chosen_ids`, `rejected_ids`.
+
+    Without EOS: the score is read at the answer's last token, in training as in every later use
+    (`rewards.score_tokens`).
+    """
+
+    def ids(column: str) -> list[list[int]]:
+        texts = [TEMPLATE.text(p, r) for p, r in zip(split["prompt"], split[column], strict=True)]
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    chosen, rejected = ids("chosen"), ids("rejected")
+    return Dataset.from_dict(
+        {
+            "chosen_ids": chosen,
+            "rejected_ids": rejected,
+            "length": [max(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)],
+        }
+    )
+
+
+class RunCallback(TrainerCallback):
+    """Reports progress of a trl trainer to the run and marks its checkpoints complete."""
+
+    def __init__(self, run: Run, title: str):
+        self.run, self.title, self.started = run, title, time.perf_counter()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs and "loss" in logs:
+            self.run.progress(f"{self.title}: loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
+        # The trainer's own history has no clock; the comparison of methods needs one.
+        if state.log_history:
+            state.log_history[-1]["seconds"] = round(time.perf_counter() - self.started, 2)
+
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        print(
+            f"{self.title}: step {state.global_step:>5}/{state.max_steps}   held-out loss {metrics['eval_loss']:.3f}",
+            flush=True,
+        )
+
+    def on_save(self, args, state, control, **_):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+
+
+def train_resumably(trainer: Trainer, work: Path) -> None:
+    """Train from the newest complete checkpoint in `work`; one cut off while being written is removed.
+
+    transformers itself would raise on a partial newest checkpoint and go on in silence without a missing optimizer
+    state.
+    """
+    newest = None
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if (folder / _COMPLETE).exists():
+            newest = folder
+        else:
+            shutil.rmtree(folder)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+
+
+def write_history(trainer: Trainer, folder: Path, summary: dict) -> None:
+    """Write the training record as `metrics.jsonl`: one line per log, then `summary`."""
+    wanted = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
+    lines = [
+        {key: float(line[key]) if key != "step" else line[key] for key in wanted if key in line}
+        for line in trainer.state.log_history
+        if "loss" in line or "eval_loss" in line
+    ]
+    write_jsonl(folder / "metrics.jsonl", [*lines, {"summary": True, **summary}])

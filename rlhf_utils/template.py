@@ -1,0 +1,73 @@
+"""The one prompt template of the project.
+
+Every stage trains, scores and samples on text made here. A stage writes `TEMPLATE.hash` beside what it saves,
+and the next stage checks it, so that a changed template is an error and not a worse number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import astuple, dataclass
+
+from rlhf_utils.errors import InputError
+
+HUMAN = "Human:"
+ASSISTANT = "Assistant:"
+NEXT_HUMAN = "\n\n" + HUMAN
+NEXT_ASSISTANT = "\n\n" + ASSISTANT
+
+_OPENING = re.compile(rf"^\s*{HUMAN}")
+_CLOSING_LINE = re.compile(rf"\n\s*{ASSISTANT}\s*$")
+_CLOSING_WORD = re.compile(rf"(?:^|\s){ASSISTANT}\s*$")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a prompt and a response become text.
+
+    A prompt in normal form is what stands between the first "Human:" and the last "Assistant:", without the
+    blanks at its two ends. A dialogue of several turns keeps the turns in between, so `format` gives back the
+    dialogue itself.
+    """
+
+    opening: str = HUMAN + " "
+    closing: str = NEXT_ASSISTANT
+    joint: str = " "
+
+    def format(self, prompt: str) -> str:
+        """Text the policy continues, "Human: {prompt}\\n\\nAssistant:", without a blank at its end."""
+        return f"{self.opening}{prompt.strip()}{self.closing}"
+
+    def text(self, prompt: str, response: str) -> str:
+        """A whole example: what a reward model reads, and what SFT learns before its EOS."""
+        return self.format(prompt) + self.completion(response)
+
+    def completion(self, response: str) -> str:
+        """Text of an answer: one blank, then the response."""
+        # The blank stands here and not in the prompt, because " word" with its blank is one GPT-2 token.
+        return self.joint + response.strip()
+
+    def normal(self, text: str) -> str:
+        """Prompt in normal form from text that may already have "Human:" and "Assistant:" around it."""
+        text, opened = _OPENING.subn("", text, count=1)
+        # "the Assistant:" that ends ordinary text is not a marker; after "Human:" it is, even on the same line.
+        return (_CLOSING_WORD if opened else _CLOSING_LINE).sub("", text).strip()
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 of the template's pieces."""
+        return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()[:16]
+
+
+TEMPLATE = Template()
+
+
+def check_template(found_hash: str | None, where: object) -> None:
+    """Raise `InputError` when `where` (a folder, a stage's name) was made with another template."""
+    if found_hash != TEMPLATE.hash:
+        raise InputError(
+            f"{where} was made with prompt template {found_hash or 'unknown'}, but this version uses "
+            f"{TEMPLATE.hash}; make it again (--fresh) or use the version it was made with"
+        )

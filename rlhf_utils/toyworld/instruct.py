@@ -1,0 +1,122 @@
+"""Rows of the embedded world in the schema of Dahoas/synthetic-instruct-gptj-pairwise: prompt, chosen, rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.toyworld import answers
+from rlhf_utils.toyworld.answers import Answer
+from rlhf_utils.toyworld.gold import gold_score
+from rlhf_utils.toyworld.questions import Question, all_questions, word_question, wordings
+
+# The chosen answer beats the rejected one by at least this much gold; about what one defect costs.
+MIN_GOLD_GAP = 1.0
+MINIMAL_SHARE = 0.5
+HARMFUL_SHARE = 0.05
+RISKY_SHARE = 0.04
+TEST_SHARE = 0.12
+# How well the answers are made on average: the chosen one of an independent pair, the rejected one.
+CARE = (0.4, 0.2)
+
+# Defects of minimal pairs with how often each is tried; the shares keep the length of an answer uninformative.
+DEFECTS: tuple[tuple[answers.Defect, float], ...] = (
+    (answers.drop_closing, 1.0),
+    (answers.rude_closing, 0.5),
+    (answers.rude_opening, 0.7),
+    (answers.plain_opening, 0.7),
+    (answers.forget_object, 0.5),
+    (answers.wrong_object, 1.0),
+    (answers.drop_tip, 1.0),
+    (answers.repeat_tip, 1.5),
+    (answers.swap_tip, 1.0),
+    (answers.add_stray_tip, 1.2),
+    (answers.waffle, 1.5),
+    (answers.only_waffle, 0.4),
+    (answers.cut_short, 0.8),
+    (answers.wrong_topic, 0.6),
+    (answers.wrong_response, 0.4),
+    (answers.drop_advice, 1.0),
+)
+
+
+def instruct_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict[str, str]]:
+    """`n` rows with keys prompt, chosen, rejected, the same for the same arguments.
+
+    No prompt comes twice, and none of split "train" is in split "test" of the same seed, whatever `n`. `chosen` is
+    better than `rejected` by `MIN_GOLD_GAP`, but of mixed quality: learning from it alone leaves room. In split
+    "train" the two are swapped in a share `label_noise` of the rows; split "test" is always clean.
+
+    Raises InputError for another split, and where the world has fewer prompts than asked for.
+    """
+    if split not in ("train", "test"):
+        raise InputError(f"the embedded data has no split {split!r}; choose train or test")
+    if not 0 <= label_noise < 0.5:
+        raise InputError(f"label_noise is {label_noise}; give a share of at least 0 and below 0.5")
+    noise = label_noise if split == "train" else 0.0
+    rng = Random(f"{seed}/{split}/rows")
+    flips = Random(f"{seed}/{split}/flips")
+    rows = []
+    for question, prompt in list(_prompts(split, n, seed)):
+        better, worse = _pair(question, prompt, rng)
+        if flips.random() < noise:
+            better, worse = worse, better
+        rows.append({"prompt": prompt, "chosen": better, "rejected": worse})
+    return rows
+
+
+def _prompts(split: str, n: int, seed: int) -> Iterator[tuple[Question, str]]:
+    """`n` distinct prompts of a split with their questions, the kinds of question mixed by their shares."""
+    rng = Random(f"{seed}/{split}/prompts")
+    pools: dict[str, list[tuple[Question, int]]] = {"harmful": [], "risky": [], "ordinary": []}
+    for question in all_questions():
+        kind = "harmful" if question.harmful else "risky" if question.risky else "ordinary"
+        pools[kind].extend((question, wording) for wording in range(wordings()))
+    for kind, pool in pools.items():
+        Random(f"{seed}/{kind}").shuffle(pool)
+        cut = round(TEST_SHARE * len(pool))
+        pools[kind] = pool[:cut] if split == "test" else pool[cut:]
+    left = {kind: iter(pool) for kind, pool in pools.items()}
+    for made in range(n):
+        draw = rng.random()
+        kind = "harmful" if draw < HARMFUL_SHARE else "risky" if draw < HARMFUL_SHARE + RISKY_SHARE else "ordinary"
+        item = next(left[kind], None)
+        if item is None:
+            raise InputError(
+                f"the embedded data has {made:,} distinct prompts in split {split}, fewer than the {n:,} asked for; lower the number of rows"
+            )
+        question, wording = item
+        yield question, word_question(question, wording)
+
+
+def _pair(question: Question, prompt: str, rng: Random) -> tuple[str, str]:
+    """Two answers, the better one first, at least `MIN_GOLD_GAP` apart."""
+    while True:
+        if rng.random() < MINIMAL_SHARE:
+            pair = _minimal_pair(question, rng)
+        else:
+            pair = tuple(_draft(question, care, rng).text for care in CARE)
+        scores = [gold_score(prompt, text).total for text in pair]
+        if scores[0] - scores[1] >= MIN_GOLD_GAP:
+            return pair
+        if scores[1] - scores[0] >= MIN_GOLD_GAP:
+            return pair[1], pair[0]
+
+
+def _minimal_pair(question: Question, rng: Random) -> tuple[str, str]:
+    """An answer, and the same answer with one defect."""
+    answer = _draft(question, CARE[0], rng)
+    spoilt = None
+    while spoilt is None:
+        defect = rng.choices([d for d, _ in DEFECTS], [weight for _, weight in DEFECTS])[0]
+        spoilt = defect(answer, question, rng)
+    return answer.text, spoilt.text
+
+
+def _draft(question: Question, care: float, rng: Random) -> Answer:
+    if question.harmful:
+        return answers.decline(care, rng) if rng.random() < 0.4 + care else answers.go_along(rng)
+    if rng.random() < 0.03:
+        return answers.decline(care, rng)
+    return answers.answer_question(question, care, rng)

@@ -1,0 +1,67 @@
+"""Real human preferences (every third row) and reviews, when they lie beside the repository."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_utils.data import TEMPLATE, as_preferences, load_rows, prepare, prompt_key
+from rlhf_utils.data.filters import conversation_key
+from rlhf_utils.settings import DataSettings
+
+FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def rows_of(name):
+    if not (FOLDER / name).exists():
+        pytest.skip(f"{name} is not here")
+    return load_rows(str(FOLDER / name), DataSettings(), 0)
+
+
+def small_tokenizer(rows):
+    """A byte-level BPE of 4,000 tokens, trained on the answers."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([row["chosen"] for row in rows[:800]], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(("name", "count"), [("hh_helpful.jsonl.gz", 5103), ("hh_harmless.jsonl.gz", 1700)])
+def test_the_template_reproduces_every_dialogue(name, count):
+    rows = rows_of(name)
+    assert len(rows.train) == count
+    for row in rows.train:
+        before, marker, _ = row["chosen"].rpartition("\n\nAssistant:")
+        assert TEMPLATE.format(TEMPLATE.normal(before + marker)) == (before + marker).removeprefix("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "differ"), [("hh_helpful.jsonl.gz", 0.70, 6), ("hh_harmless.jsonl.gz", 0.85, 1)]
+)
+def test_human_preferences(name, kept, differ):
+    rows = replace(rows_of(name), train=rows_of(name).train[::3])
+    data = prepare(rows, DataSettings(), small_tokenizer(rows.train), seed=0)
+    left = sum(len(split) for split in data.splits.values())
+    assert data.kind == "pairs" and left / len(rows.train) == pytest.approx(kept, abs=0.03)
+    assert data.report.dropped("train")["dialogues differ before the last answer"] == differ
+
+    seen = [prompt_key(prompt) for split in data.splits.values() for prompt in split["prompt"]]
+    assert len(seen) == len(set(seen))
+    openings = [{conversation_key(p) for p in split["prompt"]} for split in data.splits.values()]
+    assert sum(map(len, openings)) == len(set().union(*openings))
+    for row in as_preferences(data.splits["reward"]):
+        assert row["prompt"].startswith("Human: ") and row["prompt"].endswith("\n\nAssistant:")
+        assert "\n\nHuman:" not in row["chosen"] and row["chosen"].startswith(" ")
+
+
+def test_reviews():
+    rows = rows_of("imdb_reviews.csv")
+    data = prepare(rows, DataSettings(), None, seed=0)
+    assert data.kind == "labelled" and sum(len(split) for split in data.splits.values()) == len(rows.train) == 2600
+    assert 0.4 < sum(data.splits["sft"]["label"]) / len(data.splits["sft"]) < 0.6

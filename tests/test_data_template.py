@@ -1,0 +1,56 @@
+"""The prompt template: one text for every stage, and a hash that notices a change."""
+
+from dataclasses import replace
+
+import pytest
+
+from rlhf_utils.data import TEMPLATE, check_template
+from rlhf_utils.errors import InputError
+
+SHORT = "\n\nHuman: Why is the sky blue?\n\nAssistant:"
+LONG = "\n\nHuman: Hi!\n\nAssistant: Hello, how can I help?\n\nHuman: Tell me a joke.\n\nAssistant:"
+
+
+def test_text_has_its_blank_in_the_completion_and_not_in_the_prompt():
+    assert TEMPLATE.format(" How do I boil an egg?\n") == "Human: How do I boil an egg?\n\nAssistant:"
+    assert TEMPLATE.completion("Six minutes. \n") == " Six minutes."
+
+
+@pytest.mark.parametrize("dialogue", [SHORT, LONG])
+def test_formatting_the_normal_form_gives_the_dialogue_back(dialogue):
+    prompt = TEMPLATE.normal(dialogue)
+    assert not prompt.startswith("Human:") and not prompt.endswith("Assistant:")
+    assert TEMPLATE.format(prompt) == dialogue.removeprefix("\n\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("plain question?", "plain question?"),
+        ("Human: one line Assistant:", "one line"),
+        ("who is the Assistant:", "who is the Assistant:"),
+        ("question\n\nAssistant:", "question"),
+        ("Human: Human: twice", "Human: twice"),
+        ("\n\nHuman:\n\nAssistant:", ""),
+        ("Humanity: a history", "Humanity: a history"),
+    ],
+)
+def test_normal_form_removes_the_outer_markers_once(text, prompt):
+    assert TEMPLATE.normal(text) == prompt
+
+
+def test_every_piece_of_the_template_changes_the_hash():
+    assert len(TEMPLATE.hash) == 16 and int(TEMPLATE.hash, 16) >= 0
+    others = [
+        replace(TEMPLATE, opening="User: "),
+        replace(TEMPLATE, closing="\nAssistant:"),
+        replace(TEMPLATE, joint=""),
+    ]
+    assert len({TEMPLATE.hash, *(other.hash for other in others)}) == 4
+
+
+def test_a_stage_made_with_another_template_is_refused():
+    check_template(TEMPLATE.hash, "reward_model")
+    for found in ("0123456789abcdef", None):
+        with pytest.raises(InputError, match="checkpoints/sft was made with prompt template .*--fresh"):
+            check_template(found, "checkpoints/sft")
