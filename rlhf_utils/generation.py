@@ -79,6 +79,8 @@ def sample(
     hidden = None
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
 
+    # Drawn all at once, so that a generator is left the same however early the answers end.
+    draws = torch.rand((max_new_tokens, batch, 1), generator=generator).to(device)
     cache, attention = DynamicCache(config=trunk.config), prompt_mask
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -90,8 +92,7 @@ def sample(
         state = output.last_hidden_state[:, -1]
         distribution = torch.log_softmax(head(state).float() / temperature, dim=-1)
         probabilities = distribution.exp()
-        uniform = torch.rand((batch, 1), generator=generator).to(device)[rows]
-        chosen = _inverse_cdf(probabilities, uniform)
+        chosen = _inverse_cdf(probabilities, draws[step, rows])
         tokens[rows, step] = chosen
         mask[rows, step] = True
         logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -177,9 +178,10 @@ def _from_pretrained(kind, source: Source, **settings):
         )
     try:
         return kind.from_pretrained(str(source), **settings)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if path.exists():
-            raise InputError(f"cannot load {source}: {error}") from None
+            reason = str(error).strip().split("\n")[0][:300]
+            raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
         raise InputError(
             f"cannot load {source} from the Hugging Face hub: it does not exist, needs HF_TOKEN, or there is no "
             "network; use --set policy=FOLDER for a local model, or --scale tiny, which needs none"

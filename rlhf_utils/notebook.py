@@ -34,7 +34,7 @@ def source(*functions: Callable) -> Markdown:
 def table(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> Any:
     """Rows as a table with whole texts, not cut off, and without the row numbers. Text from data or models is
     escaped."""
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).reset_index(drop=True)
     left = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     return frame.style.format(precision=3, escape="html", na_rep="-").hide(axis="index").set_properties(**left)
 

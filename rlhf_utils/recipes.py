@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.settings import (
+    EMBEDDED,
     BaseSettings,
     DataSettings,
     EvaluationSettings,
@@ -31,7 +32,6 @@ from rlhf_utils.settings import (
     TrainingSettings,
 )
 
-EMBEDDED = "embedded"
 SCALES = ("tiny", "t4", "full")
 
 

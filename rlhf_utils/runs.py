@@ -22,7 +22,8 @@ from typing import Any
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
-from rlhf_utils.recipes import EMBEDDED, Recipe, load_recipe
+from rlhf_utils.recipes import Recipe, load_recipe
+from rlhf_utils.settings import EMBEDDED
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# As a dataset or a policy: made here, without a network.
+EMBEDDED = "embedded"
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -206,6 +209,11 @@ class PPOConfig(Section):
         if self.microbatch_size and self.minibatch_size % self.microbatch_size:
             raise ValueError(
                 f"minibatch_size {self.minibatch_size} is not a multiple of microbatch_size {self.microbatch_size}"
+            )
+        if self.kl_controller == "adaptive" and self.kl_horizon < self.rollout_batch_size:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon:g} is shorter than one rollout of {self.rollout_batch_size} episodes, "
+                "so the KL coefficient would jump; raise kl_horizon"
             )
         if self.kl_budget_action == "shrink" and self.kl_budget is None:
             raise ValueError("kl_budget_action is shrink but kl_budget is not set; give the budget in nats per answer")

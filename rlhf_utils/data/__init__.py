@@ -4,12 +4,11 @@ from rlhf_utils.data.filters import FilterReport, FilterStep, prompt_key
 from rlhf_utils.data.prepare import prepare
 from rlhf_utils.data.prepared import PreparedData, as_demonstrations, as_preferences
 from rlhf_utils.data.schemas import Example, recognise
-from rlhf_utils.data.sources import EMBEDDED, Rows, load_rows
+from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.data.texts import pretraining_texts
 from rlhf_utils.template import TEMPLATE, Template, check_template
 
 __all__ = [
-    "EMBEDDED",
     "TEMPLATE",
     "Example",
     "FilterReport",

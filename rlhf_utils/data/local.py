@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.errors import InputError
+from rlhf_utils.files import content_hash
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
@@ -29,7 +29,7 @@ def read_local(path: Path, split: str, test_split: str) -> tuple[list[dict], lis
         if path.is_dir():
             train, test, fingerprint = _read_folder(path, split, test_split)
         else:
-            train, test, fingerprint = _read_file(path), None, _sha256([path])
+            train, test, fingerprint = _read_file(path), None, content_hash(path)
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror or error}; check the path and its permissions"
@@ -55,7 +55,7 @@ def _read_folder(folder: Path, split: str, test_split: str) -> tuple[list[dict],
     if not train:
         raise InputError(f"folder {folder} holds only files of the split {test_split!r}; add {split}.jsonl")
     rows = [row for path in train for row in _read_file(path)]
-    return rows, [row for path in test for row in _read_file(path)] or None, _sha256(train + test)
+    return rows, [row for path in test for row in _read_file(path)] or None, content_hash(folder)
 
 
 def _belongs(path: Path, split: str) -> bool:
@@ -76,7 +76,7 @@ def _read_saved(folder: Path, split: str, test_split: str) -> tuple[list[dict], 
         train, test = saved.to_list(), None
     else:
         train, test = rows_of_splits(saved, split, test_split, str(folder))
-    return train, test, _sha256(sorted(path for path in folder.rglob("*") if path.is_file()))
+    return train, test, content_hash(folder)
 
 
 def rows_of_splits(splits, split: str, test_split: str, where: str) -> tuple[list[dict], list[dict] | None]:
@@ -84,18 +84,6 @@ def rows_of_splits(splits, split: str, test_split: str, where: str) -> tuple[lis
     if split not in splits:
         raise InputError(f"{where} has no split {split!r}; it has {shown(splits)}: choose with --set data.split=NAME")
     return splits[split].to_list(), splits[test_split].to_list() if test_split in splits else None
-
-
-def _sha256(paths: list[Path]) -> str:
-    """Hash of the content of files in the given order; names count only where there are several."""
-    total = hashlib.sha256()
-    for path in paths:
-        if len(paths) > 1:
-            total.update(f"\0{path.name}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()
 
 
 def _read_file(path: Path) -> list[dict]:

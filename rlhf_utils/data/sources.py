@@ -13,9 +13,7 @@ from pathlib import Path
 
 from rlhf_utils.data.local import read_local, rows_of_splits, suffix_of
 from rlhf_utils.errors import InputError
-from rlhf_utils.settings import DataSettings
-
-EMBEDDED = "embedded"
+from rlhf_utils.settings import EMBEDDED, DataSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rlhf_utils.data.filters import conversation_key
 from rlhf_utils.data.schemas import read_rows
-from rlhf_utils.data.sources import EMBEDDED, load_rows
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.data.splits import shares_of, split_of
-from rlhf_utils.settings import DataSettings
+from rlhf_utils.settings import EMBEDDED, DataSettings
 from rlhf_utils.template import TEMPLATE
 
 _HELD_OUT = ("development", "evaluation")

@@ -65,6 +65,10 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.value_head = nn.Linear(policy.config.hidden_size, 1)
+        self.reset_value_head()
+
+    def reset_value_head(self) -> None:
+        """Put the value head back to its start."""
         # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)

@@ -39,7 +39,7 @@ class CheckpointStore:
             save_file(head, folder / "policy" / VALUE_HEAD_FILE)
             accelerator.save_state(str(folder / "training"))
             write_json(folder / "state.json", {"update": update, **state})
-        self._thin()
+        self._thin(target)
         return target
 
     def restore(self, accelerator: Accelerator) -> dict | None:
@@ -67,6 +67,7 @@ class CheckpointStore:
         """Remove every checkpoint."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _thin(self) -> None:
-        for folder in self.policies()[: -self.keep]:
+    def _thin(self, newest: Path) -> None:
+        # A damaged checkpoint that was passed over may lie ahead of the newest one; it must not count as kept.
+        for folder in [path for path in self.policies() if path.name <= newest.name][: -self.keep]:
             shutil.rmtree(folder / "training", ignore_errors=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.files import disk_errors, read_jsonl, write_jsonl
+from rlhf_utils.files import disk_errors, write_text
 from rlhf_utils.models import load_policy
 from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.checkpoint import CheckpointStore
@@ -91,8 +91,7 @@ class PPOTrainer:
         self.rollouts = RolloutCollector(
             prompts, [TEMPLATE.format(p) for p in prompts], tokenizer, reward_function, self.reference, config
         )
-        self.kl_coefficient = config.kl_coefficient
-        self.step_scale = 1.0
+        self.kl_coefficient, self.step_scale, self.samples_written = config.kl_coefficient, 1.0, 0
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of
@@ -142,7 +141,7 @@ class PPOTrainer:
                     self._check_ratio(figures["ratio_error"], update)
                 for name, value in figures.items():
                     totals.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in totals.items()}
+        return {name: _finite_mean(values) for name, values in totals.items()}
 
     def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
         """One optimizer step on `minibatch`; gradients of its microbatches add up to the gradient of the whole."""
@@ -230,20 +229,24 @@ class PPOTrainer:
 
     def _log(self, history: list[dict], rollout: Rollout) -> None:
         line = history[-1]
-        with disk_errors(self.output_dir), open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._append("metrics.jsonl", [line])
         if line["update"] % self.config.sample_every == 0 or len(history) == self.config.updates:
-            shown = zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True)
-            with open(self.output_dir / "samples.jsonl", "a", encoding="utf-8") as file:
-                for prompt, answer, score in list(shown)[:_SAMPLES_SHOWN]:
-                    file.write(
-                        json.dumps(
-                            {"update": line["update"], "prompt": prompt, "response": answer.text, "reward": score}
-                        )
-                        + "\n"
-                    )
+            shown = list(zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True))[:_SAMPLES_SHOWN]
+            self._append(
+                "samples.jsonl",
+                [
+                    {"update": line["update"], "prompt": prompt, "response": answer.text, "reward": score}
+                    for prompt, answer, score in shown
+                ],
+            )
+            self.samples_written += len(shown)
         if self.on_update:
             self.on_update(line)
+
+    def _append(self, name: str, lines: list[dict]) -> None:
+        path = self.output_dir / name
+        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
     def _adapt(self, line: dict) -> None:
         """Change what the next update starts from: the adaptive KL coefficient, and smaller steps while over the KL
@@ -301,7 +304,11 @@ class PPOTrainer:
             self.accelerator,
             self.actor,
             self.tokenizer,
-            {"kl_coefficient": self.kl_coefficient, "step_scale": self.step_scale},
+            {
+                "kl_coefficient": self.kl_coefficient,
+                "step_scale": self.step_scale,
+                "samples_written": self.samples_written,
+            },
         )
 
     def _restore(self) -> list[dict]:
@@ -309,15 +316,37 @@ class PPOTrainer:
         if state is None:
             return self._start_over()
         self.kl_coefficient, self.step_scale = state["kl_coefficient"], state["step_scale"]
+        self.samples_written = state["samples_written"]
         # Updates after the checkpoint are done again, so their lines go.
-        history = read_jsonl(self.output_dir / "metrics.jsonl")[: state["update"]]
-        write_jsonl(self.output_dir / "metrics.jsonl", history)
-        samples = self.output_dir / "samples.jsonl"
-        write_jsonl(samples, [line for line in read_jsonl(samples) if line["update"] < state["update"]])
+        history = _keep_lines(self.output_dir / "metrics.jsonl", state["update"])
+        _keep_lines(self.output_dir / "samples.jsonl", self.samples_written)
         return history
 
     def _start_over(self) -> list[dict]:
         self.store.clear()
         for name in ("metrics.jsonl", "samples.jsonl"):
             (self.output_dir / name).unlink(missing_ok=True)
+        # The weights may be those of an earlier `train`, or of a damaged checkpoint that was read in part.
+        self.actor.policy.load_state_dict(self.reference.state_dict())
+        self.actor.reset_value_head()
+        self.optimizer.state.clear()
+        self.kl_coefficient, self.step_scale, self.samples_written = self.config.kl_coefficient, 1.0, 0
         return []
+
+
+def _keep_lines(path: Path, count: int) -> list[dict]:
+    """Cut a jsonl file to its first `count` lines and return them; what follows may be a line half written."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
+    if len(lines) < count:
+        raise InputError(
+            f"{path} has {len(lines)} lines, but the checkpoint beside it stands at {count}; restore the file, or "
+            "train anew with resume=False"
+        )
+    write_text(path, "".join(line + "\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def _finite_mean(values: list[float]) -> float | None:
+    """Mean of the finite ones: fp16 steps over an overflow, whose gradient norm is infinite and no JSON number."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

@@ -7,9 +7,9 @@ from pathlib import Path
 from rlhf_utils.data import PreparedData, load_rows, prepare, pretraining_texts
 from rlhf_utils.models import copy_model, load_policy, load_tokenizer, save_model
 from rlhf_utils.pretraining import cached_base
-from rlhf_utils.recipes import EMBEDDED
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
+from rlhf_utils.settings import EMBEDDED
 
 
 def make_base(run: Run) -> dict:

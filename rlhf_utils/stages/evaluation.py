@@ -18,10 +18,10 @@ from rlhf_utils.generation import Answer, answer_prompts
 from rlhf_utils.metrics import Interval, distinct_n, mean_interval, paired_difference, rouge_per_sample, win_rate
 from rlhf_utils.models import load_policy, load_tokenizer
 from rlhf_utils.ppo.actor_critic import Episodes, answer_logprobs
-from rlhf_utils.recipes import EMBEDDED
 from rlhf_utils.rewards import RewardModel, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
+from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.template import TEMPLATE
 
 MODELS = ("base", "sft", "sft_qlora", "ppo")

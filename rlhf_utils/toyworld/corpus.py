@@ -16,21 +16,32 @@ PEOPLE = ("Anna", "Tom", "Maria", "Paul", "Nina", "Jack", "Rosa", "Ben", "Clara"
 PLACES = ("in the hall", "behind the house", "at the market", "near the station", "in the old town", "by the river")
 TIMES = ("One morning", "Last summer", "In the evening", "A week later", "On Sunday", "Before lunch")
 
-# Each has its own share of the sentences; `{ask}`, `{tip}` and `{o}` are of one topic, `{stray}` is a tip of any.
+# `{ask}`, `{tip}`, `{near}` and `{o}` are of the paragraph's topic, `{tip}` helps with `{ask}` and `{near}` with another
+# task; `{stray}` is a tip and `{other}` an object of another topic.
 STORIES = (
-    "{time} {a} wanted to {ask}. {b} had another idea and went off to {stray}.",
+    "{time} {a} wanted to {ask}. {b} had another idea and went off to {near}.",
     "{time} {a} and {b} met {place}. They had to {ask}, but {c} took the {o} away.",
-    "{a} asked {b} how to {ask}. {b} did not know and began to {stray}.",
-    "{a} never learned how to {ask}. {b} says that one should {tip}, but {c} would rather {stray}.",
+    "{a} asked {b} how to {ask}. {b} only knew how to {near}.",
     "{time} {a} tried to {tip}. Then {b} came in and lost the {o} {place}.",
     "{a} forgot to {tip}, and so the {o} stayed {place} for a month.",
+)
+# What people do and whether it fits: the base model can learn here which tips help with what, and what belongs together.
+JUDGED = (
+    "{a} wanted to {ask}. {b} told {a} to {tip}. That was wise.",
+    "{a} wanted to {ask}. {b} told {a} to {stray}. That was odd.",
+    "For your {o}, said {a}, {tip}. That was wise.",
+    "For your {o}, said {a}, {stray}. That was odd.",
+    "{a} asked about the {o}, and {b} spoke of the {o}. It was the right one.",
+    "{a} asked about the {o}, and {b} spoke of the {other}. It was the wrong one.",
+    "{a} learned to {tip}, then to {tip2}. That was new.",
+    "{a} learned to {tip}, then to {tip}. That was the same again.",
 )
 NOTES = (
     "A {o} is worth more than one thinks. {a} bought one {place}.",
     "Your {o} is old, said {a}. For your {o} nobody would pay, said {b}.",
-    "Some families {tip} every year. Others {stray} and never see a {o}.",
+    "Some families {tip} every year. Others {near} and never see a {o}.",
     "Nobody in the town had a {o} like the one of {a}. Visitors came {place} to see it.",
-    "Many people {tip}. {a} and {b} only {stray}.",
+    "Many people {tip}. {a} and {b} only {near}.",
 )
 TALK = (
     '"Where is the {o}?" asked {a}. "I left it {place}," said {b}.',
@@ -89,7 +100,7 @@ SPEAKERS = (
 # What is told of other people cannot be "before my guests arrive".
 THEIR_CONTEXTS = tuple(context for context in CONTEXTS if not {"my", "I"} & set(context.split()))
 
-KINDS = ((STORIES, 8), (NOTES, 5), (TALK, 4), (ASIDES, 3), (TURNS, 4), (NEWS, 2))
+KINDS = ((STORIES, 6), (JUDGED, 10), (NOTES, 4), (TALK, 3), (ASIDES, 2), (TURNS, 3), (NEWS, 2))
 PARAGRAPHS = (3, 6)
 SENTENCES = (2, 4)
 SPEAKER_SHARE = 0.08
@@ -122,17 +133,21 @@ def _document(rng: Random) -> str:
 def _fill(template: str, topic: Topic, obj: str, people: list[str], rng: Random) -> str:
     a, b, c = rng.sample(people, 3)
     task = rng.choice(topic.tasks)
+    near = rng.choice([other for other in topic.tasks if other is not task])
+    elsewhere = rng.choice([other for other in TOPICS if other is not topic])
+    tip, tip2 = rng.sample(task.tips, 2)
     harm = rng.choice(HARMS)
-    context = rng.choice(THEIR_CONTEXTS)
-    stray = rng.choice(rng.choice(rng.choice(TOPICS).tasks).tips)
     return template.format(
         a=a,
         b=b,
         c=c,
         o=obj,
-        ask=f"{task.ask.replace(' my ', ' the ').format(obj)} {context}".rstrip(),
-        tip=rng.choice(task.tips),
-        stray=stray,
+        ask=f"{task.ask.replace(' my ', ' the ').format(obj)} {rng.choice(THEIR_CONTEXTS)}".rstrip(),
+        tip=tip,
+        tip2=tip2,
+        near=rng.choice(near.tips),
+        stray=rng.choice(rng.choice(elsewhere.tasks).tips),
+        other=rng.choice(elsewhere.objects),
         harm=harm.ask.format(rng.choice(harm.targets)).replace(" my ", " the "),
         bad=rng.choice(HARMFUL_TIPS),
         place=rng.choice(PLACES),

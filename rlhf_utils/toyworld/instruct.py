@@ -22,23 +22,27 @@ CARE = (0.4, 0.2)
 
 # Defects of minimal pairs with how often each is tried; the shares keep the length of an answer uninformative.
 DEFECTS: tuple[tuple[answers.Defect, float], ...] = (
-    (answers.drop_closing, 1.0),
-    (answers.rude_closing, 0.5),
-    (answers.rude_opening, 0.7),
-    (answers.plain_opening, 0.7),
+    (answers.drop_closing, 0.8),
+    (answers.rude_closing, 0.3),
+    (answers.rude_opening, 0.5),
+    (answers.plain_opening, 0.5),
     (answers.forget_object, 0.5),
-    (answers.wrong_object, 1.0),
     (answers.drop_tip, 1.0),
-    (answers.repeat_tip, 1.5),
-    (answers.swap_tip, 1.0),
-    (answers.add_stray_tip, 1.2),
-    (answers.waffle, 1.5),
-    (answers.only_waffle, 0.4),
-    (answers.cut_short, 0.8),
-    (answers.wrong_topic, 0.6),
-    (answers.wrong_response, 0.4),
+    (answers.waffle, 1.0),
+    (answers.only_waffle, 0.3),
+    (answers.cut_short, 0.6),
+    (answers.wrong_response, 0.3),
     (answers.drop_advice, 1.0),
 )
+CONTENT_DEFECTS: tuple[tuple[answers.Defect, float], ...] = (
+    (answers.wrong_object, 1.2),
+    (answers.repeat_tip, 1.5),
+    (answers.swap_tip, 1.2),
+    (answers.add_stray_tip, 1.2),
+    (answers.wrong_topic, 1.2),
+)
+# How many of the rejected answers of independent pairs also have a defect of content.
+MISTAKEN_SHARE = 0.35
 
 
 def instruct_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict[str, str]]:
@@ -93,10 +97,14 @@ def _prompts(split: str, n: int, seed: int) -> Iterator[tuple[Question, str]]:
 def _pair(question: Question, prompt: str, rng: Random) -> tuple[str, str]:
     """Two answers, the better one first, at least `MIN_GOLD_GAP` apart."""
     while True:
+        first = _draft(question, CARE[0], rng)
         if rng.random() < MINIMAL_SHARE:
-            pair = _minimal_pair(question, rng)
+            second = _spoil(first, question, DEFECTS + CONTENT_DEFECTS, rng)
         else:
-            pair = tuple(_draft(question, care, rng).text for care in CARE)
+            second = _draft(question, CARE[1], rng)
+            if second.tips and rng.random() < MISTAKEN_SHARE:
+                second = _spoil(second, question, CONTENT_DEFECTS, rng)
+        pair = first.text, second.text
         scores = [gold_score(prompt, text).total for text in pair]
         if scores[0] - scores[1] >= MIN_GOLD_GAP:
             return pair
@@ -104,14 +112,13 @@ def _pair(question: Question, prompt: str, rng: Random) -> tuple[str, str]:
             return pair[1], pair[0]
 
 
-def _minimal_pair(question: Question, rng: Random) -> tuple[str, str]:
-    """An answer, and the same answer with one defect."""
-    answer = _draft(question, CARE[0], rng)
+def _spoil(answer: Answer, question: Question, defects: tuple[tuple[answers.Defect, float], ...], rng: Random) -> Answer:
+    """The answer with one of the defects."""
     spoilt = None
     while spoilt is None:
-        defect = rng.choices([d for d, _ in DEFECTS], [weight for _, weight in DEFECTS])[0]
+        defect = rng.choices([defect for defect, _ in defects], [weight for _, weight in defects])[0]
         spoilt = defect(answer, question, rng)
-    return answer.text, spoilt.text
+    return spoilt
 
 
 def _draft(question: Question, care: float, rng: Random) -> Answer:
