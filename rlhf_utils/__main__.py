@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> None:
     from rlhf_utils.recipes import parse_assignments
     from rlhf_utils.series import run_series
 
-    only = [part.strip() for part in options.only.split(",") if part.strip()] if options.only else None
+    only = [part.strip() for part in options.only.split(",")] if options.only is not None else None
     run = run_series(
         options.recipe, options.scale, options.output_dir, parse_assignments(options.assignments), only, options.fresh
     )
@@ -110,18 +110,20 @@ def _rouge(options: argparse.Namespace) -> None:
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from rlhf_utils.rewards import RewardModel
     from rlhf_utils.runs import Run
-    from rlhf_utils.runtime import detect_device
 
-    lines = _read_text(options.responses).splitlines()
-    responses = [line.strip() for line in lines if line.strip()]
+    responses = [line.strip() for line in _read_text(options.responses).split("\n") if line.strip()]
     if not responses:
         raise InputError(f"{options.responses} has no response; give one per line")
     if not options.prompt.strip():
         raise InputError("--prompt is empty; give the question the responses answer")
     run = Run.load(options.run)
     run.require("reward_model")
+
+    from rlhf_utils.rewards import RewardModel
+    from rlhf_utils.runtime import detect_device, quiet_libraries
+
+    quiet_libraries()
     scores = RewardModel.load(run.folder("reward_model"), detect_device())([options.prompt] * len(responses), responses)
     order = sorted(zip(scores.tolist(), responses, strict=True), key=lambda pair: -pair[0])
     ranked = [
@@ -131,10 +133,8 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _read_text(source: str) -> str:
-    if source == "-":
-        return sys.stdin.read()
     try:
-        return Path(source).read_text(encoding="utf-8")
+        return (sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {source}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -4,7 +4,6 @@ sure to be there."""
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 import subprocess
 import sys
@@ -27,7 +26,7 @@ def ready() -> None:
             f"this environment's {', '.join(_name(line) for line in blocked)} is missing or out of range "
             f"({', '.join(blocked)}); choose a newer image, or install locally with `make run`"
         )
-    loaded = [_name(line) for line in unmet if importlib.util.find_spec(_name(line)) and _module(line) in sys.modules]
+    loaded = [_name(line) for line in unmet if _module(line) in sys.modules]
     print(f"installing {', '.join(_name(line) for line in unmet)} ...", flush=True)
     held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
     # datasets 5.1 and newer would move huggingface_hub under transformers' feet.

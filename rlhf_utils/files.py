@@ -29,10 +29,16 @@ def disk_errors(where: Path) -> Iterator[None]:
             errno.EPERM: "no permission to write there; choose another --output-dir",
             errno.ENOTDIR: "part of this path is a file, not a folder; choose another --output-dir",
             errno.EEXIST: "a file of that name is in the way; choose another --output-dir",
+            errno.ENAMETOOLONG: "the name is too long; choose another --output-dir",
         }
         if error.errno not in reasons:
             raise
         raise InputError(f"cannot write {where}: {reasons[error.errno]}") from error
+    except Exception as error:
+        # safetensors and torch.save tell of a full disk with error classes of their own.
+        if not any(sign in str(error) for sign in (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing")):
+            raise
+        raise InputError(f"cannot write {where}: the disk is full; free some space") from error
 
 
 def write_text(path: Path, text: str) -> None:

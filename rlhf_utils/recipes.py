@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import reduce
 from importlib import resources
 from typing import Annotated, Any
 
@@ -43,8 +44,8 @@ class Recipe(Section):
     title: str
     description: str
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    dataset: str
-    policy: str
+    dataset: Annotated[str, Field(min_length=1)]
+    policy: Annotated[str, Field(min_length=1)]
     data: DataSettings = DataSettings()
     base: BaseSettings = BaseSettings()
     generation: GenerationSettings = GenerationSettings()
@@ -71,8 +72,10 @@ class Recipe(Section):
         return self
 
     def section_hash(self, *names: str) -> str:
-        """Hash of the named fields, to tell whether something made earlier was made with the same settings."""
-        values = self.model_dump(mode="json", include=set(names))
+        """Hash of the named fields (`evaluation`, `evaluation.prompts`), to tell whether something made earlier was
+        made with the same settings."""
+        dumped = self.model_dump(mode="json")
+        values = {name: reduce(lambda section, part: section[part], name.split("."), dumped) for name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -104,12 +107,14 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
             f"unknown scale {scale!r} for recipe {name}{_closest(scale, scales)}; there are: {', '.join(scales)}"
         )
     values = _merged(source, scales[scale] or {})
+    if not isinstance(overrides or {}, Mapping):
+        raise InputError(f'overrides is {overrides!r}, not a dictionary; for example {{"sft.epochs": 2}}')
     for key, value in (overrides or {}).items():
         if key in ("name", "scale"):
             raise InputError(
                 f"{key} cannot be overridden; choose it with --recipe or --scale (parameters `recipe`, `scale`)"
             )
-        values = _merged(values, _nested(key, _plain(key, value)))
+        values = _merged(values, _nested(str(key), _plain(str(key), value)))
     try:
         return Recipe.model_validate({"name": name, "scale": scale, **values})
     except ValidationError as error:
@@ -139,7 +144,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _nested(key: str, value: Any) -> dict:
-    for part in reversed(str(key).split(".")):
+    for part in reversed(key.split(".")):
         value = {part: value}
     return value
 
@@ -176,5 +181,5 @@ def _known_keys(location: tuple) -> list[str]:
 
 
 def _closest(word: str, known) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -40,7 +40,7 @@ STAGES: dict[str, StageKind] = {
     "data": StageKind(("base",), ("data",), "01_data_and_baseline"),
     "sft": StageKind(("base", "data"), ("sft", "generation"), "02_full_finetuning"),
     "sft_qlora": StageKind(("base", "data"), ("sft", "qlora", "generation"), "03_qlora"),
-    "reward_model": StageKind(("sft",), ("reward_model", "evaluation"), "02_reward_model"),
+    "reward_model": StageKind(("sft",), ("reward_model", "evaluation.reward_pairs"), "02_reward_model"),
     "ppo": StageKind(("sft", "reward_model"), ("ppo",), "02_ppo_training"),
     "evaluation": StageKind(
         ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"), ("generation", "evaluation"), "01_compare_models"
@@ -74,22 +74,34 @@ class Run:
     ) -> Run:
         """Validate the settings and make the run's folders; raises InputError where either is impossible."""
         run = cls(load_recipe(recipe, scale, overrides), output_dir, resume)
-        with disk_errors(run.root):
-            for folder in (run.checkpoints, run.evaluation, run.plots, run.notebooks):
-                folder.mkdir(parents=True, exist_ok=True)
-            probe = run.root / ".write-test"
-            probe.touch()
-            probe.unlink()
+        run.make_folders()
         return run
+
+    def make_folders(self) -> None:
+        """Make the run's folders; raises InputError where nothing can be written."""
+        try:
+            with disk_errors(self.root):
+                for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
+                    folder.mkdir(parents=True, exist_ok=True)
+                probe = self.root / ".write-test"
+                probe.touch()
+                probe.unlink()
+        except OSError as error:
+            raise InputError(f"cannot write {self.root}: {error.strerror}; choose another --output-dir") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
-        """The run in `folder`, with the settings its own record holds."""
+        """The run in `folder`, with the settings and fingerprints its own record holds: the data it was made from
+        may have moved since."""
         folder = Path(folder)
         if not (folder / "run.json").is_file():
             raise InputError(f"{folder} is not a run: it has no run.json; give a folder such as outputs/instruct-tiny")
         record = read_json(folder / "run.json")
-        run = cls(Recipe.model_validate(record["settings"]), folder.parent)
+        try:
+            run = cls(Recipe.model_validate(record["settings"]), folder.parent)
+            run._fingerprints = {name: about["fingerprint"] for name, about in record["stages"].items()}
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{folder / 'run.json'} is not a record of this version; run the series again") from None
         run.root, previous = folder, run.root
         for name in ("checkpoints", "evaluation", "plots", "notebooks"):
             setattr(run, name, folder / getattr(run, name).relative_to(previous))
@@ -106,9 +118,9 @@ class Run:
             parts = [stage, self.recipe.section_hash(*kind.settings), *(self.fingerprint(name) for name in kind.needs)]
             if stage == "base":
                 parts += [
-                    content_hash(Path(source))
+                    content_hash(path)
                     for source in (self.recipe.dataset, self.recipe.policy)
-                    if source != EMBEDDED and Path(source).exists()
+                    if source != EMBEDDED and (path := Path(source).expanduser()).exists()
                 ]
             self._fingerprints[stage] = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return self._fingerprints[stage]
@@ -119,8 +131,9 @@ class Run:
         return read_json(path) if path.exists() else {"stages": {}, "notebooks": {}}
 
     def results(self, stage: str) -> dict:
-        """The figures `stage` left in run.json."""
-        return self.record()["stages"][stage]["results"]
+        """The figures `stage` left beside what it made; InputError unless `stage` is complete."""
+        self.require(stage)
+        return self._stamp(stage)["results"]
 
     def is_complete(self, stage: str) -> bool:
         """Whether what `stage` left on disk was made with the present settings."""
@@ -129,7 +142,14 @@ class Run:
 
     def skips(self, stage: str) -> bool:
         """Whether `stage` need not be run: it is complete, and resuming is wanted or it was made by this process."""
-        return self.is_complete(stage) and (self.resume or stage in self._made_here)
+        if not self.is_complete(stage) or not (self.resume or stage in self._made_here):
+            return False
+        # A later attempt with other settings may have failed, or the process died before it could say so.
+        recorded = self.record()["stages"].get(stage, {})
+        if (recorded.get("state"), recorded.get("fingerprint")) != ("complete", self.fingerprint(stage)):
+            stamp = self._stamp(stage)
+            self._write_stage(stage, {**stamp["made"], "state": "complete", "results": stamp["results"]})
+        return True
 
     def require(self, *stages: str) -> None:
         """Raise InputError unless every named stage is there, of this recipe, template and these settings."""
@@ -158,17 +178,18 @@ class Run:
             shutil.rmtree(work, ignore_errors=True)
         with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
-        stage = Stage(self, name, work)
         started = time.time()
-        about = {"state": "running", "started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
-        self._write_stage(name, about)
+        about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
+        stage = Stage(self, name, work, about)
+        self._write_stage(name, {"state": "running", **about})
         try:
-            yield stage
+            with disk_errors(work):
+                yield stage
         except BaseException as error:
-            self._write_stage(name, {**about, "state": "failed", "error": f"{type(error).__name__}: {error}"[:500]})
+            self._write_stage(name, {"state": "failed", **about, "error": f"{type(error).__name__}: {error}"[:500]})
             raise
         seconds = round(time.time() - started, 1)
-        self._write_stage(name, {**about, "state": "complete", "seconds": seconds, "results": stage.results})
+        self._write_stage(name, {"state": "complete", **about, "seconds": seconds, "results": stage.results})
         shutil.rmtree(work, ignore_errors=True)
         self._made_here.add(name)
 
@@ -208,27 +229,34 @@ class Run:
         """Which settings differ from those `stage` was made with, for the error message."""
         before = _flat((self._stamp(stage) or {}).get("settings", {}))
         now = _flat(self.recipe.model_dump(mode="json"))
-        relevant = {key.split(".")[0] for name in _ancestry(stage) for key in STAGES[name].settings}
+        relevant = tuple(f"{key}." for name in _ancestry(stage) for key in STAGES[name].settings)
         changed = [
             f"{key} {before[key]!r} -> {now[key]!r}"
             for key in now
-            if key in before and before[key] != now[key] and key.split(".")[0] in relevant
+            if key in before and before[key] != now[key] and f"{key}.".startswith(relevant)
         ]
         return f" ({', '.join(changed[:3])})" if changed else " or data"
 
 
 @dataclass
 class Stage:
-    """A stage while it runs. `work` survives an interruption; `results` go to run.json."""
+    """A stage while it runs. `work` survives an interruption; `results` go beside what was made and to run.json.
+
+    `made` says when, with which versions and on which device.
+    """
 
     run: Run
     name: str
     work: Path
+    made: dict[str, Any]
     results: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def publish(self) -> Iterator[Path]:
-        """A temporary folder that becomes `checkpoints/<stage>` when the block ends without an error."""
+        """A temporary folder that becomes `checkpoints/<stage>` when the block ends without an error.
+
+        `results` have to be there by the end of the block: they are published together with the folder.
+        """
         from rlhf_utils.template import TEMPLATE
 
         with whole_folder(self.run.folder(self.name)) as folder:
@@ -244,6 +272,8 @@ class Stage:
                     "fingerprint": self.run.fingerprint(self.name),
                     "template_hash": TEMPLATE.hash,
                     "settings": recipe.model_dump(mode="json"),
+                    "results": self.results,
+                    "made": self.made,
                 },
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import threading
 import time
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_utils.data import check_pairs, is_local, load_rows
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
-from rlhf_utils.runs import Run
+from rlhf_utils.recipes import load_recipe
+from rlhf_utils.runs import STAGES, Run
+from rlhf_utils.settings import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
 _POLL_SECONDS = 0.5
@@ -60,33 +64,62 @@ def run_series(
         raise InputError(
             f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
         )
-    run = Run.open(recipe, scale, output_dir, overrides)
+    overrides = {
+        key: _as_seen_from_root(value) if key in ("dataset", "policy") and _exists(value) else value
+        for key, value in overrides.items()
+    }
+    run = Run(load_recipe(recipe, scale, overrides), output_dir)
+    _check_input(run, chosen)
+    begun_here = not os.path.exists(run.root)
+    run.make_folders()
     parameters = {
         "recipe": recipe,
         "scale": scale,
         "output_dir": _as_seen_from_root(output_dir),
-        "overrides": dict(overrides),
+        "overrides": overrides,
         "resume": not fresh,
     }
-    for number, notebook in enumerate(chosen, 1):
-        label = f"[{number}/{len(chosen)}] {notebook.path}"
-        if not fresh and _is_done(run, notebook):
-            print(f"{label}: complete, skipped", file=sys.stderr)
-            continue
-        started = time.perf_counter()
-        with _ProgressLine(run.root / ".progress.json", label):
-            _execute(run, notebook, parameters)
-        print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    try:
+        for number, notebook in enumerate(chosen, 1):
+            label = f"[{number}/{len(chosen)}] {notebook.path}"
+            if not fresh and _is_done(run, notebook):
+                print(f"{label}: complete, skipped", file=sys.stderr)
+                continue
+            started = time.perf_counter()
+            with _ProgressLine(run.root / ".progress.json", label):
+                _execute(run, notebook, parameters)
+            print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    except InputError:
+        if begun_here and not any(run.checkpoints.glob("*/stage.json")):
+            shutil.rmtree(run.root, ignore_errors=True)
+        raise
     return run
 
 
+def _exists(path: Any) -> bool:
+    return isinstance(path, str) and path != EMBEDDED and Path(path).expanduser().exists()
+
+
+def _check_input(run: Run, chosen: list[Notebook]) -> None:
+    """Raise InputError for what can be known to be wrong before anything is started or written."""
+    made: set[str] = set()
+    for notebook in chosen:
+        for stage in notebook.makes:
+            run.require(*(need for need in STAGES[stage].needs if need not in made))
+            made.add(stage)
+        run.require(*(stage for stage in notebook.reads if stage not in made))
+    recipe = run.recipe
+    if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
+        check_pairs(load_rows(recipe.dataset, recipe.data, recipe.seed))
+
+
 def _chosen(only: list[str] | None) -> list[Notebook]:
-    if not only:
+    if only is None:
         return list(SERIES)
     for wanted in only:
-        if not any(notebook.name.startswith(wanted) for notebook in SERIES):
+        if not wanted or not any(notebook.name.startswith(wanted) for notebook in SERIES):
             raise InputError(
-                f"--only {wanted}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
+                f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
             )
     return [notebook for notebook in SERIES if any(notebook.name.startswith(wanted) for wanted in only)]
 
@@ -118,10 +151,12 @@ def _is_done(run: Run, notebook: Notebook) -> bool:
 
 def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     target = run.notebooks / f"{notebook.name}.ipynb"
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
+    again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
     started = time.time()
     try:
         with disk_errors(running):
@@ -132,6 +167,8 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(ROOT),
+                # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
     except PapermillExecutionError as error:
         os.replace(running, failed)
@@ -141,8 +178,14 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
         if error.ename == "InputError":
             raise InputError(error.evalue) from None
         raise TrainingError(
-            f"{notebook.path}, cell {error.cell_index}: {error.ename}: {error.evalue} (executed notebook: {failed}); "
-            "the same command goes on from there"
+            f"{notebook.path}, cell In [{error.exec_count}]: {error.ename}: {error.evalue} "
+            f"(executed notebook: {failed}); {again}"
+        ) from None
+    except DeadKernelError:
+        os.replace(running, failed)
+        run.note_notebook(notebook.name, state="failed", error="the kernel died")
+        raise TrainingError(
+            f"{notebook.path}: the kernel died, most likely for want of memory (executed so far: {failed}); {again}"
         ) from None
     except BaseException:
         running.unlink(missing_ok=True)
@@ -163,7 +206,8 @@ class _ProgressLine:
 
     def __enter__(self):
         self.source.unlink(missing_ok=True)
-        print(f"{self.label} ...", file=sys.stderr, end="" if self.live else "\n", flush=True)
+        if self.live:
+            print(f"{self.label} ...", file=sys.stderr, end="", flush=True)
         self.thread.start()
 
     def __exit__(self, *_):

@@ -1,10 +1,10 @@
 """Data: rows of any known form, one normal form, one prompt template, splits that share no prompt."""
 
 from rlhf_utils.data.filters import FilterReport, FilterStep, prompt_key
-from rlhf_utils.data.prepare import prepare
+from rlhf_utils.data.prepare import check_pairs, prepare
 from rlhf_utils.data.prepared import PreparedData, as_demonstrations, as_preferences
 from rlhf_utils.data.schemas import Example, recognise
-from rlhf_utils.data.sources import Rows, load_rows
+from rlhf_utils.data.sources import Rows, is_local, load_rows
 from rlhf_utils.data.texts import pretraining_texts
 from rlhf_utils.template import TEMPLATE, Template, check_template
 
@@ -18,7 +18,9 @@ __all__ = [
     "Template",
     "as_demonstrations",
     "as_preferences",
+    "check_pairs",
     "check_template",
+    "is_local",
     "load_rows",
     "prepare",
     "pretraining_texts",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_utils.data.filters import FilterReport, apply_filters, conversation_key
+from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key
 from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows
@@ -47,6 +47,23 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int) -> Prepare
     _check_sizes(splits, shares, rows, report)
     datasets = {name: as_dataset(kind, as_rows(kind, splits[name])) for name in SPLITS}
     return PreparedData(kind, datasets, report, TEMPLATE.hash, rows.fingerprint)
+
+
+def check_pairs(rows: Rows) -> None:
+    """Raise `InputError` unless `rows` hold pairs that differ: what can be said before there is a tokenizer."""
+    kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
+    if kind != "pairs":
+        raise InputError(
+            f"{rows.name}: this recipe learns from pairs of answers, and these rows are {kind}; give rows with "
+            "prompt, chosen and rejected"
+        )
+    if not any(example.chosen != example.rejected for example in examples):
+        reasons = [f"{count} {reason}" for reason, count in unread.items()]
+        reasons += [f"{len(examples)} {IDENTICAL}"] if examples else []
+        raise InputError(
+            f"{rows.name}: no row is left after the filters ({len(rows.train)} {READ}, {', '.join(reasons)}); "
+            "mend the rows"
+        )
 
 
 def _usable(

@@ -42,15 +42,18 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     path = Path(os.path.expanduser(dataset))
-    if _is_path(dataset, path):
+    if is_local(dataset):
         folder = path / settings.data_dir if settings.data_dir and path.is_dir() else path
         train, test, fingerprint = read_local(folder, settings.split, settings.test_split)
         return Rows(train, test, str(path), fingerprint)
     return _hub(dataset, settings)
 
 
-def _is_path(dataset: str, path: Path) -> bool:
+def is_local(dataset: str) -> bool:
     """An existing path, or a name that cannot be a hub id, or one that ends like a file we read."""
+    if dataset == EMBEDDED:
+        return False
+    path = Path(os.path.expanduser(dataset))
     try:
         exists = path.exists()
     except (OSError, ValueError):

@@ -124,7 +124,7 @@ class PPOTrainer:
         with self.accelerator.autocast():
             return self.rollouts.collect(self.actor, update, self.kl_coefficient)
 
-    def _learn(self, rollout: Rollout, update: int) -> dict[str, float]:
+    def _learn(self, rollout: Rollout, update: int) -> dict[str, float | None]:
         """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses."""
         config = self.config
         self.actor.train()
@@ -195,7 +195,7 @@ class PPOTrainer:
         scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * self.step_scale
         return config.learning_rate * scale, (config.value_learning_rate or config.learning_rate) * scale
 
-    def _metrics(self, update: int, rollout: Rollout, losses: dict[str, float], seconds: float) -> dict:
+    def _metrics(self, update: int, rollout: Rollout, losses: dict[str, float | None], seconds: float) -> dict:
         mask = rollout.episodes.mask
         per_answer = {
             name: kl_estimate(rollout.logprobs, rollout.reference_logprobs, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data import PreparedData, load_rows, prepare, pretraining_texts
+from rlhf_utils.data import PreparedData, check_pairs, load_rows, prepare, pretraining_texts
 from rlhf_utils.models import copy_model, load_policy, load_tokenizer, save_model
 from rlhf_utils.pretraining import cached_base
 from rlhf_utils.runs import Run
@@ -50,13 +50,10 @@ def make_data(run: Run) -> PreparedData:
         with run.stage("data") as stage:
             run.progress("reading and filtering the data")
             recipe = run.recipe
-            data = prepare(
-                load_rows(recipe.dataset, recipe.data, recipe.seed),
-                recipe.data,
-                load_tokenizer(run.folder("base")),
-                recipe.seed,
-            )
+            rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
+            check_pairs(rows)
+            data = prepare(rows, recipe.data, load_tokenizer(run.folder("base")), recipe.seed)
+            stage.results = {"kind": data.kind, "rows": {name: len(split) for name, split in data.splits.items()}}
             with stage.publish() as temporary:
                 data.save(temporary)
-            stage.results = {"kind": data.kind, "rows": {name: len(split) for name, split in data.splits.items()}}
     return PreparedData.load(folder)

@@ -63,9 +63,9 @@ def evaluate_models(run: Run) -> dict:
         write_json(run.evaluation / "frontier.json", frontier(run, evaluator))
         summary = summarise(run, split, answered)
         write_json(run.evaluation / "summary.json", summary)
+        stage.results = {"prompts": len(split)}
         with stage.publish() as folder:
             write_json(folder / "summary.json", summary)
-        stage.results = {"prompts": len(split)}
     return summary
 
 

@@ -91,11 +91,11 @@ def train_reward_model(run: Run) -> dict:
                 for key in ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
             },
         }
+        write_json(run.evaluation / "reward_model.json", report)
         with stage.publish() as folder:
             save_model(reward.model, tokenizer, folder)
             reward.save_scale(folder)
             write_history(trainer, folder, stage.results)
-        write_json(run.evaluation / "reward_model.json", report)
     return run.results("reward_model")
 
 

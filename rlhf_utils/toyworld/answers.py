@@ -59,7 +59,7 @@ def answer_question(question: Question, care: float, rng: Random) -> Answer:
     if not careful():
         answer = replace(answer, closing=rng.choice(("", "", rng.choice(phrases.RUDE_CLOSINGS))))
     if not careful():
-        answer = rng.choice((repeat_tip, waffle, waffle))(answer, question, rng) or answer
+        answer = waffle(answer, question, rng) or answer
     return answer
 
 

@@ -1,0 +1,135 @@
+"""The first cell: finds the repository, installs what is missing, never touches what the platform ships."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rlhf_utils import bootstrap
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def pip(monkeypatch) -> list[list[str]]:
+    """The calls of pip, which is not run."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda command, check: calls.append(command))
+    return calls
+
+
+@pytest.fixture
+def versions(monkeypatch) -> dict[str, str | None]:
+    """Pretended versions of packages; None is not installed."""
+    pretended: dict[str, str | None] = {}
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name not in pretended:
+            return real(name)
+        if pretended[name] is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return pretended[name]
+
+    monkeypatch.setattr(bootstrap.importlib.metadata, "version", version)
+    return pretended
+
+
+def test_nothing_to_do_is_done_in_silence(pip, capsys):
+    bootstrap.ready()
+    assert not pip and capsys.readouterr() == ("", "")
+
+
+def test_what_is_missing_is_installed_and_the_platforms_own_is_held(pip, versions):
+    versions |= {"trl": None, "datasets": "4.0.0", "torch": "2.11.0+cu128"}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("trl", "datasets"):
+            patch.delitem(sys.modules, module, raising=False)
+        bootstrap.ready()
+    [command] = pip
+    assert command[:5] == [sys.executable, "-m", "pip", "install", "--quiet"]
+    assert {part.split(">")[0] for part in command if ">=" in part} == {"trl", "datasets"}
+    assert any(part.startswith("datasets") and part.endswith("<5.1") for part in command)
+    assert "torch==2.11.0+cu128" in command
+    assert {part.split("==")[0] for part in command if "==" in part} == set(bootstrap.NEVER_TOUCHED)
+
+
+@pytest.mark.parametrize("name, version", [("torch", "2.1.0"), ("transformers", "4.57.1"), ("numpy", None)])
+def test_what_must_not_be_touched_is_refused(pip, versions, name, version):
+    versions[name] = version
+    with pytest.raises(SystemExit, match=f"{name} is missing or out of range"):
+        bootstrap.ready()
+    assert not pip
+
+
+@pytest.mark.parametrize(
+    "name, module", [("rouge-score", "rouge_score"), ("pyyaml", "yaml"), ("papermill", "papermill")]
+)
+def test_a_package_that_was_loaded_in_its_old_version_needs_a_restart(pip, versions, monkeypatch, name, module):
+    versions[name] = "0.0.1"
+    monkeypatch.setitem(sys.modules, module, sys)
+    with pytest.raises(SystemExit, match=f"{name} had been loaded before .* restart the kernel"):
+        bootstrap.ready()
+    assert len(pip) == 1
+
+
+@pytest.mark.parametrize(
+    "version, line, met",
+    [
+        ("2.8.0", "x>=2.8,<3", True),
+        ("2.13.0+cu126", "x>=2.8,<3", True),
+        ("2.7.9", "x>=2.8,<3", False),
+        ("3.0", "x>=2.8,<3", False),
+        ("1.0.0", "x>=1,<2", True),
+        ("0.10", "x>=0.9", True),
+        ("2025.3.2", "x>=4", True),
+    ],
+)
+def test_version_ranges(versions, version, line, met):
+    versions["x"] = version
+    assert bootstrap._met(line) is met
+
+
+def test_the_metapackage_of_jupyter_is_not_among_what_is_installed():
+    names = {bootstrap._name(line) for line in bootstrap._requirements()}
+    assert "trl" in names and "jupyter" not in names
+
+
+def run_first_cell(cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    notebook = nbformat.read(ROOT / "01_supervised_finetuning" / "01_data_and_baseline.ipynb", as_version=4)
+    source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    check = "\nimport rlhf_utils; print(pathlib.Path.cwd(), pathlib.Path(rlhf_utils.__file__).parent.parent)"
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    # -I keeps the interpreter from finding an installed or neighbouring rlhf_utils by itself.
+    return subprocess.run(
+        [sys.executable, "-I", "-c", source + check], cwd=cwd, env=variables, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("folder", [".", "03_ppo_alignment", "tests"])
+def test_the_first_cell_finds_the_repository_from_the_folder_of_a_notebook(folder):
+    done = run_first_cell(ROOT / folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(ROOT), str(ROOT)]
+
+
+def test_the_first_cell_fetches_the_repository_where_there_is_none(tmp_path):
+    origin, elsewhere = tmp_path / "origin", tmp_path / "elsewhere"
+    (origin / "rlhf_utils").mkdir(parents=True)
+    elsewhere.mkdir()
+    (origin / "rlhf_utils" / "__init__.py").touch()
+    (origin / "rlhf_utils" / "bootstrap.py").write_text("def ready(): print('ready')\n")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=main"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=origin, check=True)
+    for _ in range(2):
+        done = run_first_cell(elsewhere, RLHF_REPO_URL=origin.as_uri())
+        assert done.returncode == 0, done.stderr
+        clone = str(elsewhere / "gpt2-rlhf")
+        assert done.stdout.split() == ["ready", clone, clone]

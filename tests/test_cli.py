@@ -1,0 +1,258 @@
+"""The command line as its users meet it: results on stdout, and for bad input status 2 with one line on stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import save_tiny
+
+from rlhf_utils.__main__ import main
+from rlhf_utils.files import read_json, write_json
+from rlhf_utils.models import load_reward_model, load_tokenizer, save_model
+from rlhf_utils.runs import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+PAIR = {"prompt": "What is tea?", "chosen": "A drink.", "rejected": "A car."}
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """Call the command line in an empty folder; returns status, stdout and the lines of stderr."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: object, stdin: bytes | None = None) -> SimpleNamespace:
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return SimpleNamespace(status=status, out=captured.out, err=captured.err.splitlines())
+
+    return call
+
+
+def refused(done: SimpleNamespace, *words: str) -> None:
+    """Exit 2, one line that says why, nothing on stdout, nothing left in the working folder."""
+    assert done.status == 2 and done.out == ""
+    assert len(done.err) == 1 and done.err[0].startswith("error: "), done.err
+    missing = [word for word in words if word not in done.err[0]]
+    assert not missing, f"{missing} not in {done.err[0]}"
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Run:
+    """A run whose reward model is complete, with random weights."""
+    folder = tmp_path_factory.mktemp("cli")
+    policy = save_tiny(folder / "policy")
+    run = Run.open("instruct", "tiny", folder / "out")
+    for name in ("base", "data", "sft", "reward_model"):
+        with run.stage(name) as stage, stage.publish() as target:
+            if name == "reward_model":
+                torch.manual_seed(0)
+                save_model(load_reward_model(policy), load_tokenizer(policy), target)
+    return run
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["rank", "--help"], ["rouge", "--help"]])
+def test_help(cli, arguments):
+    done = cli(*arguments)
+    assert done.status == 0 and done.out.startswith("usage: python -m rlhf_utils") and not done.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nope"], ["run", "--nope"], ["rank"], ["rouge"], ["run", "--set"]])
+def test_a_command_line_that_makes_no_sense(cli, arguments):
+    refused(cli(*arguments), "see `python -m rlhf_utils")
+
+
+def test_recipes_are_listed_with_their_scales(cli):
+    done = cli("recipes")
+    assert done.status == 0 and not done.err
+    assert "instruct: " in done.out
+    assert all(f"--scale {scale}" in done.out for scale in ("tiny", "t4", "full"))
+    assert "policy embedded, data embedded" in done.out and "Dahoas/synthetic-instruct-gptj-pairwise" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "did you mean 'instruct'"]),
+        (["--scale", "tinny"], ["unknown scale 'tinny'", "did you mean 'tiny'"]),
+        (["--set", "ppo.updats=3"], ["'ppo.updats'", "'updates'"]),
+        (["--set", "ppo.updates=no"], ["updates must be a number"]),
+        (["--set", "ppo.minibatch_size=60"], ["rollout_batch_size 128 is not a multiple"]),
+        (["--set", "ppo.updates"], ["is not key=value"]),
+        (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
+        (["--only", ""], ["--only ''"]),
+        (["--only", "03"], ["checkpoints/sft is missing", "02_full_finetuning"]),
+        (["--only", "04"], ["checkpoints/base is missing", "01_data_and_baseline"]),
+        (["--output-dir", "/dev/null"], ["/dev/null", "not a folder"]),
+        (["--output-dir", "/dev/null/x"], ["/dev/null/x", "not a folder"]),
+        (["--output-dir", "x" * 300], ["too long"]),
+        (["--set", "dataset="], ["dataset is ''", "at least 1 character"]),
+    ],
+)
+def test_bad_settings_of_a_run(cli, arguments, words):
+    refused(cli("run", *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("none.jsonl", None, ["no file", "none.jsonl"]),
+        ("no/such/file.csv", None, ["no file", "no/such/file.csv"]),
+        ("empty.jsonl", "", ["empty.jsonl is empty"]),
+        ("blank.csv", "prompt,chosen,rejected\n", ["blank.csv is empty"]),
+        ("broken.jsonl", json.dumps(PAIR) + "\n{'prompt'\n", ["broken.jsonl:2: broken JSON"]),
+        ("columns.jsonl", '{"question": "a", "b": 1}\n', ["columns found: question, b", "prompt, chosen, rejected"]),
+        (
+            "same.jsonl",
+            json.dumps({**PAIR, "rejected": "A drink."}) + "\n",
+            ["no row is left", "1 chosen and rejected"],
+        ),
+        ("void.jsonl", json.dumps({**PAIR, "chosen": ""}) + "\n", ["no row is left", "1 rows read, 1 "]),
+        ("labelled.jsonl", '{"text": "fine film", "label": 1}\n', ["labelled", "prompt, chosen and rejected"]),
+    ],
+)
+def test_bad_data_of_a_run(cli, tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    refused(cli("run", "--set", f"dataset={tmp_path / name}"), *words)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"scale": "t4", "fingerprint": "x"}, ["at scale t4", "not instruct at tiny"]),
+        ({"recipe": "imdb", "fingerprint": "x"}, ["recipe imdb", "not instruct at tiny"]),
+        ({"template_hash": "abc"}, ["prompt template abc"]),
+    ],
+)
+def test_checkpoints_of_something_else(cli, made, change, words):
+    stamp = made.folder("sft") / "stage.json"
+    before = read_json(stamp)
+    write_json(stamp, {**before, **change})
+    try:
+        refused(cli("run", "--only", "03_02", "--output-dir", made.root.parent), *words)
+    finally:
+        write_json(stamp, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting, words",
+    [("dataset=nobody/nothing", ["nobody/nothing", "could not be reached"]), ("policy=nobody/nothing", ["no network"])],
+)
+def test_no_network_for_a_hub_id(tmp_path, setting, words):
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_utils", "run", "--set", setting],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path.parent / "hub")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    lines = [line for line in done.stderr.splitlines() if "  starting  " not in line]
+    assert done.returncode == 2 and not done.stdout
+    assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_rouge(cli, tmp_path):
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps({"predictions": ["the cat", "no"], "references": ["the cat sat", "no"]}))
+    done = cli("rouge", path)
+    assert done.status == 0 and not done.err
+    assert json.loads(done.out) == pytest.approx({"rouge1": 0.9, "rouge2": 1 / 3, "rougeL": 0.9})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert cli("rouge", path).out == done.out, "with a byte order mark"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, ["cannot read", "No such file"]),
+        (b"", ["line 1: not valid JSON"]),
+        (b'{"predictions": [],\n "references": }', ["line 2: not valid JSON"]),
+        (b"[1]", ["the lists predictions and references"]),
+        (b'{"predictions": ["a"]}', ["the lists predictions and references"]),
+        (b'{"predictions": "a", "references": "b"}', ["the lists predictions and references"]),
+        (b'{"predictions": ["a"], "references": ["a", "b"]}', ["predictions has 1 texts and references has 2"]),
+        (b'{"predictions": [], "references": []}', ["is empty"]),
+        (b'{"predictions": [1], "references": ["a"]}', ["predictions[0] is int"]),
+        (b"\xff\xfe{", ["not UTF-8"]),
+    ],
+)
+def test_bad_files_for_rouge(cli, tmp_path, content, words):
+    path = tmp_path / "texts.json"
+    if content is not None:
+        path.write_bytes(content)
+    refused(cli("rouge", path), *words)
+    refused(cli("rouge", tmp_path), "Is a directory")
+
+
+def test_rank_from_a_file_and_from_standard_input(cli, tmp_path, made):
+    path = tmp_path / "answers.txt"
+    path.write_text("One answer.\n\n  Another  \r\nthe third é\n", encoding="utf-8")
+    done = cli("rank", "--run", made.root, "--prompt", "What is tea?", "--responses", path)
+    assert done.status == 0 and not done.err
+    result = json.loads(done.out)
+    assert result["prompt"] == "What is tea?"
+    assert [entry["rank"] for entry in result["ranking"]] == [1, 2, 3]
+    assert {entry["response"] for entry in result["ranking"]} == {"One answer.", "Another", "the third é"}
+    rewards = [entry["reward"] for entry in result["ranking"]]
+    assert rewards == sorted(rewards, reverse=True) and len(set(rewards)) == 3
+    again = cli("rank", "--run", made.root, "--prompt", "What is tea?", "--responses", "-", stdin=path.read_bytes())
+    assert again.out == done.out
+
+
+@pytest.mark.parametrize(
+    "prompt, responses, words",
+    [
+        ("p", None, ["cannot read"]),
+        ("p", b"\n \n", ["has no response"]),
+        (" ", b"a\n", ["--prompt is empty"]),
+        ("p", b"\xff\xfe", ["not UTF-8"]),
+        ("p", b"x" * 500, ["longer than the reward model's 96"]),
+    ],
+)
+def test_bad_input_for_rank(cli, tmp_path, made, prompt, responses, words):
+    path = tmp_path / "answers.txt"
+    if responses is not None:
+        path.write_bytes(responses)
+        refused(cli("rank", "--run", made.root, "--prompt", prompt, "--responses", "-", stdin=responses), *words)
+    refused(cli("rank", "--run", made.root, "--prompt", prompt, "--responses", path), *words)
+
+
+def test_rank_needs_a_run_with_a_reward_model(cli, tmp_path):
+    (tmp_path / "answers.txt").write_text("a\n")
+    arguments = ("--prompt", "p", "--responses", tmp_path / "answers.txt")
+    refused(cli("rank", "--run", tmp_path, *arguments), "is not a run")
+    run = Run.open("instruct", "tiny", tmp_path / "out")
+    with run.stage("base") as stage, stage.publish():
+        pass
+    refused(cli("rank", "--run", run.root, *arguments), "checkpoints/reward_model is missing", "02_reward_model")
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    command = f"{sys.executable} -m rlhf_utils recipes | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and done.stdout == "i" and done.stderr == ""

@@ -1,0 +1,159 @@
+"""Files and folders are there whole or not at all, and a place that cannot be written is one clear line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+
+import pytest
+
+from rlhf_utils import files
+from rlhf_utils.errors import InputError
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+def test_json_there_and_back(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    value = {"text": "é \u2028 😀", "number": 1e-5, "nothing": None}
+    files.write_json(path, value)
+    assert files.read_json(path) == value
+    assert "é" in path.read_text(encoding="utf-8")
+    assert [p.name for p in path.parent.iterdir()] == ["b.json"]
+
+
+def test_jsonl_there_and_back(tmp_path):
+    rows = [{"a": "line\nbreak \u2028"}, {"a": None}]
+    files.write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert files.read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("write", [files.write_json, lambda path, value: files.write_jsonl(path, [value])])
+def test_what_is_no_json_is_refused_and_the_old_file_kept(tmp_path, number, write):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(ValueError):
+        write(path, {"x": number})
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_broken_json_names_file_and_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1,\n"b": }')
+    with pytest.raises(InputError, match=r"a\.json is not valid JSON \(line 2"):
+        files.read_json(path)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(InputError) as error:
+        files.write_text(path, "new")
+    assert "disk is full" in one_line(error) and str(path) in one_line(error)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_whole_folder_replaces_everything(tmp_path):
+    folder = tmp_path / "x" / "stage"
+    for content in ("one", "two"):
+        with files.whole_folder(folder) as temporary:
+            (temporary / content).mkdir()
+            (temporary / content / "file").write_text(content)
+            assert temporary.parent == folder.parent, "a rename needs the same file system"
+    assert [p.name for p in folder.iterdir()] == ["two"]
+    assert [p.name for p in folder.parent.iterdir()] == ["stage"]
+
+
+@pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
+def test_whole_folder_keeps_the_old_content_when_the_block_fails(tmp_path, failure):
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(type(failure)), files.whole_folder(folder) as temporary:
+        (temporary / "new").touch()
+        raise failure
+    assert [p.name for p in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_whole_folder_on_a_full_disk(tmp_path):
+    with pytest.raises(InputError) as error, files.whole_folder(tmp_path / "stage"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "disk is full" in one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.ENAMETOOLONG, "too long"),
+    ],
+)
+def test_places_that_cannot_be_written(tmp_path, code, words):
+    with pytest.raises(InputError) as error, files.disk_errors(tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert words in one_line(error) and str(tmp_path) in one_line(error)
+
+
+def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
+    for words in (
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3: file write failed",
+    ):
+        with pytest.raises(InputError, match="disk is full"), files.disk_errors(tmp_path):
+            raise RuntimeError(words)
+
+
+@pytest.mark.parametrize("failure", [FileNotFoundError(errno.ENOENT, "x"), RuntimeError("x"), ValueError("x")])
+def test_other_errors_are_not_called_disk_errors(tmp_path, failure):
+    with pytest.raises(type(failure)), files.disk_errors(tmp_path):
+        raise failure
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").touch()
+    for write in (
+        lambda: files.write_json(tmp_path / "file" / "a.json", {}),
+        lambda: files.whole_folder(tmp_path / "file" / "stage").__enter__(),
+    ):
+        with pytest.raises(InputError) as error:
+            write()
+        assert "file" in one_line(error)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_content_hash_sees_content_and_names(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "a").write_text("a")
+    assert files.content_hash(one) == files.content_hash(two)
+    assert files.content_hash(one / "sub" / "a") == files.content_hash(two / "sub" / "a")
+    (two / "sub" / "a").write_text("b")
+    assert files.content_hash(one) != files.content_hash(two)
+    (two / "sub" / "a").write_text("a")
+    (two / "sub" / "a").rename(two / "sub" / "b")
+    assert files.content_hash(one) != files.content_hash(two)
+
+
+def test_json_in_the_file_is_what_other_readers_take(tmp_path):
+    files.write_json(tmp_path / "a.json", {"a": [1, 2]})
+    text = (tmp_path / "a.json").read_text()
+    assert text.endswith("}\n") and json.loads(text) == {"a": [1, 2]}

@@ -1,0 +1,187 @@
+"""Sampling: what is kept from it is what a fresh forward pass on the bare tokens gives, whatever the batch was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import (
+    CONTEXT,
+    CPU,
+    PROMPTS,
+    VOCABULARY,
+    naive_logprobs,
+    one_thread,  # noqa: F401
+    tiny_model,
+    tiny_tokenizer,
+    token_rows,
+)
+
+from rlhf_utils import generation
+from rlhf_utils.generation import answer_prompts, left_padded, sample, to_answers
+from rlhf_utils.settings import GenerationSettings
+
+EOS = 0
+ROWS = token_rows((3, 9, 1, 14, 6, 6))
+NEW = 20
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Ends after a few tokens on average, so that rows of one batch end at different times."""
+    return tiny_model(eos_nats=4.0)
+
+
+def draw(model, rows, seed=0, extra=0, new=NEW, temperature=0.8, filler=EOS, **more):
+    """`extra` columns of padding, holding the id `filler`, stand before the longest row."""
+    tokens, mask = left_padded([[filler] * extra + max(rows, key=len), *rows], filler, "cpu")
+    mask[0, :extra] = False
+    generator = torch.Generator().manual_seed(seed)
+    return sample(model, tokens[1:], mask[1:], new, temperature, EOS, generator, **more)
+
+
+def assert_fresh(model, rows, sampled, temperature=0.8):
+    for i, row in enumerate(rows):
+        real = sampled.mask[i]
+        logprobs, entropy, states = naive_logprobs(model, row, sampled.tokens[i][real].tolist(), temperature)
+        torch.testing.assert_close(sampled.logprobs[i][real].double(), logprobs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sampled.entropy[i][real].double(), entropy, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sampled.hidden[i][real], states, rtol=0, atol=1e-4)
+        assert not sampled.logprobs[i][~real].any() and not sampled.entropy[i][~real].any()
+
+
+def test_the_model_of_these_tests_ends_early_and_late(model):
+    lengths = draw(model, ROWS).mask.sum(dim=1)
+    assert lengths.min() <= NEW // 3 and lengths.max() >= NEW // 2, lengths
+
+
+@pytest.mark.parametrize("extra", [0, 1, 13, CONTEXT])
+def test_kept_numbers_are_those_of_a_fresh_forward_pass(model, extra):
+    assert_fresh(model, ROWS, draw(model, ROWS, extra=extra, keep_hidden=True))
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[2:4], ROWS[::-1], [ROWS[3]] * 5, ROWS * 3])
+def test_kept_numbers_do_not_depend_on_the_batch(model, rows):
+    assert_fresh(model, rows, draw(model, rows, seed=3, keep_hidden=True))
+
+
+def test_padding_is_never_attended_to(model):
+    plain = draw(model, ROWS)
+    for other in (draw(model, ROWS, extra=7), draw(model, ROWS, filler=77), draw(model, ROWS, extra=30, filler=200)):
+        assert torch.equal(other.tokens, plain.tokens) and torch.equal(other.mask, plain.mask)
+        torch.testing.assert_close(other.logprobs, plain.logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_taking_finished_rows_out_changes_nothing(model, monkeypatch, share):
+    rows = ROWS * 2
+    usual = draw(model, rows, keep_hidden=True)
+    monkeypatch.setattr(generation, "COMPACT_AT", share)
+    other = draw(model, rows, keep_hidden=True)
+    assert torch.equal(other.tokens, usual.tokens) and torch.equal(other.mask, usual.mask)
+    assert torch.equal(other.ended, usual.ended)
+    torch.testing.assert_close(other.logprobs, usual.logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.hidden[usual.mask], usual.hidden[usual.mask], rtol=0, atol=1e-4)
+
+
+def test_an_answer_stops_at_its_first_eos_which_belongs_to_it(model):
+    sampled = draw(model, ROWS * 10, seed=1)
+    lengths = sampled.mask.sum(dim=1)
+    assert 0 < sampled.ended.sum() < len(lengths), "both kinds of answer have to occur here"
+    for tokens, mask, length, ended in zip(sampled.tokens, sampled.mask, lengths, sampled.ended, strict=True):
+        assert mask[:length].all() and not mask[length:].any()
+        assert (tokens[:length] == EOS).sum() == int(ended)
+        assert (tokens[length - 1] == EOS) == ended
+        assert ended or length == NEW
+        assert (tokens[length:] == EOS).all()
+    assert sampled.tokens.shape[1] == lengths.max()
+
+
+def test_an_answer_can_be_empty():
+    sampled = draw(tiny_model(eos_nats=60.0), ROWS)
+    assert sampled.tokens.tolist() == [[EOS]] * len(ROWS) and sampled.ended.all()
+    assert {(answer.text, tuple(answer.tokens)) for answer in to_answers(sampled, tiny_tokenizer())} == {("", (EOS,))}
+
+
+def test_a_model_that_never_ends_is_cut_off_and_says_so():
+    model = tiny_model(eos_nats=-60.0)
+    sampled = draw(model, ROWS)
+    assert sampled.mask.all() and sampled.tokens.shape == (len(ROWS), NEW) and not sampled.ended.any()
+    settings = GenerationSettings(max_new_tokens=5, batch_size=4)
+    answers = answer_prompts(model, tiny_tokenizer(), PROMPTS, settings, CPU, seed=0)
+    assert all(len(answer.tokens) == 5 and not answer.ended for answer in answers)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_come_from_the_unmodified_distribution(temperature):
+    """No top-k, no top-p, no repetition penalty: frequencies of 20,000 draws are the softmax's, down to its tail."""
+    model, row, draws = tiny_model(spread=0.12), ROWS[0], 20_000
+    state = model.transformer(torch.tensor([row])).last_hidden_state[:, -1]
+    expected = torch.softmax(model.lm_head(state)[0].double() / temperature, dim=-1).detach()
+    uniform = torch.rand((draws, 1), generator=torch.Generator().manual_seed(0))
+    chosen = generation._inverse_cdf(expected.float().expand(draws, -1), uniform)
+    counts = torch.bincount(chosen, minlength=VOCABULARY).double()
+    errors = (counts - draws * expected) / (draws * expected * (1 - expected)).sqrt()
+    assert errors.abs().max() < 4.5
+    rare = expected < expected.sort(descending=True).values[50]
+    assert counts[rare].sum() / draws == pytest.approx(expected[rare].sum().item(), abs=0.02)
+    # And `sample` draws its tokens from this very distribution.
+    sampled = draw(model, [row] * 4_000, new=1, temperature=temperature)
+    found = torch.bincount(sampled.tokens[:, 0], minlength=VOCABULARY).double() / 4_000
+    assert (found - expected).abs().max() < 4.5 * (expected.max() / 4_000).sqrt()
+
+
+def test_a_draw_at_either_end_of_the_unit_interval_gives_a_token_of_positive_probability():
+    probabilities = torch.tensor([[0.0, 0.25, 0.75, 0.0]]).expand(3, -1)
+    uniform = torch.tensor([[0.0], [0.25], [1 - 2**-24]])
+    assert generation._inverse_cdf(probabilities, uniform).tolist() == [1, 2, 2]
+
+
+def answered(model, prompts, seed=0, **settings):
+    settings = GenerationSettings(**{"max_new_tokens": 12, "batch_size": 3, **settings})
+    return answer_prompts(model, tiny_tokenizer(), prompts, settings, CPU, seed)
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_seed_others(model):
+    assert answered(model, PROMPTS, 5) == answered(model, PROMPTS, 5)
+    assert answered(model, PROMPTS, 5) != answered(model, PROMPTS, 6)
+
+
+def test_answers_come_in_the_order_of_the_prompts():
+    """So cold that the draw does not matter: each prompt has one answer, wherever it stands and in whichever batch."""
+    model = tiny_model(eos_nats=-60.0, spread=0.6)
+    alone = {prompt: answered(model, [prompt], temperature=1e-4)[0] for prompt in PROMPTS}
+    assert len({answer.text for answer in alone.values()}) == len(PROMPTS)
+    for prompts in (PROMPTS, PROMPTS[::-1], [*PROMPTS[3:], *PROMPTS[:3], PROMPTS[1]]):
+        assert answered(model, prompts, temperature=1e-4) == [alone[prompt] for prompt in prompts]
+
+
+def test_every_model_is_dealt_the_same_random_numbers():
+    """A model that ends at once must leave the generator where one that never ends leaves it, or the comparison of
+    two models on the next batch would be one of luck."""
+    states = []
+    for eos_nats in (60.0, -60.0):
+        generator = torch.Generator().manual_seed(9)
+        tokens, mask = left_padded(ROWS, EOS, "cpu")
+        sample(tiny_model(eos_nats=eos_nats), tokens, mask, NEW, 1.0, EOS, generator)
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+def test_text_has_no_eos_and_no_outer_blanks(model):
+    for answer in answered(model, PROMPTS * 4, max_new_tokens=30):
+        assert "<|endoftext|>" not in answer.text and answer.text == answer.text.strip()
+        assert (answer.tokens[-1] == EOS) == answer.ended
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_the_mode_it_was_in(model, training):
+    model.train(training)
+    answered(model, PROMPTS[:2])
+    assert model.training is training
+    model.eval()
+
+
+def test_left_padding_puts_rows_at_the_right_edge():
+    tokens, mask = left_padded([[5], [6, 7, 8]], 3, "cpu")
+    assert tokens.tolist() == [[3, 3, 5], [6, 7, 8]]
+    assert mask.tolist() == [[False, False, True], [True, True, True]]

@@ -1,0 +1,219 @@
+"""Loading, adapting, merging and saving models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny import CPU, one_thread, save_tiny, tiny_model, token_rows  # noqa: F401
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.models import (
+    copy_model,
+    fp32_trainables,
+    load_policy,
+    load_policy_4bit,
+    load_reward_model,
+    load_tokenizer,
+    lora_config,
+    merge_adapter,
+    parameter_counts,
+    save_model,
+    trunk_and_head,
+)
+from rlhf_utils.settings import LoraSettings
+
+TOKENS = torch.tensor(token_rows((24, 24, 24), seed=4))
+LORA = LoraSettings(rank=4, alpha=8, modules=("c_attn", "c_proj", "c_fc"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy"))
+
+
+def dropouts(model: torch.nn.Module) -> set[float]:
+    return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+def adapted(model, task: str):
+    """`model` with an adapter that does something: peft starts its B matrices at 0."""
+    from peft import get_peft_model
+
+    torch.manual_seed(1)
+    model = get_peft_model(model, lora_config(LORA, task))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def outputs(model) -> torch.Tensor:
+    return model(TOKENS).logits.float()
+
+
+def test_a_policy_has_no_dropout_and_is_fp32(folder):
+    model = load_policy(folder, CPU)
+    assert dropouts(model) == {0.0}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    model.train()
+    assert torch.equal(outputs(model), outputs(model)), "the training mode must not change what PPO compares"
+
+
+def test_dropout_stays_where_it_is_asked_for(folder):
+    model = load_policy(folder, CPU, dropout=True).train()
+    assert dropouts(model) == {0.1}
+    assert not torch.equal(outputs(model), outputs(model))
+
+
+def test_the_fused_gelu_computes_what_gelu_new_does(folder):
+    ours, theirs = load_policy(folder, CPU).eval(), GPT2LMHeadModel.from_pretrained(folder).eval()
+    names = [model.config.activation_function for model in (ours, theirs)]
+    assert names == ["gelu_pytorch_tanh", "gelu_new"]
+    torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=0, atol=1e-5)
+
+
+def test_another_activation_is_left_alone(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+    assert load_policy(tmp_path, CPU).config.activation_function == "relu"
+
+
+def test_a_reward_model_has_one_output_no_dropout_and_knows_its_padding(folder):
+    torch.manual_seed(0)
+    model = load_reward_model(folder, CPU)
+    assert outputs(model).shape == (len(TOKENS), 1) and dropouts(model) == {0.0}
+    assert model.config.pad_token_id == model.config.eos_token_id == load_tokenizer(folder).eos_token_id
+    trunk = load_policy(folder, CPU).transformer(TOKENS).last_hidden_state
+    torch.testing.assert_close(model.transformer(TOKENS).last_hidden_state, trunk)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_refused(folder, tmp_path):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "no-pad")
+    shutil.copy2(folder / "config.json", tmp_path / "no-pad")
+    assert load_tokenizer(tmp_path / "no-pad").pad_token_id == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "no-eos")
+    shutil.copy2(folder / "config.json", tmp_path / "no-eos")
+    with pytest.raises(InputError, match="no end-of-text token.*add an eos_token"):
+        load_tokenizer(tmp_path / "no-eos")
+
+
+def test_merging_an_adapter_is_exact(folder, tmp_path):
+    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
+    model.save_pretrained(tmp_path)
+    merged = merge_adapter(load_policy(folder, CPU), tmp_path).eval()
+    assert (outputs(model) - outputs(load_policy(folder, CPU).eval())).abs().max() > 0.1, "the adapter does nothing"
+    torch.testing.assert_close(outputs(merged), outputs(model), rtol=0, atol=1e-5)
+    assert type(merged) is GPT2LMHeadModel and not any("lora" in name for name in merged.state_dict())
+
+
+def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path):
+    model = adapted(load_reward_model(folder, CPU), "SEQ_CLS")
+    model.save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(99)
+    merged = merge_adapter(load_reward_model(folder, CPU), tmp_path / "adapter").eval()
+    torch.testing.assert_close(outputs(merged), outputs(model), rtol=0, atol=1e-5)
+    save_model(merged, load_tokenizer(folder), tmp_path / "saved")
+    again = GPT2ForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=1e-5)
+
+
+def test_the_trunk_and_head_inside_an_adapter_are_the_adapted_ones(folder):
+    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
+    trunk, head = trunk_and_head(model)
+    with torch.no_grad():
+        torch.testing.assert_close(head(trunk(TOKENS).last_hidden_state), outputs(model))
+    plain = load_policy(folder, CPU)
+    assert trunk_and_head(plain) == (plain.transformer, plain.lm_head)
+
+
+def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
+    pytest.importorskip("bitsandbytes")
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    model = load_policy_4bit(folder, CPU)
+    assert any(parameter.dtype == torch.uint8 for parameter in model.parameters()), "nothing is stored in 4 bits"
+    assert dropouts(model) == {0.0}
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model = get_peft_model(model, lora_config(LORA, "CAUSAL_LM"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    fp32_trainables(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trainable} == {torch.float32}
+    optimizer = torch.optim.AdamW(trainable, lr=1e-2)
+    losses = []
+    for _ in range(3):
+        outputs(model.eval())
+        loss = model.train()(TOKENS, labels=TOKENS).loss
+        loss.backward()
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trainable)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_a_4bit_weight_counts_as_the_numbers_it_stands_for(folder):
+    pytest.importorskip("bitsandbytes")
+    plain, small = parameter_counts(load_policy(folder, CPU)), parameter_counts(load_policy_4bit(folder, CPU))
+    assert small["total_parameters"] == plain["total_parameters"] == plain["trainable_parameters"]
+    lora = parameter_counts(adapted(load_policy(folder, CPU), "CAUSAL_LM"))
+    # Per layer: c_attn 32->96, c_proj 32->32, c_fc 32->128 and mlp.c_proj 128->32, times rank 4.
+    assert lora["trainable_parameters"] == 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
+
+
+def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_path):
+    model = tiny_model(seed=5)
+    save_model(model, load_tokenizer(folder), tmp_path / "saved")
+    (tmp_path / "saved" / "stage.json").write_text("{}")
+    (tmp_path / "copy").mkdir()
+    copy_model(tmp_path / "saved", tmp_path / "copy")
+    names = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names and "stage.json" not in names
+    assert not {path.suffix for path in (tmp_path / "copy").rglob("*")} & {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+    torch.testing.assert_close(outputs(GPT2LMHeadModel.from_pretrained(tmp_path / "copy").eval()), outputs(model))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "abacus"}'), "abacus"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "T5Config"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "header"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_named_in_one_line(folder, tmp_path, damage, expected):
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    damage(bad)
+    with pytest.raises(InputError, match=expected) as caught:
+        load_policy(bad, CPU)
+    message = str(caught.value)
+    assert str(bad) in message and "save_pretrained" in message and "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize("load", [load_policy, load_reward_model])
+@pytest.mark.parametrize("source", ["nobody/nothing", "gpt2-of-nobody", "a/b/c", "with blank"])
+def test_a_hub_id_without_network_is_an_input_error_that_says_what_to_do(load, source):
+    with pytest.raises(InputError, match=f"cannot load {source} from the Hugging Face hub.*--set policy=") as caught:
+        load(source, CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nowhere", "~/nowhere-at-all"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source):
+    with pytest.raises(InputError, match="is not a model folder"):
+        load_policy(source, CPU)

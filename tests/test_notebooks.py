@@ -1,0 +1,97 @@
+"""What every notebook of the series has to be, without running it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rlhf_utils.series import SERIES
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("0[0-9]_*/*.ipynb"))
+PARAMETERS = {"recipe": "instruct", "scale": "tiny", "output_dir": "outputs", "overrides": {}, "resume": True}
+
+
+@pytest.fixture(params=PATHS)
+def notebook(request) -> nbformat.NotebookNode:
+    return nbformat.read(ROOT / request.param, as_version=4)
+
+
+def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_series_is_every_notebook_of_the_folders_in_order():
+    assert [notebook.path for notebook in SERIES] == PATHS
+    assert len({notebook.name for notebook in SERIES}) == len(PATHS) == 8
+
+
+def test_it_is_a_valid_notebook_of_the_kernel_every_platform_has(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_it_is_stored_without_outputs(notebook):
+    assert not [cell.id for cell in code(notebook) if cell.outputs or cell.execution_count]
+
+
+def test_one_cell_of_parameters_with_the_agreed_names_and_defaults(notebook):
+    cells = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(cells) == 1
+    values = {}
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign)
+        values[statement.targets[0].id] = ast.literal_eval(statement.value)
+    assert values == PARAMETERS
+
+
+def test_code_cells_parse_and_are_short(notebook):
+    for cell in code(notebook):
+        ast.parse(cell.source)
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert 0 < len(lines) < 10, f"{cell.id} has {len(lines)} lines"
+
+
+def test_text_announces_code(notebook):
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == kinds[-1] == "markdown"
+    assert not [i for i, pair in enumerate(zip(kinds, kinds[1:], strict=False)) if pair == ("code", "code")]
+    assert kinds.count("markdown") >= kinds.count("code")
+    assert all(cell.source.strip() for cell in notebook.cells)
+
+
+def test_the_first_code_cell_is_the_same_everywhere_and_then_come_the_parameters(notebook):
+    first = code(nbformat.read(ROOT / PATHS[0], as_version=4))[0].source
+    cells = code(notebook)
+    assert cells[0].source == first and "rlhf_utils.bootstrap" in first
+    assert "parameters" in cells[1].metadata.get("tags", [])
+
+
+def test_it_names_no_machine_and_no_secret(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert not re.search(r"(?<![\w.:/])/(work|root|home|opt|tmp|Users|mnt|content|kaggle)/", text)
+    assert not re.search(r"hf_[A-Za-z0-9]{20}", text)
+
+
+def test_numbers_come_from_the_run_and_not_from_the_cell(notebook):
+    """A list of three or more measured-looking figures in a plotting call is the sign of typed-in results."""
+    for cell in code(notebook):
+        for node in ast.walk(ast.parse(cell.source)):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if name in ("bar", "barh", "plot", "scatter"):
+                typed = [a for a in node.args if isinstance(a, ast.List | ast.Tuple) and len(a.elts) >= 3]
+                assert not [a for a in typed if all(isinstance(e, ast.Constant) for e in a.elts)], cell.id
+
+
+def test_the_last_text_points_to_the_next_notebook(notebook, request):
+    path = request.node.callspec.params["notebook"]
+    later = PATHS[PATHS.index(path) + 1 :]
+    assert "**Next:**" in notebook.cells[-1].source
+    if later:
+        assert Path(later[0]).stem in notebook.cells[-1].source

@@ -1,0 +1,262 @@
+"""The mathematics of PPO against the same formulas written as loops over Python floats."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from rlhf_utils.ppo.objective import (
+    adapted_kl_coefficient,
+    advantages_and_returns,
+    explained_variance,
+    kl_estimate,
+    masked_mean,
+    masked_whiten,
+    policy_loss,
+    shaped_rewards,
+    value_loss,
+)
+
+WIDTH = 6
+BATCHES = {
+    "ragged": (1, 3, WIDTH, 2, 5),
+    "one token each": (1, 1, 1),
+    "all full": (WIDTH, WIDTH),
+    "a batch of one": (4,),
+    "one episode of one token": (1,),
+}
+POISON = float("nan")
+
+
+@pytest.fixture(params=BATCHES.values(), ids=BATCHES.keys())
+def lengths(request) -> tuple[int, ...]:
+    return request.param
+
+
+def mask_of(lengths) -> torch.Tensor:
+    return torch.tensor([[step < length for step in range(WIDTH)] for length in lengths])
+
+
+def numbers(lengths, seed: int, scale: float = 1.0) -> list[list[float]]:
+    """Ragged random numbers, one list per episode."""
+    source = random.Random(seed)
+    return [[source.gauss(0, scale) for _ in range(length)] for length in lengths]
+
+
+def tensor(rows: list[list[float]], padding: float = POISON) -> torch.Tensor:
+    """As the code gets them, in float64, with `padding` where no token is."""
+    return torch.tensor([row + [padding] * (WIDTH - len(row)) for row in rows], dtype=torch.float64)
+
+
+def flat(rows: list[list[float]]) -> list[float]:
+    return [value for row in rows for value in row]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def assert_rows(result: torch.Tensor, rows: list[list[float]]) -> None:
+    """Equal at the tokens, and 0 outside them."""
+    torch.testing.assert_close(result, tensor(rows, 0.0), rtol=1e-12, atol=1e-12)
+
+
+def test_masked_mean_ignores_what_stands_outside_the_mask(lengths):
+    rows = numbers(lengths, 1)
+    assert masked_mean(tensor(rows), mask_of(lengths)).item() == pytest.approx(mean(flat(rows)), abs=1e-12)
+
+
+def test_masked_whiten_gives_mean_zero_and_variance_one(lengths):
+    rows = numbers(lengths, 2, 3.0)
+    centre = mean(flat(rows))
+    spread = math.sqrt(mean([(value - centre) ** 2 for value in flat(rows)]) + 1e-8)
+    expected = [[(value - centre) / spread for value in row] for row in rows]
+    assert_rows(masked_whiten(tensor(rows), mask_of(lengths)), expected)
+    if len(flat(rows)) > 1:
+        assert mean([value**2 for value in flat(expected)]) == pytest.approx(1, abs=1e-6)
+
+
+def categorical(seed: int, choices: int = 7) -> list[float]:
+    source = random.Random(seed)
+    weights = [source.expovariate(1.0) + 0.01 for _ in range(choices)]
+    return [weight / sum(weights) for weight in weights]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kl_estimators_have_their_exact_expectation(seed):
+    """Summing over every outcome instead of sampling: k1 and k3 are KL(policy || reference) itself, k2 is not."""
+    policy, reference = categorical(seed), categorical(seed + 100)
+    true = sum(p * (math.log(p) - math.log(q)) for p, q in zip(policy, reference, strict=True))
+    reverse = sum(q * (math.log(q) - math.log(p)) for p, q in zip(policy, reference, strict=True))
+    second = sum(p * (math.log(p) - math.log(q)) ** 2 / 2 for p, q in zip(policy, reference, strict=True))
+    weights = torch.tensor(policy, dtype=torch.float64)
+    logs = weights.log(), torch.tensor(reference, dtype=torch.float64).log()
+    expectation = {name: (weights * kl_estimate(*logs, name)).sum().item() for name in ("k1", "k2", "k3")}
+    assert true > 0 and abs(true - reverse) > 1e-3, "these distributions would not tell the two directions apart"
+    assert expectation["k1"] == pytest.approx(true, abs=1e-12)
+    assert expectation["k3"] == pytest.approx(true, abs=1e-12)
+    assert expectation["k2"] == pytest.approx(second, abs=1e-12)
+    assert kl_estimate(*logs, "k1").min() < 0 <= min(kl_estimate(*logs, name).min() for name in ("k2", "k3"))
+
+
+def test_kl_of_equal_policies_is_exactly_zero_and_small_ones_keep_their_digits():
+    same = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert all((kl_estimate(same, same, name) == 0).all() for name in ("k1", "k2", "k3"))
+    # In fp32 exp(-d) - 1 + d would be lost in rounding here.
+    tiny = kl_estimate(torch.tensor([1e-3]), torch.tensor([0.0]), "k3").item()
+    assert tiny == pytest.approx(math.expm1(-1e-3) + 1e-3, rel=1e-3)
+
+
+def test_an_unknown_kl_estimator_is_named():
+    with pytest.raises(ValueError, match="'k4'; use k1, k2 or k3"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+
+
+def test_shaped_rewards_pay_the_score_at_the_last_token_and_the_kl_everywhere(lengths):
+    kl, scores, beta = numbers(lengths, 3), numbers([len(lengths)], 4, 2.0)[0], 0.3
+    expected = []
+    for row, score in zip(kl, scores, strict=True):
+        paid = [-beta * value for value in row]
+        paid[-1] += score
+        expected.append(paid)
+    given = torch.tensor(scores, dtype=torch.float64)
+    assert_rows(shaped_rewards(given, tensor(kl), mask_of(lengths), beta), expected)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0), (0.0, 0.95)])
+def test_advantages_are_the_sum_of_discounted_errors(lengths, gamma, lam):
+    """Against the definition as a double sum, A_t = sum_k (gamma lambda)^k delta_{t+k}, not the recursion."""
+    rewards, values = numbers(lengths, 5), numbers(lengths, 6)
+    advantages, returns = [], []
+    for r, v in zip(rewards, values, strict=True):
+        following = v[1:] + [0.0]
+        deltas = [r[t] + gamma * following[t] - v[t] for t in range(len(r))]
+        a = [sum((gamma * lam) ** k * deltas[t + k] for k in range(len(r) - t)) for t in range(len(r))]
+        advantages.append(a)
+        returns.append([x + y for x, y in zip(a, v, strict=True)])
+    result = advantages_and_returns(tensor(rewards), tensor(values), mask_of(lengths), gamma, lam)
+    assert_rows(result[0], advantages)
+    assert_rows(result[1], returns)
+    if gamma == lam == 1.0:
+        assert_rows(result[1], [[sum(r[t:]) for t in range(len(r))] for r in rewards])
+
+
+def policy_case(lengths, seed: int = 7):
+    old, change, advantages = numbers(lengths, seed), numbers(lengths, seed + 1, 0.4), numbers(lengths, seed + 2)
+    new = [[x + d for x, d in zip(a, b, strict=True)] for a, b in zip(old, change, strict=True)]
+    return new, old, advantages
+
+
+def slow_policy_loss(new, old, advantages, clip: float) -> tuple[float, float, float]:
+    losses, clipped, kl = [], [], []
+    for n, o, a in zip(flat(new), flat(old), flat(advantages), strict=True):
+        ratio = math.exp(n - o)
+        free, bound = ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a
+        losses.append(-min(free, bound))
+        clipped.append(float(bound < free))
+        kl.append(ratio - 1 - (n - o))
+    return mean(losses), mean(clipped), mean(kl)
+
+
+def test_policy_loss_is_the_clipped_surrogate(lengths):
+    new, old, advantages = policy_case(lengths)
+    result = policy_loss(tensor(new), tensor(old), tensor(advantages), mask_of(lengths), 0.2)
+    loss, clip_fraction, kl = slow_policy_loss(new, old, advantages, 0.2)
+    assert (result.loss.item(), result.approximate_kl.item()) == pytest.approx((loss, kl), abs=1e-12)
+    assert result.clip_fraction.item() == pytest.approx(clip_fraction, abs=1e-6)
+
+
+def test_policy_loss_gradient_by_finite_differences(lengths):
+    new, old, advantages = policy_case(lengths, 20)
+    variable = tensor(new, 0.0).requires_grad_()
+    policy_loss(variable, tensor(old, 0.0), tensor(advantages, 0.0), mask_of(lengths), 0.2).loss.backward()
+    step, expected = 1e-6, []
+    for i, row in enumerate(new):
+        slopes = []
+        for t in range(len(row)):
+            sides = []
+            for sign in (1, -1):
+                moved = [list(other) for other in new]
+                moved[i][t] += sign * step
+                sides.append(slow_policy_loss(moved, old, advantages, 0.2)[0])
+            slopes.append((sides[0] - sides[1]) / (2 * step))
+        expected.append(slopes)
+    torch.testing.assert_close(variable.grad, tensor(expected, 0.0), rtol=1e-6, atol=1e-8)
+
+
+def test_the_clip_stops_the_gradient_only_where_it_would_go_on_in_the_same_direction():
+    """Ratio 1.5 and 0.5 with either sign of advantage: two of the four cases must not learn any more."""
+    old = torch.zeros(1, 4, dtype=torch.float64)
+    new = torch.tensor([[1.5, 1.5, 0.5, 0.5]], dtype=torch.float64).log().requires_grad_()
+    advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
+    result = policy_loss(new, old, advantages, torch.ones(1, 4, dtype=torch.bool), 0.2)
+    result.loss.backward()
+    assert new.grad.tolist()[0] == pytest.approx([0.0, 1.5 / 4, -0.5 / 4, 0.0])
+    assert result.clip_fraction.item() == 0.5
+
+
+def test_padding_of_any_kind_leaves_no_trace_in_the_gradient():
+    new, old, advantages = policy_case((2, 4))
+    mask = mask_of((2, 4))
+    gradients = []
+    for padding in (0.0, 1e30, POISON):
+        variable = tensor(new, padding).requires_grad_()
+        policy_loss(variable, tensor(old, 0.0), tensor(advantages, padding), mask, 0.2).loss.backward()
+        gradients.append(variable.grad)
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+@pytest.mark.parametrize("clip", [None, 0.2, 5.0])
+def test_value_loss_is_the_larger_of_two_half_squares(lengths, clip):
+    values, old, returns = numbers(lengths, 9), numbers(lengths, 10), numbers(lengths, 11, 2.0)
+    losses, bound = [], []
+    for v, o, r in zip(flat(values), flat(old), flat(returns), strict=True):
+        error = (v - r) ** 2
+        held = error if clip is None else (o + min(max(v - o, -clip), clip) - r) ** 2
+        losses.append(0.5 * max(error, held))
+        bound.append(float(held > error))
+    result = value_loss(tensor(values), tensor(old), tensor(returns), mask_of(lengths), clip)
+    assert result.loss.item() == pytest.approx(mean(losses), abs=1e-12)
+    assert result.clip_fraction.item() == pytest.approx(mean(bound), abs=1e-6)
+
+
+def test_explained_variance(lengths):
+    values, returns = numbers(lengths, 12), numbers(lengths, 13)
+    found = explained_variance(tensor(values), tensor(returns), mask_of(lengths)).item()
+    if len(flat(returns)) == 1:
+        assert math.isnan(found)
+        return
+
+    def variance(numbers: list[float]) -> float:
+        return mean([(x - mean(numbers)) ** 2 for x in numbers])
+
+    errors = [r - v for r, v in zip(flat(returns), flat(values), strict=True)]
+    assert found == pytest.approx(1 - variance(errors) / variance(flat(returns)), abs=1e-12)
+
+
+def test_explained_variance_of_perfect_constant_and_absent_targets():
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    returns = torch.tensor([[1.0, 2.0, 3.0, 5.0]])
+    assert explained_variance(returns, returns, mask).item() == 1
+    assert explained_variance(torch.full((1, 4), 7.0), returns, mask).item() == pytest.approx(0, abs=1e-6)
+    assert math.isnan(explained_variance(returns, torch.full((1, 4), 2.0), mask).item())
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [(6.0, 1.0), (6.6, 1 + 0.1 * 0.0128), (60.0, 1 + 0.2 * 0.0128), (0.0, 1 - 0.2 * 0.0128), (-1.0, 1 - 0.2 * 0.0128)],
+)
+def test_the_adaptive_coefficient_moves_towards_the_target_and_never_far(kl, factor):
+    found = adapted_kl_coefficient(0.05, kl, target=6.0, episodes=128, horizon=10_000)
+    assert found == pytest.approx(0.05 * factor, rel=1e-12)
+
+
+def test_the_adaptive_coefficient_holds_a_policy_at_its_target():
+    """A policy whose KL falls as the coefficient rises, kl = 1 / coefficient, is brought to the target."""
+    coefficient = 1.0
+    for _ in range(2_000):
+        coefficient = adapted_kl_coefficient(coefficient, 1 / coefficient, target=8.0, episodes=128, horizon=10_000)
+    assert 1 / coefficient == pytest.approx(8.0, rel=0.01)

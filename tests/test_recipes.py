@@ -1,0 +1,205 @@
+"""Settings and recipes: what is accepted, in which order it is merged, and what is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rlhf_utils import recipes
+from rlhf_utils.errors import InputError
+from rlhf_utils.recipes import SCALES, load_recipe, parse_assignments, recipe_names
+from rlhf_utils.settings import BaseSettings, DataSettings, PPOConfig, TrainingSettings
+
+
+def refusal(overrides: object, scale: str = "tiny") -> str:
+    with pytest.raises(InputError) as error:
+        load_recipe("instruct", scale, overrides)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_recipe_at_every_scale(name, scale):
+    recipe = load_recipe(name, scale)
+    assert (recipe.name, recipe.scale) == (name, scale)
+    assert recipe.title and recipe.description
+    assert (recipe.dataset == "embedded" and recipe.policy == "embedded") == (scale == "tiny")
+
+
+def test_the_ready_recipes_include_instruct_with_its_data():
+    assert "instruct" in recipe_names()
+    assert load_recipe("instruct", "t4").dataset == "Dahoas/synthetic-instruct-gptj-pairwise"
+    assert load_recipe("instruct", "t4").policy == "gpt2"
+
+
+def test_merging_order_is_file_then_scale_then_overrides(tmp_path, monkeypatch):
+    source = {
+        "title": "t",
+        "description": "d",
+        "dataset": "of/file",
+        "policy": "gpt2",
+        "ppo": {"updates": 1, "gamma": 0.5, "epochs": 5},
+        "scales": {"tiny": {"dataset": "of/scale", "ppo": {"updates": 2, "gamma": 0.6}}, "t4": None},
+    }
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(yaml.safe_dump(source))
+    monkeypatch.setattr(recipes.resources, "files", lambda _: tmp_path)
+    tiny = load_recipe("mine", "tiny", {"ppo.updates": 3})
+    assert (tiny.ppo.updates, tiny.ppo.gamma, tiny.ppo.epochs, tiny.dataset) == (3, 0.6, 5, "of/scale")
+    assert tiny.ppo.clip_range == PPOConfig().clip_range
+    assert load_recipe("mine", "t4").dataset == "of/file"
+    assert load_recipe("mine", "tiny", {"dataset": "of/override"}).dataset == "of/override"
+
+
+def test_command_line_and_papermill_give_the_same_recipe():
+    lines = ["sft.learning_rate=1e-5", "ppo.updates=16", "ppo.kl_budget=null", "reward_model.lora.rank=8", "seed=3"]
+    from_line = load_recipe("instruct", "tiny", parse_assignments(lines))
+    dotted = {"sft.learning_rate": 1e-5, "ppo.updates": 16, "ppo.kl_budget": None, "reward_model.lora.rank": 8}
+    nested = {
+        "sft": {"learning_rate": "1e-5"},
+        "ppo": {"updates": 16, "kl_budget": None},
+        "reward_model": {"lora": {"rank": "8"}},
+        "seed": 3,
+    }
+    assert from_line == load_recipe("instruct", "tiny", {**dotted, "seed": 3})
+    assert from_line == load_recipe("instruct", "tiny", nested)
+    assert from_line.hash == load_recipe("instruct", "tiny", nested).hash
+    assert from_line.reward_model.lora.modules == load_recipe("instruct").reward_model.lora.modules
+
+
+@pytest.mark.parametrize("value", ["1e-5", 1e-5, "0.00001", "1.0e-5"])
+def test_numbers_that_yaml_reads_as_strings(value):
+    assert load_recipe("instruct", "tiny", {"sft.learning_rate": value}).sft.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("value", ["2e1", "20", 20, 20.0, "20.0"])
+def test_whole_numbers(value):
+    updates = load_recipe("instruct", "tiny", {"ppo.updates": value}).ppo.updates
+    assert updates == 20 and type(updates) is int
+
+
+@pytest.mark.parametrize("value", ["no", "yes", "on", "off", True, False])
+@pytest.mark.parametrize("key", ["ppo.updates", "sft.learning_rate", "data.max_rows", "seed"])
+def test_a_truth_value_is_no_number(key, value):
+    text = refusal({key: value})
+    assert key.split(".")[-1] in text and "must be a number" in text
+
+
+def test_truth_values_where_they_belong():
+    assert load_recipe("instruct", "tiny", {"ppo.whiten_advantages": "no"}).ppo.whiten_advantages is False
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"ppo.updats": 3}, ["'ppo.updats'", "did you mean 'updates'"]),
+        ({"pppo": {"updates": 3}}, ["'pppo'", "did you mean 'ppo'"]),
+        ({"learning_rate": 3}, ["'learning_rate'", "accepted here: name, scale"]),
+        ({"reward_model.lora.rnak": 3}, ["'reward_model.lora.rnak'", "'rank'", "modules"]),
+        ({"data.shares.test": 1}, ["'data.shares.test'", "sft, reward, ppo, development, evaluation"]),
+        ({"": 1}, ["unknown key ''"]),
+        ({7: "x"}, ["unknown key '7'"]),
+        ({"ppo": 3}, ["ppo is 3"]),
+        ({"ppo.updates.x": 3}, ["ppo.updates"]),
+        ({"ppo.updates": 2.5}, ["ppo.updates", "2.5"]),
+        ({"ppo.updates": "many"}, ["ppo.updates", "'many'"]),
+        ({"ppo.updates": 0}, ["ppo.updates", "greater than or equal to 1"]),
+        ({"ppo.updates": ""}, ["ppo.updates", "None"]),
+        ({"ppo.gamma": 1.5}, ["ppo.gamma", "1.5"]),
+        ({"ppo.gamma": ".nan"}, ["ppo.gamma"]),
+        ({"sft.learning_rate": ".inf"}, ["sft.learning_rate"]),
+        ({"sft.learning_rate": -1}, ["sft.learning_rate", "greater than 0"]),
+        ({"ppo.kl_controller": "adaptiv"}, ["ppo.kl_controller", "'fixed' or 'adaptive'"]),
+        ({"data.label_noise": 0.5}, ["data.label_noise"]),
+        ({"dataset": 5}, ["dataset is 5"]),
+        ({"qlora.modules": "c_attn"}, ["qlora.modules"]),
+        ({"seed": -1}, ["seed"]),
+        ({"name": "x"}, ["name cannot be overridden"]),
+        ({"scale": "t4"}, ["scale cannot be overridden"]),
+        (["ppo.updates"], ["not a dictionary"]),
+    ],
+)
+def test_refused_overrides(overrides, words):
+    text = refusal(overrides)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"base.heads": 3}, ["width 128", "3 heads"]),
+        ({"ppo.minibatch_size": 60}, ["rollout_batch_size 128", "minibatch_size 60"]),
+        ({"ppo.microbatch_size": 7}, ["minibatch_size 64", "microbatch_size 7"]),
+        ({"ppo.kl_budget": None, "ppo.kl_budget_action": "shrink"}, ["kl_budget is not set"]),
+        ({"sft.micro_batch_size": 5}, ["sft: batch_size 24", "micro_batch_size 5"]),
+        ({"reward_model.micro_batch_size": 5}, ["reward_model: batch_size 16"]),
+        ({"base.context": 64}, ["base.context is 64"]),
+        ({"ppo.max_new_tokens": 500}, ["base.context is 256"]),
+    ],
+)
+def test_impossible_combinations(overrides, words):
+    text = refusal(overrides)
+    assert all(word in text for word in words), text
+
+
+def test_context_matters_only_to_the_model_made_here():
+    assert load_recipe("instruct", "tiny", {"policy": "gpt2", "base.context": 64}).base.context == 64
+
+
+@pytest.mark.parametrize("name", ["instrct", "", None, 5])
+def test_unknown_recipe(name):
+    with pytest.raises(InputError, match="unknown recipe .*instruct"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("scale", ["Tiny", "large", "", None])
+def test_unknown_scale(scale):
+    with pytest.raises(InputError, match="unknown scale .*tiny, t4, full"):
+        load_recipe("instruct", scale)
+
+
+@pytest.mark.parametrize("assignment", ["ppo.updates", "=3", " =3", ""])
+def test_an_assignment_needs_key_and_value(assignment):
+    with pytest.raises(InputError, match="is not key=value"):
+        parse_assignments([assignment])
+
+
+def test_paths_are_never_read_as_yaml():
+    overrides = parse_assignments(["dataset=on", "policy=1.0", "data.revision=1e5", "data.data_dir=a=b: c"])
+    recipe = load_recipe("instruct", "tiny", overrides)
+    assert (recipe.dataset, recipe.policy) == ("on", "1.0")
+    assert (recipe.data.revision, recipe.data.data_dir) == ("1e5", "a=b: c")
+
+
+def test_the_hash_changes_with_every_setting_and_only_then():
+    recipe = load_recipe("instruct")
+    assert recipe.hash == load_recipe("instruct", "tiny", {"ppo.updates": recipe.ppo.updates}).hash
+    assert len({load_recipe("instruct", scale).hash for scale in SCALES}) == len(SCALES)
+    changed = load_recipe("instruct", "tiny", {"reward_model.lora.alpha": 33})
+    assert changed.hash != recipe.hash
+    assert changed.section_hash("ppo", "sft") == recipe.section_hash("ppo", "sft")
+    assert changed.section_hash("reward_model") != recipe.section_hash("reward_model")
+
+
+def test_overrides_are_not_changed_and_recipes_are_frozen():
+    overrides = {"ppo": {"updates": "3"}}
+    recipe = load_recipe("instruct", "tiny", overrides)
+    assert overrides == {"ppo": {"updates": "3"}}
+    with pytest.raises(ValidationError):
+        recipe.seed = 5
+
+
+def test_settings_survive_json():
+    recipe = load_recipe("instruct", "full")
+    assert recipes.Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("section", [PPOConfig, DataSettings, BaseSettings, TrainingSettings])
+def test_sections_alone_have_valid_defaults_and_refuse_unknown_keys(section):
+    section()
+    with pytest.raises(ValidationError):
+        section(no_such_setting=1)

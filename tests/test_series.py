@@ -1,0 +1,237 @@
+"""The whole series through papermill, at reduced steps: killed, failed, repaired, and called once more."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+
+from rlhf_utils import series
+from rlhf_utils.files import read_json, read_jsonl
+from rlhf_utils.recipes import parse_assignments
+from rlhf_utils.runs import STAGES, Run
+from rlhf_utils.series import SERIES
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("base", "sft", "sft_qlora", "ppo")
+# Everything the series does, as little of it as possible.
+REDUCED = (
+    "base.layers=1",
+    "base.heads=2",
+    "base.width=32",
+    "base.vocabulary=400",
+    "base.steps=40",
+    "base.batch_size=8",
+    "base.documents=600",
+    "data.embedded_rows=600",
+    "data.embedded_test_rows=100",
+    "generation.max_new_tokens=16",
+    "ppo.updates=2",
+    "ppo.rollout_batch_size=16",
+    "ppo.minibatch_size=8",
+    "ppo.epochs=1",
+    "ppo.max_new_tokens=16",
+    "ppo.save_every=1",
+    "evaluation.prompts=24",
+    "evaluation.reward_pairs=40",
+    "evaluation.frontier_prompts=16",
+    "evaluation.bootstrap_samples=200",
+)
+
+
+def run_command(folder: Path, *extra: str) -> list[str]:
+    settings = [part for setting in REDUCED for part in ("--set", setting)]
+    return [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", str(folder), *settings, *extra]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def call(command: Sequence[str], cwd: Path) -> SimpleNamespace:
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=1200)
+    return SimpleNamespace(
+        status=done.returncode, out=done.stdout, err=done.stderr.splitlines(), seconds=time.perf_counter() - started
+    )
+
+
+def kill_within(stage: str, root: Path, command: Sequence[str], cwd: Path) -> None:
+    """Start the command and kill it, kernel and all, as soon as `stage` is running."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while not (root / "run.json").is_file() or stage not in read_json(root / "run.json")["stages"]:
+            assert process.poll() is None and time.monotonic() < deadline, f"{stage} never began"
+            time.sleep(0.2)
+    finally:
+        for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+            member.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> SimpleNamespace:
+    """One run with everything that can happen to it: killed, failed, repaired, and called once more."""
+    folder = tmp_path_factory.mktemp("series")
+    root, command = folder / "out" / "instruct-tiny", run_command(Path("out"))
+    kill_within("sft", root, command, folder)
+    killed = read_json(root / "run.json")
+    return SimpleNamespace(
+        root=root,
+        killed=killed,
+        failed=call([*command, "--set", "ppo.learning_rate=1e30"], folder),
+        repaired=call(command, folder),
+        again=call(command, folder),
+    )
+
+
+@pytest.mark.slow
+def test_the_series_goes_on_after_a_kill_and_after_a_failure(told):
+    assert told.killed["stages"]["base"]["state"] == "complete"
+    assert told.killed["stages"]["sft"]["state"] == "running"
+    assert told.failed.status == 1 and not told.failed.out
+    assert told.failed.err[0] == f"[1/8] {SERIES[0].path}: complete, skipped"
+    assert told.failed.err[-1].startswith(f"failed: {SERIES[6].path}, cell In [")
+    assert "TrainingError: update 0: the loss is nan" in told.failed.err[-1]
+    assert told.repaired.status == 0, told.repaired.err
+    assert [": complete, skipped" in line for line in told.repaired.err if ":" in line[6:]][:6] == [True] * 6
+    assert sum(": done in " in line for line in told.repaired.err) == 2
+
+
+@pytest.mark.slow
+def test_the_second_call_skips_everything_and_says_the_same(told):
+    assert told.again.status == 0 and told.again.out == told.repaired.out
+    assert told.again.err == [f"[{i}/8] {notebook.path}: complete, skipped" for i, notebook in enumerate(SERIES, 1)]
+    assert told.again.seconds < 20
+    lines = told.again.out.splitlines()
+    assert lines[0].startswith("model") and "Everything is in out/instruct-tiny" in told.again.out.replace(
+        str(told.root.parents[1]) + "/", ""
+    )
+
+
+@pytest.mark.slow
+def test_a_changed_ppo_setting_would_run_ppo_and_evaluation_again(told):
+    overrides = {**parse_assignments(list(REDUCED)), "ppo.kl_coefficient": 0.2}
+    run = Run.open("instruct", "tiny", told.root.parent, overrides)
+    assert [n.name for n in SERIES if not series._is_done(run, n)] == ["03_02_ppo_training", "04_01_compare_models"]
+
+
+@pytest.mark.slow
+def test_checkpoints_load_with_from_pretrained_alone(told):
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    for name in (*MODELS, "reward_model"):
+        kind = AutoModelForSequenceClassification if name == "reward_model" else AutoModelForCausalLM
+        folder = told.root / "checkpoints" / name
+        model, info = kind.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["mismatched_keys"], name
+        assert not [key for key in info["unexpected_keys"] if "lm_head" not in key], name
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+        assert len(AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
+        if name == "reward_model":
+            assert model.config.num_labels == 1
+    assert (told.root / "checkpoints" / "ppo" / "value_head.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_what_lies_in_the_folder_of_a_run(told):
+    files = {str(path.relative_to(told.root)) for path in told.root.rglob("*") if path.is_file()}
+    pictures = (
+        "01_sft_full_vs_qlora",
+        "02_reward_model_accuracy",
+        "03_ppo_training",
+        "04_rouge_comparison",
+        "04_reward_comparison",
+        "04_reward_kl_frontier",
+    )
+    expected = {f"plots/{name}.png" for name in pictures}
+    expected |= {f"notebooks/{notebook.name}.ipynb" for notebook in SERIES}
+    expected |= {"report.html", "run.json", "evaluation/summary.json", "evaluation/samples.csv"}
+    expected |= {f"checkpoints/{name}/metrics.jsonl" for name in ("sft", "sft_qlora", "reward_model", "ppo")}
+    assert expected <= files, expected - files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".h5"))]
+    # The work of the attempt that failed stays: it is what a second attempt with those settings would go on from.
+    untidy = [name for name in files if ".work/" not in name and any(x in name for x in (".tmp", "partial", "running"))]
+    assert not untidy and not [name for name in files if name.endswith(".failed.ipynb")]
+    assert len(list((told.root / "checkpoints" / ".work").iterdir())) == 1
+    assert len(read_jsonl(told.root / "checkpoints" / "ppo" / "metrics.jsonl")) == 2
+
+
+@pytest.mark.slow
+def test_the_summary_has_the_promised_figures(told):
+    def refuse(name: str):
+        raise AssertionError(f"{name} is not JSON")
+
+    text = (told.root / "evaluation" / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=refuse)
+    assert {"recipe", "scale", "reward_model", "models", "win_rate"} <= summary.keys()
+    assert (summary["recipe"], summary["scale"]) == ("instruct", "tiny")
+    judged = {"accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy"}
+    assert set(summary["reward_model"]) == judged
+    measured = {"reward", "reward_ci95", "gold", "gold_ci95", "rouge1", "rouge2", "rougeL", "eos_rate", "distinct_2"}
+    assert list(summary["models"]) == list(MODELS)
+    for figures in summary["models"].values():
+        assert measured | {"kl_to_sft", "mean_tokens"} <= set(figures)
+        for name in ("reward", "gold"):
+            low, high = figures[f"{name}_ci95"]
+            assert low <= figures[name] <= high
+    assert abs(summary["models"]["sft"]["kl_to_sft"]) < 1e-4
+    for pair in ("ppo_vs_sft", "ppo_vs_base"):
+        wins = summary["win_rate"][pair]
+        assert {"wins", "losses", "ties", "rate", "ci95"} <= set(wins)
+        assert wins["wins"] + wins["losses"] + wins["ties"] == 24
+        assert math.isclose(wins["rate"], (wins["wins"] + wins["ties"] / 2) / 24)
+
+
+@pytest.mark.slow
+def test_samples_agree_with_the_summary(told):
+    with open(told.root / "evaluation" / "samples.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    summary = read_json(told.root / "evaluation" / "summary.json")
+    assert len(rows) == 24
+    for name in MODELS:
+        assert {f"{name}_response", f"{name}_reward", f"{name}_gold"} <= set(rows[0])
+        for score in ("reward", "gold"):
+            mean = sum(float(row[f"{name}_{score}"]) for row in rows) / len(rows)
+            assert math.isclose(mean, summary["models"][name][score], rel_tol=1e-5, abs_tol=1e-6)
+    assert all(row["prompt"] and row["reference"] for row in rows)
+
+
+@pytest.mark.slow
+def test_the_record_of_the_run(told):
+    record = read_json(told.root / "run.json")
+    assert list(record["stages"]) == list(STAGES) and list(record["notebooks"]) == [n.name for n in SERIES]
+    for about in record["stages"].values():
+        assert about["state"] == "complete" and about["versions"]["torch"] and about["device"]["name"]
+        assert "git_commit" in about and about["fingerprint"]
+    assert all(about["state"] == "complete" for about in record["notebooks"].values())
+    assert record["recipe_hash"] and record["template_hash"] and record["seed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", SERIES, ids=lambda notebook: notebook.name)
+def test_executed_notebooks_are_fit_to_be_shown(told, notebook):
+    executed = nbformat.read(told.root / "notebooks" / f"{notebook.name}.ipynb", as_version=4)
+    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    for output in (output for cell in cells for output in cell.outputs):
+        assert output.output_type != "error"
+        assert output.get("name") != "stderr", output.text
+        text = json.dumps(output.get("data", {}).get("text/plain", "")) + output.get("text", "")
+        for debris in (str(ROOT), "Warning", "it/s", "%|", "\r"):
+            assert debris not in text, f"{debris!r} in {text[:300]}"

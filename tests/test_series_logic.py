@@ -1,0 +1,225 @@
+"""The series without its notebooks: which of them run, what is skipped, how failures are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import papermill
+import pytest
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from rlhf_utils import series
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.runs import STAGES, Run
+from rlhf_utils.series import SERIES, run_series
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class FakePapermill:
+    """Stands in for `papermill.execute_notebook`: notes what is asked for, makes the stages, fails on request."""
+
+    def __init__(self):
+        self.calls: list[SimpleNamespace] = []
+        self.failures: dict[str, BaseException] = {}
+
+    def __call__(self, source: str, target: str, parameters: dict, **_) -> None:
+        name = str(Path(source).relative_to(ROOT))
+        self.calls.append(SimpleNamespace(path=name, parameters=parameters))
+        Path(target).write_text("{}")
+        if name in self.failures:
+            raise self.failures[name]
+        keys = ("recipe", "scale", "output_dir", "overrides", "resume")
+        run = Run.open(*(parameters[key] for key in keys))
+        for stage in next(notebook.makes for notebook in SERIES if notebook.path == name):
+            if not run.skips(stage):
+                with run.stage(stage) as running, running.publish() as folder:
+                    (folder / "made").touch()
+
+    @property
+    def paths(self) -> list[str]:
+        return [call.path for call in self.calls]
+
+
+@pytest.fixture
+def fake(monkeypatch) -> FakePapermill:
+    fake = FakePapermill()
+    monkeypatch.setattr(papermill, "execute_notebook", fake)
+    return fake
+
+
+def start(folder: Path, overrides: dict | None = None, only: list[str] | None = None, fresh: bool = False) -> Run:
+    return run_series("instruct", "tiny", str(folder), overrides or {}, only, fresh)
+
+
+def cell_failure(name: str, text: str) -> PapermillExecutionError:
+    return PapermillExecutionError(
+        cell_index=7, exec_count=4, source="x", ename=name, evalue=text, traceback=["line 1", "line 2"]
+    )
+
+
+def test_every_stage_is_made_by_one_notebook_after_what_it_needs():
+    made: list[str] = []
+    for notebook in SERIES:
+        for stage in notebook.makes:
+            assert set(STAGES[stage].needs) <= set(made)
+            made.append(stage)
+        assert set(notebook.reads) <= set(made)
+    assert sorted(made) == sorted(STAGES)
+
+
+def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
+    start(tmp_path)
+    assert fake.paths == [notebook.path for notebook in SERIES]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(SERIES), "one line for each notebook where stderr is no terminal"
+    assert all(line.startswith(f"[{i}/8] ") and ": done in " in line for i, line in enumerate(lines, 1))
+    start(tmp_path)
+    assert len(fake.calls) == len(SERIES)
+    captured = capsys.readouterr()
+    assert captured.err.count("complete, skipped") == len(SERIES) and not captured.out
+
+
+def test_fresh_runs_everything_again(tmp_path, fake):
+    start(tmp_path)
+    start(tmp_path, fresh=True)
+    assert len(fake.calls) == 2 * len(SERIES)
+    assert [call.parameters["resume"] for call in fake.calls] == [True] * 8 + [False] * 8
+
+
+@pytest.mark.parametrize(
+    "changed, again",
+    [
+        ({"ppo.updates": 3}, ["03_02", "04_01"]),
+        ({"evaluation.prompts": 9}, ["04_01"]),
+        ({"qlora.rank": 4}, ["01_03", "04_01"]),
+        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01"]),
+    ],
+)
+def test_a_changed_setting_runs_only_what_depends_on_it(tmp_path, fake, changed, again):
+    start(tmp_path)
+    fake.calls.clear()
+    start(tmp_path, changed)
+    names = {notebook.path: notebook.name for notebook in SERIES}
+    assert [names[path][:5] for path in fake.paths] == again
+
+
+def test_a_notebook_that_was_deleted_or_changed_runs_again(tmp_path, fake, monkeypatch):
+    run = start(tmp_path)
+    (run.notebooks / "02_01_preference_data.ipynb").unlink()
+    fake.calls.clear()
+    start(tmp_path)
+    assert fake.paths == ["02_reward_modeling/01_preference_data.ipynb"]
+    fake.calls.clear()
+    key = series._key
+    monkeypatch.setattr(series, "_key", lambda run, notebook: key(run, notebook) + "x" * (notebook == SERIES[5]))
+    start(tmp_path)
+    assert fake.paths == [SERIES[5].path]
+
+
+def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_path, fake):
+    path = "03_ppo_alignment/02_ppo_training.ipynb"
+    fake.failures[path] = cell_failure("TrainingError", "update 3: the loss is nan")
+    with pytest.raises(TrainingError) as error:
+        start(tmp_path)
+    text = str(error.value)
+    assert all(part in text for part in (path, "In [4]", "update 3: the loss is nan", "goes on from there"))
+    run = Run.open("instruct", "tiny", tmp_path)
+    assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "failed"
+    assert (run.notebooks / "03_02_ppo_training.failed.ipynb").is_file()
+    fake.failures.clear()
+    fake.calls.clear()
+    start(tmp_path)
+    assert fake.paths == [path, "04_evaluation/01_compare_models.ipynb"]
+    assert sorted(p.name for p in run.notebooks.iterdir()) == [f"{notebook.name}.ipynb" for notebook in SERIES]
+    assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "complete"
+
+
+def test_a_failure_of_a_fresh_run_says_how_to_go_on(tmp_path, fake):
+    fake.failures[SERIES[0].path] = cell_failure("ValueError", "x")
+    with pytest.raises(TrainingError, match="the same command without --fresh goes on"):
+        start(tmp_path, fresh=True)
+
+
+def test_a_dead_kernel_is_a_failure_with_a_reason(tmp_path, fake):
+    fake.failures[SERIES[1].path] = DeadKernelError("Kernel died")
+    with pytest.raises(
+        TrainingError, match="02_full_finetuning.ipynb: the kernel died, most likely for want of memory"
+    ):
+        start(tmp_path)
+
+
+def test_an_interrupted_notebook_leaves_nothing_that_looks_finished(tmp_path, fake):
+    fake.failures[SERIES[1].path] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        start(tmp_path)
+    assert [p.name for p in (tmp_path / "instruct-tiny" / "notebooks").iterdir()] == ["01_01_data_and_baseline.ipynb"]
+
+
+def test_bad_input_found_by_the_first_notebook_leaves_no_run(tmp_path, fake):
+    fake.failures[SERIES[0].path] = cell_failure("InputError", "no network")
+    with pytest.raises(InputError, match="^no network$"):
+        start(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_found_later_keeps_what_is_complete(tmp_path, fake):
+    run = start(tmp_path, only=["01_01"])
+    fake.failures[SERIES[1].path] = cell_failure("InputError", "no")
+    with pytest.raises(InputError):
+        start(tmp_path)
+    assert run.is_complete("base") and run.is_complete("data")
+
+
+@pytest.mark.parametrize(
+    "only, paths",
+    [
+        (["01"], [notebook.path for notebook in SERIES[:3]]),
+        (["01_01", "02_01"], [SERIES[0].path, SERIES[3].path]),
+        (["03_01"], [SERIES[5].path]),
+    ],
+)
+def test_only_some_notebooks(tmp_path, fake, only, paths):
+    start(tmp_path, only=only)
+    assert fake.paths == paths
+
+
+@pytest.mark.parametrize("only", [["9"], [""], ["01", "x"], ["1"]])
+def test_only_what_there_is(tmp_path, fake, only):
+    with pytest.raises(InputError, match="no notebook starts with it; there are: 01_01_data_and_baseline"):
+        start(tmp_path, only=only)
+    assert not fake.calls and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "only, first", [("01_02", "01_data_and_baseline"), ("02", "01_data"), ("03", "02_full"), ("04", "01_data")]
+)
+def test_a_notebook_before_the_one_it_needs_starts_nothing(tmp_path, fake, only, first):
+    with pytest.raises(InputError, match=f"missing or unfinished; run notebook {first}"):
+        start(tmp_path, only=[only])
+    assert not fake.calls and list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_after_one_made_with_other_settings(tmp_path, fake):
+    start(tmp_path)
+    with pytest.raises(InputError, match=r"sft was made with other settings \(sft.epochs 1.0 -> 3.0\)"):
+        start(tmp_path, {"sft.epochs": 3}, only=["03"])
+
+
+def test_unusable_rows_are_found_before_anything_starts(tmp_path, fake):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt"\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl:2: broken JSON"):
+        start(tmp_path / "out", {"dataset": str(data)})
+    assert not fake.calls and list(tmp_path.iterdir()) == [data]
+
+
+def test_a_path_relative_to_where_the_command_was_typed(tmp_path, fake, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    start(Path("out"), {"dataset": "rows.jsonl"}, only=["01_01"])
+    parameters = fake.calls[0].parameters
+    assert parameters["overrides"]["dataset"] == str(tmp_path / "rows.jsonl")
+    assert parameters["output_dir"] == str(tmp_path / "out")
