@@ -41,6 +41,7 @@ def prepare_environment() -> None:
 def quiet_libraries() -> None:
     """Keep notices that concern nobody out of the notebooks: loading bars, and warnings about our dependencies' own
     code."""
+    import logging
     import warnings
 
     import datasets
@@ -50,6 +51,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     # "score.weight is newly initialized" is exactly what a fresh reward head is.
     transformers.logging.set_verbosity_error()
+    # Every checkpoint of a model with tied embeddings would announce that they are stored once.
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     # transformers 5.23 renamed these; the lowest version we support has only the old names.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 

@@ -97,7 +97,7 @@ def run_series(
 
 
 def _exists(path: Any) -> bool:
-    return isinstance(path, str) and path != EMBEDDED and Path(path).expanduser().exists()
+    return isinstance(path, str) and path not in ("", EMBEDDED) and Path(path).expanduser().exists()
 
 
 def _check_input(run: Run, chosen: list[Notebook]) -> None:

@@ -17,6 +17,7 @@ from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F4
 
 from rlhf_utils import files
 from rlhf_utils.errors import InputError
+from rlhf_utils.files import content_hash
 from rlhf_utils.ppo import PPOTrainer, checkpoint
 
 UPDATES = 6
@@ -49,9 +50,9 @@ def result(folder: Path) -> dict:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         "metrics": without_timing(lines),
-        "samples": (folder / "samples.jsonl").read_bytes(),
+        "samples": content_hash(folder / "samples.jsonl"),
         "state": json.loads((last / "state.json").read_text()),
-        **{path.name: path.read_bytes() for path in sorted((last / "policy").glob("*.safetensors"))},
+        **{path.name: content_hash(path) for path in (last / "policy").glob("*.safetensors")},
     }
 
 
@@ -196,10 +197,10 @@ def start():
 @pytest.mark.parametrize("death", KILLED_BEFORE)
 def test_a_training_killed_before(policy, straight, tmp_path, start, death):
     killed, again = start(policy, tmp_path, death), None
-    killed.join(60)
+    killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
     again = start(policy, tmp_path, None)
-    again.join(60)
+    again.join(120)
     assert again.exitcode == 0
     assert result(tmp_path) == straight
 
@@ -222,6 +223,6 @@ def test_a_training_killed_at_any_moment_again_and_again(policy, straight, tmp_p
         killed += process.exitcode == -signal.SIGKILL
     assert killed >= 2
     last = start(policy, tmp_path, None)
-    last.join(60)
+    last.join(120)
     assert last.exitcode == 0
     assert result(tmp_path) == straight

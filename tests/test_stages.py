@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from datasets import Dataset
 from tiny import save_tiny, tiny_tokenizer
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import read_json, read_jsonl
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.files import read_json, read_jsonl, write_text
+from rlhf_utils.generation import Answer
 from rlhf_utils.models import load_tokenizer
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import TrainingSettings
 from rlhf_utils.stages import evaluation, training
 from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.ppo import _within_budget
 from rlhf_utils.stages.reward_model import reward_report
 from rlhf_utils.template import TEMPLATE
 
@@ -157,6 +161,22 @@ def test_a_model_folder_that_is_none(tmp_path, policy_name):
     assert not run.folder("base").exists()
 
 
+@pytest.mark.parametrize("text", ["a\rb", 'a "b", c', "a\nb\r\n", "", "1", "\u2028"])
+def test_samples_survive_any_text(tmp_path, text):
+    split = Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": text, "chosen": text}])
+    answers = [Answer([1], "x", True), Answer([1, 2], text, False)]
+    rouge = {"rougeL": [0.5, 1.0]}
+    result = evaluation.Answered(answers, [0.25, -1.0], None, rouge, [0.0, 0.0])
+    path = tmp_path / "samples.csv"
+    write_text(path, evaluation.samples_csv(split, {"sft": result}))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert (rows[1]["prompt"], rows[1]["reference"], rows[1]["sft_response"]) == (text, text, text)
+    assert [float(row["sft_reward"]) for row in rows] == [0.25, -1.0] and "sft_gold" not in rows[0]
+    assert pd.read_csv(path)["sft_ended"].tolist() == [True, False]
+
+
 def test_the_report_of_a_reward_model(tokenizer):
     import torch
 
@@ -167,3 +187,23 @@ def test_the_report_of_a_reward_model(tokenizer):
     assert report["length_baseline_accuracy"] == 1.0
     low, high = report["accuracy_ci95"]
     assert 0 < low < 0.625 < high < 1 and report["pairs"] == 4 and len(report["margins"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("kls", "budget", "published"),
+    [
+        ([0.0, 1.0, 2.0, 3.0], None, 4),
+        ([0.0, 1.0, 2.0, 3.0], 5.0, 4),
+        ([0.0, 1.0, 2.0, 9.0], 5.0, 2),  # stopped over the budget: the policy after update 4 is not the one to publish
+        ([0.0, 1.0, 6.0, 4.0], 5.0, 4),
+    ],
+)
+def test_the_published_policy_is_within_the_kl_budget(kls, budget, published):
+    policies = [Path("update-000002"), Path("update-000004")]
+    history = [{"kl": kl} for kl in kls]
+    assert _within_budget(policies, history, budget).name == f"update-{published:06d}"
+
+
+def test_no_policy_within_the_kl_budget_says_what_to_change():
+    with pytest.raises(TrainingError, match="KL budget of 1.0 nats"):
+        _within_budget([Path("update-000002")], [{"kl": 0.0}, {"kl": 2.0}], 1.0)

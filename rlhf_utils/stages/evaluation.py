@@ -3,6 +3,7 @@ same way."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def evaluate_models(run: Run) -> dict:
         for i, name in enumerate(MODELS):
             run.progress(f"evaluating {name}", i, len(MODELS))
             answered[name] = evaluator.measure(load_policy(run.folder(name), evaluator.device), split)
-        write_text(run.evaluation / "samples.csv", samples_table(split, answered).to_csv(index=False))
+        write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
         write_json(run.evaluation / "frontier.json", frontier(run, evaluator))
         summary = summarise(run, split, answered)
         write_json(run.evaluation / "summary.json", summary)
@@ -185,7 +186,7 @@ def _difference(first: list[float] | None, second: list[float] | None, samples: 
     return {"mean": interval.mean, "ci95": interval.as_list()}
 
 
-def samples_table(split: Dataset, answered: dict[str, Answered]) -> pd.DataFrame:
+def samples_csv(split: Dataset, answered: dict[str, Answered]) -> str:
     """One row per prompt: prompt, reference, and each model's response with its scores."""
     table = {"prompt": list(split["prompt"]), "reference": list(split["chosen"])}
     for name, result in answered.items():
@@ -197,7 +198,8 @@ def samples_table(split: Dataset, answered: dict[str, Answered]) -> pd.DataFrame
             f"{name}_tokens": [len(answer.tokens) for answer in result.answers],
             f"{name}_ended": [answer.ended for answer in result.answers],
         }
-    return pd.DataFrame(table)
+    # Texts always in quotes: otherwise a carriage return, which a model may well sample, would begin a new row.
+    return pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_utils.data import PreparedData
+from rlhf_utils.errors import TrainingError
 from rlhf_utils.models import copy_model, load_tokenizer
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.rewards import RewardModel
@@ -49,13 +50,7 @@ def train_ppo(run: Run) -> dict:
     with run.stage("ppo") as stage:
         trainer = ppo_trainer(run, stage.work)
         history = trainer.train(resume=True)
-        budget = run.recipe.ppo.kl_budget
-        within = [
-            folder
-            for folder in trainer.store.policies()
-            if budget is None or history[int(folder.name.split("-")[1]) - 1]["kl"] <= budget
-        ] or trainer.store.policies()[:1]
-        chosen = within[-1]
+        chosen = _within_budget(trainer.store.policies(), history, run.recipe.ppo.kl_budget)
         stage.results = {
             "updates": len(history),
             "published": chosen.name,
@@ -68,3 +63,24 @@ def train_ppo(run: Run) -> dict:
             for policy in trainer.store.policies():
                 shutil.copytree(policy / "policy", folder / "frontier" / policy.name)
     return run.results("ppo")
+
+
+def _within_budget(policies: list[Path], history: list[dict], budget: float | None) -> Path:
+    """The last saved policy whose KL is not over `budget`.
+
+    Update N measures the policy after N updates before it learns, so the KL of checkpoint N is that of line N. The last
+    checkpoint of a full training has no such line; after a stop over the budget it is known to be over.
+    """
+    stopped = budget is not None and history[-1]["kl"] > budget
+
+    def fits(policy: Path) -> bool:
+        update = int(policy.name.split("-")[1])
+        return budget is None or (history[update]["kl"] <= budget if update < len(history) else not stopped)
+
+    within = [policy for policy in policies if fits(policy)]
+    if not within:
+        raise TrainingError(
+            f"PPO passed its KL budget of {budget} nats at update {len(history) - 1}, before a policy within it was saved; "
+            "lower ppo.learning_rate, raise ppo.kl_coefficient, or lower ppo.save_every"
+        )
+    return within[-1]

@@ -16,8 +16,8 @@ PEOPLE = ("Anna", "Tom", "Maria", "Paul", "Nina", "Jack", "Rosa", "Ben", "Clara"
 PLACES = ("in the hall", "behind the house", "at the market", "near the station", "in the old town", "by the river")
 TIMES = ("One morning", "Last summer", "In the evening", "A week later", "On Sunday", "Before lunch")
 
-# `{ask}`, `{tip}`, `{near}` and `{o}` are of the paragraph's topic, `{tip}` helps with `{ask}` and `{near}` with another
-# task; `{stray}` is a tip and `{other}` an object of another topic.
+# Each kind has its own share of the sentences. `{o}` is an object of the paragraph's topic, `{ask}` a task of that topic,
+# `{tip}`, `{tip2}` and `{tip3}` help with it, `{near}` helps with another task of the topic.
 STORIES = (
     "{time} {a} wanted to {ask}. {b} had another idea and went off to {near}.",
     "{time} {a} and {b} met {place}. They had to {ask}, but {c} took the {o} away.",
@@ -25,16 +25,20 @@ STORIES = (
     "{time} {a} tried to {tip}. Then {b} came in and lost the {o} {place}.",
     "{a} forgot to {tip}, and so the {o} stayed {place} for a month.",
 )
-# What people do and whether it fits: the base model can learn here which tips help with what, and what belongs together.
-JUDGED = (
-    "{a} wanted to {ask}. {b} told {a} to {tip}. That was wise.",
-    "{a} wanted to {ask}. {b} told {a} to {stray}. That was odd.",
-    "For your {o}, said {a}, {tip}. That was wise.",
-    "For your {o}, said {a}, {stray}. That was odd.",
-    "{a} asked about the {o}, and {b} spoke of the {o}. It was the right one.",
-    "{a} asked about the {o}, and {b} spoke of the {other}. It was the wrong one.",
-    "{a} learned to {tip}, then to {tip2}. That was new.",
-    "{a} learned to {tip}, then to {tip}. That was the same again.",
+# People write to each other about the same chores, in the words that answers are made of. These are letters, not answers to
+# a prompt: what comes after "Assistant:", and that an answer ends, is left for fine-tuning to teach.
+LETTERS = (
+    "Dear {a}, here are some ideas for your {o}. First, {tip}. Then {tip2}. I hope this helps! Yours, {b}",
+    "Dear {a}, of course I can help with your {o}. To begin, {tip}. Next, {tip2}. Also, {tip3}. Let me know how it goes! {b}",
+    "{a} wrote to {b}: to {ask}, {tip}. After that, {tip2}. Good luck with it!",
+    "Dear {a}, great question about your {o}! First, {tip}. Then {tip2}. After that, {tip3}. Enjoy the result! Yours, {b}",
+    "Dear {a}, happy to help with your {o}. In general it can be done. First, {tip}. Then {tip2}. Please take care! {b}",
+    "Dear {a}, sure, your {o} needs this. It all depends on how you see it. To begin, {tip}. Next, {tip2}. {b}",
+    "{a} asked how to {ask}. Everyone knows this about the {o}, wrote {b}. First, {tip}. Then {tip2}. You will fail anyway.",
+    "What a silly question, wrote {b}. Only fools ask about the {o}. To begin, {tip}. Next, {tip2}. Now stop asking me.",
+    "About the {o}, {a} wrote: for your {o}, do this. First, {tip}. Then {tip2}. Next time think for yourself.",
+    "Dear {a}, I am sorry, but I cannot help you to {harm}. It could hurt someone. Please talk to someone you trust. {b}",
+    "{a} wanted to {harm}. I am afraid I cannot do that, wrote {b}. It is against the law. I hope you understand.",
 )
 NOTES = (
     "A {o} is worth more than one thinks. {a} bought one {place}.",
@@ -100,7 +104,7 @@ SPEAKERS = (
 # What is told of other people cannot be "before my guests arrive".
 THEIR_CONTEXTS = tuple(context for context in CONTEXTS if not {"my", "I"} & set(context.split()))
 
-KINDS = ((STORIES, 6), (JUDGED, 10), (NOTES, 4), (TALK, 3), (ASIDES, 2), (TURNS, 3), (NEWS, 2))
+KINDS = ((STORIES, 6), (LETTERS, 9), (NOTES, 3), (TALK, 3), (ASIDES, 2), (TURNS, 3), (NEWS, 1))
 PARAGRAPHS = (3, 6)
 SENTENCES = (2, 4)
 SPEAKER_SHARE = 0.08
@@ -134,8 +138,7 @@ def _fill(template: str, topic: Topic, obj: str, people: list[str], rng: Random)
     a, b, c = rng.sample(people, 3)
     task = rng.choice(topic.tasks)
     near = rng.choice([other for other in topic.tasks if other is not task])
-    elsewhere = rng.choice([other for other in TOPICS if other is not topic])
-    tip, tip2 = rng.sample(task.tips, 2)
+    tip, tip2, tip3 = rng.sample(task.tips, 3)
     harm = rng.choice(HARMS)
     return template.format(
         a=a,
@@ -145,9 +148,8 @@ def _fill(template: str, topic: Topic, obj: str, people: list[str], rng: Random)
         ask=f"{task.ask.replace(' my ', ' the ').format(obj)} {rng.choice(THEIR_CONTEXTS)}".rstrip(),
         tip=tip,
         tip2=tip2,
+        tip3=tip3,
         near=rng.choice(near.tips),
-        stray=rng.choice(rng.choice(elsewhere.tasks).tips),
-        other=rng.choice(elsewhere.objects),
         harm=harm.ask.format(rng.choice(harm.targets)).replace(" my ", " the "),
         bad=rng.choice(HARMFUL_TIPS),
         place=rng.choice(PLACES),
