@@ -164,7 +164,7 @@ def test_a_model_folder_that_is_none(tmp_path, policy_name):
 @pytest.mark.parametrize("text", ["a\rb", 'a "b", c', "a\nb\r\n", "", "1", "\u2028"])
 def test_samples_survive_any_text(tmp_path, text):
     split = Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": text, "chosen": text}])
-    answers = [Answer([1], "x", True), Answer([1, 2], text, False)]
+    answers = [Answer("x", [1], True), Answer(text, [1, 2], False)]
     rouge = {"rougeL": [0.5, 1.0]}
     result = evaluation.Answered(answers, [0.25, -1.0], None, rouge, [0.0, 0.0])
     path = tmp_path / "samples.csv"

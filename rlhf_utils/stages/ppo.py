@@ -80,7 +80,7 @@ def _within_budget(policies: list[Path], history: list[dict], budget: float | No
     within = [policy for policy in policies if fits(policy)]
     if not within:
         raise TrainingError(
-            f"PPO passed its KL budget of {budget} nats at update {len(history) - 1}, before a policy within it was saved; "
-            "lower ppo.learning_rate, raise ppo.kl_coefficient, or lower ppo.save_every"
+            f"PPO passed its KL budget of {budget} nats at update {len(history) - 1}, before a policy within it was "
+            "saved; lower ppo.learning_rate, raise ppo.kl_coefficient, or lower ppo.save_every"
         )
     return within[-1]
