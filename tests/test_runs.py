@@ -108,7 +108,8 @@ def test_changed_settings_are_named(tmp_path):
     make(open_run(tmp_path), "base", "data", "sft")
     text = refusal(open_run(tmp_path, sft__epochs=2), "sft")
     assert "(sft.epochs 1.0 -> 2.0)" in text and "02_full_finetuning" in text
-    assert "base.steps 800 -> 9" in refusal(open_run(tmp_path, base__steps=9), "sft")
+    before = open_run(tmp_path).recipe.base.steps
+    assert f"base.steps {before} -> 9" in refusal(open_run(tmp_path, base__steps=9), "sft")
     open_run(tmp_path, ppo__updates=5).require("base", "data", "sft")
 
 

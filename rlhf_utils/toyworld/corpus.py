@@ -1,7 +1,7 @@
 """Text to pre-train on: stories, notes and talk about the things of the embedded world, in its words.
 
-It holds the words of the questions and of the tips, but no question with its answer, so that the base model knows the
-language and yet rambles on when it is asked something.
+It holds the words of the questions, tips and courtesies, also as letters between people, but never in the form of the
+prompt template: the base model knows the language, and yet rambles on when it is asked something.
 """
 
 from __future__ import annotations
