@@ -85,7 +85,16 @@ def headlines(summary: dict, judges: list) -> list[Headline]:
     if judges:
         shares = ", ".join(f"{name} {percent(value, ends)}" for name, value, ends in judges)
         lines.append(Headline(f"Held-out pairs ranked right: {shares}."))
+        if not judge_is_shown(judges):
+            text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
+            lines.append(Headline(text, warning=True))
     return lines or [Headline("The summary holds no comparison of PPO with SFT.")]
+
+
+def judge_is_shown(judges: list) -> bool:
+    """Whether the trained reward model, first in `judges`, has its whole interval above chance and the baselines."""
+    (_, value, ends), *baselines = judges
+    return (ends[0] if ends else value) > max([0.5, *(accuracy for _, accuracy, _ in baselines)])
 
 
 def direction(difference: dict | None) -> int | None:

@@ -180,3 +180,10 @@ def test_a_difference_without_an_interval_claims_nothing():
         0,
     ]
     assert direction({"mean": 0.5, "ci95": [0.0, 1.0]}) == 0
+
+
+def test_a_reward_model_no_better_than_length_is_said_to_be_so():
+    weak = [("trained reward model", 0.56, (0.46, 0.66)), ("answer length alone", 0.62, None)]
+    good = [("trained reward model", 0.94, (0.92, 0.95)), ("answer length alone", 0.57, None)]
+    assert any("means little" in line.text for line in headlines(paired(reward=(0.5, 0.9)), weak))
+    assert not any("means little" in line.text for line in headlines(paired(reward=(0.5, 0.9)), good))
