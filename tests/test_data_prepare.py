@@ -12,8 +12,6 @@ from rlhf_utils.data import (
     FilterReport,
     PreparedData,
     Rows,
-    as_demonstrations,
-    as_preferences,
     prepare,
     prompt_key,
 )
@@ -173,26 +171,6 @@ def test_kinds_without_pairs():
     assert asked.kind == "prompts" and set(asked.splits["ppo"]["chosen"]) == {None}
     rated = made([{"text": f"long {'word ' * 50}{i}", "label": i % 2} for i in range(50)], max_prompt_tokens=5)
     assert rated.kind == "labelled" and set(rated.splits["sft"]["label"]) == {0, 1}
-
-
-def test_forms_for_trl():
-    data = made(pairs(50))
-    row, demonstration = data.splits["sft"][0], as_demonstrations(data.splits["sft"])[0]
-    assert demonstration == {
-        "prompt": f"Human: {row['prompt']}\n\nAssistant:",
-        "completion": f" {row['chosen']}",
-    }
-    row, preference = data.splits["reward"][0], as_preferences(data.splits["reward"])[0]
-    assert preference["prompt"] == f"Human: {row['prompt']}\n\nAssistant:"
-    assert (preference["chosen"], preference["rejected"]) == (f" {row['chosen']}", f" {row['rejected']}")
-
-
-def test_forms_for_trl_say_what_the_data_lack():
-    shown = made([{"prompt": f"p {i}", "response": "r"} for i in range(50)]).splits["sft"]
-    with pytest.raises(InputError, match="no pairs of a better and a worse answer"):
-        as_preferences(shown)
-    with pytest.raises(InputError, match="no responses"):
-        as_demonstrations(made([{"prompt": f"p {i}"} for i in range(50)]).splits["sft"])
 
 
 ODD = "line\u2028separator \x0b\x0c\x85 <b> \x1b[0m 😀 \x00"

@@ -2,7 +2,7 @@
 
 from rlhf_utils.data.filters import FilterReport, FilterStep, prompt_key
 from rlhf_utils.data.prepare import check_pairs, prepare
-from rlhf_utils.data.prepared import PreparedData, as_demonstrations, as_preferences
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.schemas import Example, recognise
 from rlhf_utils.data.sources import Rows, is_local, load_rows
 from rlhf_utils.data.texts import pretraining_texts
@@ -16,8 +16,6 @@ __all__ = [
     "PreparedData",
     "Rows",
     "Template",
-    "as_demonstrations",
-    "as_preferences",
     "check_pairs",
     "check_template",
     "is_local",

@@ -11,7 +11,7 @@ from rlhf_utils.data.filters import FilterReport
 from rlhf_utils.data.schemas import Example, Kind
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import whole_folder, write_json, write_jsonl
-from rlhf_utils.template import TEMPLATE, check_template
+from rlhf_utils.template import check_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -100,32 +100,3 @@ def as_dataset(kind: Kind, rows: list[dict]) -> Dataset:
     if kind == "labelled":
         columns["label"] = Value("int64")
     return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))
-
-
-def as_demonstrations(data: Dataset) -> Dataset:
-    """trl's prompt-completion form of a split, template applied: columns prompt, completion. The completion
-    is `chosen`.
-
-    The end-of-text token is not in the text: trl adds it. `InputError` when the data hold no responses.
-    """
-    return _templated(data, {"completion": "chosen"}, "responses to learn from")
-
-
-def as_preferences(data: Dataset) -> Dataset:
-    """trl's preference form of a split, template applied: columns prompt, chosen, rejected.
-
-    `InputError` when the data are not pairs.
-    """
-    return _templated(data, {"chosen": "chosen", "rejected": "rejected"}, "pairs of a better and a worse answer")
-
-
-def _templated(data: Dataset, answers: dict[str, str], needed: str) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    columns = {"prompt": [TEMPLATE.format(prompt) for prompt in data["prompt"]]}
-    for column, source in answers.items():
-        texts = list(data[source])
-        if None in texts:
-            raise InputError(f"this dataset holds no {needed} (its column {source} is empty); use a dataset that does")
-        columns[column] = [TEMPLATE.completion(text) for text in texts]
-    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))

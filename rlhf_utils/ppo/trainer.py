@@ -336,7 +336,7 @@ class PPOTrainer:
 
 def _keep_lines(path: Path, count: int) -> list[dict]:
     """Cut a jsonl file to its first `count` lines and return them; what follows may be a line half written."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1][:count] if path.exists() else []
     if len(lines) < count:
         raise InputError(
             f"{path} has {len(lines)} lines, but the checkpoint beside it stands at {count}; restore the file, or "
