@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlhf_utils.errors import InputError
 
 
@@ -92,8 +94,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             yield temporary
@@ -105,6 +107,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`."""
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        parts = path.name.removeprefix(f".{folder.name}.").split(".")
+        if len(parts) == 2 and parts[0].isdigit() and parts[1] in ("partial", "replaced"):
+            process = int(parts[0])
+            if process == os.getpid() or not psutil.pid_exists(process):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

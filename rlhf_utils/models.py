@@ -11,10 +11,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,6 +27,11 @@ from rlhf_utils.settings import LoraSettings
 
 Source = str | Path
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """The configuration of the model at `source`; no weights are loaded."""
+    return _from_pretrained(AutoConfig, source)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -188,20 +195,14 @@ def _from_pretrained(kind, source: Source, **settings):
         ) from None
 
 
-def _config(source: Source):
-    from transformers import AutoConfig
-
-    return _from_pretrained(AutoConfig, source)
-
-
 def _fast_gelu(source: Source) -> dict[str, str]:
     return (
         {"activation_function": "gelu_pytorch_tanh"}
-        if getattr(_config(source), "activation_function", "") == "gelu_new"
+        if getattr(load_config(source), "activation_function", "") == "gelu_new"
         else {}
     )
 
 
 def _dropout_off(source: Source) -> dict[str, float]:
-    config = _config(source)
+    config = load_config(source)
     return {name: value for name, value in _NO_DROPOUT.items() if hasattr(config, name)}

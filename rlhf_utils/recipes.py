@@ -59,17 +59,18 @@ class Recipe(Section):
     def _possible_together(self):
         if self.policy == EMBEDDED:
             # Learned position embeddings end at `context`: longer text cannot be represented, only cut off in silence.
-            needed = (
-                self.data.max_prompt_tokens
-                + max(self.data.max_response_tokens, self.generation.max_new_tokens, self.ppo.max_new_tokens)
-                + 1
-            )
-            if needed > self.base.context:
+            if self.longest_text > self.base.context:
                 raise ValueError(
-                    f"data.max_prompt_tokens plus the longest answer need {needed} positions but base.context is "
-                    f"{self.base.context}; raise base.context or lower the token limits"
+                    f"data.max_prompt_tokens plus the longest answer need {self.longest_text} positions but "
+                    f"base.context is {self.base.context}; raise base.context or lower the token limits"
                 )
         return self
+
+    @property
+    def longest_text(self) -> int:
+        """Positions that the longest prompt with the longest answer and its EOS takes, in tokens."""
+        answer = max(self.data.max_response_tokens, self.generation.max_new_tokens, self.ppo.max_new_tokens)
+        return self.data.max_prompt_tokens + answer + 1
 
     def section_hash(self, *names: str) -> str:
         """Hash of the named fields (`evaluation`, `evaluation.prompts`), to tell whether something made earlier was

@@ -28,11 +28,13 @@ from rlhf_utils.settings import EMBEDDED
 
 @dataclass(frozen=True)
 class StageKind:
-    """What a stage is made from: other stages, and the settings that change its result."""
+    """What a stage is made from: other stages, and the settings that change its result; `leaves` are the files outside
+    its checkpoint folder without which it is not complete."""
 
     needs: tuple[str, ...]
     settings: tuple[str, ...]
     notebook: str
+    leaves: tuple[str, ...] = ()
 
 
 STAGES: dict[str, StageKind] = {
@@ -43,7 +45,10 @@ STAGES: dict[str, StageKind] = {
     "reward_model": StageKind(("sft",), ("reward_model", "evaluation.reward_pairs"), "02_reward_model"),
     "ppo": StageKind(("sft", "reward_model"), ("ppo",), "02_ppo_training"),
     "evaluation": StageKind(
-        ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"), ("generation", "evaluation"), "01_compare_models"
+        ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"),
+        ("generation", "evaluation"),
+        "01_compare_models",
+        ("evaluation/samples.csv", "evaluation/frontier.json", "evaluation/summary.json"),
     ),
 }
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
@@ -138,7 +143,11 @@ class Run:
     def is_complete(self, stage: str) -> bool:
         """Whether what `stage` left on disk was made with the present settings."""
         found = self._stamp(stage)
-        return found is not None and found["fingerprint"] == self.fingerprint(stage)
+        return (
+            found is not None
+            and found["fingerprint"] == self.fingerprint(stage)
+            and all((self.root / file).is_file() for file in STAGES[stage].leaves)
+        )
 
     def skips(self, stage: str) -> bool:
         """Whether `stage` need not be run: it is complete, and resuming is wanted or it was made by this process."""

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -76,6 +78,19 @@ def test_whole_folder_replaces_everything(tmp_path):
             assert temporary.parent == folder.parent, "a rename needs the same file system"
     assert [p.name for p in folder.iterdir()] == ["two"]
     assert [p.name for p in folder.parent.iterdir()] == ["stage"]
+
+
+def test_whole_folder_clears_away_what_killed_processes_left(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".stage.{dead.pid}.{what}" for what in ("partial", "replaced")]
+    in_use = tmp_path / f".stage.{os.getppid()}.partial"
+    for folder in (*left, in_use):
+        folder.mkdir()
+        (folder / "model").touch()
+    with files.whole_folder(tmp_path / "stage"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([in_use.name, "stage"])
 
 
 @pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])

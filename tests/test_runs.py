@@ -25,6 +25,8 @@ def make(run: Run, *names: str) -> Run:
             stage.results = {"of": name}
             with stage.publish() as folder:
                 (folder / "made").write_text(name)
+                for file in STAGES[name].leaves:
+                    (run.root / file).touch()
     return run
 
 
@@ -130,6 +132,14 @@ def test_a_change_puts_exactly_what_depends_on_it_out_of_date(tmp_path, changed,
     make(open_run(tmp_path), *STAGES)
     run = open_run(tmp_path, **changed)
     assert {name for name in STAGES if not run.is_complete(name)} == out_of_date
+
+
+@pytest.mark.parametrize("lost", STAGES["evaluation"].leaves)
+def test_an_evaluation_whose_files_were_deleted_is_not_complete(tmp_path, lost):
+    run = make(open_run(tmp_path), *STAGES)
+    assert run.skips("evaluation")
+    (run.root / lost).unlink()
+    assert not run.skips("evaluation") and run.skips("ppo")
 
 
 @pytest.mark.parametrize("field, value", [("recipe", "imdb"), ("scale", "t4")])

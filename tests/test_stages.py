@@ -42,7 +42,10 @@ def policy(tmp_path) -> Path:
 def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) -> Run:
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Run.open("instruct", "tiny", folder / "out", {"dataset": str(data), "policy": str(policy), **overrides})
+    # The hand-made policy has 96 positions.
+    limits = {"data.max_prompt_tokens": 30, "data.max_response_tokens": 40, "generation.max_new_tokens": 40}
+    settings = {"dataset": str(data), "policy": str(policy), **limits, "ppo.max_new_tokens": 40, **overrides}
+    return Run.open("instruct", "tiny", folder / "out", settings)
 
 
 def test_demonstrations_are_learnt_from_the_answer_to_its_end(tokenizer):
@@ -53,7 +56,6 @@ def test_demonstrations_are_learnt_from_the_answer_to_its_end(tokenizer):
     assert tokenizer.decode(read) == TEMPLATE.format("Hi?")
     assert learnt[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(learnt[:-1]) == " Yes."
-    assert row["length"] == len(row["input_ids"])
 
 
 def test_pairs_are_whole_texts_without_end_of_text(tokenizer):
@@ -62,7 +64,6 @@ def test_pairs_are_whole_texts_without_end_of_text(tokenizer):
     assert tokenizer.decode(row["chosen_ids"]) == TEMPLATE.text("Hi?", "Yes, I think.")
     assert tokenizer.decode(row["rejected_ids"]) == TEMPLATE.text("Hi?", "No")
     assert tokenizer.eos_token_id not in row["chosen_ids"] + row["rejected_ids"]
-    assert row["length"] == len(row["chosen_ids"])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,7 @@ def test_a_local_model_and_local_rows(tmp_path, policy):
             "no train row is left after the filters .*60 rows read, 60 response over",
         ),
         (ROWS[:4], {}, "too few rows for"),
+        (ROWS, {"data.shares.ppo": 0}, "no row is left for ppo, .*data.shares.ppo"),
         ([{"text": "good", "label": 1}] * 50, {}, "rows are labelled"),
         ([{**row, "rejected": row["chosen"]} for row in ROWS], {}, "no row is left .*60 chosen and rejected"),
     ],
@@ -157,6 +159,13 @@ def test_rows_that_do_not_do_leave_no_data(tmp_path, policy, rows, overrides, wo
 def test_a_model_folder_that_is_none(tmp_path, policy_name):
     run = open_run(tmp_path, policy_name, ROWS)
     with pytest.raises(InputError, match="is not a model folder"):
+        make_base(run)
+    assert not run.folder("base").exists()
+
+
+def test_a_model_too_short_for_the_texts_is_told_before_anything_is_trained(tmp_path, policy):
+    run = open_run(tmp_path, policy, ROWS, **{"ppo.max_new_tokens": 70})
+    with pytest.raises(InputError, match="need 101 positions but the context of .* is 96"):
         make_base(run)
     assert not run.folder("base").exists()
 

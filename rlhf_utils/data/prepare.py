@@ -110,5 +110,5 @@ def _check_sizes(splits: dict[str, list[Example]], shares: dict[str, float], row
         sizes = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
         raise InputError(
             f"{rows.name}: too few rows for {' and '.join(empty)} ({sizes}; {report.line('train')}); "
-            "give more rows or set the share to 0 (--set data.shares.NAME=0)"
+            "give more rows or a larger share (--set data.shares.NAME=...)"
         )

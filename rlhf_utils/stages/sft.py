@@ -86,6 +86,8 @@ def train_qlora(run: Run) -> dict:
 
         def merged() -> PreTrainedModel:
             adapter = stage.work / "adapter"
+            # peft would record the path of this run's folder on this machine.
+            trainer.model.peft_config["default"].base_model_name_or_path = run.recipe.policy
             trainer.model.save_pretrained(adapter)
             return merge_adapter(load_policy(run.folder("base"), detect_device()), adapter)
 

@@ -25,6 +25,8 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
 
     Precision comes from the device, since trl's own default (bf16) fails on CPUs and old GPUs. `max_length` is None:
     over-long rows were counted and dropped with the data, so a trainer must neither truncate nor drop in silence.
+    Batches are drawn at random: grouping rows by length saves padding, but then long answers and short ones (the curt
+    ones, the refusals) come in turns, and the model, above all a LoRA adapter, learns them less well.
     """
     micro = settings.micro_batch_size or settings.batch_size
     steps = total_steps(settings, rows)
@@ -42,7 +44,6 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         warmup_steps=int(settings.warmup_ratio * steps),
         weight_decay=settings.weight_decay,
         optim="adamw_torch_fused",
-        train_sampling_strategy="group_by_length",
         logging_steps=max(1, steps // _LINES_LOGGED),
         eval_strategy="steps",
         eval_steps=max(1, steps // settings.evaluations),
@@ -53,8 +54,6 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         data_seed=run.recipe.seed,
         report_to="none",
         disable_tqdm=True,
-        # The length column must outlive trl's clean-up of columns, or batches cannot be grouped by it.
-        remove_unused_columns=False,
         dataloader_pin_memory=device.kind == "cuda",
         **device.trainer_flags,
     )
@@ -77,7 +76,6 @@ def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
             "completion_mask": [
                 [0] * len(prompt) + [1] * len(answer) for prompt, answer in zip(prompts, answers, strict=True)
             ],
-            "length": [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)],
         }
     )
 
@@ -93,14 +91,7 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
         texts = [TEMPLATE.text(p, r) for p, r in zip(split["prompt"], split[column], strict=True)]
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    chosen, rejected = ids("chosen"), ids("rejected")
-    return Dataset.from_dict(
-        {
-            "chosen_ids": chosen,
-            "rejected_ids": rejected,
-            "length": [max(len(c), len(r)) for c, r in zip(chosen, rejected, strict=True)],
-        }
-    )
+    return Dataset.from_dict({"chosen_ids": ids("chosen"), "rejected_ids": ids("rejected")})
 
 
 class RunCallback(TrainerCallback):
