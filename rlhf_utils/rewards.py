@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rlhf_utils.template import TEMPLATE
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Tensor]
 SCALE_FILE = "reward_scale.json"
+_IGNORED = -100
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -103,3 +105,100 @@ class RewardModel:
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return (self.logits(prompts, responses) - self.mean) / self.std
+
+
+class ClassifierReward:
+    """The logit of one label of a text classifier, read from prompt and response as one text (no template).
+
+    model, tokenizer: any `AutoModelForSequenceClassification` and its own tokenizer
+    label: a name in the model's `id2label`, such as POSITIVE
+
+    The logit and not the probability: it keeps rising where the probability is already 1. Raises InputError for a label
+    that the classifier does not have, and for a text longer than it reads.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, device: Device):
+        labels = {name: index for index, name in model.config.id2label.items()}
+        if label not in labels:
+            raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
+        self.model, self.tokenizer, self.label, self.device = model.eval(), tokenizer, int(labels[label]), device
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        texts = [f"{p} {r}" for p, r in zip(prompts, responses, strict=True)]
+        rows = self.tokenizer(texts)["input_ids"]
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit and (longest := max(map(len, rows))) > limit:
+            raise InputError(f"a text of {longest} tokens is longer than the classifier's {limit}; shorten it")
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        scores = torch.empty(len(rows))
+        for start in range(0, len(order), 64):
+            batch = order[start : start + 64]
+            padded = self.tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt")
+            scores[batch] = self.model(**padded.to(self.device.kind)).logits[:, self.label].float().cpu()
+        return scores
+
+
+class FluencyReward:
+    """Mean log-likelihood of the response under a language model, in nats per token; 0 would be certainty.
+
+    A response without a token has no likelihood and gets that of the most surprising token, the log of 1 / vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device):
+        self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        starts = self.tokenizer([TEMPLATE.format(p) for p in prompts], add_special_tokens=False)["input_ids"]
+        ends = self.tokenizer([TEMPLATE.completion(r) for r in responses], add_special_tokens=False)["input_ids"]
+        scores = torch.full((len(starts),), -math.log(self.model.config.vocab_size))
+        spoken = [i for i, response in enumerate(responses) if response.strip()]
+        spoken.sort(key=lambda i: len(starts[i]) + len(ends[i]))
+        for first in range(0, len(spoken), 16):
+            batch = spoken[first : first + 16]
+            tokens, lengths = right_padded([starts[i] + ends[i] for i in batch], self.model.config.eos_token_id)
+            targets = tokens[:, 1:].clone()
+            for row, i in enumerate(batch):
+                targets[row, : len(starts[i]) - 1] = _IGNORED
+                targets[row, lengths[row] - 1 :] = _IGNORED
+            logits = self.model(tokens.to(self.device.kind)).logits[:, :-1].float().cpu().transpose(1, 2)
+            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=_IGNORED)
+            scores[batch] = -losses.sum(dim=1) / (targets != _IGNORED).sum(dim=1)
+        return scores
+
+
+class LengthPenalty:
+    """Minus the share by which a response is longer than `words` words: -0.5 for half as long again, 0 up to it."""
+
+    def __init__(self, words: int):
+        self.words = words
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return torch.tensor([-max(0.0, len(response.split()) / self.words - 1.0) for response in responses])
+
+
+class RewardMixture:
+    """A weighted sum of named reward functions: `RewardMixture(helpful=(1.0, reward_model), length=(0.2, penalty))`.
+
+    PPO logs the mean of every term by its name, unweighted.
+    """
+
+    def __init__(self, **parts: tuple[float, RewardFunction]):
+        if not parts:
+            raise InputError("a reward mixture needs at least one part: name=(weight, reward_function)")
+        self.parts = parts
+
+    def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
+        """Each part's own rewards [n], by name."""
+        return {
+            name: torch.as_tensor(reward(prompts, responses), dtype=torch.float32)
+            for name, (_, reward) in self.parts.items()
+        }
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum [n] of what `terms` returned."""
+        return sum(weight * terms[name] for name, (weight, _) in self.parts.items())
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return self.total(self.terms(prompts, responses))

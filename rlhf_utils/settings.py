@@ -161,9 +161,12 @@ class PPOConfig(Section):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) on whole answers.
 
     Units: batches count episodes (one prompt with one answer), lengths count tokens, KL is in nats per answer,
-    the KL coefficient is reward per nat.
+    the KL coefficient is reward per nat. `lora` matters for the methods lora and qlora (the same on 4-bit weights).
     """
 
+    method: Literal["full", "lora", "qlora"] = "full"
+    lora: LoraSettings = LoraSettings()
+    critic: Literal["shared", "separate"] = "shared"
     updates: Count = 32
     rollout_batch_size: Count = 128
     minibatch_size: Count = 64
@@ -197,6 +200,7 @@ class PPOConfig(Section):
     save_every: Count = 8
     keep_checkpoints: Count = 2
     sample_every: Count = 8
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -215,6 +219,8 @@ class PPOConfig(Section):
                 f"kl_horizon {self.kl_horizon:g} is shorter than one rollout of {self.rollout_batch_size} episodes, "
                 "so the KL coefficient would jump; raise kl_horizon"
             )
+        if self.lora.dropout:
+            raise ValueError("lora.dropout must be 0 in PPO: dropout would show up as KL between sampling and learning")
         if self.kl_budget_action == "shrink" and self.kl_budget is None:
             raise ValueError("kl_budget_action is shrink but kl_budget is not set; give the budget in nats per answer")
         return self

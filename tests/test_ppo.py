@@ -21,14 +21,13 @@ from tiny import (
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.generation import answer_prompts
 from rlhf_utils.models import load_policy
-from rlhf_utils.ppo.actor_critic import answer_logprobs
 from rlhf_utils.settings import GenerationSettings
 from rlhf_utils.template import TEMPLATE
 
 METRICS = set(
     """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction
     value_clip_fraction update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate learning_rate
-    tokens_per_second seconds phase_seconds""".split()
+    tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start warnings""".split()
 )
 
 
@@ -50,6 +49,10 @@ def trainer(policy, tmp_path):
 
 def collect(trainer, update=0, kl_coefficient=0.05):
     return trainer.rollouts.collect(trainer.actor.eval(), update, kl_coefficient)
+
+
+def actor_of(trainer, episodes):
+    return trainer.actor(episodes.tokens, episodes.prompt_lengths, episodes.mask, 0.9)
 
 
 def rows_of(rollout):
@@ -87,7 +90,7 @@ def test_a_fresh_pass_gives_the_log_probabilities_and_values_of_sampling(trainer
     rollout = collect(trainer)
     with torch.no_grad():
         episodes = rollout.episodes
-        logprobs, values = trainer.actor(episodes.tokens, episodes.prompt_lengths, episodes.mask, 0.9)
+        logprobs, values = actor_of(trainer, episodes)
     torch.testing.assert_close(logprobs, rollout.logprobs, rtol=0, atol=1e-4)
     torch.testing.assert_close(values, rollout.values, rtol=0, atol=1e-4)
     assert values.abs().max() > 0.1
@@ -96,13 +99,13 @@ def test_a_fresh_pass_gives_the_log_probabilities_and_values_of_sampling(trainer
 def test_rows_cut_to_their_own_length_keep_their_values(trainer):
     rollout = collect(trainer)
     with torch.no_grad():
-        whole, values = answer_logprobs(trainer.policy(), rollout.episodes, 0.9, trainer.actor.value_head)
+        whole, values = actor_of(trainer, rollout.episodes)
         order = rollout.episodes.mask.sum(dim=1).argsort()
         for rows in (order[:1], order[:3], order[-1:], order[[5, 0, 5]]):
             part = rollout.episodes.select(rows)
             assert part.mask.any(dim=0).all() and len(part) == len(rows)
             assert part.tokens.shape[1] == (part.prompt_lengths + part.mask.sum(dim=1)).max()
-            found, found_values = answer_logprobs(trainer.policy(), part, 0.9, trainer.actor.value_head)
+            found, found_values = actor_of(trainer, part)
             width = part.mask.shape[1]
             torch.testing.assert_close(found, whole[rows, :width], rtol=0, atol=1e-5)
             torch.testing.assert_close(found_values, values[rows, :width], rtol=0, atol=1e-5)
@@ -167,14 +170,14 @@ def test_the_policy_is_paid_scaled_then_clipped_and_less_without_eos(policy, tmp
 
 def first_gradients(trainer) -> list[torch.Tensor]:
     """Gradients at the first optimizer step of a training."""
-    seen, step = [], trainer.optimizer.step
+    seen, step = [], trainer.learner.optimizer.step
 
     def recording():
         if not seen:
             seen.extend(parameter.grad.clone() for parameter in trainer.actor.parameters())
         step()
 
-    trainer.optimizer.step = recording
+    trainer.learner.optimizer.step = recording
     trainer.train(resume=False)
     return seen
 
@@ -228,7 +231,7 @@ def test_a_reference_that_is_another_model_is_noticed(policy, tmp_path):
     collected = trainer.rollouts.collect
 
     def with_another_reference(*arguments):
-        trainer.reference.transformer.wpe.weight.data.mul_(1.5)
+        trainer.trained.frozen.transformer.wpe.weight.data.mul_(1.5)
         return collected(*arguments)
 
     trainer.rollouts.collect = with_another_reference
@@ -389,7 +392,9 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
     assert all(sample["prompt"] in PROMPTS and sample["reward"] == sample["response"].count("e") for sample in samples)
     folders = trainer.store.policies()
     assert [folder.name for folder in folders] == ["update-000002", "update-000004", "update-000005"]
-    assert [(folder / "training").is_dir() for folder in folders] == [False, False, True]
+    best = trainer.store.best(history, None)
+    assert best == max(folders[:2], key=lambda folder: history[int(folder.name[-1])]["reward"])
+    assert [folder for folder in folders if (folder / "training").is_dir()] == [best, folders[-1]]
     saved = load_policy(folders[-1] / "policy", CPU)
     for name, tensor in trainer.policy().state_dict().items():
         assert torch.equal(saved.state_dict()[name], tensor)

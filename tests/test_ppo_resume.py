@@ -97,7 +97,7 @@ def test_a_finished_training_is_not_done_again(policy, straight, tmp_path):
     assert result(tmp_path) == straight
 
 
-@pytest.mark.parametrize("name", ["state.json", "training/optimizer.bin", "training/model.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "training/optimizer.bin", "training/trainable.safetensors"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(policy, straight, tmp_path, name):
     interrupted(policy, tmp_path)
     file = tmp_path / "checkpoints" / "update-000004" / name
@@ -152,13 +152,31 @@ def test_metrics_that_are_shorter_than_the_checkpoint_says_are_an_input_error(po
         trainer(policy, tmp_path).train()
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [({"learning_rate": 1e-4}, "learning_rate 0.001 -> 0.0001"), ({"prompts": ["another"]}, "prompts")],
+)
+def test_a_checkpoint_of_other_settings_is_refused_and_kept(policy, tmp_path, change, words):
+    tiny_trainer(policy, tmp_path, updates=2).train()
+    before = content_hash(tmp_path)
+    with pytest.raises(InputError, match=f"update-000002 was made with other settings .*{words}.*resume=False"):
+        tiny_trainer(policy, tmp_path, **{"updates": 2, **change}).train()
+    assert content_hash(tmp_path) == before
+
+
+def test_how_a_training_is_watched_may_change_when_it_goes_on(policy, tmp_path):
+    tiny_trainer(policy, tmp_path, updates=2).train()
+    history = tiny_trainer(policy, tmp_path, updates=2, save_every=1, sample_every=1, keep_checkpoints=5).train()
+    assert len(history) == 2
+
+
 # Killed: SIGKILL leaves a process no time to tidy up.
 
 KILLED_BEFORE = {
     "the value head is written": (checkpoint, "save_file", 2),
     "a checkpoint is marked complete": (checkpoint, "write_json", 2),
     "a checkpoint takes its place": (files, "_flush", 2),
-    "old checkpoints are thinned": (checkpoint.CheckpointStore, "_thin", 2),
+    "old checkpoints are thinned": (checkpoint.CheckpointStore, "thin", 2),
     "the KL coefficient is adapted": (PPOTrainer, "_adapt", 4),
 }
 
@@ -217,7 +235,7 @@ def test_a_training_killed_at_any_moment_again_and_again(policy, straight, tmp_p
         # Not before it has begun to train, or most deaths would be those of a process still importing.
         while touched() == before and process.is_alive():
             time.sleep(0.005)
-        process.join(source.uniform(0.0, 0.25))
+        process.join(source.uniform(0.0, 0.08))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL

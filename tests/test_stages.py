@@ -43,7 +43,7 @@ def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) ->
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     # The hand-made policy has 96 positions.
-    limits = {"data.max_prompt_tokens": 30, "data.max_response_tokens": 40, "generation.max_new_tokens": 40}
+    limits = {"data.max_prompt_tokens": 40, "data.max_response_tokens": 40, "generation.max_new_tokens": 40}
     settings = {"dataset": str(data), "policy": str(policy), **limits, "ppo.max_new_tokens": 40, **overrides}
     return Run.open("instruct", "tiny", folder / "out", settings)
 
@@ -165,7 +165,7 @@ def test_a_model_folder_that_is_none(tmp_path, policy_name):
 
 def test_a_model_too_short_for_the_texts_is_told_before_anything_is_trained(tmp_path, policy):
     run = open_run(tmp_path, policy, ROWS, **{"ppo.max_new_tokens": 70})
-    with pytest.raises(InputError, match="need 101 positions but the context of .* is 96"):
+    with pytest.raises(InputError, match="need 111 positions but the context of .* is 96"):
         make_base(run)
     assert not run.folder("base").exists()
 

@@ -92,7 +92,9 @@ def count_letter(letter: str):
     return reward
 
 
-def tiny_trainer(policy: Path, output_dir: Path, reward=None, prompts=PROMPTS, on_update=None, **config) -> PPOTrainer:
+def tiny_trainer(
+    policy: Path, output_dir: Path, reward=None, prompts=PROMPTS, on_update=None, critic_model=None, **config
+) -> PPOTrainer:
     """A PPO trainer in fp32 whose updates take a few hundredths of a second."""
     settings = {
         "updates": 3,
@@ -106,7 +108,9 @@ def tiny_trainer(policy: Path, output_dir: Path, reward=None, prompts=PROMPTS, o
         "sample_every": 2,
     } | config
     reward = reward or count_letter("e")
-    return PPOTrainer(policy, tiny_tokenizer(), reward, prompts, PPOConfig(**settings), output_dir, on_update)
+    return PPOTrainer(
+        policy, tiny_tokenizer(), reward, prompts, PPOConfig(**settings), output_dir, on_update, critic_model
+    )
 
 
 def without_timing(lines: Sequence[dict]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The policy with a value head on its own trunk, and the log-probabilities of a reference."""
+"""The policy with its critic, on a shared trunk or its own, and log-probabilities of answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf_utils.models import trunk_and_head
 
@@ -35,47 +34,71 @@ class Episodes:
         return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(answer_lengths.max())])
 
 
-def answer_logprobs(
-    model: nn.Module, episodes: Episodes, temperature: float, value_head: nn.Module | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability of every answer token [B, R] and, with a value head, the value before it [B, R]; 0 outside
-    the mask.
-
-    The language-model head, most of the cost for a vocabulary of 50,257, runs only at the positions that predict an
-    answer token.
-    """
+def answer_logprobs(model: nn.Module, episodes: Episodes, temperature: float) -> Tensor:
+    """Log-probability of every answer token under a causal LM [B, R]; 0 outside the mask."""
     trunk, head = trunk_and_head(model)
-    states = trunk(input_ids=episodes.tokens, use_cache=False).last_hidden_state
-    rows, steps = episodes.mask.nonzero(as_tuple=True)
-    columns = episodes.prompt_lengths[rows] + steps
-    before = states[rows, columns - 1]
-    distribution = torch.log_softmax(head(before).float() / temperature, dim=-1)
-    chosen = distribution.gather(1, episodes.tokens[rows, columns][:, None]).squeeze(1)
-    logprobs = torch.zeros(episodes.mask.shape, device=chosen.device).index_put((rows, steps), chosen)
-    if value_head is None:
-        return logprobs, None
-    values = torch.zeros_like(logprobs).index_put((rows, steps), value_head(before).squeeze(-1).float())
-    return logprobs, values
+    return _chosen_logprobs(head, _states_before_answers(trunk, episodes), episodes, temperature)
 
 
 class ActorCritic(nn.Module):
-    """A causal language model and a linear value head that reads the same hidden states (Ziegler et al. 2019)."""
+    """A causal language model and its critic.
 
-    def __init__(self, policy: PreTrainedModel):
+    The critic is a linear value head, either on the policy's own hidden states (Ziegler et al. 2019), or on those of
+    `critic`, a trunk of its own that reads the same tokens (Stiennon et al. 2020, arXiv:2009.01325, section 3.4).
+    `value_start` is the head's start (weight [1, D], bias [1]); zeros where it is None.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        width: int,
+        critic: nn.Module | None = None,
+        value_start: tuple[Tensor, Tensor] | None = None,
+    ):
         super().__init__()
-        self.policy = policy
-        self.value_head = nn.Linear(policy.config.hidden_size, 1)
-        self.reset_value_head()
-
-    def reset_value_head(self) -> None:
-        """Put the value head back to its start."""
+        self.policy, self.critic = policy, critic
+        self.value_head = nn.Linear(width, 1)
         # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        weight, bias = value_start or (torch.zeros(1, width), torch.zeros(1))
+        self.value_head.load_state_dict({"weight": weight, "bias": bias})
 
     def forward(
         self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values [B, R] of the answers; tensors rather than `Episodes`, so that DDP can wrap
         this."""
-        return answer_logprobs(self.policy, Episodes(tokens, prompt_lengths, mask), temperature, self.value_head)
+        episodes = Episodes(tokens, prompt_lengths, mask)
+        trunk, head = trunk_and_head(self.policy)
+        before = _states_before_answers(trunk, episodes)
+        logprobs = _chosen_logprobs(head, before, episodes, temperature)
+        return logprobs, self.values(episodes, before if self.critic is None else None)
+
+    def values(self, episodes: Episodes, before: Tensor | None = None) -> Tensor:
+        """The value before every answer token [B, R]; `before` [N, D] are the states it reads, where they are known."""
+        if before is None:
+            trunk = self.critic if self.critic is not None else trunk_and_head(self.policy)[0]
+            before = _states_before_answers(trunk, episodes)
+        return _spread(self.value_head(before).squeeze(-1).float(), episodes.mask)
+
+
+def _states_before_answers(trunk: nn.Module, episodes: Episodes) -> Tensor:
+    """The trunk's states [N, D] from which the N answer tokens are predicted, row by row."""
+    states = trunk(input_ids=episodes.tokens, use_cache=False).last_hidden_state
+    rows, steps = episodes.mask.nonzero(as_tuple=True)
+    return states[rows, episodes.prompt_lengths[rows] + steps - 1]
+
+
+def _chosen_logprobs(head: nn.Module, before: Tensor, episodes: Episodes, temperature: float) -> Tensor:
+    """The language-model head, most of the cost for a vocabulary of 50,257, runs only where an answer token is
+    predicted."""
+    rows, steps = episodes.mask.nonzero(as_tuple=True)
+    answers = episodes.tokens[rows, episodes.prompt_lengths[rows] + steps]
+    logits = head(before).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    return _spread(-nn.functional.cross_entropy(logits, answers, reduction="none"), episodes.mask)
+
+
+def _spread(flat: Tensor, mask: Tensor) -> Tensor:
+    """Values [N] of the answer tokens, row by row, at their places in [B, R]; 0 outside the mask."""
+    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat)

@@ -1,7 +1,7 @@
 """PPO checkpoints: complete or not there, newest kept for resuming, earlier policies kept for the frontier.
 
 checkpoints/update-000016/policy/     the policy, loads with from_pretrained; the value head lies beside it
-checkpoints/update-000016/training/   accelerate's state: weights with value head, optimizer, random numbers
+checkpoints/update-000016/training/   what learns (safetensors), and accelerate's state: optimizer, random numbers
 checkpoints/update-000016/state.json  where the loop stands; written last, so its presence means complete
 """
 
@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, whole_folder, write_json
-from rlhf_utils.models import save_model
 from rlhf_utils.ppo.actor_critic import ActorCritic
+from rlhf_utils.ppo.policies import Policy
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+WEIGHTS_FILE = "trainable.safetensors"
 
 
 class CheckpointStore:
@@ -29,33 +34,54 @@ class CheckpointStore:
         self.folder, self.keep = folder, keep
 
     def save(
-        self, update: int, accelerator: Accelerator, actor: ActorCritic, tokenizer: PreTrainedTokenizerBase, state: dict
+        self,
+        update: int,
+        accelerator: Accelerator,
+        actor: ActorCritic,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        state: dict,
     ) -> Path:
         """Write the checkpoint after `update` updates; `state` is the JSON-able rest of the loop's state."""
         target = self.folder / f"update-{update:06d}"
         with whole_folder(target) as folder:
-            save_model(actor.policy, tokenizer, folder / "policy")
-            head = {name: tensor.detach().cpu().contiguous() for name, tensor in actor.value_head.state_dict().items()}
-            save_file(head, folder / "policy" / VALUE_HEAD_FILE)
-            accelerator.save_state(str(folder / "training"))
+            policy.save(tokenizer, folder / "policy")
+            save_file(_on_cpu(actor.value_head.state_dict()), folder / "policy" / VALUE_HEAD_FILE)
+            # Frozen weights, which may be in 4 bits, are the policy's own and need no copy here.
+            hook = accelerator.register_save_state_pre_hook(lambda models, weights, _: weights.clear())
+            try:
+                accelerator.save_state(str(folder / "training"))
+            finally:
+                hook.remove()
+            save_file(_on_cpu(_trainable(actor)), folder / "training" / WEIGHTS_FILE)
             write_json(folder / "state.json", {"update": update, **state})
-        self._thin(target)
         return target
 
-    def restore(self, accelerator: Accelerator) -> dict | None:
-        """Load the newest complete checkpoint into what `accelerator` prepared; returns its state, None without one."""
+    def restore(self, accelerator: Accelerator, actor: ActorCritic, check: Callable[[Path, dict], None]) -> dict | None:
+        """Load the newest complete checkpoint into what `accelerator` prepared; returns its state, None without one.
+
+        A damaged one is passed over with a warning. `check(folder, state)` raises InputError for one of another
+        training.
+        """
         for folder in reversed(self.policies()):
             if not (folder / "training").is_dir():
                 continue
             try:
                 state = read_json(folder / "state.json")
+                weights = load_file(folder / "training" / WEIGHTS_FILE)
+            except (InputError, OSError, SafetensorError) as error:
+                self._passed_over(folder, error)
+                continue
+            check(folder, state)
+            hook = accelerator.register_load_state_pre_hook(lambda models, _: models.clear())
+            try:
+                _load(actor, weights)
                 accelerator.load_state(str(folder / "training"))
             except Exception as error:  # whatever a half-written file makes a reader raise
-                warnings.warn(
-                    f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); trying the one before",
-                    stacklevel=2,
-                )
+                self._passed_over(folder, error)
                 continue
+            finally:
+                hook.remove()
             return state
         return None
 
@@ -67,7 +93,45 @@ class CheckpointStore:
         """Remove every checkpoint."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _thin(self, newest: Path) -> None:
+    def best(self, history: Sequence[dict], budget: float | None) -> Path | None:
+        """The saved policy of highest measured reward whose KL is within `budget` nats; None where none is known to be.
+
+        Update N measures the policy after N updates before it learns from it, so what is known of checkpoint N stands
+        in line N of the metrics. The last checkpoint of a full training has no such line.
+        """
+        measured = [
+            (history[update]["reward"], folder)
+            for folder in self.policies()
+            if (update := int(folder.name.split("-")[1])) < len(history)
+            and (budget is None or history[update]["kl"] <= budget)
+        ]
+        return max(measured)[1] if measured else None
+
+    def thin(self, history: Sequence[dict], budget: float | None) -> None:
+        """Remove what resuming needs from all but the newest `keep` checkpoints and the best; every policy stays."""
+        newest = self.folder / f"update-{len(history):06d}"
         # A damaged checkpoint that was passed over may lie ahead of the newest one; it must not count as kept.
-        for folder in [path for path in self.policies() if path.name <= newest.name][: -self.keep]:
-            shutil.rmtree(folder / "training", ignore_errors=True)
+        old = [path for path in self.policies() if path.name <= newest.name][: -self.keep]
+        for folder in old:
+            if folder != self.best(history, budget):
+                shutil.rmtree(folder / "training", ignore_errors=True)
+
+    def _passed_over(self, folder: Path, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"checkpoint {folder} is damaged ({reason}); trying the one before", stacklevel=3)
+
+
+def _trainable(actor: ActorCritic) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in actor.named_parameters() if parameter.requires_grad}
+
+
+def _on_cpu(tensors: dict) -> dict:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _load(actor: ActorCritic, weights: dict) -> None:
+    parameters = _trainable(actor)
+    if parameters.keys() != weights.keys():
+        raise ValueError(f"{WEIGHTS_FILE} holds other weights than this training's")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(weights[name])

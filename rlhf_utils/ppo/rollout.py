@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.generation import Answer, left_padded, sample, to_answers
 from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
 from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
-from rlhf_utils.rewards import RewardFunction, right_padded
+from rlhf_utils.ppo.policies import Policy
+from rlhf_utils.rewards import RewardFunction, RewardMixture, right_padded
 from rlhf_utils.settings import PPOConfig
 
 
@@ -23,8 +24,8 @@ class Rollout:
     """One batch of experience: B episodes, R answer positions.
 
     `logprobs`, `reference_logprobs`, `values`, `entropy`, `advantages`, `returns` are [B, R] and 0 outside the mask;
-    `scores` [B] are the reward function's, `prompts` and `answers` the same episodes as text, `seconds` the time
-    per phase.
+    `scores` [B] are the reward function's and `terms` what a mixture is made of, each [B] and unweighted; `prompts` and
+    `answers` are the same episodes as text, `seconds` the time per phase.
     """
 
     episodes: Episodes
@@ -35,6 +36,7 @@ class Rollout:
     advantages: Tensor
     returns: Tensor
     scores: Tensor
+    terms: dict[str, Tensor]
     prompts: list[str]
     answers: list[Answer]
     seconds: dict[str, float]
@@ -50,17 +52,12 @@ class RolloutCollector:
         texts: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         reward_function: RewardFunction,
-        reference: nn.Module,
+        policy: Policy,
         config: PPOConfig,
     ):
         self.prompts = list(prompts)
         self.prompt_tokens = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        self.tokenizer, self.reward_function, self.reference, self.config = (
-            tokenizer,
-            reward_function,
-            reference,
-            config,
-        )
+        self.tokenizer, self.reward_function, self.policy, self.config = tokenizer, reward_function, policy, config
 
     def prompt_indices(self, update: int) -> list[int]:
         """The prompts of update `update`: each epoch over the prompts is a new permutation, and no prompt is
@@ -89,21 +86,28 @@ class RolloutCollector:
             config.temperature,
             self.tokenizer.eos_token_id,
             seeded(config.seed, 2, update),
-            keep_hidden=True,
+            keep_hidden=actor.critic is None,
         )
         answers = to_answers(sampled, self.tokenizer)
-        values = actor.value_head(sampled.hidden).squeeze(-1).float().masked_fill(~sampled.mask, 0.0)
         after_sampling = time.perf_counter()
 
         prompts = [self.prompts[i] for i in indices]
-        scores = self._scores(prompts, answers, update).to(device)
+        scores, terms = self._scores(prompts, answers, update)
+        scores = scores.to(device)
         after_scoring = time.perf_counter()
 
         whole, _ = right_padded(
             [row + answer.tokens for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id
         )
         episodes = Episodes(whole.to(device), prompt_mask.sum(dim=1), sampled.mask)
-        reference_logprobs = self._reference_logprobs(episodes)
+        with self.policy.reference() as reference:
+            reference_logprobs = self._by_parts(
+                episodes, lambda part: answer_logprobs(reference, part, config.temperature)
+            )
+        if actor.critic is None:
+            values = actor.value_head(sampled.hidden).squeeze(-1).float().masked_fill(~sampled.mask, 0.0)
+        else:
+            values = self._by_parts(episodes, actor.values)
         kl = kl_estimate(sampled.logprobs, reference_logprobs, config.kl_estimator)
         rewards = shaped_rewards(self._shaped_scores(scores, sampled.ended), kl, episodes.mask, kl_coefficient)
         advantages, returns = advantages_and_returns(rewards, values, episodes.mask, config.gamma, config.gae_lambda)
@@ -123,15 +127,19 @@ class RolloutCollector:
             advantages,
             returns,
             scores,
+            terms,
             prompts,
             answers,
             seconds,
         )
 
-    def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> Tensor:
-        scores = torch.as_tensor(
-            self.reward_function(prompts, [answer.text for answer in answers]), dtype=torch.float32
-        )
+    def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        texts, terms = [answer.text for answer in answers], {}
+        if isinstance(self.reward_function, RewardMixture):
+            terms = self.reward_function.terms(prompts, texts)
+            scores = self.reward_function.total(terms)
+        else:
+            scores = torch.as_tensor(self.reward_function(prompts, texts), dtype=torch.float32)
         if scores.shape != (len(prompts),):
             raise TrainingError(
                 f"the reward function returned shape {tuple(scores.shape)} for {len(prompts)} answers; "
@@ -144,7 +152,7 @@ class RolloutCollector:
                 f"update {update}: the reward function returned {scores[first].item()} for the answer "
                 f"{answers[first].text[:80]!r}; a reward must be finite"
             )
-        return scores
+        return scores, terms
 
     def _shaped_scores(self, scores: Tensor, ended: Tensor) -> Tensor:
         """Scores as the policy is paid them: scaled, clipped, and less where the answer does not end."""
@@ -153,14 +161,14 @@ class RolloutCollector:
             paid = paid.clamp(-self.config.reward_clip, self.config.reward_clip)
         return paid - self.config.missing_eos_penalty * (~ended).float()
 
-    def _reference_logprobs(self, episodes: Episodes) -> Tensor:
-        """In minibatches by length, so that memory and padding stay those of an update step."""
+    def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
+        """`compute` of all episodes [B, R], in minibatches by length: memory and padding stay those of an update
+        step."""
         result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
         order = episodes.mask.sum(dim=1).add(episodes.prompt_lengths).argsort()
         for rows in order.split(self.config.microbatch_size or self.config.minibatch_size):
-            part = episodes.select(rows)
-            logprobs, _ = answer_logprobs(self.reference, part, self.config.temperature)
-            result[rows, : logprobs.shape[1]] = logprobs
+            part = compute(episodes.select(rows))
+            result[rows, : part.shape[1]] = part
         return result
 
 

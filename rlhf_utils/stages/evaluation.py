@@ -108,9 +108,8 @@ class Evaluator:
                 torch.tensor([len(prompt) for prompt, _ in part]).to(self.device.kind),
                 mask.to(self.device.kind),
             )
-            difference = (
-                answer_logprobs(policy, episodes, settings.temperature)[0]
-                - answer_logprobs(self.reference, episodes, settings.temperature)[0]
+            difference = answer_logprobs(policy, episodes, settings.temperature) - answer_logprobs(
+                self.reference, episodes, settings.temperature
             )
             kl += difference.sum(dim=1).tolist()
         return kl

@@ -36,6 +36,7 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
         config=run.recipe.ppo.model_copy(update={"seed": run.recipe.ppo.seed + run.recipe.seed}),
         output_dir=work,
         on_update=report,
+        critic=run.folder("reward_model") if run.recipe.ppo.critic == "separate" else None,
     )
 
 

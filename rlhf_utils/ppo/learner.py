@@ -1,0 +1,132 @@
+"""The update: a few epochs of clipped steps on one rollout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf_utils.errors import TrainingError
+from rlhf_utils.ppo.actor_critic import ActorCritic
+from rlhf_utils.ppo.objective import policy_loss, value_loss
+from rlhf_utils.ppo.rollout import Rollout, seeded
+from rlhf_utils.settings import PPOConfig
+
+# How far sampling and a fresh forward pass may differ per token (nats) before something is wrong with masks or
+# positions.
+SAME = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
+
+
+class Learner:
+    """Owns the optimizer; `learn` takes the steps of one update."""
+
+    def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str):
+        self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
+        policy = [p for p in actor.policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": policy, "lr": config.learning_rate},
+                {"params": self._critic_parameters(), "lr": self._value_rate},
+            ],
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimizer = accelerator.prepare(actor, optimizer)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def learn(self, rollout: Rollout, update: int, step_scale: float) -> dict[str, float | None]:
+        """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses."""
+        config = self.config
+        self.actor.train()
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates(update, step_scale), strict=True):
+            group["lr"] = rate
+        totals: dict[str, list[float]] = {}
+        for epoch in range(config.epochs):
+            order = torch.randperm(len(rollout.episodes), generator=seeded(config.seed, 3, update, epoch)).to(
+                rollout.scores.device
+            )
+            for minibatch in order.split(config.minibatch_size):
+                figures = self._step(rollout, minibatch, update)
+                if epoch == 0 and not totals:
+                    self._check_ratio(figures["ratio_error"], update)
+                for name, value in figures.items():
+                    totals.setdefault(name, []).append(value)
+        return {name: _finite_mean(values) for name, values in totals.items()}
+
+    def learning_rates(self, update: int, step_scale: float) -> tuple[float, float]:
+        """Linear decay from the configured rates (policy, critic) to `final_learning_rate_ratio` of them."""
+        config = self.config
+        done = update / max(config.updates - 1, 1)
+        scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * step_scale
+        return config.learning_rate * scale, self._value_rate * scale
+
+    @property
+    def _value_rate(self) -> float:
+        return self.config.value_learning_rate or self.config.learning_rate
+
+    def _critic_parameters(self) -> list[Tensor]:
+        trunk = list(self.actor.critic.parameters()) if self.actor.critic is not None else []
+        return [*self.actor.value_head.parameters(), *trunk]
+
+    def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
+        """One optimizer step on `minibatch`; gradients of its microbatches add up to the gradient of the whole."""
+        config = self.config
+        lengths = rollout.episodes.mask[minibatch].sum(dim=1) + rollout.episodes.prompt_lengths[minibatch]
+        # Sorted by length, microbatches carry little padding; the sum of their gradients does not depend on the order.
+        microbatches = minibatch[lengths.argsort()].split(config.microbatch_size or config.minibatch_size)
+        tokens = rollout.episodes.mask[minibatch].sum()
+        figures: dict[str, float] = {}
+        for rows in microbatches:
+            part = rollout.episodes.select(rows)
+            width, weight = part.mask.shape[1], part.mask.sum() / tokens
+            with self.accelerator.autocast():
+                logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
+            old_logprobs = rollout.logprobs[rows, :width]
+            policy = policy_loss(logprobs, old_logprobs, rollout.advantages[rows, :width], part.mask, config.clip_range)
+            value = value_loss(
+                values, rollout.values[rows, :width], rollout.returns[rows, :width], part.mask, config.value_clip_range
+            )
+            loss = policy.loss + config.value_coefficient * value.loss
+            if not loss.isfinite():
+                raise TrainingError(
+                    f"update {update}: the loss is {loss.item()}; lower ppo.learning_rate, or check the reward "
+                    "function for extreme values"
+                )
+            self.accelerator.backward(loss * weight)
+            for name, figure in {
+                "policy_loss": policy.loss,
+                "value_loss": value.loss,
+                "clip_fraction": policy.clip_fraction,
+                "value_clip_fraction": value.clip_fraction,
+                "update_kl": policy.approximate_kl,
+            }.items():
+                figures[name] = figures.get(name, 0.0) + (figure.detach() * weight).item()
+            error = (logprobs.detach() - old_logprobs).masked_fill(~part.mask, 0.0).abs().max().item()
+            figures["ratio_error"] = max(figures.get("ratio_error", 0.0), error)
+        norm = self.accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm).item()
+        # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise TrainingError(
+                f"update {update}: the gradient norm is {norm}; lower ppo.learning_rate or ppo.max_grad_norm"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**figures, "gradient_norm": norm}
+
+    def _check_ratio(self, error: float, update: int) -> None:
+        """Before the first step of an update the policy is the one that sampled, so every probability ratio has to
+        be 1."""
+        if error > SAME[self.precision]:
+            raise TrainingError(
+                f"update {update}: the first minibatch's log-ratio is {error:.2g} instead of 0; sampling and "
+                "training do not compute the same log-probabilities"
+            )
+
+
+def _finite_mean(values: list[float]) -> float | None:
+    """Mean of the finite ones: fp16 steps over an overflow, whose gradient norm is infinite and no JSON number."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

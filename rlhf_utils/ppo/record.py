@@ -1,0 +1,121 @@
+"""What a PPO training writes down: one line of figures per update, sample answers, and which phrases spread."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import disk_errors, read_json, write_json, write_text
+from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
+from rlhf_utils.ppo.rollout import Rollout
+
+SAMPLES_SHOWN = 4
+PHRASE_WORDS = 4
+
+
+class Record:
+    """The files `metrics.jsonl`, `samples.jsonl` and `phrases.json` of a training in `folder`."""
+
+    def __init__(self, folder: Path):
+        self.metrics, self.samples = folder / "metrics.jsonl", folder / "samples.jsonl"
+        self._phrases = folder / "phrases.json"
+
+    def clear(self) -> None:
+        """Remove what an earlier training wrote."""
+        for path in (self.metrics, self.samples, self._phrases):
+            path.unlink(missing_ok=True)
+
+    def cut(self, updates: int, samples: int) -> list[dict]:
+        """Cut the files to where a checkpoint stands; updates after it are done again. Returns the lines of metrics."""
+        _cut(self.samples, samples)
+        return _cut(self.metrics, updates)
+
+    def add(self, line: dict) -> None:
+        """Append an update's line of figures."""
+        _append(self.metrics, [line])
+
+    def add_samples(self, update: int, rollout: Rollout) -> list[dict]:
+        """Append the first answers of a rollout; returns them as written."""
+        shown = list(zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True))[:SAMPLES_SHOWN]
+        samples = [
+            {"update": update, "prompt": prompt, "response": answer.text, "reward": score}
+            for prompt, answer, score in shown
+        ]
+        _append(self.samples, samples)
+        return samples
+
+    def spreading_phrase(self, update: int, texts: Sequence[str]) -> dict:
+        """The phrase whose share of the answers has grown most since update 0, with both shares."""
+        shares = phrase_shares(texts)
+        if update == 0:
+            write_json(self._phrases, dict(shares.most_common()))
+            return {"phrase": None, "phrase_share": 0.0, "phrase_share_at_start": 0.0}
+        start = read_json(self._phrases)
+        # By share, then by name, so that a tie is the same phrase on every machine.
+        grown = max(shares, key=lambda phrase: (shares[phrase] - start.get(phrase, 0.0), phrase), default=None)
+        return {
+            "phrase": grown,
+            "phrase_share": shares[grown] if grown else 0.0,
+            "phrase_share_at_start": start.get(grown, 0.0),
+        }
+
+
+def phrase_shares(texts: Sequence[str]) -> Counter[str]:
+    """Share of the texts, 0 to 1, in which each phrase of four words stands, lower-cased."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = text.lower().split()
+        counts.update({" ".join(words[i : i + PHRASE_WORDS]) for i in range(len(words) - PHRASE_WORDS + 1)})
+    return Counter({phrase: count / len(texts) for phrase, count in counts.items()})
+
+
+def metrics_line(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
+    """What the experience of an update says: rewards, KL in nats per answer, entropy in nats per token, lengths in
+    tokens."""
+    mask, answers = rollout.episodes.mask, len(rollout.scores)
+    kl = {
+        name: kl_estimate(rollout.logprobs, rollout.reference_logprobs, name)
+        .masked_fill(~mask, 0.0)
+        .sum(dim=1)
+        .mean()
+        .item()
+        for name in ("k1", "k3")
+    }
+    reward = rollout.scores.mean().item()
+    variance = explained_variance(rollout.values, rollout.returns, mask).item()
+    return {
+        "update": update,
+        "episodes": (update + 1) * answers,
+        "reward": reward,
+        "reward_std": rollout.scores.std(correction=0).item(),
+        "reward_terms": {name: term.mean().item() for name, term in rollout.terms.items()},
+        "kl": kl["k1"],
+        "kl_k3": kl["k3"],
+        "kl_coefficient": kl_coefficient,
+        "objective": reward - kl_coefficient * kl["k1"],
+        "entropy": masked_mean(rollout.entropy, mask).item(),
+        "explained_variance": variance if math.isfinite(variance) else None,
+        "response_tokens": int(mask.sum()) / answers,
+        "eos_rate": sum(answer.ended for answer in rollout.answers) / answers,
+    }
+
+
+def _append(path: Path, lines: list[dict]) -> None:
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def _cut(path: Path, count: int) -> list[dict]:
+    """Cut a jsonl file to its first `count` lines and return them; what follows may be a line half written."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1][:count] if path.exists() else []
+    if len(lines) < count:
+        raise InputError(
+            f"{path} has {len(lines)} lines, but the checkpoint beside it stands at {count}; restore the file, or "
+            "train anew with resume=False"
+        )
+    write_text(path, "".join(line + "\n" for line in lines))
+    return [json.loads(line) for line in lines]

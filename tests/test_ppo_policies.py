@@ -1,0 +1,141 @@
+"""What learns in PPO: the whole policy or an adapter on it, and a critic on the same trunk or its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401
+from transformers import AutoModelForCausalLM
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import content_hash
+from rlhf_utils.models import has_bitsandbytes, load_policy, load_reward_model, save_model
+from rlhf_utils.rewards import RewardModel
+from rlhf_utils.settings import LoraSettings
+
+ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(not has_bitsandbytes(), reason="no bitsandbytes"))]
+LORA = LoraSettings(rank=4, alpha=8)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy"), eos_nats=3.0)
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory, policy):
+    folder = tmp_path_factory.mktemp("reward")
+    torch.manual_seed(5)
+    reward = RewardModel(load_reward_model(policy, CPU), tiny_tokenizer(), CPU, mean=0.5, std=2.0)
+    save_model(reward.model, reward.tokenizer, folder)
+    reward.save_scale(folder)
+    return folder
+
+
+def frozen_weights(trainer):
+    return {name: p.clone() for name, p in trainer.actor.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_learns_and_the_rest_stays(policy, tmp_path, method):
+    trainer = tiny_trainer(policy, tmp_path, method=method, lora=LORA, learning_rate=5e-3)
+    before = frozen_weights(trainer)
+    history = trainer.train()
+    # The adapter starts as nothing, and switched off it is the reference.
+    assert abs(history[0]["kl"]) < 1e-4
+    assert history[-1]["kl_k3"] > 1e-3
+    for name, weight in frozen_weights(trainer).items():
+        assert torch.equal(weight, before[name]), name
+    learning = [name for name, p in trainer.actor.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or name.startswith("value_head") for name in learning) and len(learning) > 10
+
+
+def test_an_adapters_policy_is_saved_as_a_plain_model(policy, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path, method="lora", lora=LORA, learning_rate=5e-3)
+    trainer.train()
+    saved = AutoModelForCausalLM.from_pretrained(trainer.store.policies()[-1] / "policy").eval()
+    tokens = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        found, expected = saved(tokens).logits, trainer.policy().eval()(tokens).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        assert (load_policy(policy, CPU).eval()(tokens).logits - expected).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    "how", [{"method": method, "lora": LORA} for method in ("lora", "qlora")] + [{"critic": "separate"}]
+)
+def test_every_kind_resumes_exactly(policy, reward_model, tmp_path, how):
+    if how.get("method") == "qlora" and not has_bitsandbytes():
+        pytest.skip("no bitsandbytes")
+
+    def trainer(folder, on_update=None):
+        made = tiny_trainer(policy, folder, updates=4, on_update=on_update, critic_model=critic, **how)
+        return made
+
+    def stop(line):
+        if line["update"] == 3:
+            raise KeyboardInterrupt
+
+    critic = reward_model if how.get("critic") else None
+    straight = trainer(tmp_path / "straight").train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "stopped", stop).train()
+    torch.manual_seed(99)
+    assert without_timing(trainer(tmp_path / "stopped").train()) == without_timing(straight)
+    last = "checkpoints/update-000004/policy/model.safetensors"
+    assert content_hash(tmp_path / "stopped" / last) == content_hash(tmp_path / "straight" / last)
+
+
+@pytest.mark.parametrize("how", [{"method": "lora", "lora": LORA}, {"critic": "separate"}])
+def test_training_anew_starts_where_the_first_one_did(policy, reward_model, tmp_path, how):
+    trainer = tiny_trainer(policy, tmp_path, critic_model=reward_model if how.get("critic") else None, **how)
+    first = trainer.train(resume=False)
+    assert without_timing(trainer.train(resume=False)) == without_timing(first)
+
+
+def test_a_separate_critic_starts_as_the_reward_model_in_its_units(policy, reward_model, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path, critic="separate", critic_model=reward_model, rollout_batch_size=12)
+    rollout = trainer.rollouts.collect(trainer.actor.eval(), 0, 0.05)
+    model = load_reward_model(reward_model, CPU)
+    for i in range(12):
+        length, answer = int(rollout.episodes.prompt_lengths[i]), int(rollout.episodes.mask[i].sum())
+        row = rollout.episodes.tokens[i, : length + answer - 1][None]
+        with torch.no_grad():
+            states = model.base_model(input_ids=row).last_hidden_state[0, length - 1 :]
+            expected = (model.score(states)[:, 0] - 0.5) / 2.0
+        torch.testing.assert_close(rollout.values[i, :answer], expected, rtol=0, atol=1e-4)
+        assert not rollout.values[i, answer:].any()
+
+
+def test_a_separate_critic_learns_apart_from_the_policy(policy, reward_model, tmp_path):
+    """With the policy's own rate at nothing the policy stays, while the critic comes to know the returns."""
+    trainer = tiny_trainer(
+        policy,
+        tmp_path,
+        critic="separate",
+        critic_model=reward_model,
+        updates=8,
+        epochs=4,
+        learning_rate=1e-12,
+        value_learning_rate=3e-3,
+        value_clip_range=None,
+        value_coefficient=1.0,
+        final_learning_rate_ratio=1.0,
+    )
+    history = trainer.train()
+    assert history[-1]["value_loss"] < 0.5 * history[0]["value_loss"]
+    for name, weight in load_policy(policy, CPU).state_dict().items():
+        torch.testing.assert_close(trainer.policy().state_dict()[name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_separate_critic_needs_its_model_and_only_it(policy, reward_model, tmp_path):
+    for how in ({"critic": "separate"}, {"critic_model": reward_model}):
+        with pytest.raises(InputError, match="critic=FOLDER"):
+            tiny_trainer(policy, tmp_path, **how)
+
+
+def test_dropout_in_the_adapter_is_refused():
+    from rlhf_utils.ppo import PPOConfig
+
+    with pytest.raises(ValueError, match="lora.dropout must be 0"):
+        PPOConfig(method="lora", lora=LoraSettings(dropout=0.1))
