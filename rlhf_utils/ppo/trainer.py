@@ -72,6 +72,7 @@ class PPOTrainer:
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.record = Record(self.output_dir)
+        self.trackers = Trackers(config, self.output_dir)
         self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_checkpoints)
         self.trained = load_ppo_policy(policy, self.device, config)
         self.actor = make_actor_critic(self.trained, critic, self.device)
@@ -92,7 +93,7 @@ class PPOTrainer:
         """
         history = self._restore() if resume else self._start_over()
         with (
-            Trackers(self.config, self.output_dir) as trackers,
+            self.trackers as trackers,
             tqdm(total=self.config.updates, initial=len(history), unit="update", disable=None) as bar,
         ):
             while len(history) < self.config.updates and not self._budget_spent(history):

@@ -1,0 +1,227 @@
+"""`rlhf_utils.ppo` against the last PPO trainer of trl (1.12), in paired runs: episodes per second, memory, reward.
+
+    python benchmarks/ppo_vs_trl.py [--quick] [--json FILE] [--repeats 3] [--run outputs/instruct-tiny]
+
+Both programs get the same randomly initialised GPT-2 124M, prompts, episodes, response lengths, epochs, microbatches,
+and train every weight. "fixed": prompts of 32 tokens, responses of 48. "ragged": prompt lengths of real questions, and
+responses that end after 40 tokens on average, 128 at most. trl is installed into benchmarks/.trl-1.12, beside the
+environment of this project, so that torch and transformers are the same on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from workload import matmul_rate, prepare, workloads
+
+HERE = Path(__file__).resolve().parent
+TRL = HERE / ".trl-1.12"
+HELPFUL = HERE.parents[1] / "shared" / "data" / "hh_helpful.jsonl.gz"
+# Reward, in standard deviations of the SFT model's answers, that both programs have to reach in the embedded world.
+REWARD = 0.6
+TRL_RATES = (1e-4, 3e-4, 1e-3)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="half the episodes, one pair, one learning rate for trl")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for each workload (default 3)")
+    parser.add_argument("--run", type=Path, default=HERE.parent / "outputs" / "instruct-tiny", help="a finished run")
+    asked = parser.parse_args()
+    install_trl()
+    episodes, repeats, updates = (8, 1, 1) if asked.quick else (16, asked.repeats, 2)
+    raw: dict = {"quick": asked.quick, "episodes": episodes, "torch": torch.__version__, "device": device_name()}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        say("preparing models and prompts")
+        prepare(work, HELPFUL)
+        for name in workloads(episodes):
+            for precision in precisions():
+                raw[f"{name}_{precision}"] = paired(work, name, precision, episodes, updates, repeats)
+    raw["world"] = time_to_reward(asked.run, asked.quick)
+    result = {**figures(raw), "raw": raw}
+    print(table(result))
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def precisions() -> list[str]:
+    """fp32, and bf16 where this machine's bf16 matrix products are the faster ones."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    faster = matmul_rate(torch.bfloat16, device, size=1024) > matmul_rate(torch.float32, device, size=1024)
+    return ["fp32", "bf16"] if faster else ["fp32"]
+
+
+def paired(work: Path, name: str, precision: str, episodes: int, updates: int, repeats: int) -> dict:
+    """`repeats` pairs of runs, in turns; the first of several updates warms up and is not counted."""
+    runs: dict[str, list[dict]] = {"ours": [], "trl": []}
+    for repeat in range(repeats):
+        for program in sorted(runs, reverse=bool(repeat % 2)):
+            say(f"{name}, {precision}, pair {repeat + 1} of {repeats}: {program}")
+            out = work / "result.json"
+            start(
+                f"run_{program}.py", out, program == "trl",
+                work=work, workload=name, precision=precision, episodes=episodes, updates=updates,
+            )  # fmt: skip
+            runs[program].append(json.loads(out.read_text()))
+    return runs
+
+
+def time_to_reward(run: Path, quick: bool) -> dict | None:
+    """Seconds until the mean reward of three updates in a row reaches `REWARD`, for ours and for trl at each rate."""
+    if not (run / "checkpoints" / "ppo").is_dir():
+        say(f"{run} is not a finished run, so the time to a reward is left out; `make run` makes one")
+        return None
+    updates = json.loads((run / "run.json").read_text())["settings"]["ppo"]["updates"]
+    found: dict = {"run": run.name, "reward": REWARD}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        say("embedded world: ours")
+        start("run_world.py", out, False, run=run, program="ours", updates=updates)
+        found["ours"] = json.loads(out.read_text())
+        for rate in TRL_RATES[1:2] if quick else TRL_RATES:
+            say(f"embedded world: trl, learning rate {rate:g}")
+            start("run_world.py", out, True, run=run, program="trl", updates=updates, learning_rate=rate)
+            found[f"trl_{rate:g}"] = json.loads(out.read_text())
+    return found
+
+
+def reached(curve: dict) -> float | None:
+    """Seconds until the mean of three updates in a row is at least `REWARD`; None if it never is."""
+    rewards = curve["rewards"]
+    for last in range(2, len(rewards)):
+        if statistics.fmean(rewards[last - 2 : last + 1]) >= REWARD:
+            return curve["seconds"][last]
+    return None
+
+
+def figures(raw: dict) -> dict:
+    """The figures of the comparison; None where it was not made."""
+
+    def rate(name: str, precision: str, program: str) -> list[float]:
+        runs = raw.get(f"{name}_{precision}", {}).get(program, [])
+        return [raw["episodes"] / statistics.median(r["seconds_per_update"][-1:]) for r in runs]
+
+    def speedup(name: str, precision: str) -> float:
+        pairs = zip(rate(name, precision, "ours"), rate(name, precision, "trl"), strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    def best(name: str) -> float:
+        top = {
+            program: max(statistics.median(rate(name, p, program)) for p in ("fp32", "bf16") if f"{name}_{p}" in raw)
+            for program in ("ours", "trl")
+        }
+        return top["ours"] / top["trl"]
+
+    def memory(name: str) -> float:
+        runs = raw[f"{name}_fp32"]
+        return statistics.median(
+            a["peak_memory_bytes"] / b["peak_memory_bytes"] for a, b in zip(runs["ours"], runs["trl"], strict=True)
+        )
+
+    world = raw["world"] or {}
+    ours = reached(world["ours"]) if world else None
+    theirs = [reached(curve) for name, curve in world.items() if name.startswith("trl_")]
+    theirs = min((seconds for seconds in theirs if seconds), default=None)
+    fixed = raw["fixed_fp32"]["ours"]
+    return {
+        "fixed_fp32_speedup": speedup("fixed", "fp32"),
+        "ragged_fp32_speedup": speedup("ragged", "fp32"),
+        "fixed_best_speedup": best("fixed"),
+        "ragged_best_speedup": best("ragged"),
+        "memory_ratio": memory("fixed"),
+        "memory_ratio_ragged": memory("ragged"),
+        "matmul_fraction": statistics.median(update_flops(r, "fixed") / r["matmul_flops"] for r in fixed),
+        "time_to_reward_ratio": ours / theirs if ours and theirs else None,
+        "episodes_per_second": {
+            f"{name}_{precision}_{program}": statistics.median(found)
+            for name in ("fixed", "ragged")
+            for precision in ("fp32", "bf16")
+            for program in ("ours", "trl")
+            if (found := rate(name, precision, program))
+        },
+    }
+
+
+def update_flops(run: dict, name: str) -> float:
+    """FLOP/s of the update phase: forward and backward (three times forward) over real tokens, padding not counted.
+
+    Per token and pass 2 FLOPs for each weight of the blocks and 4 x width x length for attention (half, being causal);
+    the head, 2 x width x vocabulary, at response tokens only.
+    """
+    job = workloads(1)[name]
+    response, prompt = run["response_tokens"][-1], run["prompt_tokens"]
+    length = prompt + response
+    trunk = length * (2 * run["block_parameters"] + 2 * run["layers"] * run["width"] * length)
+    head = response * 2 * run["width"] * run["vocabulary"]
+    seconds = run["phase_seconds"][-1]["learning"]
+    episodes = run["episodes"]
+    return 3 * job.epochs * episodes * (trunk + head) / seconds
+
+
+def table(result: dict) -> str:
+    goals = {
+        "fixed_fp32_speedup": "at least 2.0",
+        "ragged_fp32_speedup": "at least 4",
+        "fixed_best_speedup": "at least 5",
+        "ragged_best_speedup": "at least 10",
+        "memory_ratio": "at most 0.5",
+        "matmul_fraction": "at least 0.6",
+        "time_to_reward_ratio": "at most 0.33",
+    }
+    lines = [f"{'figure':24} {'found':>8}   goal"]
+    for name, goal in goals.items():
+        value = result[name]
+        lines.append(f"{name:24} {'-' if value is None else format(value, '8.2f'):>8}   {goal}")
+    for name, value in result["episodes_per_second"].items():
+        lines.append(f"{name:24} {value:8.3f}   episodes per second")
+    return "\n".join(lines)
+
+
+def install_trl() -> None:
+    if (TRL / "trl").is_dir():
+        return
+    say("installing trl 1.12 (once)")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(TRL), "trl==1.12.*"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def start(script: str, out: Path, with_trl: bool, **options) -> None:
+    """Run a script in a process of its own, so that its memory is its own; what it prints is shown if it fails."""
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    path = [str(TRL)] if with_trl else []
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([*path, str(HERE.parent)]),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / script), *arguments, "--out", str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"{script} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
