@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.plots.results import number, read_metrics, series
-from rlhf_utils.plots.style import COLOURS, MUTED, empty, picture
+from rlhf_utils.plots.style import COLOURS, MUTED, decimal, empty, picture
 
 
 def training(run: Path, path: Path) -> None:
@@ -20,7 +20,7 @@ def training(run: Path, path: Path) -> None:
         raise InputError(f"checkpoints/ppo/metrics.jsonl of {run} holds no update: run notebook 02_ppo_training again")
     first, last = rows[0], rows[-1]
     note = f"{len(rows)} update{'s' if len(rows) > 1 else ''}." + "".join(
-        f" {name} {first[key]:.2f} → {last[key]:.2f}{unit}."
+        f" {name} {decimal(first[key])} → {decimal(last[key])}{unit}."
         for name, key, unit in (("Reward", "reward", ""), ("KL to SFT", "kl", " nats per answer"))
         if number(first.get(key)) is not None and number(last.get(key)) is not None
     )

@@ -130,7 +130,8 @@ def compact(value: float) -> str:
 
 def decimal(value: float, digits: int = 2) -> str:
     """A number with a fixed count of decimals and a true minus sign, as matplotlib writes on its axes."""
-    return f"{value:.{digits}f}".replace("-", "\u2212")
+    # Adding 0 makes a negative zero, which rounding leaves of small negative numbers, a plain one.
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\u2212")
 
 
 def with_interval(mean: float, interval: tuple[float, float] | None, digits: int = 2) -> str:

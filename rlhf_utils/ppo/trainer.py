@@ -96,22 +96,15 @@ class PPOTrainer:
             self.trackers as trackers,
             tqdm(total=self.config.updates, initial=len(history), unit="update", disable=None) as bar,
         ):
-            while len(history) < self.config.updates and not self._budget_spent(history):
-                update = len(history)
-                rollout, line = self._update(update)
+            while not self._finished(history):
+                rollout, line = self._update(len(history))
                 history.append(line)
-                self._finish(history, rollout)
+                self._write_down(history, rollout)
                 trackers.log(line)
-                bar.set_postfix_str(
-                    f"reward {line['reward']:+.2f}, KL {line['kl']:.2f}, EOS {line['eos_rate']:.0%}, "
-                    f"{line['tokens_per_second']:.0f} tokens/s"
-                )
+                bar.set_postfix_str(progress(line))
                 bar.update()
-                if (
-                    len(history) % self.config.save_every == 0
-                    or len(history) == self.config.updates
-                    or self._budget_spent(history)
-                ):
+                self._adapt(line)
+                if len(history) % self.config.save_every == 0 or self._finished(history):
                     self._save(history)
         return history
 
@@ -139,8 +132,8 @@ class PPOTrainer:
         }
         return rollout, line
 
-    def _finish(self, history: list[dict], rollout: Rollout) -> None:
-        """Write the update down, say what is newly wrong with it, and set what the next one starts from."""
+    def _write_down(self, history: list[dict], rollout: Rollout) -> None:
+        """Write the update down, and say what is newly wrong with it."""
         line = history[-1]
         line["warnings"] = warnings_of(history, self.config)
         self.record.add(line)
@@ -151,7 +144,6 @@ class PPOTrainer:
             self.samples_written += len(self.record.add_samples(line["update"], rollout))
         if self.on_update:
             self.on_update(line)
-        self._adapt(line)
 
     def _adapt(self, line: dict) -> None:
         """The adaptive KL coefficient, and steps half as large for each update over the KL budget, back up below it."""
@@ -164,14 +156,12 @@ class PPOTrainer:
             over = line["kl"] > config.kl_budget
             self.step_scale = self.step_scale * 0.5 if over else min(1.0, self.step_scale * 2.0)
 
-    def _budget_spent(self, history: list[dict]) -> bool:
+    def _finished(self, history: list[dict]) -> bool:
+        """Whether every update is done, or the KL budget is passed and that ends the training."""
         config = self.config
-        return bool(
-            config.kl_budget is not None
-            and config.kl_budget_action == "stop"
-            and history
-            and history[-1]["kl"] > config.kl_budget
-        )
+        stops = config.kl_budget is not None and config.kl_budget_action == "stop"
+        over = stops and bool(history) and history[-1]["kl"] > config.kl_budget
+        return over or len(history) >= config.updates
 
     def _check_context(self, prompts: Sequence[str]) -> None:
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
@@ -234,3 +224,11 @@ class PPOTrainer:
         self.learner.optimizer.state.clear()
         self.kl_coefficient, self.step_scale, self.samples_written = self.config.kl_coefficient, 1.0, 0
         return []
+
+
+def progress(line: dict) -> str:
+    """An update's figures in a few words."""
+    return (
+        f"reward {line['reward']:+.2f}, KL {line['kl']:.2f} nats, EOS {line['eos_rate']:.0%}, "
+        f"{line['tokens_per_second']:.0f} tokens/s"
+    )

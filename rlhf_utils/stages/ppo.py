@@ -9,6 +9,7 @@ from rlhf_utils.data import PreparedData
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.models import copy_model, load_tokenizer
 from rlhf_utils.ppo import PPOTrainer
+from rlhf_utils.ppo.trainer import progress
 from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
@@ -20,13 +21,10 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
     updates = run.recipe.ppo.updates
 
     def report(line: dict) -> None:
-        text = f"PPO: reward {line['reward']:+.2f}, KL {line['kl']:.2f} nats, EOS {line['eos_rate']:.0%}"
-        run.progress(text, line["update"] + 1, updates)
-        if (line["update"] + 1) % max(1, updates // 8) == 0 or line["update"] == 0:
-            print(
-                f"update {line['update'] + 1:>4}/{updates}   {text}   {line['tokens_per_second']:.0f} tokens/s",
-                flush=True,
-            )
+        done, text = line["update"] + 1, f"PPO: {progress(line)}"
+        run.progress(text, done, updates)
+        if done % max(1, updates // 8) == 0 or done == 1:
+            print(f"update {done:>4}/{updates}   {text}", flush=True)
 
     return PPOTrainer(
         policy=run.folder("sft"),
