@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_utils.data import PreparedData
+from rlhf_utils.files import read_json, write_json
 from rlhf_utils.generation import answer_prompts
 from rlhf_utils.metrics import rouge_scores
 from rlhf_utils.models import (
@@ -86,9 +87,10 @@ def train_qlora(run: Run) -> dict:
 
         def merged() -> PreTrainedModel:
             adapter = stage.work / "adapter"
-            # peft would record the path of this run's folder on this machine.
-            trainer.model.peft_config["default"].base_model_name_or_path = run.recipe.policy
             trainer.model.save_pretrained(adapter)
+            # peft records the path of this run's folder on this machine.
+            about = adapter / "adapter_config.json"
+            write_json(about, {**read_json(about), "base_model_name_or_path": run.recipe.policy})
             return merge_adapter(load_policy(run.folder("base"), detect_device()), adapter)
 
         _train_and_publish(stage, trainer, method, merged)
