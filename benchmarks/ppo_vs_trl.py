@@ -32,13 +32,13 @@ TRL_RATES = (1e-4, 3e-4, 1e-3)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="half the episodes, one pair, one learning rate for trl")
+    parser.add_argument("--quick", action="store_true", help="6 episodes in place of 16, one pair, one rate for trl")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for each workload (default 3)")
     parser.add_argument("--run", type=Path, default=HERE.parent / "outputs" / "instruct-tiny", help="a finished run")
     asked = parser.parse_args()
     install_trl()
-    episodes, repeats, updates = (8, 1, 1) if asked.quick else (16, asked.repeats, 2)
+    episodes, repeats, updates = (6, 1, 1) if asked.quick else (16, asked.repeats, 2)
     raw: dict = {"quick": asked.quick, "episodes": episodes, "torch": torch.__version__, "device": device_name()}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -46,14 +46,19 @@ class Watch(TrainerCallback):
 
 
 class InUnits(torch.nn.Module):
-    """A reward model's head in the unit of `rlhf_utils.rewards.RewardModel`: (logit - mean) / std."""
+    """A reward model's head in the unit of `rlhf_utils.rewards.RewardModel`: (logit - mean) / std.
 
-    def __init__(self, head: torch.nn.Module, mean: float, std: float):
+    trl reads the reward at the EOS, and this project's reward models are trained to be read at the token before it;
+    with `before_eos` every position gives the value of the one before, so that both learn from the same reward.
+    """
+
+    def __init__(self, head: torch.nn.Module, mean: float, std: float, before_eos: bool = False):
         super().__init__()
-        self.head, self.mean, self.std = head, mean, std
+        self.head, self.mean, self.std, self.before_eos = head, mean, std, before_eos
 
     def forward(self, states):
-        return (self.head(states) - self.mean) / self.std
+        values = (self.head(states) - self.mean) / self.std
+        return torch.cat([values[:, :1], values[:, :-1]], dim=1) if self.before_eos else values
 
 
 def train(policy: Path, reward: Path, value: Path, prompts: list[str], settings: dict) -> Watch:
@@ -73,7 +78,7 @@ def train(policy: Path, reward: Path, value: Path, prompts: list[str], settings:
     scale = reward / "reward_scale.json"
     if scale.is_file():
         units = read_json(scale)
-        reward_model.score = InUnits(reward_model.score, units["mean"], units["std"])
+        reward_model.score = InUnits(reward_model.score, units["mean"], units["std"], before_eos=True)
         if value == reward:
             value_model.score = InUnits(value_model.score, units["mean"], units["std"])
     watch = Watch()

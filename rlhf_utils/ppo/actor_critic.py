@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from rlhf_utils.models import trunk_and_head
 
+# Share of a microbatch that may be padding before it is split: a CPU computes padding as slowly as anything else, while
+# a GPU loses more by small batches.
+_PADDING = {"cpu": 0.1, "cuda": 0.5}
+
 
 @dataclass
 class Episodes:
@@ -32,6 +36,22 @@ class Episodes:
         answer_lengths = mask.sum(dim=1)
         width = int((prompt_lengths + answer_lengths).max())
         return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(answer_lengths.max())])
+
+    def by_length(self, rows: Tensor, size: int | None) -> list[Tensor]:
+        """`rows` sorted by length, whole where `size` is None, else in groups of at most `size` with little padding."""
+        lengths = self.prompt_lengths + self.mask.sum(dim=1)
+        order = rows[lengths[rows].argsort()]
+        if size is None:
+            return [order]
+        allowed = _PADDING[self.tokens.device.type]
+        groups, start, real = [], 0, 0
+        for end, length in enumerate(lengths[order].tolist()):
+            count = end - start + 1
+            if count > 1 and (count > size or 1 - (real + length) / (length * count) > allowed):
+                groups.append(order[start:end])
+                start, real = end, 0
+            real += length
+        return [*groups, order[start:]]
 
 
 def answer_logprobs(model: nn.Module, episodes: Episodes, temperature: float) -> Tensor:

@@ -74,12 +74,10 @@ class Learner:
     def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
         """One optimizer step on `minibatch`; gradients of its microbatches add up to the gradient of the whole."""
         config = self.config
-        lengths = rollout.episodes.mask[minibatch].sum(dim=1) + rollout.episodes.prompt_lengths[minibatch]
-        # Sorted by length, microbatches carry little padding; the sum of their gradients does not depend on the order.
-        microbatches = minibatch[lengths.argsort()].split(config.microbatch_size or config.minibatch_size)
         tokens = rollout.episodes.mask[minibatch].sum()
         figures: dict[str, float] = {}
-        for rows in microbatches:
+        # The sum of their gradients depends on neither order nor size.
+        for rows in rollout.episodes.by_length(minibatch, config.microbatch_size):
             part = rollout.episodes.select(rows)
             width, weight = part.mask.shape[1], part.mask.sum() / tokens
             with self.accelerator.autocast():

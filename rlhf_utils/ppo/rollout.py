@@ -165,8 +165,9 @@ class RolloutCollector:
         """`compute` of all episodes [B, R], in minibatches by length: memory and padding stay those of an update
         step."""
         result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
-        order = episodes.mask.sum(dim=1).add(episodes.prompt_lengths).argsort()
-        for rows in order.split(self.config.microbatch_size or self.config.minibatch_size):
+        everything = torch.arange(len(episodes), device=episodes.tokens.device)
+        size = self.config.microbatch_size or self.config.minibatch_size
+        for rows in episodes.by_length(everything, size):
             part = compute(episodes.select(rows))
             result[rows, : part.shape[1]] = part
         return result
