@@ -112,6 +112,17 @@ def test_rows_cut_to_their_own_length_keep_their_values(trainer):
     assert rollout.episodes.select(order[:1]).tokens.shape[1] < rollout.episodes.tokens.shape[1]
 
 
+def test_microbatches_hold_every_row_once_and_little_padding(trainer):
+    episodes, everything = collect(trainer).episodes, torch.arange(12)
+    lengths = episodes.prompt_lengths + episodes.mask.sum(dim=1)
+    assert [len(rows) for rows in episodes.by_length(everything, None)] == [12]
+    groups = episodes.by_length(everything, 5)
+    assert sorted(torch.cat(groups).tolist()) == everything.tolist() and len(groups) > 3
+    for rows in groups:
+        own = lengths[rows]
+        assert len(rows) <= 5 and 1 - own.sum() / (own.max() * len(rows)) <= 0.1
+
+
 def test_every_prompt_is_seen_once_per_epoch_in_an_order_of_seed_and_update_alone(policy, tmp_path):
     prompts = [f"prompt {i}" for i in range(10)]
 
