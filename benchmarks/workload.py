@@ -39,7 +39,7 @@ class Workload:
 def workloads(episodes: int) -> dict[str, Workload]:
     return {
         "fixed": Workload("fixed", episodes, min(16, episodes), 48),
-        "ragged": Workload("ragged", episodes, min(4, episodes), 128),
+        "ragged": Workload("ragged", episodes, math.gcd(4, episodes), 128),
     }
 
 
