@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
 
 import torch
-from workload import matmul_rate, workloads
+from workload import arguments, matmul_rate, workloads
 
 from rlhf_utils.models import load_tokenizer
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
@@ -18,14 +16,7 @@ from rlhf_utils.runtime import detect_device, peak_memory_bytes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--workload", required=True)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--episodes", type=int, required=True)
-    parser.add_argument("--updates", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = arguments()
     job, device = workloads(asked.episodes)[asked.workload], detect_device(asked.precision)
     folder = asked.work / f"policy_{job.name}"
     config = PPOConfig(

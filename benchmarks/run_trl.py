@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -20,7 +19,7 @@ from transformers import (  # noqa: E402
     TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: E402
-from workload import workloads  # noqa: E402
+from workload import arguments, workloads  # noqa: E402
 
 from rlhf_utils.files import read_json  # noqa: E402
 from rlhf_utils.runtime import peak_memory_bytes  # noqa: E402
@@ -113,14 +112,7 @@ def train(policy: Path, reward: Path, value: Path, prompts: list[str], settings:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--workload", required=True)
-    parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--episodes", type=int, required=True)
-    parser.add_argument("--updates", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = arguments()
     job = workloads(asked.episodes)[asked.workload]
     policy = asked.work / f"policy_{job.name}"
     watch = train(

@@ -24,8 +24,7 @@ def ours(run: Run, prompts: list[str], updates: int) -> tuple[list[float], list[
     from rlhf_utils.rewards import RewardModel
     from rlhf_utils.runtime import detect_device
 
-    config = run.recipe.ppo.model_copy(update={"save_every": 10**6})
-    config = config.model_copy(update={"updates": updates})
+    config = run.recipe.ppo.model_copy(update={"save_every": 10**6, "updates": updates})
     times: list[float] = []
     with tempfile.TemporaryDirectory() as output:
         trainer = PPOTrainer(

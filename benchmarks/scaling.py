@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py
 
-GPT-2 124M with random weights, prompts of 32 tokens, one epoch, fp32 on a CPU. The second of two updates counts.
+GPT-2 124M with random weights, prompts of 32 tokens, one epoch, fp32 on a CPU.
+One update each, after one that warms up.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from rlhf_utils.plots.style import COLOURS, DPI, STYLE
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 
 HERE = Path(__file__).resolve().parent
-BATCHES, RESPONSES = (4, 8, 16, 32), (12, 24, 48, 96)
-BATCH, RESPONSE = 8, 48
+BATCHES, RESPONSES = (2, 4, 8, 16), (12, 24, 48, 96)
+BATCH, RESPONSE = 4, 32
 
 
 def seconds(work: Path, batch: int, response: int) -> float:
     folder = work / "policy_fixed"
     config = PPOConfig(
-        updates=2,
+        updates=1,
         rollout_batch_size=batch,
         minibatch_size=batch,
-        microbatch_size=4,
+        microbatch_size=2,
         epochs=1,
         max_new_tokens=response,
         learning_rate=1e-6,
@@ -52,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         prepare(work, None)
+        seconds(work, BATCHES[0], RESPONSES[0])
         found = {
             "batch": {batch: seconds(work, batch, RESPONSE) for batch in BATCHES},
             "response": {response: seconds(work, BATCH, response) for response in RESPONSES},

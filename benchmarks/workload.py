@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import random
@@ -41,6 +42,18 @@ def workloads(episodes: int) -> dict[str, Workload]:
         "fixed": Workload("fixed", episodes, min(16, episodes), 48),
         "ragged": Workload("ragged", episodes, math.gcd(4, episodes), 128),
     }
+
+
+def arguments() -> argparse.Namespace:
+    """What `run_ours.py` and `run_trl.py` are told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--workload", required=True)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--episodes", type=int, required=True)
+    parser.add_argument("--updates", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
 
 
 def prepare(folder: Path, helpful: Path | None, seed: int = 0, size: dict | None = None) -> None:

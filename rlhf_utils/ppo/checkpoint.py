@@ -112,8 +112,9 @@ class CheckpointStore:
         newest = self.folder / f"update-{len(history):06d}"
         # A damaged checkpoint that was passed over may lie ahead of the newest one; it must not count as kept.
         old = [path for path in self.policies() if path.name <= newest.name][: -self.keep]
+        best = self.best(history, budget)
         for folder in old:
-            if folder != self.best(history, budget):
+            if folder != best:
                 shutil.rmtree(folder / "training", ignore_errors=True)
 
     def _passed_over(self, folder: Path, error: Exception) -> None:

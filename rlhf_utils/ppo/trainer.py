@@ -207,7 +207,7 @@ class PPOTrainer:
         return self.record.cut(state["update"], self.samples_written)
 
     def _check_settings(self, checkpoint: Path, state: dict) -> None:
-        before, now = state["settings"], self._settings()
+        before, now = state.get("settings", {}), self._settings()
         changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
         if changed:
             raise InputError(
