@@ -20,11 +20,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from workload import matmul_rate, prepare, workloads
+from workload import matmul_rate, prepare, reached, workload
 
 HERE = Path(__file__).resolve().parent
 TRL = HERE / ".trl-1.12"
 HELPFUL = HERE.parents[1] / "shared" / "data" / "hh_helpful.jsonl.gz"
+# Episodes an update: with these a pair of each takes about seven minutes on two cores.
+EPISODES = {"fixed": 256, "ragged": 64} if torch.cuda.is_available() else {"fixed": 12, "ragged": 8}
 # Reward, in standard deviations of the SFT model's answers, that both programs have to reach in the embedded world.
 REWARD = 0.6
 TRL_RATES = (1e-4, 3e-4, 1e-3)
@@ -32,22 +34,22 @@ TRL_RATES = (1e-4, 3e-4, 1e-3)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="6 episodes in place of 16, one pair, one rate for trl")
+    parser.add_argument("--quick", action="store_true", help="one pair of runs, one learning rate for trl")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for each workload (default 3)")
     parser.add_argument("--run", type=Path, default=HERE.parent / "outputs" / "instruct-tiny", help="a finished run")
     asked = parser.parse_args()
     install_trl()
-    episodes, repeats, updates = (6, 1, 1) if asked.quick else (16, asked.repeats, 2)
-    raw: dict = {"quick": asked.quick, "episodes": episodes, "torch": torch.__version__, "device": device_name()}
+    repeats = 1 if asked.quick else asked.repeats
+    raw: dict = {"quick": asked.quick, "episodes": EPISODES, "torch": torch.__version__, "device": device_name()}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         say("preparing models and prompts")
         prepare(work, HELPFUL)
-        for name in workloads(episodes):
+        for name in EPISODES:
             for precision in precisions():
-                raw[f"{name}_{precision}"] = paired(work, name, precision, episodes, updates, repeats)
-    raw["world"] = time_to_reward(asked.run, asked.quick)
+                raw[f"{name}_{precision}"] = paired(work, name, precision, repeats)
+        raw["world"] = time_to_reward(finished_run(asked.run, work, asked.quick), asked.quick)
     result = {**figures(raw), "raw": raw}
     print(table(result))
     if asked.json:
@@ -62,8 +64,9 @@ def precisions() -> list[str]:
     return ["fp32", "bf16"] if faster else ["fp32"]
 
 
-def paired(work: Path, name: str, precision: str, episodes: int, updates: int, repeats: int) -> dict:
-    """`repeats` pairs of runs, in turns; the first of several updates warms up and is not counted."""
+def paired(work: Path, name: str, precision: str, repeats: int) -> dict:
+    """`repeats` pairs of runs, in turns; on a GPU the first two updates warm up and are not counted."""
+    episodes, updates = EPISODES[name], 3 if torch.cuda.is_available() else 1
     runs: dict[str, list[dict]] = {"ours": [], "trl": []}
     for repeat in range(repeats):
         for program in sorted(runs, reverse=bool(repeat % 2)):
@@ -77,32 +80,42 @@ def paired(work: Path, name: str, precision: str, episodes: int, updates: int, r
     return runs
 
 
-def time_to_reward(run: Path, quick: bool) -> dict | None:
-    """Seconds until the mean reward of three updates in a row reaches `REWARD`, for ours and for trl at each rate."""
-    if not (run / "checkpoints" / "ppo").is_dir():
+def finished_run(run: Path, work: Path, quick: bool) -> Path | None:
+    """`run` where it has been run as far as PPO; else, with time to spare, one made now."""
+    if all((run / "checkpoints" / stage).is_dir() for stage in ("data", "sft", "reward_model")):
+        return run
+    if quick:
         say(f"{run} is not a finished run, so the time to a reward is left out; `make run` makes one")
+        return None
+    say("making the embedded world's models (about 6 minutes)")
+    stages = "01_01_data_and_baseline,01_02,02"
+    command = [sys.executable, "-m", "rlhf_utils", "run", "--only", stages, "--output-dir", str(work)]
+    subprocess.run(command, check=True, cwd=HERE.parent, stdout=sys.stderr)
+    return work / "instruct-tiny"
+
+
+def time_to_reward(run: Path | None, quick: bool) -> dict | None:
+    """Seconds until the mean reward of three updates in a row reaches `REWARD`, for ours and for trl at each rate."""
+    if run is None:
         return None
     updates = json.loads((run / "run.json").read_text())["settings"]["ppo"]["updates"]
     found: dict = {"run": run.name, "reward": REWARD}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         say("embedded world: ours")
-        start("run_world.py", out, False, run=run, program="ours", updates=updates)
+        start("run_world.py", out, False, run=run, program="ours", updates=updates, goal=REWARD)
         found["ours"] = json.loads(out.read_text())
         for rate in TRL_RATES[1:2] if quick else TRL_RATES:
             say(f"embedded world: trl, learning rate {rate:g}")
-            start("run_world.py", out, True, run=run, program="trl", updates=updates, learning_rate=rate)
+            start("run_world.py", out, True, run=run, program="trl", updates=updates, goal=REWARD, learning_rate=rate)
             found[f"trl_{rate:g}"] = json.loads(out.read_text())
     return found
 
 
-def reached(curve: dict) -> float | None:
-    """Seconds until the mean of three updates in a row is at least `REWARD`; None if it never is."""
-    rewards = curve["rewards"]
-    for last in range(2, len(rewards)):
-        if statistics.fmean(rewards[last - 2 : last + 1]) >= REWARD:
-            return curve["seconds"][last]
-    return None
+def seconds_to_reward(curve: dict) -> float | None:
+    """Seconds until `REWARD` is reached; None if it never is."""
+    last = reached(curve["rewards"], REWARD)
+    return None if last is None else curve["seconds"][last]
 
 
 def figures(raw: dict) -> dict:
@@ -110,7 +123,7 @@ def figures(raw: dict) -> dict:
 
     def rate(name: str, precision: str, program: str) -> list[float]:
         runs = raw.get(f"{name}_{precision}", {}).get(program, [])
-        return [raw["episodes"] / statistics.median(r["seconds_per_update"][-1:]) for r in runs]
+        return [raw["episodes"][name] / statistics.median(r["seconds_per_update"][-1:]) for r in runs]
 
     def speedup(name: str, precision: str) -> float:
         pairs = zip(rate(name, precision, "ours"), rate(name, precision, "trl"), strict=True)
@@ -130,8 +143,8 @@ def figures(raw: dict) -> dict:
         )
 
     world = raw["world"] or {}
-    ours = reached(world["ours"]) if world else None
-    theirs = [reached(curve) for name, curve in world.items() if name.startswith("trl_")]
+    ours = seconds_to_reward(world["ours"]) if world else None
+    theirs = [seconds_to_reward(curve) for name, curve in world.items() if name.startswith("trl_")]
     theirs = min((seconds for seconds in theirs if seconds), default=None)
     fixed = raw["fixed_fp32"]["ours"]
     return {
@@ -159,7 +172,7 @@ def update_flops(run: dict, name: str) -> float:
     Per token and pass 2 FLOPs for each weight of the blocks and 4 x width x length for attention (half, being causal);
     the head, 2 x width x vocabulary, at response tokens only.
     """
-    job = workloads(1)[name]
+    job = workload(name, 1)
     response, prompt = run["response_tokens"][-1], run["prompt_tokens"]
     length = prompt + response
     trunk = length * (2 * run["block_parameters"] + 2 * run["layers"] * run["width"] * length)

@@ -7,7 +7,7 @@ import tempfile
 import time
 
 import torch
-from workload import arguments, matmul_rate, workloads
+from workload import arguments, matmul_rate, workload
 
 from rlhf_utils.models import load_tokenizer
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
@@ -17,7 +17,7 @@ from rlhf_utils.runtime import detect_device, peak_memory_bytes
 
 def main() -> None:
     asked = arguments()
-    job, device = workloads(asked.episodes)[asked.workload], detect_device(asked.precision)
+    job, device = workload(asked.workload, asked.episodes), detect_device(asked.precision)
     folder = asked.work / f"policy_{job.name}"
     config = PPOConfig(
         updates=asked.updates,

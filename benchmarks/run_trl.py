@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -19,18 +20,22 @@ from transformers import (  # noqa: E402
     TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: E402
-from workload import arguments, workloads  # noqa: E402
+from workload import arguments, reached, workload  # noqa: E402
 
 from rlhf_utils.files import read_json  # noqa: E402
 from rlhf_utils.runtime import peak_memory_bytes  # noqa: E402
 from rlhf_utils.template import TEMPLATE  # noqa: E402
 
 
-class Watch(TrainerCallback):
-    """The clock, the memory and the mean score of every update."""
+class Enough(Exception):
+    """The goal is reached."""
 
-    def __init__(self):
-        self.times, self.scores, self.peak = [], [], 0
+
+class Watch(TrainerCallback):
+    """The clock, the memory and the mean score of every update; ends the training once it has reached `goal`."""
+
+    def __init__(self, goal: float | None = None):
+        self.times, self.scores, self.peak, self.goal = [], [], 0, goal
 
     def on_train_begin(self, args, state, control, **_):
         self.times.append(time.perf_counter())
@@ -42,6 +47,9 @@ class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         self.times.append(time.perf_counter())
         self.peak = max(self.peak, peak_memory_bytes())
+        # The scores of this update are logged before its step ends.
+        if self.goal is not None and reached(self.scores, self.goal) is not None:
+            raise Enough
 
 
 class InUnits(torch.nn.Module):
@@ -60,7 +68,9 @@ class InUnits(torch.nn.Module):
         return torch.cat([values[:, :1], values[:, :-1]], dim=1) if self.before_eos else values
 
 
-def train(policy: Path, reward: Path, value: Path, prompts: list[str], settings: dict) -> Watch:
+def train(
+    policy: Path, reward: Path, value: Path, prompts: list[str], settings: dict, goal: float | None = None
+) -> Watch:
     """Train and return what was seen. Prompts are given as the project's template words them."""
     tokenizer = AutoTokenizer.from_pretrained(policy, padding_side="left")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -80,7 +90,7 @@ def train(policy: Path, reward: Path, value: Path, prompts: list[str], settings:
         reward_model.score = InUnits(reward_model.score, units["mean"], units["std"], before_eos=True)
         if value == reward:
             value_model.score = InUnits(value_model.score, units["mean"], units["std"])
-    watch = Watch()
+    watch = Watch(goal)
     with tempfile.TemporaryDirectory() as output:
         arguments = PPOConfig(
             output_dir=output,
@@ -107,13 +117,14 @@ def train(policy: Path, reward: Path, value: Path, prompts: list[str], settings:
             eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}),
             callbacks=[watch],
         )
-        trainer.train()
+        with suppress(Enough):
+            trainer.train()
     return watch
 
 
 def main() -> None:
     asked = arguments()
-    job = workloads(asked.episodes)[asked.workload]
+    job = workload(asked.workload, asked.episodes)
     policy = asked.work / f"policy_{job.name}"
     watch = train(
         policy,

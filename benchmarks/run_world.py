@@ -9,15 +9,20 @@ import argparse
 import json
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
-import workload  # noqa: F401  (puts the repository on the path)
+from workload import reached  # also puts the repository on the path
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.runs import Run
 
 
-def ours(run: Run, prompts: list[str], updates: int) -> tuple[list[float], list[float]]:
+class Enough(Exception):
+    """The goal is reached."""
+
+
+def ours(run: Run, prompts: list[str], updates: int, goal: float) -> tuple[list[float], list[float]]:
     """The recipe's own settings."""
     from rlhf_utils.models import load_tokenizer
     from rlhf_utils.ppo import PPOTrainer
@@ -26,6 +31,14 @@ def ours(run: Run, prompts: list[str], updates: int) -> tuple[list[float], list[
 
     config = run.recipe.ppo.model_copy(update={"save_every": 10**6, "updates": updates})
     times: list[float] = []
+    rewards: list[float] = []
+
+    def on_update(line: dict) -> None:
+        times.append(time.perf_counter())
+        rewards.append(line["reward"])
+        if reached(rewards, goal) is not None:
+            raise Enough
+
     with tempfile.TemporaryDirectory() as output:
         trainer = PPOTrainer(
             run.folder("sft"),
@@ -34,14 +47,17 @@ def ours(run: Run, prompts: list[str], updates: int) -> tuple[list[float], list[
             prompts,
             config,
             output,
-            lambda line: times.append(time.perf_counter()),
+            on_update,
         )
         started = time.perf_counter()
-        history = trainer.train()
-    return [at - started for at in times], [line["reward"] for line in history]
+        with suppress(Enough):
+            trainer.train()
+    return [at - started for at in times], rewards
 
 
-def trl(run: Run, prompts: list[str], updates: int, learning_rate: float) -> tuple[list[float], list[float]]:
+def trl(
+    run: Run, prompts: list[str], updates: int, learning_rate: float, goal: float
+) -> tuple[list[float], list[float]]:
     """The same episodes, minibatches, epochs, KL coefficient and penalty; a value model that starts from the reward
     model."""
     import run_trl
@@ -65,6 +81,7 @@ def trl(run: Run, prompts: list[str], updates: int, learning_rate: float) -> tup
             missing_eos_penalty=config.missing_eos_penalty,
             total_episodes=updates * config.rollout_batch_size,
         ),
+        goal,
     )
     return [at - watch.times[0] for at in watch.times[1:]], watch.scores
 
@@ -74,15 +91,16 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--program", choices=("ours", "trl"), required=True)
     parser.add_argument("--updates", type=int, required=True)
+    parser.add_argument("--goal", type=float, required=True)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     run = Run.load(asked.run)
     prompts = list(PreparedData.load(run.folder("data")).splits["ppo"]["prompt"])
     if asked.program == "ours":
-        seconds, rewards = ours(run, prompts, asked.updates)
+        seconds, rewards = ours(run, prompts, asked.updates, asked.goal)
     else:
-        seconds, rewards = trl(run, prompts, asked.updates, asked.learning_rate)
+        seconds, rewards = trl(run, prompts, asked.updates, asked.learning_rate, asked.goal)
     asked.out.write_text(json.dumps({"seconds": seconds, "rewards": rewards}))
 
 

@@ -6,7 +6,10 @@ import argparse
 import json
 import math
 import random
+import statistics
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +40,19 @@ class Workload:
     epochs: int = 4
 
 
-def workloads(episodes: int) -> dict[str, Workload]:
-    return {
-        "fixed": Workload("fixed", episodes, min(16, episodes), 48),
-        "ragged": Workload("ragged", episodes, math.gcd(4, episodes), 128),
-    }
+def workload(name: str, episodes: int) -> Workload:
+    """`fixed` or `ragged` with so many episodes."""
+    if name == "fixed":
+        return Workload("fixed", episodes, min(16, episodes), 48)
+    return Workload("ragged", episodes, math.gcd(4, episodes), 128)
+
+
+def reached(rewards: Sequence[float], goal: float) -> int | None:
+    """The first update at which the mean reward of the last three updates is at least `goal`; None if none is."""
+    for last in range(2, len(rewards)):
+        if statistics.fmean(rewards[last - 2 : last + 1]) >= goal:
+            return last
+    return None
 
 
 def arguments() -> argparse.Namespace:
@@ -81,9 +92,6 @@ def prepare(folder: Path, helpful: Path | None, seed: int = 0, size: dict | None
 
 def matmul_rate(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 7) -> float:
     """Median rate of `size`^3 matrix products, in FLOP/s."""
-    import statistics
-    import time
-
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     seconds = []
     for _ in range(repeats):

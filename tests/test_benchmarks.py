@@ -60,9 +60,9 @@ def test_figures_are_medians_over_pairs(modules):
     pairs = {"ours": [run(1, 10), run(2, 10), run(9, 10)], "trl": [run(4, 40), run(4, 20), run(18, 50)]}
     curves = {"ours": {"seconds": [1, 2, 3, 4], "rewards": [0, 0.6, 0.6, 0.6]}, "trl_0.1": None}
     curves["trl_0.1"] = {"seconds": [10, 20, 30, 40], "rewards": [0.6, 0.6, 0.6, 0.1]}
-    figures = modules["ppo_vs_trl"].figures(
-        {"episodes": 8, "fixed_fp32": pairs, "ragged_fp32": pairs, "world": {"run": "x", "reward": 0.6, **curves}}
-    )
+    world = {"run": "x", "reward": 0.6, **curves}
+    raw = {"episodes": {"fixed": 8, "ragged": 8}, "fixed_fp32": pairs, "ragged_fp32": pairs, "world": world}
+    figures = modules["ppo_vs_trl"].figures(raw)
     assert figures["fixed_fp32_speedup"] == figures["ragged_best_speedup"] == 2.0
     assert figures["memory_ratio"] == 0.25
     assert figures["time_to_reward_ratio"] == pytest.approx(4 / 30)
@@ -70,5 +70,12 @@ def test_figures_are_medians_over_pairs(modules):
     assert figures["matmul_fraction"] == pytest.approx(3 * 4 * 8 * (80 * (200 + 2 * 10 * 80) + 48 * 100) / 2 / 1e5)
 
 
+def test_a_reward_is_reached_when_three_updates_in_a_row_are_there_on_average(modules):
+    reached = modules["workload"].reached
+    assert reached([1.0, 1.0], 0.5) is None and reached([0.0, 0.6, 0.9, 0.2], 0.5) == 2
+    assert reached([0.0, 0.4, 0.9, 0.1, 0.9], 0.6) == 4 and reached([0.0] * 9, 0.1) is None
+
+
 def test_without_a_run_the_time_to_reward_is_not_made_up(modules, tmp_path):
-    assert modules["ppo_vs_trl"].time_to_reward(tmp_path, quick=True) is None
+    assert modules["ppo_vs_trl"].finished_run(tmp_path, tmp_path, quick=True) is None
+    assert modules["ppo_vs_trl"].time_to_reward(None, quick=True) is None

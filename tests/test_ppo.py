@@ -21,13 +21,15 @@ from tiny import (
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.generation import answer_prompts
 from rlhf_utils.models import load_policy
+from rlhf_utils.ppo.record import samples_table
 from rlhf_utils.settings import GenerationSettings
 from rlhf_utils.template import TEMPLATE
 
 METRICS = set(
     """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction
     value_clip_fraction update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate learning_rate
-    tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start warnings""".split()
+    tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start gold
+    warnings""".split()
 )
 
 
@@ -385,6 +387,12 @@ def test_impossible_inputs_are_refused_before_training(policy, tmp_path):
         tiny_trainer(policy, tmp_path / "file")
 
 
+def test_a_second_precision_in_one_process_is_refused_in_words(policy, tmp_path):
+    tiny_trainer(policy, tmp_path)
+    with pytest.raises(InputError, match="already trained in another precision than bf16.*process of its own"):
+        tiny_trainer(policy, tmp_path, precision="bf16")
+
+
 # What is left behind
 
 
@@ -409,6 +417,41 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
     saved = load_policy(folders[-1] / "policy", CPU)
     for name, tensor in trainer.policy().state_dict().items():
         assert torch.equal(saved.state_dict()[name], tensor)
+
+
+def test_a_judge_is_watched_and_decides_which_checkpoint_is_best(policy, tmp_path):
+    """It likes what the reward function does not, and nothing is learnt from it."""
+
+    def reward(prompts, responses):
+        return [float(len(response)) for response in responses]
+
+    def judge(prompts, responses):
+        return [-float(len(response)) for response in responses]
+
+    settings = dict(updates=7, save_every=1, keep_checkpoints=1)
+    judged = tiny_trainer(policy, tmp_path / "a", reward, judge=judge, **settings)
+    alone = tiny_trainer(policy, tmp_path / "b", reward, **settings)
+    history, without = judged.train(), alone.train()
+    assert [line["gold"] for line in history] == pytest.approx([-line["reward"] for line in history])
+    assert [{**line, "gold": None} for line in without_timing(history)] == without_timing(without)
+    rewards = {f"update-{i:06d}": history[i]["reward"] for i in range(1, 7)}
+    assert len(set(rewards.values())) > 2
+    assert judged.store.best(history, None).name == max(rewards, key=lambda name: (-rewards[name], name))
+    assert alone.store.best(without, None).name == max(rewards, key=lambda name: (rewards[name], name))
+
+
+def test_a_table_of_samples_is_shown(policy, tmp_path, capsys):
+    tiny_trainer(policy, tmp_path, updates=3).train()
+    out = capsys.readouterr().out
+    assert out.count("samples of update") == 2
+    first = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert f"{first['reward']:+.2f}  {' '.join(first['prompt'].split())}" in out
+
+
+def test_samples_are_cut_to_one_line_each():
+    table = samples_table([{"update": 7, "prompt": "p" * 50 + "\nend", "response": "x\ny" + "z" * 99, "reward": 1.5}])
+    title, row = table.split("\n")
+    assert title == "  samples of update 8" and "ppp end  x y" in row and row.endswith("z…") and len(row) < 120
 
 
 def test_training_again_without_resuming_is_the_same_training(policy, tmp_path):

@@ -152,6 +152,13 @@ def test_metrics_that_are_shorter_than_the_checkpoint_says_are_an_input_error(po
         trainer(policy, tmp_path).train()
 
 
+def test_phrases_that_are_gone_are_an_input_error(policy, tmp_path):
+    interrupted(policy, tmp_path)
+    (tmp_path / "phrases.json").unlink()
+    with pytest.raises(InputError, match="phrases.json is missing; .*resume=False"):
+        trainer(policy, tmp_path).train()
+
+
 @pytest.mark.parametrize(
     "change, words",
     [({"learning_rate": 1e-4}, "learning_rate 0.001 -> 0.0001"), ({"prompts": ["another"]}, "prompts")],

@@ -20,6 +20,7 @@ from rlhf_utils.runs import Run
 from rlhf_utils.settings import TrainingSettings
 from rlhf_utils.stages import evaluation, training
 from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.judge import gold_judge
 from rlhf_utils.stages.ppo import _within_budget
 from rlhf_utils.stages.reward_model import reward_report
 from rlhf_utils.template import TEMPLATE
@@ -129,7 +130,7 @@ def test_a_local_model_and_local_rows(tmp_path, policy):
     written = (run.folder("data") / "data.json").stat().st_mtime_ns
     make_data(run)
     assert (run.folder("data") / "data.json").stat().st_mtime_ns == written, "a complete stage is not made again"
-    assert evaluation.gold_judge(run) is None
+    assert gold_judge(run.recipe) is None
 
 
 @pytest.mark.parametrize(

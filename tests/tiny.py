@@ -93,7 +93,14 @@ def count_letter(letter: str):
 
 
 def tiny_trainer(
-    policy: Path, output_dir: Path, reward=None, prompts=PROMPTS, on_update=None, critic_model=None, **config
+    policy: Path,
+    output_dir: Path,
+    reward=None,
+    prompts=PROMPTS,
+    on_update=None,
+    critic_model=None,
+    judge=None,
+    **config,
 ) -> PPOTrainer:
     """A PPO trainer in fp32 whose updates take a few hundredths of a second."""
     settings = {
@@ -109,7 +116,7 @@ def tiny_trainer(
     } | config
     reward = reward or count_letter("e")
     return PPOTrainer(
-        policy, tiny_tokenizer(), reward, prompts, PPOConfig(**settings), output_dir, on_update, critic_model
+        policy, tiny_tokenizer(), reward, prompts, PPOConfig(**settings), output_dir, on_update, critic_model, judge
     )
 
 

@@ -14,7 +14,8 @@ from rlhf_utils.plots.style import COLOURS, MUTED, decimal, empty, picture
 
 
 def training(run: Path, path: Path) -> None:
-    """Reward, KL, entropy, clip fractions, share of ended answers and answer length against update."""
+    """Reward, the gold judge where there is one, KL, entropy, losses, clip fractions, share of ended answers and
+    answer length against update."""
     rows = [row for row in read_metrics(run, "ppo") if not row.get("summary")]
     if not rows:
         raise InputError(f"checkpoints/ppo/metrics.jsonl of {run} holds no update: run notebook 02_ppo_training again")
@@ -24,21 +25,27 @@ def training(run: Path, path: Path) -> None:
         for name, key, unit in (("Reward", "reward", ""), ("KL to SFT", "kl", " nats per answer"))
         if number(first.get(key)) is not None and number(last.get(key)) is not None
     )
-    with picture(path, run, "PPO training", note, height=5.2) as figure:
-        panels = figure.subplots(2, 3, sharex=True).ravel()
+    judged = any(number(row.get("gold")) is not None for row in rows)
+    with picture(path, run, "PPO training", note, height=5.0) as figure:
+        panels = figure.subplots(2, 4, sharex=True).ravel()
         draw_reward(panels[0], rows)
-        draw_lines(panels[1], rows, "KL, nats/answer (dashed: k3)", ("kl", "kl_k3"))
-        draw_lines(panels[2], rows, "entropy (nats/token)", ("entropy",))
-        draw_lines(panels[3], rows, "clipped: policy (dashed: value)", ("clip_fraction", "value_clip_fraction"))
-        draw_lines(panels[4], rows, "answers that end", ("eos_rate",))
-        draw_lines(panels[5], rows, "answer length (tokens)", ("response_tokens",))
-        panels[4].set_ylim(0, 1.04)
-        for percent in (panels[3], panels[4]):
+        if judged:
+            draw_lines(panels[1], rows, "gold judge (not trained on)", ("gold",), from_zero=False)
+        else:
+            draw_lines(panels[1], rows, "explained variance of returns", ("explained_variance",))
+        draw_lines(panels[2], rows, "KL, nats/answer (dashed: k3)", ("kl", "kl_k3"))
+        draw_lines(panels[3], rows, "entropy (nats/token)", ("entropy",))
+        draw_lines(panels[4], rows, "loss: policy (dashed: value)", ("policy_loss", "value_loss"))
+        draw_lines(panels[5], rows, "clipped: policy (dashed: value)", ("clip_fraction", "value_clip_fraction"))
+        draw_lines(panels[6], rows, "answers that end", ("eos_rate",))
+        draw_lines(panels[7], rows, "answer length (tokens)", ("response_tokens",))
+        panels[6].set_ylim(0, 1.04)
+        for percent in (panels[5], panels[6]):
             percent.yaxis.set_major_formatter(PercentFormatter(1.0))
-        for axes in panels[3:]:
+        for axes in panels[4:]:
             axes.set_xlabel("update")
         for axes in panels:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
 def draw_reward(axes: Axes, rows: list[dict]) -> None:
@@ -69,8 +76,8 @@ def dots(rows: list[dict]) -> dict:
     return {"marker": "o", "markersize": 3} if len(rows) < 30 else {}
 
 
-def draw_lines(axes: Axes, rows: list[dict], title: str, keys: tuple[str, ...]) -> None:
-    """One or two figures against update on an axis from zero; the second one thin and dashed."""
+def draw_lines(axes: Axes, rows: list[dict], title: str, keys: tuple[str, ...], from_zero: bool = True) -> None:
+    """One or two figures against update, on an axis that holds zero unless told; the second one thin and dashed."""
     axes.set_title(title, fontsize=9)
     styles = (
         {"color": COLOURS["ppo"], **dots(rows)},
@@ -83,6 +90,8 @@ def draw_lines(axes: Axes, rows: list[dict], title: str, keys: tuple[str, ...]) 
         drawn += values
     if not drawn:
         empty(axes, "not logged")
+        return
+    if not from_zero:
         return
     top = max(max(drawn), 0.0) or 0.01
     axes.set_ylim(min(min(drawn), 0.0) * 1.08, top * 1.08)

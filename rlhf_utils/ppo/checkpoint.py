@@ -94,13 +94,15 @@ class CheckpointStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def best(self, history: Sequence[dict], budget: float | None) -> Path | None:
-        """The saved policy of highest measured reward whose KL is within `budget` nats; None where none is known to be.
+        """The saved policy of highest measured gold (reward where nobody judged) whose KL is within `budget` nats.
+
+        None where none is known to be.
 
         Update N measures the policy after N updates before it learns from it, so what is known of checkpoint N stands
         in line N of the metrics. The last checkpoint of a full training has no such line.
         """
         measured = [
-            (history[update]["reward"], folder)
+            (line["reward"] if (line := history[update])["gold"] is None else line["gold"], folder)
             for folder in self.policies()
             if (update := int(folder.name.split("-")[1])) < len(history)
             and (budget is None or history[update]["kl"] <= budget)

@@ -31,6 +31,8 @@ class Record:
 
     def cut(self, updates: int, samples: int) -> list[dict]:
         """Cut the files to where a checkpoint stands; updates after it are done again. Returns the lines of metrics."""
+        if updates and not self._phrases.is_file():
+            raise InputError(f"{self._phrases} is missing; restore the file, or train anew with resume=False")
         _cut(self.samples, samples)
         return _cut(self.metrics, updates)
 
@@ -62,6 +64,23 @@ class Record:
             "phrase_share": shares[grown] if grown else 0.0,
             "phrase_share_at_start": start.get(grown, 0.0),
         }
+
+
+def samples_table(samples: Sequence[dict]) -> str:
+    """Samples of an update, one line each: reward, the end of the prompt, the start of the answer."""
+
+    def cut(text: str, width: int, end: bool = False) -> str:
+        text = " ".join(text.split())
+        if len(text) <= width:
+            return text.ljust(width)
+        return "…" + text[1 - width :] if end else text[: width - 1] + "…"
+
+    lines = [f"  samples of update {samples[0]['update'] + 1}"] if samples else []
+    lines += [
+        f"  {sample['reward']:+7.2f}  {cut(sample['prompt'], 38, end=True)}  {cut(sample['response'], 68)}".rstrip()
+        for sample in samples
+    ]
+    return "\n".join(lines)
 
 
 def phrase_shares(texts: Sequence[str]) -> Counter[str]:

@@ -20,11 +20,11 @@ from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient
 from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_critic
-from rlhf_utils.ppo.record import Record, metrics_line
+from rlhf_utils.ppo.record import Record, metrics_line, samples_table
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.ppo.trackers import Trackers
 from rlhf_utils.rewards import RewardFunction
-from rlhf_utils.runtime import detect_device
+from rlhf_utils.runtime import Device, detect_device
 from rlhf_utils.settings import PPOConfig
 from rlhf_utils.template import TEMPLATE
 
@@ -43,6 +43,8 @@ class PPOTrainer:
     output_dir: gets `metrics.jsonl`, `samples.jsonl` and `checkpoints/`
     on_update: called after each update with its line of metrics
     critic: folder or hub id of a reward model that a separate critic starts from (`critic: separate` only)
+    judge: like `reward_function`, but nothing is learnt from it: its mean is `gold` in the metrics, and the best
+        checkpoint is the best by it
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PPOTrainer:
         output_dir: str | Path,
         on_update: Callable[[dict], None] | None = None,
         critic: str | Path | None = None,
+        judge: RewardFunction | None = None,
     ):
         if not prompts:
             raise InputError("PPO has no prompts to answer; give at least one")
@@ -62,12 +65,10 @@ class PPOTrainer:
             raise InputError(
                 "ppo.critic separate starts from a reward model; give PPOTrainer(critic=FOLDER), and only then"
             )
-        self.config, self.tokenizer, self.on_update, self.critic = config, tokenizer, on_update, critic
+        self.config, self.tokenizer, self.on_update = config, tokenizer, on_update
+        self.critic, self.judge = critic, judge
         self.device = detect_device(config.precision)
-        self.accelerator = Accelerator(
-            mixed_precision="no" if self.device.precision == "fp32" else self.device.precision,
-            cpu=self.device.kind == "cpu",
-        )
+        self.accelerator = _accelerator(self.device)
         self.output_dir = Path(output_dir)
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -125,12 +126,19 @@ class PPOTrainer:
             **metrics_line(rollout, update, self.kl_coefficient),
             **losses,
             **self.record.spreading_phrase(update, [answer.text for answer in rollout.answers]),
+            "gold": self._gold(rollout),
             "learning_rate": self.learner.learning_rates(update, self.step_scale)[0],
             "tokens_per_second": int(rollout.episodes.mask.sum()) / seconds,
             "seconds": seconds,
             "phase_seconds": {**rollout.seconds, "learning": seconds - sum(rollout.seconds.values())},
         }
         return rollout, line
+
+    def _gold(self, rollout: Rollout) -> float | None:
+        if self.judge is None:
+            return None
+        judged = self.judge(rollout.prompts, [answer.text for answer in rollout.answers])
+        return torch.as_tensor(judged, dtype=torch.float32).mean().item()
 
     def _write_down(self, history: list[dict], rollout: Rollout) -> None:
         """Write the update down, and say what is newly wrong with it."""
@@ -141,7 +149,9 @@ class PPOTrainer:
             if len(history) == 1 or name not in history[-2]["warnings"]:
                 tqdm.write(f"update {line['update'] + 1}: {text}")
         if line["update"] % self.config.sample_every == 0 or len(history) == self.config.updates:
-            self.samples_written += len(self.record.add_samples(line["update"], rollout))
+            samples = self.record.add_samples(line["update"], rollout)
+            self.samples_written += len(samples)
+            tqdm.write(samples_table(samples))
         if self.on_update:
             self.on_update(line)
 
@@ -224,6 +234,18 @@ class PPOTrainer:
         self.learner.optimizer.state.clear()
         self.kl_coefficient, self.step_scale, self.samples_written = self.config.kl_coefficient, 1.0, 0
         return []
+
+
+def _accelerator(device: Device) -> Accelerator:
+    precision = "no" if device.precision == "fp32" else device.precision
+    try:
+        return Accelerator(mixed_precision=precision, cpu=device.kind == "cpu")
+    except ValueError as error:
+        # accelerate keeps one state for the whole process and refuses another one.
+        raise InputError(
+            f"this process has already trained in another precision than {device.precision}, and accelerate allows one "
+            "per process; restart the kernel, or run each precision in a process of its own"
+        ) from error
 
 
 def progress(line: dict) -> str:

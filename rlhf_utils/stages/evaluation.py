@@ -4,7 +4,6 @@ same way."""
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +21,11 @@ from rlhf_utils.ppo.actor_critic import Episodes, answer_logprobs
 from rlhf_utils.rewards import RewardModel, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
-from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.stages.judge import gold_judge
 from rlhf_utils.template import TEMPLATE
 
 MODELS = ("base", "sft", "sft_qlora", "ppo")
 _COMPARED = (("ppo", "sft"), ("ppo", "base"))
-Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 @dataclass
@@ -78,7 +76,7 @@ class Evaluator:
         self.tokenizer = load_tokenizer(run.folder("sft"))
         self.reward = RewardModel.load(run.folder("reward_model"), self.device)
         self.reference = load_policy(run.folder("sft"), self.device).eval()
-        self.judge = gold_judge(run)
+        self.judge = gold_judge(run.recipe)
 
     def measure(self, policy: nn.Module, split: Dataset) -> Answered:
         """Sample one answer per prompt of `split` and measure it."""
@@ -113,15 +111,6 @@ class Evaluator:
             )
             kl += difference.sum(dim=1).tolist()
         return kl
-
-
-def gold_judge(run: Run) -> Judge | None:
-    """The judge that no model was trained on: the embedded world's written-down preference; None for other data."""
-    if run.recipe.dataset != EMBEDDED:
-        return None
-    from rlhf_utils.toyworld import gold_score
-
-    return lambda prompts, responses: [gold_score(p, r).total for p, r in zip(prompts, responses, strict=True)]
 
 
 def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:

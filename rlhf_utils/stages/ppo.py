@@ -13,6 +13,7 @@ from rlhf_utils.ppo.trainer import progress
 from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
+from rlhf_utils.stages.judge import gold_judge
 
 
 def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
@@ -35,6 +36,7 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
         output_dir=work,
         on_update=report,
         critic=run.folder("reward_model") if run.recipe.ppo.critic == "separate" else None,
+        judge=gold_judge(run.recipe),
     )
 
 
