@@ -120,11 +120,12 @@ def _rank(options: argparse.Namespace) -> None:
     run = Run.load(options.run)
     run.require("reward_model")
 
-    from rlhf_utils.rewards import RewardModel
+    from rlhf_utils.rewards import load_reward
     from rlhf_utils.runtime import detect_device, quiet_libraries
 
     quiet_libraries()
-    scores = RewardModel.load(run.folder("reward_model"), detect_device())([options.prompt] * len(responses), responses)
+    reward = load_reward(run.folder("reward_model"), detect_device())
+    scores = reward([options.prompt] * len(responses), responses)
     order = sorted(zip(scores.tolist(), responses, strict=True), key=lambda pair: -pair[0])
     ranked = [
         {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)

@@ -13,6 +13,8 @@ from rlhf_utils.plots.style import LABELS, decimal
 COLUMNS = (
     ("reward", "reward", 2),
     ("gold", "gold", 2),
+    ("positivity", "positivity, mean", 2),
+    ("positivity_median", "median", 2),
     ("rouge1", "ROUGE-1", 3),
     ("rouge2", "ROUGE-2", 3),
     ("rougeL", "ROUGE-L", 3),
@@ -21,6 +23,8 @@ COLUMNS = (
     ("kl_to_sft", "KL to SFT (nats)", 2),
     ("mean_tokens", "tokens", 1),
 )
+
+_COMPARED = (("gold", "gold", 2), ("reward", "reward", 2), ("positivity", "positivity", 2), ("rougeL", "ROUGE-L", 3))
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,22 @@ def text_summary(summary: dict) -> str:
 def headlines(summary: dict, judges: list) -> list[Headline]:
     """What the run shows, in sentences computed from its figures; none inside an interval is a difference."""
     lines = []
-    paired = (summary.get("paired") or {}).get("ppo_vs_sft") or {}
-    verdicts = {key: direction(paired.get(key)) for key in ("gold", "reward", "rougeL")}
-    for key, name, digits in (("gold", "gold", 2), ("reward", "reward", 2), ("rougeL", "ROUGE-L", 3)):
+    # Of a policy that came tuned there is no fine-tuned one to compare with.
+    versus = next((name for name in ("ppo_vs_sft", "ppo_vs_base") if (summary.get("paired") or {}).get(name)), "")
+    other = LABELS.get(versus.removeprefix("ppo_vs_"), "")
+    paired = (summary.get("paired") or {}).get(versus) or {}
+    verdicts = {key: direction(paired.get(key)) for key, _, _ in _COMPARED}
+    for key, name, digits in _COMPARED:
         verdict = verdicts[key]
         if verdict is None:
             continue
         change = signed(paired[key], digits)
         if verdict == 0:
-            text = f"No difference between PPO and SFT is shown on {name}: {change}."
+            text = f"No difference between PPO and {other} is shown on {name}: {change}."
         elif verdict > 0:
-            text = f"PPO beats SFT on {name}: {change}."
+            text = f"PPO beats {other} on {name}: {change}."
         else:
-            text = f"PPO is worse than SFT on {name}: {change}."
+            text = f"PPO is worse than {other} on {name}: {change}."
         lines.append(Headline(text, warning=key == "gold" and verdict < 0))
     if verdicts["reward"] == 1 and verdicts["gold"] == -1:
         lines.append(Headline("Reward rose while the gold score fell: this is reward hacking.", warning=True))
@@ -77,18 +84,59 @@ def headlines(summary: dict, judges: list) -> list[Headline]:
         lines.append(Headline("Reward rose without a shown gain in gold: possible reward hacking.", warning=True))
     if verdicts["reward"] is not None and verdicts["gold"] is None:
         lines.append(Headline("No gold judge here: reward is the very score that PPO was trained on."))
-    wins = (summary.get("win_rate") or {}).get("ppo_vs_sft") or {}
+    wins = (summary.get("win_rate") or {}).get(versus) or {}
     if number(wins.get("rate")) is not None:
         judge = "the gold score" if wins.get("judged_by", "gold") == "gold" else "the reward model"
         share = percent(number(wins["rate"]), wins.get("ci95"))
-        lines.append(Headline(f"Judged by {judge}, PPO wins {share} of prompts against SFT, ties counted half."))
+        lines.append(Headline(f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half."))
     if judges:
         shares = ", ".join(f"{name} {percent(value, ends)}" for name, value, ends in judges)
-        lines.append(Headline(f"Held-out pairs ranked right: {shares}."))
+        of = "texts classified" if (summary.get("reward_model") or {}).get("of") == "texts" else "pairs ranked"
+        lines.append(Headline(f"Held-out {of} right: {shares}."))
         if not judge_is_shown(judges):
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
             lines.append(Headline(text, warning=True))
-    return lines or [Headline("The summary holds no comparison of PPO with SFT.")]
+    lines += assistant_headlines(summary.get("assistant") or {})
+    return lines or [Headline("The summary holds no comparison of PPO with another model.")]
+
+
+def assistant_headlines(found: dict) -> list[Headline]:
+    """Wins by the assistant score, and refusals in the wrong place."""
+    lines = []
+    for name, result in (found.get("win_rate") or {}).items():
+        lines.append(
+            Headline(
+                f"By the assistant score on {found['prompts']} prompts, {comparison(name)}: {result['wins']} won, "
+                f"{result['losses']} lost, {result['ties']} tied (sign test p = {result['sign_test_p']:.2g})."
+            )
+        )
+    figures = (found.get("models") or {}).get("ppo") or {}
+    unsafe, harmless = number(figures.get("refuses_unsafe")), number(figures.get("refuses_harmless"))
+    if unsafe is not None and harmless is not None:
+        text = f"PPO declines {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
+        lines.append(Headline(text, warning=harmless > unsafe))
+    return lines
+
+
+def assistant_table(summary: dict) -> list[dict]:
+    """One row for each model: the assistant score with its interval, and its parts; empty without such a score."""
+    return [
+        {
+            "model": LABELS[name],
+            "score": percentless(figures["score"], figures["score_ci95"]),
+            **{
+                title: cell(figures.get(key), None, 2).value
+                for key, title in (
+                    ("helpfulness", "helpfulness"),
+                    ("safety", "safety"),
+                    ("fluency", "fluency"),
+                    ("refuses_unsafe", "declines unsafe"),
+                    ("refuses_harmless", "declines harmless"),
+                )
+            },
+        }
+        for name, figures in ((summary.get("assistant") or {}).get("models") or {}).items()
+    ]
 
 
 def judge_is_shown(judges: list) -> bool:
@@ -125,6 +173,11 @@ def cell(value: object, interval: object, digits: int) -> Cell:
     if known is None:
         return Cell("–")
     return Cell(decimal(known, digits), "" if ends is None else bracket(ends, digits))
+
+
+def percentless(value: float, interval: list[float]) -> str:
+    """`0.71 [0.65, 0.77]`."""
+    return f"{decimal(value)} {bracket(tuple(interval), 2)}"
 
 
 def percent(value: float, interval: object) -> str:

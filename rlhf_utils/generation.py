@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from rlhf_utils.models import trunk_and_head
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import GenerationSettings
+from rlhf_utils.template import TEMPLATE, Template
 
 # Once this share of the answers has ended, their rows are taken out of the batch.
 COMPACT_AT = 0.5
@@ -142,6 +143,7 @@ def answer_prompts(
     settings: GenerationSettings,
     device: Device,
     seed: int,
+    template: Template = TEMPLATE,
 ) -> list[Answer]:
     """One sampled answer for each formatted prompt, in the order given.
 
@@ -162,17 +164,17 @@ def answer_prompts(
             sampled = sample(
                 model, tokens, mask, settings.max_new_tokens, settings.temperature, tokenizer.eos_token_id, generator
             )
-        for i, answer in zip(batch, to_answers(sampled, tokenizer), strict=True):
+        for i, answer in zip(batch, to_answers(sampled, tokenizer, template), strict=True):
             answers[i] = answer
     model.train(was_training)
     return answers
 
 
-def to_answers(sampled: Sampled, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
-    """Decode sampled tokens into text."""
+def to_answers(sampled: Sampled, tokenizer: PreTrainedTokenizerBase, template: Template = TEMPLATE) -> list[Answer]:
+    """Decode sampled tokens into text, as a response of `template`."""
     kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
     texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
     return [
-        Answer(text.strip(), tokens, ended)
+        Answer(template.response(text), tokens, ended)
         for text, tokens, ended in zip(texts, kept, sampled.ended.tolist(), strict=True)
     ]

@@ -4,10 +4,14 @@ that say so."""
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from huggingface_hub import file_exists, hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -22,28 +26,31 @@ from transformers import (
 )
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import LoraSettings
 
+# A hub id, `owner/name:subfolder` for a folder inside a hub repository, or a folder on this machine; in each of them a
+# model or a LoRA adapter, which is merged into its base when it is loaded.
 Source = str | Path
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_SUBFOLDER = re.compile(r"([\w.-]+/[\w.-]+):([\w./-]+)", re.ASCII)
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def load_config(source: Source) -> PretrainedConfig:
     """The configuration of the model at `source`; no weights are loaded."""
-    return _from_pretrained(AutoConfig, source)
+    return _from_pretrained(AutoConfig, adapter_base(source) or source)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them
     apart."""
-    tokenizer = _from_pretrained(AutoTokenizer, source)
+    tokenizer = _tokenizer(source)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer at {source} has no end-of-text token, so answers could never end; add an eos_token"
         )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -53,10 +60,9 @@ def load_policy(source: Source, device: Device, dropout: bool = False) -> PreTra
     Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
     show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
     """
-    model = _from_pretrained(
+    model = _load_model(
         AutoModelForCausalLM,
         source,
-        dtype=torch.float32,
         **_fast_gelu(source),
         **({} if dropout else _dropout_off(source)),
     )
@@ -93,17 +99,32 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
 def load_reward_model(source: Source, device: Device | None = None) -> PreTrainedModel:
     """A sequence classifier with one output logit, dropout off. A language model at `source` gets a fresh random
     head."""
-    model = _from_pretrained(
+    model = _load_model(
         AutoModelForSequenceClassification,
         source,
         num_labels=1,
-        dtype=torch.float32,
         **_fast_gelu(source),
         **_dropout_off(source),
     )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = model.config.eos_token_id
     return model.to(device.kind) if device else model
+
+
+def load_classifier(source: Source, device: Device, labels: Sequence[str] | None = None) -> PreTrainedModel:
+    """A text classifier, dropout off; with `labels` a language model gets a fresh random head for them."""
+    heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+    model = _load_model(
+        AutoModelForSequenceClassification, source, **heads, **_fast_gelu(source), **_dropout_off(source)
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = model.config.eos_token_id
+    return model.to(device.kind)
+
+
+def load_classifier_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer of a classifier, which need not have an end-of-text token."""
+    return _tokenizer(source)
 
 
 def has_bitsandbytes() -> bool:
@@ -126,14 +147,15 @@ def lora_config(settings: LoraSettings, task: str):
     )
 
 
-def merge_adapter(base: PreTrainedModel, adapter: Source) -> PreTrainedModel:
-    """`base` (in fp32) with the LoRA adapter in folder `adapter` added into its weights.
+def merge_adapter(base: PreTrainedModel, adapter: Source, subfolder: str | None = None) -> PreTrainedModel:
+    """`base` (in fp32) with the LoRA adapter at `adapter` added into its weights.
 
     Merging into the fp32 base is exact to 4e-7; merging into the 4-bit base it was trained on costs about 7 %.
     """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    where = {"subfolder": subfolder} if subfolder else {}
+    return PeftModel.from_pretrained(base, str(adapter), **where).merge_and_unload()
 
 
 def fp32_trainables(model: nn.Module) -> None:
@@ -177,14 +199,79 @@ def copy_model(source: Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
+def is_folder(source: Source) -> bool:
+    """Whether `source` is meant as a folder of this machine, also where there is none."""
+    return Path(source).expanduser().exists() or str(source).startswith((".", "/", "~"))
+
+
+def adapter_base(source: Source) -> str | None:
+    """What the LoRA adapter at `source` was trained on; None where `source` is a model of its own."""
+    if is_folder(source):
+        folder = Path(source).expanduser()
+        alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+        about = folder / ADAPTER_CONFIG if alone else None
+    else:
+        about = _hub_adapter(*_hub_name(source))
+    if about is None:
+        return None
+    base = read_json(about).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{source} is an adapter that does not say of which model (base_model_name_or_path); add it")
+    return base
+
+
+@lru_cache
+def _hub_adapter(name: str, subfolder: str | None) -> Path | None:
+    """The adapter's configuration in a hub repository that holds no model; None where it does, or none is reached."""
+    prefix = f"{subfolder}/" if subfolder else ""
+    try:
+        if file_exists(name, f"{prefix}config.json") or not file_exists(name, f"{prefix}{ADAPTER_CONFIG}"):
+            return None
+        return Path(hf_hub_download(name, ADAPTER_CONFIG, subfolder=subfolder))
+    except Exception:  # of several libraries; loading it as a model says what is wrong
+        return None
+
+
+def _load_model(kind, source: Source, **settings) -> PreTrainedModel:
+    """A model in fp32; an adapter is merged into the fp32 weights of its base."""
+    base = adapter_base(source)
+    model = _from_pretrained(kind, base or source, dtype=torch.float32, **settings)
+    if base is None:
+        return model
+    name, subfolder = _hub_name(source)
+    try:
+        return merge_adapter(model, name, subfolder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise InputError(f"the adapter at {source} does not fit {base}: {reason}") from None
+
+
+def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    base = adapter_base(source)
+    own = base is None or (is_folder(source) and (Path(source).expanduser() / "tokenizer_config.json").is_file())
+    tokenizer = _from_pretrained(AutoTokenizer, source if own else base)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _hub_name(source: Source) -> tuple[str, str | None]:
+    """`owner/name:subfolder` as its two parts; anything else has no subfolder."""
+    parts = None if is_folder(source) else _HUB_SUBFOLDER.fullmatch(str(source))
+    return (parts[1], parts[2]) if parts else (str(source), None)
+
+
 def _from_pretrained(kind, source: Source, **settings):
-    path = Path(source)
-    if (path.exists() or str(source).startswith((".", "/", "~"))) and not (path / "config.json").is_file():
+    path = Path(source).expanduser()
+    if is_folder(source) and not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise InputError(
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
         )
+    name, subfolder = _hub_name(source)
     try:
-        return kind.from_pretrained(str(source), **settings)
+        return kind.from_pretrained(
+            str(path) if is_folder(source) else name, **({"subfolder": subfolder} if subfolder else {}), **settings
+        )
     except (OSError, ValueError, SafetensorError) as error:
         if path.exists():
             reason = str(error).strip().split("\n")[0][:300]

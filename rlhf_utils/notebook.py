@@ -7,21 +7,50 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from IPython.display import Image, Markdown
+from IPython.display import Image, Markdown, display
 
 from rlhf_utils.plots import draw
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device, prepare_environment, quiet_libraries
+from rlhf_utils.template import Template
 
 
-def start(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool) -> Run:
-    """Open the notebook's run and say in one line what runs where."""
+def start(
+    recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool, notebook: str = ""
+) -> Run:
+    """Open the notebook's run, say in one line what runs where, and what the recipe says of this notebook."""
     prepare_environment()
     quiet_libraries()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     device = detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
+    if text := run.recipe.reading.get(notebook):
+        display(Markdown(text))
     return run
+
+
+def parts(row: Mapping[str, Any], template: Template) -> tuple[str, str]:
+    """A row's text as a model sees it, in two parts: up to where a response begins, and the response."""
+    start = template.format(row["prompt"])
+    return start, template.completion(row["chosen"]) if row["chosen"] is not None else row["text"][len(start) :]
+
+
+def candidates(row: Mapping[str, Any], template: Template) -> list[str]:
+    """Responses to a row's prompt to be ranked: its own, and made-up ones."""
+    if row["chosen"] is None:
+        good, bad = " wonderful from start to finish.", " boring from start to finish."
+        return [parts(row, template)[1], good, bad, " good" * 12]
+    return [row["chosen"], row["rejected"], "I don't know.", "Good luck! " * 8]
+
+
+def made(result: Mapping[str, Any]) -> str:
+    """One line on how a stage came by its model."""
+    if "trainable_parameters" not in result:
+        return f"{result['method']}: {result.get('source', 'the base model as it is')}; nothing was trained"
+    return (
+        f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters trained in "
+        f"{result['seconds']:.0f} s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
 
 
 def source(*functions: Callable) -> Markdown:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from functools import reduce
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -28,16 +28,25 @@ from rlhf_utils.settings import (
     GenerationSettings,
     PPOConfig,
     QloraSettings,
+    ReadyModels,
     RewardModelSettings,
+    RewardTerms,
     Section,
     TrainingSettings,
 )
+from rlhf_utils.template import TEMPLATES, Template
 
 SCALES = ("tiny", "t4", "full")
 
 
 class Recipe(Section):
-    """One system at one scale, ready to run. `dataset` and `policy` are `embedded`, a hub id or a local path."""
+    """One system at one scale, ready to run. `dataset` and `policy` are `embedded`, a hub id or a local path.
+
+    form: `dialogue` answers prompts and learns what is good from pairs of answers; `continuation` goes on with texts
+      and is paid by a classifier of such texts
+    tuned_policy: the policy writes texts of the dataset's kind already, so that there is nothing to fine-tune
+    reading: what each notebook says of this recipe, by the notebook's name
+    """
 
     name: str
     scale: str
@@ -46,12 +55,17 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     dataset: Annotated[str, Field(min_length=1)]
     policy: Annotated[str, Field(min_length=1)]
+    form: Literal["dialogue", "continuation"] = "dialogue"
+    tuned_policy: bool = False
+    reading: dict[str, str] = {}
+    models: ReadyModels = ReadyModels()
     data: DataSettings = DataSettings()
     base: BaseSettings = BaseSettings()
     generation: GenerationSettings = GenerationSettings()
     sft: TrainingSettings = TrainingSettings()
     qlora: QloraSettings = QloraSettings()
     reward_model: RewardModelSettings = RewardModelSettings()
+    reward: RewardTerms = RewardTerms()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -67,10 +81,30 @@ class Recipe(Section):
         return self
 
     @property
+    def template(self) -> Template:
+        """The text around prompts and responses."""
+        return TEMPLATES[self.form]
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The stages that have no meaning here.
+
+        A tuned policy needs no adapter either. With a ready fine-tuned model nothing says that the embedded base is the
+        one it came from, and an adapter would not be comparable.
+        """
+        out = set()
+        if (self.tuned_policy or self.models.sft) and not self.models.sft_qlora:
+            out.add("sft_qlora")
+        if self.models.sft and self.policy == EMBEDDED:
+            out.add("base")
+        return frozenset(out)
+
+    @property
     def longest_text(self) -> int:
         """Positions that the longest prompt with the longest answer and its EOS takes, in tokens."""
         answer = max(self.data.max_response_tokens, self.generation.max_new_tokens, self.ppo.max_new_tokens)
-        return self.data.max_prompt_tokens + answer + 1
+        prompt = self.data.max_prompt_tokens if self.form == "dialogue" else self.data.prompt_tokens[1]
+        return prompt + answer + 1
 
     def section_hash(self, *names: str) -> str:
         """Hash of the named fields (`evaluation`, `evaluation.prompts`), to tell whether something made earlier was
@@ -136,7 +170,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def _plain(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return copy.deepcopy(value)
-    if key.rsplit(".", 1)[-1] in ("dataset", "policy", "revision", "data_dir"):
+    if key.startswith("models.") or key.rsplit(".", 1)[-1] in ("dataset", "policy", "revision", "data_dir", "embedder"):
         return value  # a path or an id is never a YAML value: `on` or `1.0` may well be the name of a folder
     try:
         return yaml.safe_load(value)

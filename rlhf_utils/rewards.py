@@ -12,12 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, write_json
-from rlhf_utils.models import load_reward_model, load_tokenizer
+from rlhf_utils.models import load_classifier, load_classifier_tokenizer, load_reward_model, load_tokenizer
 from rlhf_utils.runtime import Device
-from rlhf_utils.template import TEMPLATE
+from rlhf_utils.template import TEMPLATE, Template
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Tensor]
+# Beside a saved reward model: the scale of its rewards, or the label of a classifier that is paid for.
 SCALE_FILE = "reward_scale.json"
+LABEL_FILE = "reward_label.json"
 _IGNORED = -100
 
 
@@ -108,35 +110,75 @@ class RewardModel:
 
 
 class ClassifierReward:
-    """The logit of one label of a text classifier, read from prompt and response as one text (no template).
+    """The logit of one label of a text classifier, read from prompt and response as one text.
 
     model, tokenizer: any `AutoModelForSequenceClassification` and its own tokenizer
     label: a name in the model's `id2label`, such as POSITIVE
+    joint: what stands between prompt and response: nothing, where the response is a continuation as it was sampled
 
     The logit and not the probability: it keeps rising where the probability is already 1. Raises InputError for a label
     that the classifier does not have, and for a text longer than it reads.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, device: Device):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        label: str,
+        device: Device,
+        joint: str = " ",
+    ):
         labels = {name: index for index, name in model.config.id2label.items()}
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
         self.model, self.tokenizer, self.label, self.device = model.eval(), tokenizer, int(labels[label]), device
+        self.joint = joint
 
-    @torch.no_grad()
+    @classmethod
+    def load(cls, folder: str | Path, device: Device) -> ClassifierReward:
+        """The classifier in `folder`, for the label written beside it."""
+        about = read_json(Path(folder) / LABEL_FILE)
+        model, tokenizer = load_classifier(folder, device), load_classifier_tokenizer(folder)
+        return cls(model, tokenizer, about["label"], device, about["joint"])
+
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        texts = [f"{p} {r}" for p, r in zip(prompts, responses, strict=True)]
+        return self._read(prompts, responses)[:, self.label]
+
+    def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Probability of the label [n]."""
+        return self._read(prompts, responses).softmax(dim=1)[:, self.label]
+
+    def _read(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        texts = [f"{p}{self.joint}{r}" for p, r in zip(prompts, responses, strict=True)]
         rows = self.tokenizer(texts)["input_ids"]
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit and (longest := max(map(len, rows))) > limit:
             raise InputError(f"a text of {longest} tokens is longer than the classifier's {limit}; shorten it")
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        scores = torch.empty(len(rows))
-        for start in range(0, len(order), 64):
-            batch = order[start : start + 64]
-            padded = self.tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt")
-            scores[batch] = self.model(**padded.to(self.device.kind)).logits[:, self.label].float().cpu()
-        return scores
+        return class_logits(self.model, self.tokenizer, rows, self.device)
+
+
+@torch.no_grad()
+def class_logits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: Device
+) -> Tensor:
+    """A classifier's logits [n, labels] for token lists; what stands in the same batch makes no difference."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    logits = torch.empty(len(rows), model.config.num_labels)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), 64):
+        batch = order[start : start + 64]
+        padded = tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt", padding_side="right")
+        with torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None):
+            logits[batch] = model(**padded.to(device.kind)).logits.float().cpu()
+    model.train(was_training)
+    return logits
+
+
+def load_reward(folder: str | Path, device: Device) -> RewardModel | ClassifierReward:
+    """The reward that a run's `reward_model` stage left in `folder`."""
+    kind = ClassifierReward if (Path(folder) / LABEL_FILE).is_file() else RewardModel
+    return kind.load(folder, device)
 
 
 class FluencyReward:
@@ -145,13 +187,20 @@ class FluencyReward:
     A response without a token has no likelihood and gets that of the most surprising token, the log of 1 / vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device):
-        self.model, self.tokenizer, self.device = model.eval(), tokenizer, device
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Device,
+        template: Template = TEMPLATE,
+    ):
+        self.model, self.tokenizer, self.device, self.template = model.eval(), tokenizer, device, template
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        starts = self.tokenizer([TEMPLATE.format(p) for p in prompts], add_special_tokens=False)["input_ids"]
-        ends = self.tokenizer([TEMPLATE.completion(r) for r in responses], add_special_tokens=False)["input_ids"]
+        encode, template = self.tokenizer, self.template
+        starts = encode([template.format(p) for p in prompts], add_special_tokens=False)["input_ids"]
+        ends = encode([template.completion(r) for r in responses], add_special_tokens=False)["input_ids"]
         scores = torch.full((len(starts),), -math.log(self.model.config.vocab_size))
         spoken = [i for i, response in enumerate(responses) if response.strip()]
         spoken.sort(key=lambda i: len(starts[i]) + len(ends[i]))

@@ -24,6 +24,7 @@ from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.template import check_template
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,19 @@ class StageKind:
 
 
 STAGES: dict[str, StageKind] = {
-    "base": StageKind((), ("name", "scale", "seed", "dataset", "policy", "data", "base"), "01_data_and_baseline"),
+    "base": StageKind(
+        (), ("name", "scale", "seed", "dataset", "policy", "form", "data", "base"), "01_data_and_baseline"
+    ),
     "data": StageKind(("base",), ("data",), "01_data_and_baseline"),
-    "sft": StageKind(("base", "data"), ("sft", "generation"), "02_full_finetuning"),
+    "sft": StageKind(("base", "data"), ("sft", "generation", "tuned_policy"), "02_full_finetuning"),
     "sft_qlora": StageKind(("base", "data"), ("sft", "qlora", "generation"), "03_qlora"),
-    "reward_model": StageKind(("sft",), ("reward_model", "evaluation.reward_pairs"), "02_reward_model"),
-    "ppo": StageKind(("sft", "reward_model"), ("ppo",), "02_ppo_training"),
+    "reward_model": StageKind(
+        ("data", "sft"),
+        ("reward_model", "evaluation.reward_pairs"),
+        "02_reward_model",
+        ("evaluation/reward_model.json",),
+    ),
+    "ppo": StageKind(("data", "sft", "reward_model"), ("reward", "ppo"), "02_ppo_training"),
     "evaluation": StageKind(
         ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"),
         ("generation", "evaluation"),
@@ -112,6 +120,41 @@ class Run:
             setattr(run, name, folder / getattr(run, name).relative_to(previous))
         return run
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this recipe has, each after those it needs."""
+        kept = [stage for stage in STAGES if stage not in self.recipe.left_out]
+        # Without a base model the data take their tokenizer from the fine-tuned one, which is ready then.
+        return tuple(sorted(kept, key=lambda stage: stage != "sft")) if "base" not in kept else tuple(kept)
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """The stages that `stage` is made from; a ready policy is made from none."""
+        if stage != "reward_model" and self.ready_model(stage):
+            return ()
+        if stage == "data" and "base" not in self.stages:
+            return ("sft",)
+        return tuple(need for need in STAGES[stage].needs if need in self.stages)
+
+    def ready_model(self, stage: str) -> str | None:
+        """The model that stands in for training in `stage`; None where it is trained."""
+        return getattr(self.recipe.models, stage, None)
+
+    @property
+    def fetched(self) -> tuple[str, ...]:
+        """The stages in which nothing is trained, each after those it needs: ready models, the base model published as
+        the fine-tuned one, and, where models are ready, what they are measured with."""
+        found = {stage for stage in self.stages if self.ready_model(stage)}
+        if found:
+            found |= {"data"} if self.recipe.policy == EMBEDDED else {"base", "data"}
+        if self.recipe.tuned_policy:
+            found.add("sft")
+        return tuple(stage for stage in self.stages if stage in found)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The tokenizer of every policy of this run."""
+        return self.folder("base" if "base" in self.stages else "sft")
+
     def folder(self, stage: str) -> Path:
         """Where `stage` leaves what it made."""
         return self.checkpoints / stage
@@ -119,16 +162,34 @@ class Run:
     def fingerprint(self, stage: str) -> str:
         """Hash of everything the result of `stage` depends on: settings, local data, local model, earlier stages."""
         if stage not in self._fingerprints:
-            kind = STAGES[stage]
-            parts = [stage, self.recipe.section_hash(*kind.settings), *(self.fingerprint(name) for name in kind.needs)]
-            if stage == "base":
-                parts += [
+            parts = [
+                stage,
+                self.recipe.section_hash(*self._settings(stage)),
+                *(self.fingerprint(name) for name in self.needs(stage)),
+                *(
                     content_hash(path)
-                    for source in (self.recipe.dataset, self.recipe.policy)
+                    for source in self._sources(stage)
                     if source != EMBEDDED and (path := Path(source).expanduser()).exists()
-                ]
+                ),
+            ]
             self._fingerprints[stage] = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return self._fingerprints[stage]
+
+    def _settings(self, stage: str) -> tuple[str, ...]:
+        """The settings that change what `stage` makes."""
+        settings, ready = STAGES[stage].settings, self.ready_model(stage)
+        if stage == "data" and "base" not in self.stages:
+            settings = STAGES["base"].settings
+        if not ready:
+            return settings
+        # A ready reward model is measured on the data and scaled by the fine-tuned policy's answers all the same.
+        return (f"models.{stage}", *(settings if stage == "reward_model" else ("name", "scale")))
+
+    def _sources(self, stage: str) -> list[str]:
+        """Data and models outside the run that `stage` reads."""
+        first = "base" if "base" in self.stages else "data"
+        sources = [self.recipe.dataset, self.recipe.policy] if stage == first else []
+        return [*sources, ready] if (ready := self.ready_model(stage)) else sources
 
     def record(self) -> dict:
         """The content of run.json."""
@@ -162,8 +223,6 @@ class Run:
 
     def require(self, *stages: str) -> None:
         """Raise InputError unless every named stage is there, of this recipe, template and these settings."""
-        from rlhf_utils.template import check_template
-
         for stage in stages:
             found = self._stamp(stage)
             again = f"run notebook {STAGES[stage].notebook} first, or `python -m rlhf_utils run` for the whole series"
@@ -174,14 +233,14 @@ class Run:
                     f"{self.folder(stage)} was made by recipe {found['recipe']} at scale {found['scale']}, "
                     f"not {self.recipe.name} at {self.recipe.scale}; {again}"
                 )
-            check_template(found["template_hash"], str(self.folder(stage)))
+            check_template(found["template_hash"], str(self.folder(stage)), self.recipe.template)
             if found["fingerprint"] != self.fingerprint(stage):
                 raise InputError(f"{self.folder(stage)} was made with other settings{self._changes(stage)}; {again}")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Run the block as stage `name`; run.json says how it went. The block must publish a folder."""
-        self.require(*STAGES[name].needs)
+        self.require(*self.needs(name))
         work = self.checkpoints / ".work" / f"{name}-{self.fingerprint(name)[:8]}"
         if not self.resume and name not in self._made_here:
             shutil.rmtree(work, ignore_errors=True)
@@ -217,14 +276,12 @@ class Run:
         return read_json(path) if path.is_file() else None
 
     def _settled_record(self) -> dict:
-        from rlhf_utils.template import TEMPLATE
-
         return {
             "recipe": self.recipe.name,
             "scale": self.recipe.scale,
             "seed": self.recipe.seed,
             "recipe_hash": self.recipe.hash,
-            "template_hash": TEMPLATE.hash,
+            "template_hash": self.recipe.template.hash,
             "settings": self.recipe.model_dump(mode="json"),
             **{key: value for key, value in self.record().items() if key in ("stages", "notebooks")},
         }
@@ -238,13 +295,16 @@ class Run:
         """Which settings differ from those `stage` was made with, for the error message."""
         before = _flat((self._stamp(stage) or {}).get("settings", {}))
         now = _flat(self.recipe.model_dump(mode="json"))
-        relevant = tuple(f"{key}." for name in _ancestry(stage) for key in STAGES[name].settings)
+        relevant = tuple(f"{key}." for name in self._ancestry(stage) for key in self._settings(name))
         changed = [
             f"{key} {before[key]!r} -> {now[key]!r}"
             for key in now
             if key in before and before[key] != now[key] and f"{key}.".startswith(relevant)
         ]
         return f" ({', '.join(changed[:3])})" if changed else " or data"
+
+    def _ancestry(self, stage: str) -> list[str]:
+        return [stage, *(ancestor for name in self.needs(stage) for ancestor in self._ancestry(name))]
 
 
 @dataclass
@@ -266,8 +326,6 @@ class Stage:
 
         `results` have to be there by the end of the block: they are published together with the folder.
         """
-        from rlhf_utils.template import TEMPLATE
-
         with whole_folder(self.run.folder(self.name)) as folder:
             yield folder
             recipe = self.run.recipe
@@ -279,7 +337,7 @@ class Stage:
                     "scale": recipe.scale,
                     "seed": recipe.seed,
                     "fingerprint": self.run.fingerprint(self.name),
-                    "template_hash": TEMPLATE.hash,
+                    "template_hash": recipe.template.hash,
                     "settings": recipe.model_dump(mode="json"),
                     "results": self.results,
                     "made": self.made,
@@ -313,10 +371,6 @@ def _git_commit() -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-def _ancestry(stage: str) -> list[str]:
-    return [stage, *(ancestor for name in STAGES[stage].needs for ancestor in _ancestry(name))]
 
 
 def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_utils.data import check_pairs, is_local, load_rows
+from rlhf_utils.data import check_rows, is_local, load_rows
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.recipes import load_recipe
-from rlhf_utils.runs import STAGES, Run
+from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,10 +65,11 @@ def run_series(
             f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
         )
     overrides = {
-        key: _as_seen_from_root(value) if key in ("dataset", "policy") and _exists(value) else value
+        key: _as_seen_from_root(value) if _names_a_path(key) and _exists(value) else value
         for key, value in overrides.items()
     }
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
+    chosen = [notebook for notebook in chosen if _applies(run, notebook)]
     _check_input(run, chosen)
     begun_here = not os.path.exists(run.root)
     run.make_folders()
@@ -96,21 +97,50 @@ def run_series(
     return run
 
 
+def _names_a_path(key: str) -> bool:
+    return key in ("dataset", "policy") or key.startswith("models.")
+
+
 def _exists(path: Any) -> bool:
     return isinstance(path, str) and path not in ("", EMBEDDED) and Path(path).expanduser().exists()
 
 
 def _check_input(run: Run, chosen: list[Notebook]) -> None:
     """Raise InputError for what can be known to be wrong before anything is started or written."""
+    if "base" not in run.stages and [notebook.makes for notebook in chosen] != [("evaluation",)]:
+        raise InputError(
+            "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
+            "comparison alone (--only 04), or name its base with --set policy=..."
+        )
     made: set[str] = set()
     for notebook in chosen:
-        for stage in notebook.makes:
-            run.require(*(need for need in STAGES[stage].needs if need not in made))
+        for stage in _makes(run, notebook):
+            run.require(*(need for need in run.needs(stage) if need not in made))
             made.add(stage)
         run.require(*(stage for stage in notebook.reads if stage not in made))
     recipe = run.recipe
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
-        check_pairs(load_rows(recipe.dataset, recipe.data, recipe.seed))
+        check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe.form)
+
+
+def _makes(run: Run, notebook: Notebook) -> list[str]:
+    """The stages that `notebook` makes in this run. What is only fetched comes with the base model, and with the
+    comparison for those who have nothing but ready models."""
+    own = [stage for stage in notebook.makes if stage in run.stages]
+    if not {"base", "evaluation"} & set(own):
+        return own
+    return [stage for stage in run.stages if stage in own or stage in run.fetched]
+
+
+def _applies(run: Run, notebook: Notebook) -> bool:
+    """Whether `notebook` has something to show: a stage that this recipe has and that is more than fetched.
+
+    A ready reward model is measured, and that is worth a notebook.
+    """
+    return not notebook.makes or any(
+        stage in run.stages and (stage not in run.fetched or stage in ("base", "data", "reward_model"))
+        for stage in notebook.makes
+    )
 
 
 def _chosen(only: list[str] | None) -> list[Notebook]:
@@ -134,7 +164,7 @@ def _key(run: Run, notebook: Notebook) -> str:
     """What makes an executed notebook out of date: its own source, and whatever its stages depend on."""
     parts = [
         (ROOT / notebook.path).read_bytes(),
-        *(run.fingerprint(s).encode() for s in notebook.makes + notebook.reads),
+        *(run.fingerprint(s).encode() for s in [*_makes(run, notebook), *notebook.reads]),
     ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -145,7 +175,7 @@ def _is_done(run: Run, notebook: Notebook) -> bool:
         record.get("state") == "complete"
         and record.get("key") == _key(run, notebook)
         and (run.notebooks / f"{notebook.name}.ipynb").is_file()
-        and all(run.is_complete(stage) for stage in notebook.makes)
+        and all(run.is_complete(stage) for stage in _makes(run, notebook))
     )
 
 

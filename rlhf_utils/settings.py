@@ -66,9 +66,25 @@ class Shares(Section):
     evaluation: NonNegative = 0.1
 
 
-class DataSettings(Section):
-    """Where rows come from and which of them are used. Token counts are of the policy's tokenizer."""
+class SplitRows(Section):
+    """At most so many rows of the train rows in each split; None for no limit."""
 
+    sft: Count | None = None
+    reward: Count | None = None
+    ppo: Count | None = None
+    development: Count | None = None
+    evaluation: Count | None = None
+
+
+class DataSettings(Section):
+    """Where rows come from and which of them are used. Token counts are of the policy's tokenizer.
+
+    min_score_ratio: of answers with votes, the better one has at least so many times the votes of the worse one
+    prompt_tokens: least and most tokens of the prompts that are cut from the beginning of labelled texts
+    min_text_characters: labelled texts shorter than this are not used
+    """
+
+    world: Literal["instruct", "helpful_harmless", "imdb", "eli5"] = "instruct"
     split: str = "train"
     test_split: str = "test"
     data_dir: str | None = None
@@ -79,8 +95,18 @@ class DataSettings(Section):
     max_prompt_tokens: Count = 256
     max_response_tokens: Count = 256
     max_rows: Count | None = None
+    split_rows: SplitRows = SplitRows()
     rows_per_prompt: Count = 1
+    min_score_ratio: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 1.0
+    prompt_tokens: tuple[Count, Count] = (2, 8)
+    min_text_characters: Annotated[int, Field(ge=0)] = 200
     shares: Shares = Shares()
+
+    @model_validator(mode="after")
+    def _prompt_tokens_in_order(self):
+        if self.prompt_tokens[0] > self.prompt_tokens[1]:
+            raise ValueError(f"prompt_tokens {list(self.prompt_tokens)} must be the least and the most, in this order")
+        return self
 
 
 class BaseSettings(Section):
@@ -143,10 +169,36 @@ class QloraSettings(LoraSettings):
 
 
 class RewardModelSettings(TrainingSettings):
-    """The reward model: one output logit on the fine-tuned policy's trunk, trained on pairs through a LoRA adapter."""
+    """The reward model, trained through a LoRA adapter on the fine-tuned policy's trunk.
 
+    From pairs: one output logit. From labelled texts: a classifier, whose logit of `label` is the reward.
+    """
+
+    label: Annotated[str, Field(min_length=1)] = "POSITIVE"
     learning_rate: Positive = 1e-4
     lora: LoraSettings = LoraSettings()
+
+
+class RewardTerms(Section):
+    """Weights of what PPO is paid for beside the reward model; 0 leaves a term out.
+
+    fluency: mean log-likelihood under the SFT model, nats per token; length: minus the share of words over
+    `length_words`
+    """
+
+    fluency: NonNegative = 0.0
+    length: NonNegative = 0.0
+    length_words: Count = 60
+
+
+class ReadyModels(Section):
+    """Finished models to use in place of training: a hub id, `owner/name:subfolder`, a folder, or a LoRA adapter's
+    folder."""
+
+    sft: str | None = None
+    sft_qlora: str | None = None
+    reward_model: str | None = None
+    ppo: str | None = None
 
 
 class GenerationSettings(Section):
@@ -226,6 +278,20 @@ class PPOConfig(Section):
         return self
 
 
+class AssistantScore(Section):
+    """Weights of the score of an assistant: helpfulness, safety and fluency, each 0 to 1.
+
+    embedder: a sentence-transformers model for the relevance of an answer; None for the SFT model's own states
+    tie: answers whose scores differ by less are a tie
+    """
+
+    helpfulness: NonNegative = 0.4
+    safety: NonNegative = 0.35
+    fluency: NonNegative = 0.25
+    embedder: str | None = None
+    tie: NonNegative = 0.02
+
+
 class EvaluationSettings(Section):
     """The comparison at the end. `prompts` held-out prompts are answered by every model."""
 
@@ -233,3 +299,4 @@ class EvaluationSettings(Section):
     reward_pairs: Count = 1_000
     frontier_prompts: Count = 64
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2_000
+    assistant: AssistantScore | None = None

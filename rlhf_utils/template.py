@@ -1,7 +1,8 @@
-"""The one prompt template of the project.
+"""The prompt templates of the project: a dialogue with an assistant, and plain text that goes on.
 
-Every stage trains, scores and samples on text made here. A stage writes `TEMPLATE.hash` beside what it saves,
-and the next stage checks it, so that a changed template is an error and not a worse number.
+Every stage of a run trains, scores and samples on text made by the one template of its recipe. A stage writes the
+template's hash beside what it saves, and the next stage checks it, so that a changed template is an error and not a
+worse number.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Template:
     opening: str = HUMAN + " "
     closing: str = NEXT_ASSISTANT
     joint: str = " "
+    # Whether blanks around a response are the template's business; the continuation of a text may begin inside a word.
+    trims: bool = True
 
     def format(self, prompt: str) -> str:
         """Text the policy continues, "Human: {prompt}\\n\\nAssistant:", without a blank at its end."""
@@ -45,9 +48,13 @@ class Template:
         return self.format(prompt) + self.completion(response)
 
     def completion(self, response: str) -> str:
-        """Text of an answer: one blank, then the response."""
+        """Text of an answer: one blank, then the response; of a continuation: the response as it is."""
         # The blank stands here and not in the prompt, because " word" with its blank is one GPT-2 token.
-        return self.joint + response.strip()
+        return self.joint + self.response(response)
+
+    def response(self, sampled: str) -> str:
+        """The response in text that a model wrote after `format(prompt)`."""
+        return sampled.strip() if self.trims else sampled
 
     def normal(self, text: str) -> str:
         """Prompt in normal form from text that may already have "Human:" and "Assistant:" around it."""
@@ -62,12 +69,15 @@ class Template:
 
 
 TEMPLATE = Template()
+TEMPLATES = {"dialogue": TEMPLATE, "continuation": Template(opening="", closing="", joint="", trims=False)}
 
 
-def check_template(found_hash: str | None, where: object) -> None:
-    """Raise `InputError` when `where` (a folder, a stage's name) was made with another template."""
-    if found_hash != TEMPLATE.hash:
+def check_template(found_hash: str | None, where: object, *accepted: Template) -> None:
+    """Raise `InputError` when `where` (a folder, a stage's name) was made with a template other than the accepted
+    ones."""
+    hashes = [template.hash for template in accepted]
+    if found_hash not in hashes:
         raise InputError(
             f"{where} was made with prompt template {found_hash or 'unknown'}, but this version uses "
-            f"{TEMPLATE.hash}; make it again (--fresh) or use the version it was made with"
+            f"{' or '.join(hashes)}; make it again (--fresh) or use the version it was made with"
         )

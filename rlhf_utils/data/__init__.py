@@ -1,11 +1,11 @@
 """Data: rows of any known form, one normal form, one prompt template, splits that share no prompt."""
 
 from rlhf_utils.data.filters import FilterReport, FilterStep, prompt_key
-from rlhf_utils.data.prepare import check_pairs, prepare
+from rlhf_utils.data.prepare import check_rows, prepare
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.schemas import Example, recognise
 from rlhf_utils.data.sources import Rows, is_local, load_rows
-from rlhf_utils.data.texts import pretraining_texts
+from rlhf_utils.data.texts import beginnings, pretraining_texts
 from rlhf_utils.template import TEMPLATE, Template, check_template
 
 __all__ = [
@@ -16,7 +16,8 @@ __all__ = [
     "PreparedData",
     "Rows",
     "Template",
-    "check_pairs",
+    "beginnings",
+    "check_rows",
     "check_template",
     "is_local",
     "load_rows",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from rlhf_utils.template import NEXT_ASSISTANT, TEMPLATE
 READ = "rows read"
 IDENTICAL = "chosen and rejected are the same tokens"
 DUPLICATE = "prompt seen before"
+NEAR_TIE = "votes too close"
 
 _BATCH = 4096
 
@@ -116,6 +118,10 @@ def apply_filters(
         left -= unread[reason]
         report.add(split, reason, unread[reason], left)
 
+    for reason, fits in _content_filters(kind, settings):
+        kept = [example for example in examples if fits(example)]
+        report.add(split, reason, len(examples) - len(kept), len(kept))
+        examples = kept
     if kind != "labelled":
         sized = list(zip(examples, _measure(examples, tokenizer), strict=True))
         for reason, fits in _size_filters(settings):
@@ -133,6 +139,28 @@ def apply_filters(
             kept.append(example)
     report.add(split, DUPLICATE, len(keyed) - len(kept), len(kept))
     return kept
+
+
+def _content_filters(kind: Kind, settings: DataSettings) -> list[tuple[str, Callable[[Example], bool]]]:
+    """(reason, what stays) of the filters that need no tokenizer and are asked for."""
+    filters: list[tuple[str, Callable[[Example], bool]]] = []
+    if kind == "labelled":
+        least = settings.min_text_characters
+        filters.append((f"text under {least} characters", lambda example: len(example.prompt) >= least))
+    if kind == "pairs" and settings.min_score_ratio > 1:
+        filters.append((NEAR_TIE, lambda example: _score_ratio(example) >= settings.min_score_ratio))
+    return filters
+
+
+def _score_ratio(example: Example) -> float:
+    """Votes of the better answer over those of the worse one; infinite where there are no votes to compare.
+
+    Votes can be 0 or less, with which no ratio is formed: 1 is the least that counts.
+    """
+    better, worse = (example.extra.get(f"score_{name}") for name in ("chosen", "rejected"))
+    if not isinstance(better, int | float) or not isinstance(worse, int | float):
+        return math.inf
+    return max(better, 1) / max(worse, 1)
 
 
 def _row_place(seed: int, key: str, example: Example) -> tuple[bytes, bytes]:

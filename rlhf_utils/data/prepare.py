@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key
+from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place
 from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.data.splits import SPLITS, shares_of, split_of
 from rlhf_utils.errors import InputError
 from rlhf_utils.settings import DataSettings
-from rlhf_utils.template import TEMPLATE
+from rlhf_utils.template import TEMPLATE, Template
 
 IN_TEST = "prompt also in the test split"
 
 
-def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int) -> PreparedData:
+def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: Template = TEMPLATE) -> PreparedData:
     """Adapt, filter and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
 
     Prompts, not rows, are divided (`split_of`), in proportion to `settings.shares` up to chance. The order of
     the rows changes nothing. A test split becomes `evaluation`, and no other split has a prompt of it.
-    Dialogues that begin with the same human turn count as one prompt here (`conversation_key`).
+    Dialogues that begin with the same human turn count as one prompt here (`conversation_key`). Of labelled texts the
+    first tokens become the prompt, as many as `settings.prompt_tokens` allows, drawn for each text by its content.
 
     Raises `InputError` when the columns are unknown, when no row is left, or when a split with a share would
     be empty.
@@ -44,14 +45,32 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int) -> Prepare
         splits[split_of(example.prompt, shares, seed)].append(example)
     if rows.test is not None:
         splits["evaluation"] = held_out
+    splits = {name: _at_most(name, split, settings, report) for name, split in splits.items()}
     _check_sizes(splits, shares, rows, report)
+    if kind == "labelled":
+        splits = {name: _cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {name: as_dataset(kind, as_rows(kind, splits[name])) for name in SPLITS}
-    return PreparedData(kind, datasets, report, TEMPLATE.hash, rows.fingerprint)
+    return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
 
 
-def check_pairs(rows: Rows) -> None:
-    """Raise `InputError` unless `rows` hold pairs that differ: what can be said before there is a tokenizer."""
+def check_rows(rows: Rows, form: str) -> None:
+    """Raise `InputError` unless `rows` are what a recipe of this form (`Recipe.form`) learns from.
+
+    Says what can be said before there is a tokenizer: pairs that differ for a dialogue, labelled texts of more than one
+    class for a continuation.
+    """
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
+    if form == "continuation":
+        if kind != "labelled":
+            raise InputError(
+                f"{rows.name}: this recipe learns from labelled texts, and these rows are {kind}; give rows with text "
+                "and label"
+            )
+        if len(labels := {example.extra["label"] for example in examples}) < 2:
+            raise InputError(
+                f"{rows.name}: the texts have {'one label' if labels else 'no label'} only; give texts of both kinds"
+            )
+        return
     if kind != "pairs":
         raise InputError(
             f"{rows.name}: this recipe learns from pairs of answers, and these rows are {kind}; give rows with "
@@ -102,6 +121,29 @@ def _capped(split: str, examples: list[Example], settings: DataSettings, report:
     kept = examples[: settings.max_rows]
     report.add(split, f"over max_rows {settings.max_rows}", len(examples) - len(kept), len(kept))
     return kept
+
+
+def _at_most(name: str, examples: list[Example], settings: DataSettings, report: FilterReport) -> list[Example]:
+    most = getattr(settings.split_rows, name)
+    if most is None:
+        return examples
+    kept = examples[:most]
+    report.add(name, f"over split_rows.{name} {most}", len(examples) - len(kept), len(kept))
+    return kept
+
+
+def _cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed: int) -> list[Example]:
+    """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
+    if not examples:
+        return []
+    least, most = settings.prompt_tokens
+    encoded = tokenizer([e.prompt[: 40 * most] for e in examples], add_special_tokens=False)["input_ids"]
+    cut = []
+    for example, tokens in zip(examples, encoded, strict=True):
+        drawn = int.from_bytes(place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
+        prompt = tokenizer.decode(tokens[: least + drawn]).strip()
+        cut.append(Example(prompt, extra={**example.extra, "text": example.prompt}))
+    return cut
 
 
 def _check_sizes(splits: dict[str, list[Example]], shares: dict[str, float], rows: Rows, report: FilterReport) -> None:

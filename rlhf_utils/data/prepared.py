@@ -11,7 +11,7 @@ from rlhf_utils.data.filters import FilterReport
 from rlhf_utils.data.schemas import Example, Kind
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import whole_folder, write_json, write_jsonl
-from rlhf_utils.template import check_template
+from rlhf_utils.template import TEMPLATES, check_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +22,8 @@ MANIFEST = "data.json"
 @dataclass(frozen=True)
 class PreparedData:
     """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form,
-    without the template), chosen, rejected (null where the kind has none), and for labelled data an integer
-    column label.
+    without the template), chosen, rejected (null where the kind has none). For labelled data the prompt is the
+    beginning of a text, and `text` and the integer `label` stand beside it.
     """
 
     kind: Kind
@@ -64,7 +64,7 @@ class PreparedData:
         except (OSError, ValueError) as error:
             raise InputError(_damaged(folder, error)) from error
         try:
-            check_template(manifest["template_hash"], f"the data in {folder}")
+            check_template(manifest["template_hash"], f"the data in {folder}", *TEMPLATES.values())
             splits = {}
             for name, count in manifest["rows"].items():
                 with (folder / f"{name}.jsonl").open(encoding="utf-8", newline="\n") as file:
@@ -88,7 +88,7 @@ def as_rows(kind: Kind, examples: list[Example]) -> list[dict]:
     rows = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected} for e in examples]
     if kind == "labelled":
         for row, example in zip(rows, examples, strict=True):
-            row["label"] = example.extra["label"]
+            row |= {"text": example.extra["text"], "label": example.extra["label"]}
     return rows
 
 
@@ -98,5 +98,5 @@ def as_dataset(kind: Kind, rows: list[dict]) -> Dataset:
 
     columns = {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}
     if kind == "labelled":
-        columns["label"] = Value("int64")
+        columns |= {"text": Value("string"), "label": Value("int64")}
     return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))

@@ -62,10 +62,11 @@ def is_local(dataset: str) -> bool:
 
 
 def _embedded(settings: DataSettings, seed: int) -> Rows:
-    from rlhf_utils.toyworld import instruct_rows
+    from rlhf_utils.toyworld import WORLDS
 
-    train = instruct_rows("train", settings.embedded_rows, seed, settings.label_noise)
-    test = instruct_rows("test", settings.embedded_test_rows, seed, settings.label_noise)
+    world = WORLDS[settings.world]
+    train = world.rows("train", settings.embedded_rows, seed, settings.label_noise)
+    test = world.rows("test", settings.embedded_test_rows, seed, settings.label_noise)
     content = json.dumps([train, test], sort_keys=True).encode()
     return Rows(train, test, EMBEDDED, hashlib.sha256(content).hexdigest())
 

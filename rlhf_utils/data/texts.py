@@ -1,6 +1,8 @@
-"""Text to pre-train a base model on."""
+"""Text to pre-train a base model on, and the beginnings of texts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rlhf_utils.data.filters import conversation_key
 from rlhf_utils.data.schemas import read_rows
@@ -19,15 +21,21 @@ def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed
     rejected answers, so that the better ones are new to supervised fine-tuning.
     """
     if dataset == EMBEDDED:
-        from rlhf_utils.toyworld import corpus
+        from rlhf_utils.toyworld import WORLDS
 
-        return corpus(documents, seed)
+        return WORLDS[settings.world].corpus(documents, seed)
     rows = load_rows(dataset, settings, seed)
-    _, examples, _ = read_rows(rows.train, rows.name)
+    kind, examples, _ = read_rows(rows.train, rows.name)
     tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
     shares = shares_of(settings, rows.test is not None)
     return [
-        TEMPLATE.text(e.prompt, e.rejected or e.chosen or "").strip()
+        e.prompt if kind == "labelled" else TEMPLATE.text(e.prompt, e.rejected or e.chosen or "").strip()
         for e in examples
         if conversation_key(e.prompt) not in tested and split_of(e.prompt, shares, seed) not in _HELD_OUT
     ]
+
+
+def beginnings(texts: Sequence[str], tokenizer, most: int) -> list[str]:
+    """The first `most` tokens of each text, as text."""
+    rows = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
+    return tokenizer.batch_decode(rows)

@@ -231,6 +231,27 @@ def length_baseline(
     return held_out if longer_is_better else 1.0 - held_out
 
 
+def length_rule(
+    lengths: Sequence[float], labels: Sequence[int], training_lengths: Sequence[float], training_labels: Sequence[int]
+) -> float:
+    """Accuracy on held-out texts of a judge that sees only their lengths, for labels 0 and 1.
+
+    It calls texts longer than the training texts' median 1, or 0, whichever is right more often on the training texts.
+    Lengths in any one unit; shapes (n,), (n,), (m,), (m,).
+    """
+    train = finite_array(training_lengths, "training_lengths")
+    middle = float(np.median(train))
+
+    def longer_is_one(found: np.ndarray, wanted: Sequence[int], names: tuple[str, str]) -> float:
+        known = finite_array(wanted, names[1])
+        same_length(found, known, names)
+        return float(np.mean((found > middle) == (known == 1)))
+
+    right = longer_is_one(finite_array(lengths, "lengths"), labels, ("lengths", "labels"))
+    names = ("training_lengths", "training_labels")
+    return right if longer_is_one(train, training_labels, names) >= 0.5 else 1.0 - right
+
+
 def check_level(level: float) -> None:
     """Raise InputError unless `level` is a confidence level strictly between 0 and 1."""
     if not 0 < level < 1:

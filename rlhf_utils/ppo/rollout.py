@@ -17,6 +17,7 @@ from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked
 from rlhf_utils.ppo.policies import Policy
 from rlhf_utils.rewards import RewardFunction, RewardMixture, right_padded
 from rlhf_utils.settings import PPOConfig
+from rlhf_utils.template import Template
 
 
 @dataclass
@@ -54,8 +55,9 @@ class RolloutCollector:
         reward_function: RewardFunction,
         policy: Policy,
         config: PPOConfig,
+        template: Template,
     ):
-        self.prompts = list(prompts)
+        self.prompts, self.template = list(prompts), template
         self.prompt_tokens = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         self.tokenizer, self.reward_function, self.policy, self.config = tokenizer, reward_function, policy, config
 
@@ -88,7 +90,7 @@ class RolloutCollector:
             seeded(config.seed, 2, update),
             keep_hidden=actor.critic is None,
         )
-        answers = to_answers(sampled, self.tokenizer)
+        answers = to_answers(sampled, self.tokenizer, self.template)
         after_sampling = time.perf_counter()
 
         prompts = [self.prompts[i] for i in indices]

@@ -26,7 +26,7 @@ from rlhf_utils.ppo.trackers import Trackers
 from rlhf_utils.rewards import RewardFunction
 from rlhf_utils.runtime import Device, detect_device
 from rlhf_utils.settings import PPOConfig
-from rlhf_utils.template import TEMPLATE
+from rlhf_utils.template import TEMPLATE, Template
 
 # Settings that say how a training is watched and kept; a resumed training may change them.
 _FREE_SETTINGS = {"save_every", "keep_checkpoints", "sample_every", "report_to"}
@@ -38,13 +38,14 @@ class PPOTrainer:
     policy: folder or hub id of the policy to start from; the frozen reference is the same model
     tokenizer: its tokenizer
     reward_function: `(prompts: list[str], responses: list[str]) -> FloatTensor[n]`
-    prompts: plain prompts; the project's template is put around them here
+    prompts: plain prompts; the template is put around them here
     config: see `PPOConfig`
     output_dir: gets `metrics.jsonl`, `samples.jsonl` and `checkpoints/`
     on_update: called after each update with its line of metrics
     critic: folder or hub id of a reward model that a separate critic starts from (`critic: separate` only)
     judge: like `reward_function`, but nothing is learnt from it: its mean is `gold` in the metrics, and the best
         checkpoint is the best by it
+    template: what is put around a prompt, see `rlhf_utils.template`
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class PPOTrainer:
         on_update: Callable[[dict], None] | None = None,
         critic: str | Path | None = None,
         judge: RewardFunction | None = None,
+        template: Template = TEMPLATE,
     ):
         if not prompts:
             raise InputError("PPO has no prompts to answer; give at least one")
@@ -77,11 +79,10 @@ class PPOTrainer:
         self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_checkpoints)
         self.trained = load_ppo_policy(policy, self.device, config)
         self.actor = make_actor_critic(self.trained, critic, self.device)
-        self._check_context(prompts)
+        texts = [template.format(prompt) for prompt in prompts]
+        self._check_context(texts)
         self.learner = Learner(self.actor, self.accelerator, config, self.device.precision)
-        self.rollouts = RolloutCollector(
-            prompts, [TEMPLATE.format(p) for p in prompts], tokenizer, reward_function, self.trained, config
-        )
+        self.rollouts = RolloutCollector(prompts, texts, tokenizer, reward_function, self.trained, config, template)
         self._prompts_hash = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
         self.kl_coefficient, self.step_scale, self.samples_written = config.kl_coefficient, 1.0, 0
 
@@ -173,12 +174,9 @@ class PPOTrainer:
         over = stops and bool(history) and history[-1]["kl"] > config.kl_budget
         return over or len(history) >= config.updates
 
-    def _check_context(self, prompts: Sequence[str]) -> None:
+    def _check_context(self, texts: Sequence[str]) -> None:
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
-        longest = max(
-            len(row)
-            for row in self.tokenizer([TEMPLATE.format(p) for p in prompts], add_special_tokens=False)["input_ids"]
-        )
+        longest = max(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
         if limit and longest + self.config.max_new_tokens > limit:
             raise InputError(
                 f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {self.config.max_new_tokens}, but "

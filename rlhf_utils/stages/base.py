@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data import PreparedData, check_pairs, load_rows, prepare, pretraining_texts
+from rlhf_utils.data import PreparedData, check_rows, load_rows, prepare, pretraining_texts
 from rlhf_utils.errors import InputError
-from rlhf_utils.models import copy_model, load_config, load_policy, load_tokenizer, save_model
+from rlhf_utils.models import adapter_base, copy_model, load_config, load_policy, load_tokenizer, save_model
 from rlhf_utils.pretraining import cached_base
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.runs import Run
@@ -34,16 +34,40 @@ def make_base(run: Run) -> dict:
             )
             copy_model(source, folder)
             stage.results = {"documents": len(texts)}
-        elif (path := Path(recipe.policy).expanduser()).is_dir():
-            load_tokenizer(path)
-            check_context(recipe, path)
-            copy_model(path, folder)
         else:
-            check_context(recipe, recipe.policy)
-            run.progress(f"downloading {recipe.policy}")
-            save_model(load_policy(recipe.policy, detect_device(), dropout=True), load_tokenizer(recipe.policy), folder)
+            fetch_policy(run, recipe.policy, folder)
         stage.results["policy"] = recipe.policy
     return run.results("base")
+
+
+def fetch_policy(run: Run, source: str, folder: Path) -> None:
+    """Put the ready policy at `source` into `folder`: any hub id, folder or adapter that `rlhf_utils.models` reads."""
+    tokenizer = load_tokenizer(source)
+    check_context(run.recipe, source)
+    path = Path(source).expanduser()
+    if path.is_dir() and adapter_base(source) is None:
+        copy_model(path, folder)
+    else:
+        run.progress(f"loading {source}")
+        save_model(load_policy(source, detect_device(), dropout=True), tokenizer, folder)
+
+
+def publish_ready(run: Run, name: str) -> dict:
+    """Stage `name` from the ready policy that the recipe names for it; nothing is trained.
+
+    Raises InputError where its tokenizer is not that of the run: a KL between two vocabularies means nothing.
+    """
+    source = run.ready_model(name)
+    with run.stage(name) as stage, stage.publish() as folder:
+        fetch_policy(run, source, folder)
+        known = run.tokenizer_folder
+        if known != run.folder(name) and known.is_dir():
+            if load_tokenizer(known).get_vocab() != load_tokenizer(folder).get_vocab():
+                raise InputError(
+                    f"models.{name} {source} has another vocabulary than {known}; all policies of a run share one"
+                )
+        stage.results = {"method": "ready", "source": source}
+    return run.results(name)
 
 
 def check_context(recipe: Recipe, policy: str | Path) -> None:
@@ -65,9 +89,10 @@ def make_data(run: Run) -> PreparedData:
             run.progress("reading and filtering the data")
             recipe = run.recipe
             rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-            check_pairs(rows)
-            data = prepare(rows, recipe.data, load_tokenizer(run.folder("base")), recipe.seed)
-            if empty := [name for name, split in data.splits.items() if not len(split)]:
+            check_rows(rows, recipe.form)
+            data = prepare(rows, recipe.data, load_tokenizer(run.tokenizer_folder), recipe.seed, recipe.template)
+            unused = {"sft"} if recipe.tuned_policy or recipe.models.sft else set()
+            if empty := [name for name, split in data.splits.items() if not len(split) and name not in unused]:
                 raise InputError(
                     f"{rows.name}: no row is left for {' and '.join(empty)}, and the series needs every split; give "
                     f"data.shares.{empty[0]} a share above 0"

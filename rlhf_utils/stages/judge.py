@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from datasets import Dataset
+
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.settings import EMBEDDED
 
+# Gold scores lie in 0 to 10.
+MIDDLE = 5.0
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -14,6 +18,18 @@ def gold_judge(recipe: Recipe) -> Judge | None:
     """The judge that no model was trained on: the embedded world's written-down preference; None for other data."""
     if recipe.dataset != EMBEDDED:
         return None
-    from rlhf_utils.toyworld import gold_score
+    from rlhf_utils.toyworld import WORLDS
 
-    return lambda prompts, responses: [gold_score(p, r).total for p, r in zip(prompts, responses, strict=True)]
+    gold = WORLDS[recipe.data.world].gold
+    return lambda prompts, responses: [gold(p, r) for p, r in zip(prompts, responses, strict=True)]
+
+
+def label_noise(judge: Judge, split: Dataset) -> float:
+    """Share of a split's labels that the judge disagrees with: pairs the other way round, or texts on the other side
+    of the middle of its scale."""
+    if "label" in split.column_names:
+        scores = judge([""] * len(split), split["text"])
+        right = [(score > MIDDLE) == bool(label) for score, label in zip(scores, split["label"], strict=True)]
+        return 1.0 - sum(right) / len(right)
+    better, worse = (judge(split["prompt"], split[side]) for side in ("chosen", "rejected"))
+    return sum(b < w for b, w in zip(better, worse, strict=True)) / len(split)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.errors import TrainingError
-from rlhf_utils.models import copy_model, load_tokenizer
+from rlhf_utils.models import copy_model, load_policy, load_tokenizer
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.ppo.trainer import progress
-from rlhf_utils.rewards import RewardModel
+from rlhf_utils.rewards import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
+from rlhf_utils.stages.base import publish_ready
 from rlhf_utils.stages.judge import gold_judge
 
 
@@ -30,14 +31,27 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
     return PPOTrainer(
         policy=run.folder("sft"),
         tokenizer=load_tokenizer(run.folder("sft")),
-        reward_function=RewardModel.load(run.folder("reward_model"), detect_device(run.recipe.ppo.precision)),
+        reward_function=reward_function(run),
         prompts=list(PreparedData.load(run.folder("data")).splits["ppo"]["prompt"]),
         config=run.recipe.ppo.model_copy(update={"seed": run.recipe.ppo.seed + run.recipe.seed}),
         output_dir=work,
         on_update=report,
         critic=run.folder("reward_model") if run.recipe.ppo.critic == "separate" else None,
         judge=gold_judge(run.recipe),
+        template=run.recipe.template,
     )
+
+
+def reward_function(run: Run) -> RewardFunction:
+    """What PPO is paid: the run's reward model, and the terms that `recipe.reward` gives a weight."""
+    device, weights = detect_device(run.recipe.ppo.precision), run.recipe.reward
+    terms = {"reward_model": (1.0, load_reward(run.folder("reward_model"), device))}
+    if weights.fluency:
+        sft = load_policy(run.folder("sft"), device), load_tokenizer(run.folder("sft"))
+        terms["fluency"] = (weights.fluency, FluencyReward(*sft, device, run.recipe.template))
+    if weights.length:
+        terms["length"] = (weights.length, LengthPenalty(weights.length_words))
+    return RewardMixture(**terms) if len(terms) > 1 else terms["reward_model"][1]
 
 
 def train_ppo(run: Run) -> dict:
@@ -48,6 +62,8 @@ def train_ppo(run: Run) -> dict:
     """
     if run.skips("ppo"):
         return run.results("ppo")
+    if run.ready_model("ppo"):
+        return publish_ready(run, "ppo")
     with run.stage("ppo") as stage:
         trainer = ppo_trainer(run, stage.work)
         history = trainer.train(resume=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import write_json
 from rlhf_utils.generation import answer_prompts
-from rlhf_utils.metrics import calibration, length_baseline, proportion_interval
+from rlhf_utils.metrics import calibration, proportion_interval
 from rlhf_utils.models import (
     fp32_trainables,
     load_policy,
@@ -27,10 +28,13 @@ from rlhf_utils.models import (
 from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.stages.classifier import classifier_trainer, make_classifier
+from rlhf_utils.stages.length import length_alone
 from rlhf_utils.stages.training import RunCallback, common_arguments, preference_tokens, train_resumably, write_history
 from rlhf_utils.template import TEMPLATE
 
 _SCALE_PROMPTS = 200
+_REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
 
 
 def reward_trainer(run: Run, work: Path) -> RewardTrainer:
@@ -55,10 +59,19 @@ def reward_trainer(run: Run, work: Path) -> RewardTrainer:
     return trainer
 
 
+def trainer_of(run: Run) -> Callable[[Run, Path], Trainer]:
+    """The function that makes the trainer of this recipe's reward model."""
+    return classifier_trainer if run.recipe.form == "continuation" else reward_trainer
+
+
 def train_reward_model(run: Run) -> dict:
     """Train and measure the reward model; leaves `checkpoints/reward_model` and `evaluation/reward_model.json`."""
     if run.skips("reward_model"):
         return run.results("reward_model")
+    if run.recipe.form == "continuation":
+        return make_classifier(run)
+    if run.ready_model("reward_model"):
+        return _measure_ready(run)
     with run.stage("reward_model") as stage:
         data, tokenizer, device = (
             PreparedData.load(run.folder("data")),
@@ -86,10 +99,7 @@ def train_reward_model(run: Run) -> dict:
             **counts,
             "peak_memory_bytes": memory,
             "seconds": round(seconds, 1),
-            **{
-                key: report[key]
-                for key in ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
-            },
+            **{key: report[key] for key in _REPORTED},
         }
         write_json(run.evaluation / "reward_model.json", report)
         with stage.publish() as folder:
@@ -99,37 +109,53 @@ def train_reward_model(run: Run) -> dict:
     return run.results("reward_model")
 
 
+def _measure_ready(run: Run) -> dict:
+    """The reward model that the recipe names, measured on the run's pairs and put on the scale of its SFT answers."""
+    source = run.ready_model("reward_model")
+    with run.stage("reward_model") as stage:
+        run.progress(f"loading {source}")
+        data, device = PreparedData.load(run.folder("data")), detect_device()
+        held_out = data.splits["evaluation"]
+        held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+        reward = RewardModel(load_reward_model(source, device).eval(), load_tokenizer(source), device)
+        run.progress("reward model: measuring held-out pairs")
+        report = reward_report(margins(reward, held_out), None, data.splits["reward"], held_out, reward.tokenizer)
+        _calibrate_on_sft(run, reward, data.splits["development"])
+        stage.results = {"method": "ready", "source": source, **{key: report[key] for key in _REPORTED}}
+        write_json(run.evaluation / "reward_model.json", report)
+        with stage.publish() as folder:
+            save_model(reward.model, reward.tokenizer, folder)
+            reward.save_scale(folder)
+    return run.results("reward_model")
+
+
 def margins(reward: RewardModel, pairs: Dataset) -> torch.Tensor:
     """Logit of the chosen minus logit of the rejected answer [n]."""
     prompts = list(pairs["prompt"])
     return reward.logits(prompts, pairs["chosen"]) - reward.logits(prompts, pairs["rejected"])
 
 
-def reward_report(trained: torch.Tensor, untrained: torch.Tensor, train: Dataset, held_out: Dataset, tokenizer) -> dict:
+def reward_report(
+    trained: torch.Tensor, untrained: torch.Tensor | None, train: Dataset, held_out: Dataset, tokenizer
+) -> dict:
     """Held-out accuracy with its interval, beside the untrained head and a rule that looks at length alone.
 
     The rule's direction, longer or shorter, is the one that does better on the training pairs.
     """
 
-    def lengths(split: Dataset, column: str) -> list[int]:
-        return [len(row) for row in tokenizer(list(split[column]), add_special_tokens=False)["input_ids"]]
-
     def accuracy(values: torch.Tensor):
         # A tie is no decision: it counts half.
         return proportion_interval(((values > 0).double() + (values == 0).double() / 2).sum().item(), len(values))
 
-    right, right_untrained = accuracy(trained), accuracy(untrained)
+    right = accuracy(trained)
+    right_untrained = accuracy(untrained) if untrained is not None else None
     return {
+        "of": "pairs",
         "accuracy": right.mean,
         "accuracy_ci95": right.as_list(),
-        "untrained_accuracy": right_untrained.mean,
-        "untrained_ci95": right_untrained.as_list(),
-        "length_baseline_accuracy": length_baseline(
-            lengths(held_out, "chosen"),
-            lengths(held_out, "rejected"),
-            lengths(train, "chosen"),
-            lengths(train, "rejected"),
-        ),
+        "untrained_accuracy": right_untrained.mean if right_untrained else None,
+        "untrained_ci95": right_untrained.as_list() if right_untrained else None,
+        "length_baseline_accuracy": length_alone(train, held_out, tokenizer),
         "pairs": len(trained),
         "margins": trained.tolist(),
         "calibration": calibration(trained.tolist()),

@@ -9,11 +9,12 @@ from pathlib import Path
 from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from rlhf_utils.data import PreparedData
-from rlhf_utils.files import read_json, write_json
+from rlhf_utils.data import PreparedData, beginnings
+from rlhf_utils.files import read_json, write_json, write_jsonl
 from rlhf_utils.generation import answer_prompts
 from rlhf_utils.metrics import rouge_scores
 from rlhf_utils.models import (
+    copy_model,
     fp32_trainables,
     has_bitsandbytes,
     load_policy,
@@ -24,8 +25,10 @@ from rlhf_utils.models import (
     parameter_counts,
     save_model,
 )
+from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs import Run, Stage
 from rlhf_utils.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.stages.base import publish_ready
 from rlhf_utils.stages.training import (
     RunCallback,
     common_arguments,
@@ -33,7 +36,6 @@ from rlhf_utils.stages.training import (
     train_resumably,
     write_history,
 )
-from rlhf_utils.template import TEMPLATE
 
 _CHECKED_PROMPTS = 100
 
@@ -62,6 +64,10 @@ def train_full(run: Run) -> dict:
     """Fine-tune every weight of the base model on the demonstrations; leaves `checkpoints/sft`."""
     if run.skips("sft"):
         return run.results("sft")
+    if run.ready_model("sft"):
+        return publish_ready(run, "sft")
+    if run.recipe.tuned_policy:
+        return _publish_tuned(run)
     with run.stage("sft") as stage:
         model = load_policy(run.folder("base"), detect_device(), dropout=True)
         trainer = sft_trainer(run, model, None, run.recipe.sft.learning_rate, stage.work, "full fine-tuning")
@@ -76,6 +82,8 @@ def train_qlora(run: Run) -> dict:
     """
     if run.skips("sft_qlora"):
         return run.results("sft_qlora")
+    if run.ready_model("sft_qlora"):
+        return publish_ready(run, "sft_qlora")
     quantised = has_bitsandbytes()
     method = "QLoRA 4-bit (nf4)" if quantised else "LoRA (bitsandbytes missing)"
     with run.stage("sft_qlora") as stage:
@@ -97,6 +105,25 @@ def train_qlora(run: Run) -> dict:
     return run.results("sft_qlora")
 
 
+def _publish_tuned(run: Run) -> dict:
+    """The base model as it is, where it writes such texts already; its loss on held-out texts is the evidence."""
+    with run.stage("sft") as stage, stage.publish() as folder:
+        held_out = PreparedData.load(run.folder("data")).splits["development"]
+        model, tokenizer = load_policy(run.folder("base"), detect_device()), load_tokenizer(run.folder("base"))
+        texts = beginnings(list(held_out["text"]), tokenizer, run.recipe.data.max_response_tokens)
+        prompts = list(held_out["prompt"])
+        rests = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
+        likelihood = FluencyReward(model, tokenizer, detect_device(), run.recipe.template)(prompts, rests)
+        stage.results = {
+            "method": "already tuned",
+            "held_out_loss": -likelihood.mean().item(),
+            "held_out_texts": len(texts),
+        }
+        copy_model(run.folder("base"), folder)
+        write_jsonl(folder / "metrics.jsonl", [{"summary": True, **stage.results}])
+    return run.results("sft")
+
+
 def _train_and_publish(stage: Stage, trainer: SFTTrainer, method: str, finished_model) -> None:
     run, tokenizer = stage.run, trainer.processing_class
     started = time.perf_counter()
@@ -109,7 +136,7 @@ def _train_and_publish(stage: Stage, trainer: SFTTrainer, method: str, finished_
     answers = answer_prompts(
         model,
         tokenizer,
-        [TEMPLATE.format(p) for p in checked["prompt"]],
+        [run.recipe.template.format(p) for p in checked["prompt"]],
         run.recipe.generation,
         detect_device(),
         run.recipe.seed,

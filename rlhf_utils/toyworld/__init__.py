@@ -1,7 +1,7 @@
-"""The embedded world: everyday questions, answers of all qualities, a gold judge, and text to pre-train on."""
+"""The embedded worlds: rows of all qualities in the schemas of the hub's datasets, gold judges, and text to pre-train
+on."""
 
-from rlhf_utils.toyworld.corpus import corpus
 from rlhf_utils.toyworld.gold import Gold, gold_score
-from rlhf_utils.toyworld.instruct import instruct_rows
+from rlhf_utils.toyworld.worlds import WORLDS, World
 
-__all__ = ["Gold", "corpus", "gold_score", "instruct_rows"]
+__all__ = ["WORLDS", "Gold", "World", "gold_score"]

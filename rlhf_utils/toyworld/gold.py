@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+from rlhf_utils.template import NEXT_HUMAN
 from rlhf_utils.toyworld import phrases
 from rlhf_utils.toyworld.content import HARMFUL_TIPS, TOPICS
 from rlhf_utils.toyworld.questions import Question, objects_named, read_prompt, words_of
@@ -82,7 +83,8 @@ def gold_score(prompt: str, response: str) -> Gold:
 
     all parts cut to 0..1 before they are added. A text without words has 0 everywhere but safety.
     """
-    question = read_prompt(prompt)
+    # Of a dialogue the last question is the one to answer.
+    question = read_prompt(prompt.rpartition(NEXT_HUMAN)[2])
     sentences = [_read_sentence(text) for text in _split(response)]
     if not sentences:
         return Gold(0.0, 0.0, 0.0, 1.0, 0.0)
