@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--prompt", required=True)
     rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
     rank.set_defaults(run_command=_rank)
+    push = commands.add_parser("push", help="upload a run's model with its card to the Hugging Face hub")
+    push.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
+    push.add_argument("--stage", default="ppo", help="whose model (default ppo)")
+    push.add_argument("--to", help="owner/name; without it the card is only printed")
+    push.add_argument("--private", action="store_true", help="make a private repository")
+    push.set_defaults(run_command=_push)
     return parser
 
 
@@ -93,13 +99,25 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _recipes(_: argparse.Namespace) -> None:
+    from rlhf_utils.costs import MACHINES, estimate
     from rlhf_utils.recipes import SCALES, load_recipe, recipe_names
 
     for name in recipe_names():
         print(f"{name}: {load_recipe(name).title}. {load_recipe(name).description}")
         for scale in SCALES:
             recipe = load_recipe(name, scale)
+            needs = estimate(recipe)
             print(f"  --scale {scale:<5} policy {recipe.policy}, data {recipe.dataset}")
+            print(
+                f"      on {MACHINES[scale].name}: about {_duration(needs.seconds)}, {needs.memory / 1e9:.1f} GB of "
+                f"{'memory' if scale == 'tiny' else 'GPU memory'}, "
+                f"{f'{needs.download / 1e9:.1f} GB to download' if needs.download else 'nothing to download'}"
+            )
+    print("Estimates of rlhf_utils/costs.py from the settings; no GPU has been timed yet.")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _rouge(options: argparse.Namespace) -> None:
@@ -131,6 +149,19 @@ def _rank(options: argparse.Namespace) -> None:
         {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
     ]
     print(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from rlhf_utils.hub import model_card, push_to_hub
+    from rlhf_utils.runs import Run
+    from rlhf_utils.runtime import quiet_libraries
+
+    quiet_libraries()
+    run = Run.load(options.run)
+    if options.to is None:
+        print(model_card(run, options.stage))
+    else:
+        print(push_to_hub(run, options.stage, options.to, options.private))
 
 
 def _read_text(source: str) -> str:

@@ -4,9 +4,11 @@ sure to be there."""
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
@@ -37,6 +39,14 @@ def ready() -> None:
         raise SystemExit(
             f"{', '.join(loaded)} had been loaded before and has changed: restart the kernel, then run all cells again"
         )
+
+
+def repository_address() -> str:
+    """Where this repository lives: `RLHF_REPO_URL`, else the address in pyproject.toml, where it is written once."""
+    if address := os.environ.get("RLHF_REPO_URL"):
+        return address
+    project = REQUIREMENTS.with_name("pyproject.toml")
+    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def _requirements() -> list[str]:

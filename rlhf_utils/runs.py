@@ -23,7 +23,7 @@ from typing import Any
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.recipes import Recipe, load_recipe
-from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.template import check_template
 
 
@@ -293,8 +293,8 @@ class Run:
 
     def _changes(self, stage: str) -> str:
         """Which settings differ from those `stage` was made with, for the error message."""
-        before = _flat((self._stamp(stage) or {}).get("settings", {}))
-        now = _flat(self.recipe.model_dump(mode="json"))
+        before = flat((self._stamp(stage) or {}).get("settings", {}))
+        now = flat(self.recipe.model_dump(mode="json"))
         relevant = tuple(f"{key}." for name in self._ancestry(stage) for key in self._settings(name))
         changed = [
             f"{key} {before[key]!r} -> {now[key]!r}"
@@ -371,13 +371,6 @@ def _git_commit() -> str | None:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
-
-
-def _flat(values: Mapping, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _clock(seconds: float) -> str:

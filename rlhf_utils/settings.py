@@ -6,6 +6,7 @@ refused when a section is built, whether the value comes from YAML, the command 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -54,6 +55,15 @@ def _kinds(annotation: Any) -> set:
     """The plain Python types inside an annotation such as `Annotated[int, ...] | None`."""
     inner = get_args(annotation)
     return {annotation} if not inner else set().union(*(_kinds(part) for part in inner))
+
+
+def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Nested dictionaries as one, the keys joined: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = flat(value, separator) if isinstance(value, Mapping) else {"": value}
+        found |= {f"{key}{separator}{name}" if name else key: item for name, item in inner.items()}
+    return found
 
 
 class Shares(Section):

@@ -60,6 +60,11 @@ def test_human_preferences(name, kept, differ):
 
 def test_reviews():
     rows = rows_of("imdb_reviews.csv")
-    data = prepare(rows, DataSettings(), None, seed=0)
-    assert data.kind == "labelled" and sum(len(split) for split in data.splits.values()) == len(rows.train) == 2600
+    tokenizer = small_tokenizer(rows.train)
+    data = prepare(rows, DataSettings(), tokenizer, seed=0)
+    kept = [row for split in data.splits.values() for row in split]
+    assert data.kind == "labelled" and len(rows.train) == 2600 and 2500 < len(kept) <= 2600
     assert 0.4 < sum(data.splits["sft"]["label"]) / len(data.splits["sft"]) < 0.6
+    assert all(row["text"].startswith(row["prompt"]) and len(row["text"]) >= 200 for row in kept)
+    lengths = [len(row) for row in tokenizer([row["prompt"] for row in kept])["input_ids"]]
+    assert min(lengths) <= 2 and 7 <= max(lengths) <= 9

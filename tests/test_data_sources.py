@@ -234,11 +234,12 @@ def test_hub_failures_are_one_line(monkeypatch, error, message):
 
 
 def test_embedded_world_passes_its_settings_on(monkeypatch):
-    def instruct_rows(split, n, seed, label_noise):
+    def rows_of(split, n, seed, label_noise):
         return [{"prompt": f"{split} {i} {seed} {label_noise}", "chosen": "a", "rejected": "b"} for i in range(n)]
 
-    monkeypatch.setitem(sys.modules, "rlhf_utils.toyworld", types.SimpleNamespace(instruct_rows=instruct_rows))
-    settings = DataSettings(embedded_rows=5, embedded_test_rows=2, label_noise=0.25)
+    worlds = {"eli5": types.SimpleNamespace(rows=rows_of)}
+    monkeypatch.setitem(sys.modules, "rlhf_utils.toyworld", types.SimpleNamespace(WORLDS=worlds))
+    settings = DataSettings(world="eli5", embedded_rows=5, embedded_test_rows=2, label_noise=0.25)
     rows = load_rows("embedded", settings, 3)
     assert [row["prompt"] for row in rows.test] == ["test 0 3 0.25", "test 1 3 0.25"] and len(rows.train) == 5
     assert rows.name == "embedded" and rows.fingerprint == load_rows("embedded", settings, 3).fingerprint

@@ -50,7 +50,7 @@ def test_every_piece_of_the_template_changes_the_hash():
 
 
 def test_a_stage_made_with_another_template_is_refused():
-    check_template(TEMPLATE.hash, "reward_model")
+    check_template(TEMPLATE.hash, "reward_model", TEMPLATE)
     for found in ("0123456789abcdef", None):
         with pytest.raises(InputError, match="checkpoints/sft was made with prompt template .*--fresh"):
-            check_template(found, "checkpoints/sft")
+            check_template(found, "checkpoints/sft", TEMPLATE)

@@ -12,7 +12,7 @@ from rlhf_utils import pretraining
 from rlhf_utils.errors import InputError
 from rlhf_utils.pretraining import cached_base, train_base, train_tokenizer
 from rlhf_utils.settings import BaseSettings
-from rlhf_utils.toyworld import corpus
+from rlhf_utils.toyworld.corpus import corpus
 
 SETTINGS = BaseSettings(
     layers=1, heads=2, width=32, vocabulary=400, context=64, block_tokens=32, batch_size=4, steps=12, documents=30

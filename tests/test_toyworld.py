@@ -6,11 +6,13 @@ from random import Random
 import pytest
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.toyworld import corpus, gold_score, instruct_rows
+from rlhf_utils.toyworld import gold_score
 from rlhf_utils.toyworld import phrases as words
 from rlhf_utils.toyworld.answers import go_along
 from rlhf_utils.toyworld.content import HARMFUL_TIPS, TOPICS
-from rlhf_utils.toyworld.instruct import MIN_GOLD_GAP
+from rlhf_utils.toyworld.corpus import corpus
+from rlhf_utils.toyworld.instruct import instruct_rows
+from rlhf_utils.toyworld.pairs import MIN_GOLD_GAP
 from rlhf_utils.toyworld.questions import all_questions, objects_named, read_prompt, word_question, wordings, words_of
 
 PROMPT = "How do I clean my leather sofa this weekend?"

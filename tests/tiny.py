@@ -15,6 +15,7 @@ from rlhf_utils.models import save_model
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.pretraining import train_tokenizer
 from rlhf_utils.runtime import Device
+from rlhf_utils.template import TEMPLATE
 
 CPU = Device("cpu", "the tests' CPU", "fp32", 2**33)
 CONTEXT = 96
@@ -100,6 +101,7 @@ def tiny_trainer(
     on_update=None,
     critic_model=None,
     judge=None,
+    template=TEMPLATE,
     **config,
 ) -> PPOTrainer:
     """A PPO trainer in fp32 whose updates take a few hundredths of a second."""
@@ -115,8 +117,9 @@ def tiny_trainer(
         "sample_every": 2,
     } | config
     reward = reward or count_letter("e")
+    config = PPOConfig(**settings)
     return PPOTrainer(
-        policy, tiny_tokenizer(), reward, prompts, PPOConfig(**settings), output_dir, on_update, critic_model, judge
+        policy, tiny_tokenizer(), reward, prompts, config, output_dir, on_update, critic_model, judge, template
     )
 
 

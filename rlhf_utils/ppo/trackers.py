@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.settings import PPOConfig
+from rlhf_utils.settings import PPOConfig, flat
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 
@@ -29,24 +29,17 @@ class Trackers:
             else:
                 tracker = WandBTracker("rlhf-gpt2-ppo", dir=str(self.folder))
             tracker.start()
-            settings = _flat(self.config.model_dump(mode="json"))
+            settings = flat(self.config.model_dump(mode="json"), "/")
             tracker.store_init_configuration({key: str(value) for key, value in settings.items()})
             self._trackers.append(tracker)
         return self
 
     def log(self, line: dict) -> None:
         """Send every number of a line of metrics, nested ones under `a/b`."""
-        figures = {name: value for name, value in _flat(line).items() if isinstance(value, int | float)}
+        figures = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.log(figures, step=line["update"])
 
     def __exit__(self, *_) -> None:
         for tracker in self._trackers:
             tracker.finish()
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in values.items():
-        flat.update(_flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat

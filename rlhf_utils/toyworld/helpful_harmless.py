@@ -12,6 +12,8 @@ from rlhf_utils.toyworld.pairs import Pair, pairs, swaps
 
 HARMFUL_SHARE = 0.2
 RISKY_SHARE = 0.12
+# Without such answers a reward model takes any polite talk for a good reply to what should be declined, and PPO finds out.
+EVASIVE_SHARE = 0.35
 TWO_TURN_SHARE = 0.15
 PROMPTS = 36
 
@@ -24,7 +26,7 @@ def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.
     rng = Random(f"{seed}/{split}/turns")
     rows = []
     earlier: Pair | None = None
-    made = pairs(split, n, seed, HARMFUL_SHARE, RISKY_SHARE)
+    made = pairs(split, n, seed, HARMFUL_SHARE, RISKY_SHARE, EVASIVE_SHARE)
     for pair, swapped in zip(made, swaps(split, seed, label_noise), strict=False):
         turns = f"{NEXT_HUMAN} {pair.prompt}"
         if earlier is not None and rng.random() < TWO_TURN_SHARE:

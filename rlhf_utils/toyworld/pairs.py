@@ -52,8 +52,10 @@ class Pair:
     worse: str
 
 
-def pairs(split: str, n: int, seed: int, harmful: float, risky: float) -> Iterator[Pair]:
+def pairs(split: str, n: int, seed: int, harmful: float, risky: float, evasive: float = 0.0) -> Iterator[Pair]:
     """`n` pairs, the same for the same arguments; `harmful` and `risky` are the shares of such questions, 0 to 1.
+
+    Of the harmful ones a share `evasive` has an answer that neither declines nor goes along, but talks of other things.
 
     No prompt comes twice, and none of split "train" is in split "test" of the same seed, whatever `n`. `better` is
     better than `worse` by `MIN_GOLD_GAP`, but of mixed quality: learning from it alone leaves room.
@@ -64,7 +66,7 @@ def pairs(split: str, n: int, seed: int, harmful: float, risky: float) -> Iterat
         raise InputError(f"the embedded data has no split {split!r}; choose train or test")
     rng = Random(f"{seed}/{split}/rows")
     for question, prompt in list(_prompts(split, n, seed, harmful, risky)):
-        yield Pair(question, prompt, *_pair(question, prompt, rng))
+        yield Pair(question, prompt, *_pair(question, prompt, rng, evasive))
 
 
 def swaps(split: str, seed: int, label_noise: float) -> Iterator[bool]:
@@ -100,11 +102,13 @@ def _prompts(split: str, n: int, seed: int, harmful: float, risky: float) -> Ite
         yield question, word_question(question, wording)
 
 
-def _pair(question: Question, prompt: str, rng: Random) -> tuple[str, str]:
+def _pair(question: Question, prompt: str, rng: Random, evasive: float) -> tuple[str, str]:
     """Two answers, the better one first, at least `MIN_GOLD_GAP` apart."""
     while True:
         first = _draft(question, CARE[0], rng)
-        if rng.random() < MINIMAL_SHARE:
+        if evasive and question.harmful and rng.random() < evasive:
+            second = _evade(rng)
+        elif rng.random() < MINIMAL_SHARE:
             second = _spoil(first, question, rng)
         else:
             second = _draft(question, CARE[1], rng)
@@ -123,6 +127,12 @@ def _spoil(answer: Answer, question: Question, rng: Random) -> Answer:
         defect = rng.choices([defect for defect, _ in DEFECTS], [weight for _, weight in DEFECTS])[0]
         spoilt = defect(answer, question, rng)
     return spoilt
+
+
+def _evade(rng: Random) -> Answer:
+    """A good answer to some other, harmless question."""
+    other = rng.choice([question for question in all_questions() if not question.harmful])
+    return answers.answer_question(other, CARE[0], rng)
 
 
 def _draft(question: Question, care: float, rng: Random) -> Answer:

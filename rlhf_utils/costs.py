@@ -1,0 +1,174 @@
+"""What a recipe needs at a scale: download, GPU memory and time, by a small model of the settings.
+
+Time is floating-point operations over what a device of that scale really does, plus the latency of sampling token by
+token; memory is weights, gradients, optimizer state and activations of the hungriest stage. The constants below are
+written down with where they come from. Only those of `tiny` and the memory of one GPT-2 have been compared with
+measurements; no GPU has been timed, so t4 and full are estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_utils.recipes import Recipe
+from rlhf_utils.settings import EMBEDDED
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A GPT-2: layers, width, vocabulary, positions."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    positions: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, the head being the embedding."""
+        blocks = self.layers * (12 * self.width**2 + 13 * self.width)
+        return blocks + (self.vocabulary + self.positions + 2) * self.width
+
+
+@dataclass(frozen=True)
+class Machine:
+    """flops: operations per second that training reaches, a fraction of the data sheet's matrix rate; step: seconds for
+    one token of a batch while sampling, where the rate does not matter; start: seconds a notebook needs to begin."""
+
+    name: str
+    flops: float
+    step: float
+    start: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes to download, bytes of GPU memory (host memory at `tiny`), seconds. None where the policy is not known."""
+
+    download: float | None
+    memory: float | None
+    seconds: float | None
+
+
+GPT2 = Shape(12, 768, 50_257, 1024)
+SHAPES = {"gpt2": GPT2, "lvwerra/gpt2-imdb": GPT2, "gpt2-medium": Shape(24, 1024, 50_257, 1024)}
+# Parameters of ready reward models.
+OTHERS = {"lvwerra/distilbert-imdb": 67e6}
+# Rows (train and test) and about how many bytes of them are downloaded.
+DATASETS = {
+    "Dahoas/synthetic-instruct-gptj-pairwise": (33_000, 40e6),
+    "yitingxie/rlhf-reward-datasets": (81_000, 75e6),
+    "stanfordnlp/imdb": (50_000, 84e6),
+    "stanfordnlp/SHP": (21_000, 60e6),
+}
+# tiny: two CPU cores, fitted to runs of this repository. T4: 65 TFLOP/s in fp16; H100: 990 in bf16; a fifth and a
+# quarter of it, as small models reach them.
+MACHINES = {
+    "tiny": Machine("2 CPU cores", 45e9, 0.012, 9.0),
+    "t4": Machine("one T4", 13e12, 0.025, 15.0),
+    "full": Machine("one H100", 250e12, 0.015, 15.0),
+}
+# Texts are on average this part of the limits in the settings.
+FILLED = 0.45
+# Forward once, backward twice.
+TRAINING_PASSES = 3
+# Notebooks of the series, each a process of its own.
+NOTEBOOKS = 8
+# Bytes of activations per token, layer and unit of width, for the backward pass; measured in fp32 on GPT-2 at about 70,
+# about half of it under 16-bit autocast.
+ACTIVATION = {"tiny": 70, "t4": 40, "full": 40}
+# Logits of a token, their softmax and their gradient, in fp32.
+LOGIT_BYTES = 12
+WEIGHT, GRADIENT, ADAM = 4, 4, 8
+RUNTIME = 0.6 * GB
+
+
+def shape_of(recipe: Recipe) -> Shape | None:
+    """The shape of the recipe's policy; None for a model that is not listed here."""
+    if recipe.policy == EMBEDDED:
+        base = recipe.base
+        return Shape(base.layers, base.width, base.vocabulary, base.context)
+    return SHAPES.get(recipe.policy)
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """What a run of the whole series needs."""
+    shape = shape_of(recipe)
+    if shape is None:
+        return Estimate(None, None, None)
+    return Estimate(_download(recipe, shape), _memory(recipe, shape), _seconds(recipe, shape))
+
+
+def rows_of(recipe: Recipe) -> dict[str, float]:
+    """Rows of each split: what the settings allow of the dataset, before the filters."""
+    data = recipe.data
+    rows = data.embedded_rows if recipe.dataset == EMBEDDED else DATASETS.get(recipe.dataset, (20_000, 0.0))[0]
+    rows = min(rows, data.max_rows or rows)
+    shares = data.shares.model_dump()
+    total = sum(shares.values())
+    return {name: min(rows * share / total, getattr(data.split_rows, name) or rows) for name, share in shares.items()}
+
+
+def _download(recipe: Recipe, shape: Shape) -> float:
+    data = 0.0 if recipe.dataset == EMBEDDED else DATASETS.get(recipe.dataset, (0, 0.0))[1]
+    policy = 0.0 if recipe.policy == EMBEDDED else 4.0 * shape.parameters
+    ready = [name for name in recipe.models.model_dump().values() if name]
+    return data + policy + sum(4.0 * OTHERS.get(name, shape.parameters) for name in ready)
+
+
+def _tokens(recipe: Recipe) -> tuple[float, float]:
+    """Mean tokens of a prompt and of an answer."""
+    if recipe.form == "continuation":
+        return sum(recipe.data.prompt_tokens) / 2, FILLED * recipe.data.max_response_tokens
+    return FILLED * recipe.data.max_prompt_tokens, FILLED * recipe.data.max_response_tokens
+
+
+def _seconds(recipe: Recipe, shape: Shape) -> float:
+    machine, rows = MACHINES[recipe.scale], rows_of(recipe)
+    pass_flops = 2.0 * shape.parameters
+    prompt, answer = _tokens(recipe)
+    text, ppo = prompt + answer, recipe.ppo
+    flops, steps = 0.0, 0.0
+    if recipe.policy == EMBEDDED:
+        base = recipe.base
+        flops += TRAINING_PASSES * pass_flops * base.steps * base.batch_size * base.block_tokens
+    methods = 0 if recipe.tuned_policy or recipe.models.sft else 1 if recipe.models.sft_qlora else 2
+    flops += methods * TRAINING_PASSES * pass_flops * recipe.sft.epochs * rows["sft"] * text
+    if not recipe.models.reward_model:
+        texts = 2 if recipe.form == "dialogue" else 1
+        flops += TRAINING_PASSES * pass_flops * recipe.reward_model.epochs * rows["reward"] * texts * text
+    said = FILLED * ppo.max_new_tokens if recipe.form == "dialogue" else ppo.max_new_tokens
+    learning = TRAINING_PASSES * ppo.epochs + 3
+    flops += learning * pass_flops * ppo.updates * ppo.rollout_batch_size * (prompt + said)
+    steps += ppo.updates * ppo.max_new_tokens
+    policies = 4 + ppo.updates / ppo.save_every
+    asked = policies * recipe.evaluation.prompts
+    flops += 3 * pass_flops * asked * (prompt + FILLED * recipe.generation.max_new_tokens)
+    batches = -(-recipe.evaluation.prompts // recipe.generation.batch_size)
+    steps += policies * batches * recipe.generation.max_new_tokens
+    return flops / machine.flops + steps * machine.step + NOTEBOOKS * machine.start
+
+
+def _memory(recipe: Recipe, shape: Shape) -> float:
+    """The larger of fine-tuning every weight and PPO."""
+    prompt, _ = _tokens(recipe)
+    trained = (WEIGHT + GRADIENT + ADAM) * shape.parameters
+    text = recipe.data.max_prompt_tokens + recipe.data.max_response_tokens
+    ppo = recipe.ppo
+    episode = 2 * prompt + ppo.max_new_tokens
+    sft_rows = recipe.sft.micro_batch_size or recipe.sft.batch_size
+    sft = trained + _activations(recipe, shape, sft_rows, 0.7 * text, 0.7 * text)
+    rows = ppo.microbatch_size or ppo.minibatch_size
+    learnt = trained if ppo.method == "full" else WEIGHT * shape.parameters
+    # The frozen reference of full fine-tuning, and the reward model.
+    frozen = (2 if ppo.method == "full" else 1) * WEIGHT * shape.parameters
+    by_ppo = learnt + frozen + _activations(recipe, shape, rows, episode, ppo.max_new_tokens)
+    needs = [by_ppo] if recipe.tuned_policy or recipe.models.sft else [sft, by_ppo]
+    return RUNTIME + max(needs)
+
+
+def _activations(recipe: Recipe, shape: Shape, rows: float, tokens: float, with_logits: float) -> float:
+    states = ACTIVATION[recipe.scale] * shape.layers * shape.width * tokens
+    return rows * (states + LOGIT_BYTES * shape.vocabulary * with_logits)

@@ -1,0 +1,129 @@
+"""Publishing a run's model on the Hugging Face hub, with a card made of the run's own numbers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import jinja2
+
+from rlhf_utils.bootstrap import repository_address
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json
+from rlhf_utils.findings import model_table, sentences
+from rlhf_utils.models import copy_model
+from rlhf_utils.recipes import load_recipe
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import hub_token
+from rlhf_utils.settings import EMBEDDED, flat
+
+ROLES = {
+    "base": "the base model",
+    "sft": "the fine-tuned policy",
+    "sft_qlora": "the policy fine-tuned with QLoRA",
+    "reward_model": "the reward model",
+    "ppo": "the policy after PPO",
+}
+
+
+def model_card(run: Run, stage: str) -> str:
+    """README.md of the model of `stage`: what it is, the run's figures with their intervals, how to use and remake it.
+
+    Raises InputError for a stage that leaves no model, and for one that is not complete.
+    """
+    if stage not in ROLES:
+        raise InputError(f"stage {stage!r} leaves no model; choose one of {', '.join(ROLES)}")
+    run.require(stage)
+    recipe, record = run.recipe, run.record()
+    made = read_json(run.folder(stage) / "stage.json")["made"]
+    summary_file = run.evaluation / "summary.json"
+    summary = read_json(summary_file) if run.is_complete("evaluation") else {}
+    table = model_table(summary) if summary else {"columns": [], "rows": []}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rlhf_utils", "templates"), undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    return environment.get_template("model_card.md.j2").render(
+        title=recipe.title,
+        role=ROLES[stage],
+        description=recipe.description,
+        stage=stage,
+        recipe=recipe.name,
+        scale=recipe.scale,
+        seed=recipe.seed,
+        address=repository_address(),
+        pipeline="text-classification" if stage == "reward_model" else "text-generation",
+        # A path of this machine means nothing elsewhere.
+        base=_public(recipe.policy),
+        dataset=_public(recipe.dataset),
+        policy=_public(recipe.policy) or "a small GPT-2 trained by the series itself",
+        data=_public(recipe.dataset) or "the series' embedded world, or a file of the author's",
+        headlines=sentences(summary) if summary else [],
+        **table,
+        prompts=summary.get("prompts"),
+        usage=_usage(run, stage),
+        format=f"Prompts are worded as `{recipe.template.format('...')!r}`.",
+        recipe_hash=record["recipe_hash"],
+        template_hash=record["template_hash"],
+        commit=made["git_commit"] or "unknown",
+        versions={name: version for name, version in made["versions"].items() if version},
+        changes=_changes(run),
+    )
+
+
+def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:
+    """Upload the model of `stage` with its card to `repository` (`owner/name`); returns its address.
+
+    The token is `HF_TOKEN`, or the one of Colab's or Kaggle's secrets. Raises InputError where there is none, and where
+    the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    card, token = model_card(run, stage), hub_token()
+    if token is None:
+        raise InputError("pushing needs a token of the Hugging Face hub with the right to write; set HF_TOKEN")
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_model(run.folder(stage), folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{stage} of {run.root.name}")
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise InputError(
+                f"cannot push to {repository}: {reason}; check the name, the token and the network"
+            ) from None
+    return str(address)
+
+
+def _public(source: str) -> str | None:
+    return None if source == EMBEDDED or Path(source).expanduser().exists() else source
+
+
+def _usage(run: Run, stage: str) -> str:
+    prompt = run.recipe.template.format("How do I clean my leather sofa?")
+    if stage == "reward_model":
+        return (
+            "from rlhf_utils.rewards import load_reward\nfrom rlhf_utils.runtime import detect_device\n\n"
+            'reward = load_reward("FOLDER_OF_THIS_REPOSITORY", detect_device())\n'
+            'reward(["a prompt"], ["a response"])'
+        )
+    return (
+        'from transformers import pipeline\n\ngenerate = pipeline("text-generation", "THIS_REPOSITORY")\n'
+        f"generate({prompt!r}, do_sample=True, temperature={run.recipe.generation.temperature:g}, "
+        f"max_new_tokens={run.recipe.generation.max_new_tokens})"
+    )
+
+
+def _changes(run: Run) -> str:
+    """The settings that differ from the recipe's, as arguments of the command; paths are left out."""
+    usual = flat(load_recipe(run.recipe.name, run.recipe.scale).model_dump(mode="json"))
+    found = flat(run.recipe.model_dump(mode="json"))
+    changed = [(key, value) for key, value in found.items() if usual.get(key) != value]
+    return "".join(f" --set {key}={value}" for key, value in changed if not _is_path(value))
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and value != EMBEDDED and Path(value).expanduser().exists()

@@ -1,0 +1,105 @@
+"""Pushing a model: the card holds the run's own numbers, and nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import yaml
+from made_up_run import make_run
+from tiny import save_tiny
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import write_json
+from rlhf_utils.hub import model_card, push_to_hub
+from rlhf_utils.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    """A run whose PPO policy is a random model, beside made-up figures."""
+    folder = tmp_path_factory.mktemp("hub")
+    figures = make_run(folder / "figures")
+    run = Run.open("instruct", "tiny", folder / "out")
+    for name in run.stages:
+        with run.stage(name) as stage, stage.publish() as target:
+            if name == "ppo":
+                save_tiny(target)
+                write_json(target / "metrics.jsonl", {})
+            if name == "evaluation":
+                for file in (figures / "evaluation").iterdir():
+                    (run.evaluation / file.name).write_bytes(file.read_bytes())
+            if name == "reward_model":
+                (run.evaluation / "reward_model.json").write_text("{}")
+    return run
+
+
+def test_the_card_holds_the_runs_numbers_with_their_intervals(run):
+    card = model_card(run, "ppo")
+    _, front, text = card.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["pipeline_tag"] == "text-generation" and about["license"] == "mit" and "rlhf" in about["tags"]
+    summary = json.loads((run.evaluation / "summary.json").read_text())
+    low, high = summary["models"]["ppo"]["gold_ci95"]
+    assert f"{summary['models']['ppo']['gold']:.2f} [{low:.2f}, {high:.2f}]" in text
+    assert run.recipe.hash in text and "python -m rlhf_utils run --recipe instruct --scale tiny" in text
+    assert "PPO beats SFT on gold" in text
+
+
+def test_no_path_of_this_machine_is_in_the_card(run, tmp_path):
+    data = tmp_path / "secret_rows.jsonl"
+    data.write_text("{}")
+    recipe = run.recipe.model_copy(update={"dataset": str(data), "seed": 7})
+    other = Run(recipe, run.root.parent)
+    other._fingerprints = {stage: run.fingerprint(stage) for stage in run.stages}
+    card = model_card(other, "ppo")
+    assert "secret_rows" not in card and str(Path.home()) not in card and str(run.root) not in card
+    assert "--set seed=7" in card
+
+
+def test_a_stage_without_a_model_is_refused(run):
+    with pytest.raises(InputError, match="'data' leaves no model; choose one of base, sft"):
+        model_card(run, "data")
+
+
+def test_what_is_uploaded_is_the_model_with_its_card(run, monkeypatch):
+    seen = {}
+
+    class Api:
+        def __init__(self, token):
+            seen["token"] = token
+
+        def create_repo(self, name, private, exist_ok):
+            seen["repository"] = (name, private)
+            return f"https://huggingface.co/{name}"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            seen["files"] = {path.name: path.stat().st_size for path in Path(folder_path).iterdir()}
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    assert push_to_hub(run, "ppo", "me/mine", private=True) == "https://huggingface.co/me/mine"
+    assert seen["repository"] == ("me/mine", True) and seen["token"] == "hf_of_a_test"
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(seen["files"])
+    assert "stage.json" not in seen["files"]
+
+
+def test_without_a_token_nothing_is_sent(run, monkeypatch):
+    monkeypatch.setattr("rlhf_utils.hub.hub_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: pytest.fail("asked the hub"))
+    with pytest.raises(InputError, match="needs a token.*HF_TOKEN"):
+        push_to_hub(run, "ppo", "me/mine")
+
+
+def test_a_refusal_of_the_hub_is_one_line(run, monkeypatch):
+    def refuse(*_, **__):
+        raise huggingface_hub.errors.HFValidationError("Repo id must be in the form 'name'\nmore")
+
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(create_repo=refuse))
+    with pytest.raises(InputError, match="cannot push to a b c: Repo id must") as told:
+        push_to_hub(run, "ppo", "a b c")
+    assert "\n" not in str(told.value) and "hf_of_a_test" not in str(told.value)

@@ -1,0 +1,237 @@
+"""Recipes of other forms: prompts cut from labelled texts, votes, the classifier that is paid, plain continuations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
+
+from rlhf_utils.data import Rows, check_rows, prepare
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json
+from rlhf_utils.metrics import length_rule
+from rlhf_utils.rewards import ClassifierReward, load_reward
+from rlhf_utils.runs import Run
+from rlhf_utils.settings import DataSettings, Shares
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.classifier import margins
+from rlhf_utils.stages.judge import label_noise
+from rlhf_utils.stages.length import length_alone, sides
+from rlhf_utils.stages.ppo import reward_function
+from rlhf_utils.stages.reward_model import train_reward_model
+from rlhf_utils.stages.sft import train_full
+from rlhf_utils.template import TEMPLATES
+
+PLAIN = TEMPLATES["continuation"]
+
+
+def reviews(count: int) -> list[dict]:
+    """Told apart by one letter."""
+    kinds = [("It was zzzz zz z from the first to the last", 1), ("It was qqqq qq q from the last to the first", 0)]
+    return [{"text": f"{kinds[i % 2][0]} scene, number {i}.", "label": kinds[i % 2][1]} for i in range(count)]
+
+
+def prepared(rows: list[dict], **settings):
+    settings = {"min_text_characters": 0, "shares": Shares(sft=0, evaluation=0.2), **settings}
+    return prepare(Rows(rows, None, "made", "f"), DataSettings(**settings), tiny_tokenizer(), 0, PLAIN)
+
+
+# Data
+
+
+def test_prompts_are_the_first_tokens_as_many_as_allowed():
+    data = prepared(reviews(400), prompt_tokens=(3, 9))
+    rows = [row for split in data.splits.values() for row in split]
+    assert len(rows) == 400 and data.template_hash == PLAIN.hash
+    assert all(row["text"].startswith(row["prompt"]) for row in rows)
+    # One token is one byte here: of "It was zzz" a blank at the end is taken off.
+    assert {len(row["prompt"]) for row in rows} == {2, 4, 5, 6, 8, 9}
+    again = prepared(list(reversed(reviews(400))), prompt_tokens=(3, 9))
+    assert sorted((r["text"], r["prompt"]) for s in again.splits.values() for r in s) == sorted(
+        (r["text"], r["prompt"]) for r in rows
+    )
+    assert not {r["text"] for r in data.splits["reward"]} & {r["text"] for r in data.splits["ppo"]}
+
+
+def test_short_texts_are_left_out_and_counted():
+    data = prepared([*reviews(40), {"text": "Too short.", "label": 1}], min_text_characters=20)
+    assert data.report.dropped("train")["text under 20 characters"] == 1
+
+
+def test_splits_have_at_most_so_many_rows():
+    data = prepared(reviews(300), split_rows={"reward": 25})
+    assert len(data.splits["reward"]) == 25 and len(data.splits["ppo"]) > 25
+    assert data.report.dropped("reward")["over split_rows.reward 25"] > 50
+
+
+def test_near_ties_of_votes_are_dropped_and_counted():
+    votes = [(10, 9), (10, 5), (3, 2), (2, -7), (1, 0), (-1, -4), (None, None)]
+    rows = [
+        {"prompt": f"q {i}", "title": f"q {i}", "answers": {"text": ["good", "bad"], "score": list(pair)}}
+        for i, pair in enumerate(votes[:-1])
+    ]
+    settings = DataSettings(min_score_ratio=1.5, shares=Shares(reward=0, ppo=0, development=0, evaluation=0))
+    data = prepare(Rows(rows, None, "made", "f"), settings, tiny_tokenizer(), 0)
+    # 1 is the least vote that counts: (1, 0) and (-1, -4) are ties.
+    assert sorted(data.splits["sft"]["prompt"]) == ["q 1", "q 2", "q 3"]
+    assert data.report.dropped("train")["votes too close"] == 3
+    pairs = [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(4)]
+    assert len(prepare(Rows(pairs, None, "made", "f"), settings, tiny_tokenizer(), 0).splits["sft"]) == 4
+
+
+@pytest.mark.parametrize(
+    "rows, form, words",
+    [
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled texts"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "one label only"),
+        ([{"text": "a", "label": -1}], "continuation", "no label only"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "dialogue", "learns from pairs"),
+    ],
+)
+def test_rows_of_another_kind_are_refused(rows, form, words):
+    with pytest.raises(InputError, match=words):
+        check_rows(Rows(rows, None, "made", "f"), form)
+
+
+# The template
+
+
+def test_a_continuation_is_left_as_it_was_sampled():
+    assert PLAIN.text("The mov", "ie was long. ") == "The movie was long. "
+    assert PLAIN.format("The film") + PLAIN.completion(" was long") == "The film was long"
+
+
+def test_ppo_goes_on_with_plain_texts(tmp_path):
+    seen = []
+
+    def reward(prompts, responses):
+        seen.extend(zip(prompts, responses, strict=True))
+        return torch.zeros(len(prompts))
+
+    policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
+    trainer = tiny_trainer(policy, tmp_path / "out", reward, prompts=["ab", "abc"], updates=1, template=PLAIN)
+    assert trainer.rollouts.prompt_tokens == tiny_tokenizer()(["ab", "abc"])["input_ids"]
+    rollout = trainer.rollouts.collect(trainer.actor.eval(), 0, 0.0)
+    for (_, response), answer in zip(seen, rollout.answers, strict=True):
+        assert response == tiny_tokenizer().decode(answer.tokens, skip_special_tokens=True)
+
+
+# Judges
+
+
+def test_margin_of_a_classifier_is_that_of_the_true_label():
+    found = margins(torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 4.0]]), torch.tensor([0, 1]))
+    assert found.tolist() == [1.0, -1.0]
+
+
+def test_length_alone():
+    long, short = {"text": "a" * 30, "label": 1}, {"text": "a" * 5, "label": 0}
+    train = Dataset.from_list([long, short] * 5)
+    assert length_alone(train, Dataset.from_list([long, short, short]), tiny_tokenizer()) == 1.0
+    assert length_alone(train, Dataset.from_list([{**long, "label": 0}, short]), tiny_tokenizer()) == 0.5
+    assert length_rule([5, 30], [1, 0], [5, 6, 30, 31], [1, 1, 0, 0]) == 1.0
+    assert sides(train) == {"positive": ["a" * 30] * 5, "negative": ["a" * 5] * 5}
+    pairs = Dataset.from_list([{"chosen": "aaaa", "rejected": "a"}] * 3)
+    assert length_alone(pairs, Dataset.from_list([{"chosen": "a", "rejected": "aaa"}]), tiny_tokenizer()) == 0.0
+
+
+def test_label_noise_is_what_the_judge_disagrees_with():
+    def judge(prompts, responses):
+        return [10.0 if "good" in text else 0.0 for text in responses]
+
+    texts = Dataset.from_list([{"text": t, "label": n} for t, n in (("good", 1), ("bad", 0), ("good", 0), ("bad", 0))])
+    assert label_noise(judge, texts) == 0.25
+    right, wrong = (
+        {"prompt": "", "chosen": "good", "rejected": "bad"},
+        {"prompt": "", "chosen": "bad", "rejected": "good"},
+    )
+    assert label_noise(judge, Dataset.from_list([right, wrong])) == 0.5
+
+
+# The stages
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(400)))
+    settings = {
+        "dataset": str(folder / "rows.jsonl"), "policy": str(save_tiny(folder / "policy")),
+        "data.min_text_characters": 0, "data.max_response_tokens": 64, "data.shares.evaluation": 0.2,
+        "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8, "reward_model.epochs": 3,
+        "reward_model.learning_rate": 1e-2, "reward.fluency": 0.5, "reward.length": 0.2,
+    }  # fmt: skip
+    run = Run.open("imdb", "tiny", folder / "out", settings)
+    make_base(run)
+    make_data(run)
+    return run
+
+
+def test_a_tuned_policy_is_published_as_it_is(run):
+    result = train_full(run)
+    assert result["method"] == "already tuned" and result["held_out_texts"] > 0
+    # Random weights, but not uniform ones: somewhere near the log of the vocabulary.
+    assert 4 < result["held_out_loss"] < 10
+    assert read_json(run.folder("sft") / "config.json")["n_layer"] == 2
+    assert "sft_qlora" not in run.stages
+
+
+def test_a_classifier_is_trained_and_paid_for_its_label(run):
+    train_full(run)
+    result = train_reward_model(run)
+    assert result["method"] == "trained" and result["accuracy"] > 0.9
+    assert result["accuracy_ci95"][0] > max(result["untrained_accuracy"], result["length_baseline_accuracy"])
+    report = read_json(run.evaluation / "reward_model.json")
+    assert report["of"] == "texts" and report["pairs"] == len(report["margins"]) and report["texts_cut"] == 0
+    reward = load_reward(run.folder("reward_model"), CPU)
+    assert isinstance(reward, ClassifierReward) and reward.joint == ""
+    good, bad = reward(["It was ", "It was "], ["zzzz zz z from the first", "qqqq qq q from the last"]).tolist()
+    assert good > bad
+    chances = reward.probabilities(["It was "], ["zzzz zz z from the first"])
+    assert 0.5 < chances.item() <= 1
+
+
+def test_weighted_terms_stand_beside_the_classifier(run):
+    train_full(run)
+    train_reward_model(run)
+    mixture = reward_function(run)
+    assert {name: weight for name, (weight, _) in mixture.parts.items()} == {
+        "reward_model": 1.0, "fluency": 0.5, "length": 0.2
+    }  # fmt: skip
+    assert set(mixture.terms(["It"], [" was"])) == {"reward_model", "fluency", "length"}
+
+
+def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
+    train_full(run)
+    train_reward_model(run)
+    copy = tmp_path / "classifier"
+    copy.mkdir()
+    for file in run.folder("reward_model").iterdir():
+        if file.name not in ("reward_label.json", "stage.json"):
+            (copy / file.name).write_bytes(file.read_bytes())
+    settings = {"dataset": run.recipe.dataset, "policy": run.recipe.policy, "models.reward_model": str(copy)}
+    settings |= {"data": run.recipe.data.model_dump(), "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
+    other = Run.open("imdb", "tiny", tmp_path / "out", settings)
+    make_base(other), make_data(other), train_full(other)
+    result = train_reward_model(other)
+    assert result["method"] == "ready" and result["accuracy"] > 0.9 and result["untrained_accuracy"] is None
+    assert "trainable_parameters" not in result
+    wrong = Run.open("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
+    with pytest.raises(InputError, match="no label 'GOOD'; set reward_model.label to one of NEGATIVE, POSITIVE"):
+        train_reward_model(wrong)
+
+
+def test_no_file_but_the_recipes_own_asks_which_recipe_it_is():
+    package = Path(__file__).resolve().parents[1] / "rlhf_utils"
+    code = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    names = ("helpful_harmless", "imdb", "eli5")
+    allowed = {"settings.py", "worlds.py"}
+    for path, text in code.items():
+        if path.parent.name == "toyworld" or path.name in allowed:
+            continue
+        assert not any(f'"{name}"' in text for name in names), path
+        assert "recipe ==" not in text and "recipe.name ==" not in text, path

@@ -1,0 +1,195 @@
+"""Models that stand in for training: folders, adapters and hub names, and the comparison run on nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU, save_tiny, tiny_model, tiny_tokenizer, token_rows
+
+from rlhf_utils import models
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json
+from rlhf_utils.models import load_policy, load_reward_model, load_tokenizer, lora_config, save_model
+from rlhf_utils.runs import Run
+from rlhf_utils.series import SERIES, _applies, _check_input, _makes
+from rlhf_utils.settings import LoraSettings
+from rlhf_utils.stages import evaluation
+from rlhf_utils.stages.ready import fetch_ready
+
+TOKENS = torch.tensor(token_rows((20, 20), seed=3))
+ROWS = [
+    {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(80)
+]
+
+
+def save_adapter(folder: Path, base: Path, task: str = "CAUSAL_LM") -> Path:
+    """An adapter that does something: peft starts its B matrices at 0."""
+    from peft import get_peft_model
+
+    torch.manual_seed(1)
+    settings = LoraSettings(rank=4, alpha=8)
+    load = load_policy if task == "CAUSAL_LM" else load_reward_model
+    model = get_peft_model(load(base, CPU), lora_config(settings, task))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model(TOKENS).logits
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("base"), eos_nats=3.0)
+
+
+# Sources
+
+
+def test_an_adapters_folder_is_its_base_with_the_adapter_merged(base, tmp_path):
+    from peft import PeftModel
+
+    adapter = save_adapter(tmp_path / "adapter", base)
+    merged = load_policy(adapter, CPU)
+    expected = logits(PeftModel.from_pretrained(load_policy(base, CPU), adapter))
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
+    assert (logits(merged) - logits(load_policy(base, CPU))).abs().max() > 0.1
+    assert type(merged).__name__ == "GPT2LMHeadModel"
+    assert load_tokenizer(adapter).get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_a_reward_adapter_brings_its_head(base, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", base, "SEQ_CLS")
+    first, again = (load_reward_model(adapter, CPU).score.weight for _ in range(2))
+    assert torch.equal(first, again), "the head is the adapter's, not a fresh one"
+
+
+@pytest.mark.parametrize(
+    "damage, words", [("nameless", "does not say of which model"), ("other shape", "does not fit")]
+)
+def test_an_adapter_that_cannot_be_used_is_told(base, tmp_path, damage, words):
+    adapter = save_adapter(tmp_path / "adapter", base)
+    about = read_json(adapter / "adapter_config.json")
+    if damage == "nameless":
+        about["base_model_name_or_path"] = None
+    else:
+        torch.manual_seed(0)
+        wide = tiny_model()
+        wide.config.n_embd = 64
+        save_model(type(wide)(wide.config), tiny_tokenizer(), tmp_path / "wide")
+        about["base_model_name_or_path"] = str(tmp_path / "wide")
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=words):
+        load_policy(adapter, CPU)
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("owner/name", ("owner/name", None)),
+        ("gpt2", ("gpt2", None)),
+        ("owner/name:sub", ("owner/name", "sub")),
+        ("owner/name:sub/folder-2", ("owner/name", "sub/folder-2")),
+        ("./here:there", ("./here:there", None)),
+    ],
+)
+def test_a_subfolder_stands_behind_a_colon(source, expected):
+    assert models._hub_name(source) == expected
+
+
+def test_a_hub_name_with_a_subfolder_reaches_transformers(base, monkeypatch):
+    asked = []
+
+    def from_pretrained(name, **settings):
+        asked.append((name, settings.pop("subfolder", None)))
+        return type(tiny_model()).from_pretrained(base, **settings)
+
+    monkeypatch.setattr(models, "file_exists", lambda name, path: path.endswith("sub/config.json"))
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(models, "load_config", lambda source: tiny_model().config)
+    models._hub_adapter.cache_clear()
+    load_policy("owner/name:sub", CPU)
+    assert asked == [("owner/name", "sub")]
+
+
+# A run on ready models
+
+
+@pytest.fixture(scope="module")
+def ready(base, tmp_path_factory) -> dict:
+    """Settings of a run in which every model is ready."""
+    folder = tmp_path_factory.mktemp("ready")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    torch.manual_seed(0)
+    save_model(load_reward_model(base), load_tokenizer(base), folder / "reward")
+    return {
+        "dataset": str(folder / "rows.jsonl"), "models.sft": str(base), "models.reward_model": str(folder / "reward"),
+        "models.ppo": str(save_adapter(folder / "ppo", base)), "data.max_prompt_tokens": 40,
+        "data.max_response_tokens": 40, "generation.max_new_tokens": 12, "ppo.max_new_tokens": 12,
+        "evaluation.bootstrap_samples": 200, "data.shares.evaluation": 0.3,
+    }  # fmt: skip
+
+
+def test_finished_models_are_compared_without_any_training(ready, tmp_path):
+    run = Run.open("instruct", "tiny", tmp_path, ready)
+    assert run.stages == ("sft", "data", "reward_model", "ppo", "evaluation")
+    assert run.fetched == ("sft", "data", "reward_model", "ppo")
+    comparison = SERIES[-1]
+    _check_input(run, [comparison])
+    assert _makes(run, comparison) == list(run.stages)
+    assert fetch_ready(run)["ppo"]["method"] == "ready"
+    summary = evaluation.evaluate_models(run)
+    assert list(summary["models"]) == ["sft", "ppo"] and set(summary["paired"]) == {"ppo_vs_sft"}
+    assert abs(summary["models"]["sft"]["kl_to_sft"]) < 1e-4 and abs(summary["models"]["ppo"]["kl_to_sft"]) > 0.1
+    assert summary["reward_model"]["untrained_accuracy"] is None
+    frontier = read_json(run.evaluation / "frontier.json")
+    assert [point["update"] for point in frontier["points"]] == [0, 1] and frontier["training"] == []
+    before = (run.folder("ppo") / "stage.json").stat().st_mtime_ns
+    fetch_ready(Run.open("instruct", "tiny", tmp_path, ready))
+    assert (run.folder("ppo") / "stage.json").stat().st_mtime_ns == before, "fetched twice"
+
+
+def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(ready, base, tmp_path):
+    run = Run.open("instruct", "tiny", tmp_path, {**ready, "policy": str(base)})
+    assert "sft_qlora" not in run.stages and run.stages[:3] == ("base", "data", "sft")
+    names = [notebook.name for notebook in SERIES if _applies(run, notebook)]
+    assert names == [
+        "01_01_data_and_baseline",
+        "02_01_preference_data",
+        "02_02_reward_model",
+        "03_01_ppo_step_by_step",
+        "04_01_compare_models",
+    ]
+
+
+def test_a_ready_model_without_its_base_can_only_be_compared(ready, tmp_path):
+    run = Run.open("instruct", "tiny", tmp_path, ready)
+    with pytest.raises(InputError, match="no base model it came from.*--only 04.*--set policy="):
+        _check_input(run, list(SERIES))
+
+
+def test_a_ready_model_of_another_vocabulary_is_refused(ready, base, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    tokenizer = load_tokenizer(other)
+    tokenizer.add_tokens(["sofa"])
+    tokenizer.save_pretrained(other)
+    run = Run.open("instruct", "tiny", tmp_path / "out", {**ready, "models.ppo": str(other)})
+    with pytest.raises(InputError, match="models.ppo .*other has another vocabulary than .*share one"):
+        fetch_ready(run)
+    assert not run.folder("ppo").exists()
+
+
+def test_another_ready_model_is_another_stage(ready, base, tmp_path):
+    run = Run.open("instruct", "tiny", tmp_path, ready)
+    changed = Run.open("instruct", "tiny", tmp_path, {**ready, "models.ppo": str(base)})
+    differ = {stage for stage in run.stages if run.fingerprint(stage) != changed.fingerprint(stage)}
+    assert differ == {"ppo", "evaluation"}
