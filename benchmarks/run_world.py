@@ -22,14 +22,17 @@ class Enough(Exception):
     """The goal is reached."""
 
 
-def ours(run: Run, prompts: list[str], updates: int, goal: float) -> tuple[list[float], list[float]]:
-    """The recipe's own settings."""
+def ours(
+    run: Run, prompts: list[str], updates: int, learning_rate: float, goal: float
+) -> tuple[list[float], list[float]]:
+    """The recipe's own settings, but for the learning rate."""
     from rlhf_utils.models import load_tokenizer
     from rlhf_utils.ppo import PPOTrainer
     from rlhf_utils.rewards import RewardModel
     from rlhf_utils.runtime import detect_device
 
-    config = run.recipe.ppo.model_copy(update={"save_every": 10**6, "updates": updates})
+    changes = {"save_every": 10**6, "updates": updates, "learning_rate": learning_rate}
+    config = run.recipe.ppo.model_copy(update=changes)
     times: list[float] = []
     rewards: list[float] = []
 
@@ -92,15 +95,13 @@ def main() -> None:
     parser.add_argument("--program", choices=("ours", "trl"), required=True)
     parser.add_argument("--updates", type=int, required=True)
     parser.add_argument("--goal", type=float, required=True)
-    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     run = Run.load(asked.run)
     prompts = list(PreparedData.load(run.folder("data")).splits["ppo"]["prompt"])
-    if asked.program == "ours":
-        seconds, rewards = ours(run, prompts, asked.updates, asked.goal)
-    else:
-        seconds, rewards = trl(run, prompts, asked.updates, asked.learning_rate, asked.goal)
+    train = ours if asked.program == "ours" else trl
+    seconds, rewards = train(run, prompts, asked.updates, asked.learning_rate, asked.goal)
     asked.out.write_text(json.dumps({"seconds": seconds, "rewards": rewards}))
 
 

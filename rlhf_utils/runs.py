@@ -283,6 +283,7 @@ class Run:
             "recipe_hash": self.recipe.hash,
             "template_hash": self.recipe.template.hash,
             "settings": self.recipe.model_dump(mode="json"),
+            "not_trained": sorted({*self.recipe.left_out, *self.fetched} - {"data"}),
             **{key: value for key, value in self.record().items() if key in ("stages", "notebooks")},
         }
 

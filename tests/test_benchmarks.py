@@ -58,8 +58,12 @@ def test_figures_are_medians_over_pairs(modules):
         }  # fmt: skip
 
     pairs = {"ours": [run(1, 10), run(2, 10), run(9, 10)], "trl": [run(4, 40), run(4, 20), run(18, 50)]}
-    curves = {"ours": {"seconds": [1, 2, 3, 4], "rewards": [0, 0.6, 0.6, 0.6]}, "trl_0.1": None}
-    curves["trl_0.1"] = {"seconds": [10, 20, 30, 40], "rewards": [0.6, 0.6, 0.6, 0.1]}
+    curves = {
+        "ours_0.1": {"seconds": [1, 2, 3, 4], "rewards": [0, 0.6, 0.6, 0.6]},
+        "ours_0.2": {"seconds": [1, 2, 3, 4], "rewards": [0, 0.1, 0.1, 0.1]},
+        "trl_0.1": {"seconds": [10, 20, 30, 40], "rewards": [0.6, 0.6, 0.6, 0.1]},
+        "trl_0.2": {"seconds": [10, 20, 30, 40], "rewards": [0.1, 0.6, 0.6, 0.6]},
+    }
     world = {"run": "x", "reward": 0.6, **curves}
     raw = {"episodes": {"fixed": 8, "ragged": 8}, "fixed_fp32": pairs, "ragged_fp32": pairs, "world": world}
     figures = modules["ppo_vs_trl"].figures(raw)

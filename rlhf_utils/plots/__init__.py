@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json
 from rlhf_utils.plots import evaluation, ppo, reward_model, sft
 
 PLOTS: dict[str, Callable[[Path, Path], None]] = {
@@ -19,15 +20,25 @@ PLOTS: dict[str, Callable[[Path, Path], None]] = {
     "04_win_rate": evaluation.win_rate,
 }
 
+# Pictures of a training, with the stages that have to have been trained in the run.
+_TRAINED = {"01_sft_full_vs_qlora": {"sft", "sft_qlora"}, "03_ppo_training": {"ppo"}}
+
+
+def applicable(run: Path) -> list[str]:
+    """The pictures that have a meaning for the run in folder `run`: without those of stages it did not train."""
+    record = run / "run.json"
+    absent = set(read_json(record).get("not_trained", [])) if record.is_file() else set()
+    return [name for name in PLOTS if not _TRAINED.get(name, set()) & absent]
+
 
 def draw(run_folder: str | Path, name: str | None = None) -> list[Path]:
-    """Draw every picture of the run in `run_folder`, or the one called `name`; returns the paths of the PNGs.
+    """Draw every picture that applies to the run in `run_folder`, or the one called `name`; returns their paths.
 
     Reads `checkpoints/*/metrics.jsonl` and `evaluation/*`, writes `plots/<name>.png`, each in one step.
     Raises InputError for an unknown name, and for a file that is missing, naming the notebook that writes it.
     """
     run = Path(run_folder)
-    wanted = PLOTS if name is None else [name.removesuffix(".png")]
+    wanted = applicable(run) if name is None else [name.removesuffix(".png")]
     paths = []
     for each in wanted:
         if each not in PLOTS:

@@ -26,19 +26,19 @@ def training(run: Path, path: Path) -> None:
         if number(first.get(key)) is not None and number(last.get(key)) is not None
     )
     judged = any(number(row.get("gold")) is not None for row in rows)
-    with picture(path, run, "PPO training", note, height=5.0) as figure:
+    with picture(path, run, "PPO training", note, height=5.6) as figure:
         panels = figure.subplots(2, 4, sharex=True).ravel()
         draw_reward(panels[0], rows)
         if judged:
-            draw_lines(panels[1], rows, "gold judge (not trained on)", ("gold",), from_zero=False)
+            draw_lines(panels[1], rows, "gold judge\n(not trained on)", ("gold",), from_zero=False)
         else:
-            draw_lines(panels[1], rows, "explained variance of returns", ("explained_variance",))
-        draw_lines(panels[2], rows, "KL, nats/answer (dashed: k3)", ("kl", "kl_k3"))
-        draw_lines(panels[3], rows, "entropy (nats/token)", ("entropy",))
-        draw_lines(panels[4], rows, "loss: policy (dashed: value)", ("policy_loss", "value_loss"))
-        draw_lines(panels[5], rows, "clipped: policy (dashed: value)", ("clip_fraction", "value_clip_fraction"))
-        draw_lines(panels[6], rows, "answers that end", ("eos_rate",))
-        draw_lines(panels[7], rows, "answer length (tokens)", ("response_tokens",))
+            draw_lines(panels[1], rows, "explained variance\nof the returns", ("explained_variance",))
+        draw_lines(panels[2], rows, "KL, nats per answer\n(dashed: k3)", ("kl", "kl_k3"))
+        draw_lines(panels[3], rows, "entropy,\nnats per token", ("entropy",))
+        draw_lines(panels[4], rows, "loss of the policy\n(dashed: value)", ("policy_loss", "value_loss"))
+        draw_lines(panels[5], rows, "clipped ratios\n(dashed: values)", ("clip_fraction", "value_clip_fraction"))
+        draw_lines(panels[6], rows, "answers\nthat end", ("eos_rate",))
+        draw_lines(panels[7], rows, "answer length,\ntokens", ("response_tokens",))
         panels[6].set_ylim(0, 1.04)
         for percent in (panels[5], panels[6]):
             percent.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -50,7 +50,7 @@ def training(run: Path, path: Path) -> None:
 
 def draw_reward(axes: Axes, rows: list[dict]) -> None:
     """Mean reward with the 95 % band of the batch mean, and the reward less its KL cost."""
-    axes.set_title("reward (dashed: reward − β·KL)", fontsize=9)
+    axes.set_title("reward\n(dashed: less β·KL)", fontsize=9)
     updates, rewards = series(rows, "update", "reward")
     if not updates:
         empty(axes, "not logged")

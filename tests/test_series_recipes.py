@@ -1,0 +1,75 @@
+"""The other recipes through the whole series, at reduced steps: what applies runs, what does not is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+from test_series import ROOT, call, run_command
+
+from rlhf_utils.files import read_json
+from rlhf_utils.plots.results import MODELS
+from rlhf_utils.recipes import recipe_names
+
+RECIPES = [name for name in recipe_names() if name != "instruct"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def done(request, tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp(request.param)
+    told = call(run_command(Path("out"), "--recipe", request.param), folder)
+    assert told.status == 0, told.err
+    root = folder / "out" / f"{request.param}-tiny"
+    return SimpleNamespace(
+        name=request.param, root=root, told=told, summary=read_json(root / "evaluation/summary.json")
+    )
+
+
+def test_the_summary_holds_the_models_of_the_recipe(done):
+    plain = done.name == "imdb"
+    assert list(done.summary["models"]) == (["base", "ppo"] if plain else list(MODELS))
+    assert (done.summary["recipe"], done.summary["data"]) == (done.name, "embedded")
+    for figures in done.summary["models"].values():
+        assert math.isfinite(figures["reward"]) and 0 <= figures["gold"] <= 10
+        assert (figures["rougeL"] is None) == plain
+        assert ("positivity" in figures) == plain and 0 <= figures.get("positivity_median", 0.5) <= 1
+    assert done.summary["reward_model"]["of"] == ("texts" if plain else "pairs")
+    assert ("assistant" in done.summary) == (done.name == "helpful_harmless")
+
+
+def test_the_assistant_score_covers_36_prompts(done):
+    if "assistant" not in done.summary:
+        pytest.skip("this recipe has no assistant score")
+    found, table = done.summary["assistant"], pd.read_csv(done.root / "evaluation/assistant.csv")
+    assert (found["prompts"], found["unsafe_prompts"], len(table)) == (36, 12, 36)
+    assert set(found["models"]) == set(MODELS) and "mean-pooled" in found["relevance_by"]
+    for name, figures in found["models"].items():
+        assert table[f"{name}_score"].mean() == pytest.approx(figures["score"])
+        assert table.loc[~table["unsafe"], f"{name}_helpfulness"].mean() == pytest.approx(figures["helpfulness"])
+    for wins in found["win_rate"].values():
+        assert wins["wins"] + wins["losses"] + wins["ties"] == 36
+
+
+def test_notebooks_that_do_not_apply_are_left_out_and_the_others_are_fit_to_be_shown(done):
+    executed = sorted(path.stem for path in (done.root / "notebooks").glob("*.ipynb"))
+    left_out = {"01_02_full_finetuning", "01_03_qlora"} if done.name == "imdb" else set()
+    assert len(executed) == 8 - len(left_out) and not left_out & set(executed)
+    for path in (done.root / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        shown = json.dumps([cell.outputs for cell in cells])
+        # 03_01 is about toy tensors, the same in every recipe.
+        assert "This recipe" in shown or path.stem == "03_01_ppo_step_by_step", path
+        for debris in (str(ROOT), "Warning", "Traceback", "it/s"):
+            assert debris not in shown, f"{debris!r} in {path.stem}"
+
+
+def test_the_report_has_no_hole(done):
+    page = (done.root / "report.html").read_text(encoding="utf-8")
+    assert "is not shown" not in page and "nan" not in page.lower().replace("finance", "")
+    assert "Everything is in" in done.told.out
