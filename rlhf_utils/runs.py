@@ -51,7 +51,11 @@ STAGES: dict[str, StageKind] = {
         "02_reward_model",
         ("evaluation/reward_model.json",),
     ),
-    "ppo": StageKind(("data", "sft", "reward_model"), ("reward", "ppo"), "02_ppo_training"),
+    "ppo": StageKind(
+        ("data", "sft", "reward_model"),
+        ("reward", "ppo", "generation", "evaluation.frontier_prompts"),
+        "02_ppo_training",
+    ),
     "evaluation": StageKind(
         ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"),
         ("generation", "evaluation"),

@@ -4,19 +4,19 @@ same way."""
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from statistics import median
 
 import pandas as pd
 from datasets import Dataset
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.files import read_json, read_jsonl, write_json, write_text
+from rlhf_utils.files import read_json, write_json, write_text
 from rlhf_utils.metrics import Interval, distinct_n, mean_interval, paired_difference, win_rate
 from rlhf_utils.models import load_policy
 from rlhf_utils.runs import Run
 from rlhf_utils.stages.assistant import score_assistants
 from rlhf_utils.stages.evaluator import Answered, Evaluator
+from rlhf_utils.stages.frontier import best_of_n, development_prompts, measure_policies
 
 MODELS = ("base", "sft", "sft_qlora", "ppo")
 _COMPARED = (("ppo", "sft"), ("ppo", "base"))
@@ -154,36 +154,11 @@ def samples_csv(split: Dataset, answered: dict[str, Answered]) -> str:
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:
-    """Reward and gold against KL for the SFT model and the PPO policies saved along the way, on development prompts."""
-    split = PreparedData.load(run.folder("data")).splits["development"]
-    split = split.select(range(min(run.recipe.evaluation.frontier_prompts, len(split))))
-    folders: list[tuple[int, Path]] = [(0, run.folder("sft"))]
-    along = run.folder("ppo") / "frontier"
+    """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
+    and best-of-n of the SFT model."""
+    prompts = len(development_prompts(run))
+    best = best_of_n(run, evaluator)
     if run.ready_model("ppo"):
-        folders.append((1, run.folder("ppo")))
-    else:
-        folders += [(int(path.name.split("-")[1]), path) for path in sorted(along.iterdir())]
-    points = []
-    for i, (update, folder) in enumerate(folders):
-        run.progress("evaluating the policies along the way", i, len(folders))
-        result = evaluator.measure(load_policy(folder, evaluator.device), split)
-        point = {"update": update, "kl": sum(result.kl) / len(result.kl)}
-        for name, values in {"reward": result.reward, "gold": result.gold}.items():
-            interval = mean_interval(values, seed=run.recipe.seed) if values is not None else None
-            point |= {
-                name: interval.mean if interval else None,
-                f"{name}_ci95": interval.as_list() if interval else None,
-            }
-        points.append(point)
-    if run.ready_model("ppo"):
-        return {"points": points, "chosen_update": None, "prompts": len(split), "rule": None, "training": []}
-    return {
-        "points": points,
-        "chosen_update": int(run.results("ppo")["published"].split("-")[1]),
-        "prompts": len(split),
-        "rule": "the last checkpoint within the KL budget",
-        "training": [
-            {key: line[key] for key in ("update", "kl", "reward")}
-            for line in read_jsonl(run.folder("ppo") / "metrics.jsonl")
-        ],
-    }
+        points = measure_policies(run, evaluator, [(0, run.folder("sft")), (1, run.folder("ppo"))])
+        return {"points": points, "chosen_update": None, "rule": None, "prompts": prompts, "best_of_n": best}
+    return {**read_json(run.folder("ppo") / "frontier.json"), "prompts": prompts, "best_of_n": best}

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.errors import TrainingError
+from rlhf_utils.files import write_json
 from rlhf_utils.models import copy_model, load_policy, load_tokenizer
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.ppo.trainer import progress
@@ -14,6 +14,8 @@ from rlhf_utils.rewards import FluencyReward, LengthPenalty, RewardFunction, Rew
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
 from rlhf_utils.stages.base import publish_ready
+from rlhf_utils.stages.evaluator import Evaluator
+from rlhf_utils.stages.frontier import choose, measure_policies
 from rlhf_utils.stages.judge import gold_judge
 
 
@@ -55,10 +57,10 @@ def reward_function(run: Run) -> RewardFunction:
 
 
 def train_ppo(run: Run) -> dict:
-    """Run PPO; leaves `checkpoints/ppo` (a plain causal LM), its value head, metrics, samples and the policies
-    along the way.
+    """Run PPO; leaves `checkpoints/ppo` (a plain causal LM), its value head, metrics, samples, and the policies along
+    the way with what each of them measured.
 
-    The published policy is the last checkpoint within the KL budget.
+    Which of them is published is decided on development prompts (`frontier.choose`).
     """
     if run.skips("ppo"):
         return run.results("ppo")
@@ -67,37 +69,24 @@ def train_ppo(run: Run) -> dict:
     with run.stage("ppo") as stage:
         trainer = ppo_trainer(run, stage.work)
         history = trainer.train(resume=True)
-        chosen = _within_budget(trainer.store.policies(), history, run.recipe.ppo.kl_budget)
+        saved = {int(folder.name.split("-")[1]): folder for folder in trainer.store.policies()}
+        del trainer  # and with it the optimizer's state: measuring needs the memory
+        evaluator = Evaluator(run)
+        policies = [(0, run.folder("sft")), *((update, folder / "policy") for update, folder in saved.items())]
+        points = measure_policies(run, evaluator, policies)
+        decision = choose(points, run.recipe.ppo.kl_budget)
+        chosen = saved[decision["chosen_update"]]
         stage.results = {
             "updates": len(history),
             "published": chosen.name,
+            "rule": decision["rule"],
             **{key: history[-1][key] for key in ("episodes", "reward", "kl", "eos_rate")},
         }
         with stage.publish() as folder:
             copy_model(chosen / "policy", folder)
             for name in ("metrics.jsonl", "samples.jsonl"):
                 shutil.copy2(stage.work / name, folder / name)
-            for policy in trainer.store.policies():
+            for policy in saved.values():
                 shutil.copytree(policy / "policy", folder / "frontier" / policy.name)
+            write_json(folder / "frontier.json", {"points": points, **decision})
     return run.results("ppo")
-
-
-def _within_budget(policies: list[Path], history: list[dict], budget: float | None) -> Path:
-    """The last saved policy whose KL is not over `budget`.
-
-    Update N measures the policy after N updates before it learns, so the KL of checkpoint N is that of line N. The last
-    checkpoint of a full training has no such line; after a stop over the budget it is known to be over.
-    """
-    stopped = budget is not None and history[-1]["kl"] > budget
-
-    def fits(policy: Path) -> bool:
-        update = int(policy.name.split("-")[1])
-        return budget is None or (history[update]["kl"] <= budget if update < len(history) else not stopped)
-
-    within = [policy for policy in policies if fits(policy)]
-    if not within:
-        raise TrainingError(
-            f"PPO passed its KL budget of {budget} nats at update {len(history) - 1}, before a policy within it was "
-            "saved; lower ppo.learning_rate, raise ppo.kl_coefficient, or lower ppo.save_every"
-        )
-    return within[-1]

@@ -1,0 +1,103 @@
+"""Reward and gold against KL: the policies saved along the way, the one that is used, and best-of-n for comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from math import comb
+from pathlib import Path
+from statistics import fmean, stdev
+
+from datasets import Dataset
+
+from rlhf_utils.data import PreparedData
+from rlhf_utils.errors import TrainingError
+from rlhf_utils.metrics import mean_interval
+from rlhf_utils.models import load_policy
+from rlhf_utils.runs import Run
+from rlhf_utils.stages.evaluator import Evaluator
+
+RULE = "the least KL within one standard error of the best {by} on development prompts, under the KL budget"
+BEST_OF = (1, 2, 4, 8, 16)
+
+
+def development_prompts(run: Run) -> Dataset:
+    """The prompts on which checkpoints are chosen; what is reported later is measured on others."""
+    split = PreparedData.load(run.folder("data")).splits["development"]
+    return split.select(range(min(run.recipe.evaluation.frontier_prompts, len(split))))
+
+
+def measure_policies(run: Run, evaluator: Evaluator, folders: Sequence[tuple[int, Path]]) -> list[dict]:
+    """One point for each `(update, folder)`: KL, reward and gold on the development prompts, with intervals."""
+    split, points = development_prompts(run), []
+    for i, (update, folder) in enumerate(folders):
+        run.progress("measuring the policies along the way", i, len(folders))
+        found = evaluator.measure(load_policy(folder, evaluator.device), split)
+        point = {"update": update, "kl": fmean(found.kl)}
+        for name, values in {"reward": found.reward, "gold": found.gold}.items():
+            interval = mean_interval(values, seed=run.recipe.seed) if values is not None else None
+            point |= {
+                name: interval.mean if interval else None,
+                f"{name}_ci95": interval.as_list() if interval else None,
+                f"{name}_error": stdev(values) / math.sqrt(len(values)) if values is not None else None,
+            }
+        points.append(point)
+    return points
+
+
+def choose(points: Sequence[dict], budget: float | None) -> dict:
+    """The chosen point and the rule by which it was.
+
+    Of the points within `budget` nats: the one of least KL whose mean is within one standard error of the best mean, by
+    gold where there is a judge, else by reward (the one-standard-error rule of Breiman et al. 1984: of what cannot be
+    told apart, the simplest). Point 0, the policy PPO started from, is not among them. Raises TrainingError where no
+    point is within the budget.
+    """
+    within = [point for point in points if point["update"] > 0 and (budget is None or point["kl"] <= budget)]
+    if not within:
+        raise TrainingError(
+            f"no saved policy is within the KL budget of {budget:g} nats; lower ppo.learning_rate, raise "
+            "ppo.kl_coefficient, or lower ppo.save_every"
+        )
+    by = "gold" if within[0]["gold"] is not None else "reward"
+    best = max(within, key=lambda point: point[by])
+    good = [point for point in within if point[by] >= best[by] - best[f"{by}_error"]]
+    return {"chosen_update": min(good, key=lambda point: point["kl"])["update"], "rule": RULE.format(by=by)}
+
+
+def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
+    """What sampling alone buys: the best by reward of n answers of the SFT model, for n in `BEST_OF`.
+
+    The KL of best-of-n to the SFT model is log n - (n - 1) / n, an upper bound that is nearly exact (Beirami et al.
+    2024, arXiv:2401.01879). Means over all subsets of n among the answers drawn, so that no subset is special.
+    """
+    split, most = development_prompts(run), max(BEST_OF)
+    prompts = list(split["prompt"])
+    run.progress("best-of-n of the SFT model")
+    answers = evaluator.answer(evaluator.reference, prompts * most)
+    texts = [answer.text for answer in answers]
+    reward = evaluator.reward(prompts * most, texts).tolist()
+    gold = evaluator.judge(prompts * most, texts) if evaluator.judge else None
+    points = []
+    for n in BEST_OF:
+        point = {"n": n, "kl": math.log(n) - (n - 1) / n}
+        for name, values in {"reward": reward, "gold": gold}.items():
+            if values is None:
+                point |= {name: None, f"{name}_ci95": None}
+                continue
+            means = [
+                expected_best(reward[i :: len(prompts)], values[i :: len(prompts)], n) for i in range(len(prompts))
+            ]
+            interval = mean_interval(means, seed=run.recipe.seed)
+            point |= {name: interval.mean, f"{name}_ci95": interval.as_list()}
+        points.append(point)
+    return points
+
+
+def expected_best(order: Sequence[float], values: Sequence[float], n: int) -> float:
+    """Mean, over all subsets of `n` of the answers, of the value of the one that is best by `order`.
+
+    Sorted by `order`, the answer at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets.
+    """
+    ranked = [value for _, value in sorted(zip(order, values, strict=True), key=lambda pair: pair[0])]
+    return sum(comb(i, n - 1) * value for i, value in enumerate(ranked)) / comb(len(ranked), n)
