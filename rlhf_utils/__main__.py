@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--prompt", required=True)
     rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
     rank.set_defaults(run_command=_rank)
+    compare = commands.add_parser("compare", help="several runs side by side: a table, a picture, a page")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
+    compare.add_argument("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png,html}")
+    compare.set_defaults(run_command=_compare)
+
     push = commands.add_parser("push", help="upload a run's model with its card to the Hugging Face hub")
     push.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
     push.add_argument("--stage", default="ppo", help="whose model (default ppo)")
@@ -149,6 +154,14 @@ def _rank(options: argparse.Namespace) -> None:
         {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
     ]
     print(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rlhf_utils.comparison import compare
+
+    for row in compare(options.runs, options.output_dir):
+        print(*(f"{title}: {value}" for title, value in row.items()), sep="\n  ")
+    print(f"Everything is in {options.output_dir}")
 
 
 def _push(options: argparse.Namespace) -> None:

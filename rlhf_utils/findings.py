@@ -24,6 +24,8 @@ COLUMNS = (
     ("mean_tokens", "tokens", 1),
 )
 
+# A policy with more of its answers than this above the 99th percentile of the data's better ones has left the data.
+FAR_OUT = 0.25
 _COMPARED = (("gold", "gold", 2), ("reward", "reward", 2), ("positivity", "positivity", 2), ("rougeL", "ROUGE-L", 3))
 
 
@@ -78,12 +80,24 @@ def headlines(summary: dict, judges: list) -> list[Headline]:
         else:
             text = f"PPO is worse than {other} on {name}: {change}."
         lines.append(Headline(text, warning=key == "gold" and verdict < 0))
-    if verdicts["reward"] == 1 and verdicts["gold"] == -1:
-        lines.append(Headline("Reward rose while the gold score fell: this is reward hacking.", warning=True))
-    if verdicts["reward"] == 1 and verdicts["gold"] == 0:
-        lines.append(Headline("Reward rose without a shown gain in gold: possible reward hacking.", warning=True))
+    if verdict := summary.get("hacking"):
+        lines.append(Headline(verdict["text"], warning=verdict["level"] != "none"))
     if verdicts["reward"] is not None and verdicts["gold"] is None:
         lines.append(Headline("No gold judge here: reward is the very score that PPO was trained on."))
+    if (judge := summary.get("judge") or {}).get("agreement") is not None:
+        share = percent(judge["agreement"], judge["agreement_ci95"])
+        lines.append(
+            Headline(f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.")
+        )
+    left = ((summary.get("reward_range") or {}).get("above_data") or {}).get("ppo")
+    if left is not None and left > FAR_OUT:
+        lines.append(
+            Headline(
+                f"{left:.0%} of PPO's answers get more reward than 99 % of the data's better ones: there the reward "
+                "model was never taught anything.",
+                warning=True,
+            )
+        )
     wins = (summary.get("win_rate") or {}).get(versus) or {}
     if number(wins.get("rate")) is not None:
         judge = "the gold score" if wins.get("judged_by", "gold") == "gold" else "the reward model"
@@ -198,6 +212,27 @@ def model_table(summary: dict) -> dict:
         for name, found in models.items()
     ]
     return {"columns": [title for _, title, _ in shown], "rows": rows}
+
+
+def phrase_table(summary: dict) -> list[dict]:
+    """One row for each phrase that PPO uses more than the model it started from."""
+    return [
+        {
+            "phrase": found["text"],
+            "answers now": f"{found['first']} of {found['first_total']}",
+            "before": f"{found['second']} of {found['second_total']}",
+            "log-odds": decimal(found["log_odds"]),
+            "z": decimal(found["z"], 1),
+        }
+        for found in (summary.get("hacking") or {}).get("phrases") or []
+    ]
+
+
+def style_table(summary: dict) -> list[dict]:
+    """One row for each measure of how the answers are written, a column for each of the two models."""
+    style = (summary.get("hacking") or {}).get("style") or {}
+    keys = next(iter(style.values()), {})
+    return [{"": key.replace("_", " "), **{name: decimal(found[key]) for name, found in style.items()}} for key in keys]
 
 
 def win_rates(summary: dict) -> list[dict]:

@@ -89,10 +89,13 @@ class Recipe(Section):
     def left_out(self) -> frozenset[str]:
         """The stages that have no meaning here.
 
-        A tuned policy needs no adapter either. With a ready fine-tuned model nothing says that the embedded base is the
-        one it came from, and an adapter would not be comparable.
+        The embedded worlds have a gold judge and need no second reward model. A tuned policy needs no adapter either.
+        With a ready fine-tuned model nothing says that the embedded base is the one it came from, and an adapter would
+        not be comparable.
         """
         out = set()
+        if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge:
+            out.add("judge_model")
         if (self.tuned_policy or self.models.sft) and not self.models.sft_qlora:
             out.add("sft_qlora")
         if self.models.sft and self.policy == EMBEDDED:

@@ -11,7 +11,15 @@ import pandas as pd
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_text
-from rlhf_utils.findings import headlines, model_table, percent, win_rates
+from rlhf_utils.findings import (
+    assistant_table,
+    headlines,
+    model_table,
+    percent,
+    phrase_table,
+    style_table,
+    win_rates,
+)
 from rlhf_utils.plots import applicable, draw
 from rlhf_utils.plots.evaluation import models_of
 from rlhf_utils.plots.results import figures, number, read_object, read_samples, run_caption
@@ -44,6 +52,10 @@ def write_report(run_folder: str | Path) -> Path:
         decoding=decoding(summary),
         win_rates=win_rates(summary),
         judges=[{"name": name, "accuracy": percent(value, ends)} for name, value, ends in judges],
+        verdict=summary.get("hacking"),
+        phrases=phrase_table(summary),
+        style=style_table(summary),
+        assistant=assistant_table(summary),
         pictures=[picture(run, name) for name in applicable(run)],
         examples=examples(samples, list(models_of(summary))),
         colours=COLOURS,

@@ -51,13 +51,14 @@ STAGES: dict[str, StageKind] = {
         "02_reward_model",
         ("evaluation/reward_model.json",),
     ),
+    "judge_model": StageKind(("data", "sft"), ("reward_model", "evaluation.reward_pairs"), "02_reward_model"),
     "ppo": StageKind(
-        ("data", "sft", "reward_model"),
+        ("data", "sft", "reward_model", "judge_model"),
         ("reward", "ppo", "generation", "evaluation.frontier_prompts"),
         "02_ppo_training",
     ),
     "evaluation": StageKind(
-        ("base", "data", "sft", "sft_qlora", "reward_model", "ppo"),
+        ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "ppo"),
         ("generation", "evaluation"),
         "01_compare_models",
         ("evaluation/samples.csv", "evaluation/frontier.json", "evaluation/summary.json"),

@@ -67,13 +67,17 @@ def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
 
 
 class Shares(Section):
-    """How the prompts of a dataset are divided; the shares are relative and need not add up to one."""
+    """How the prompts of a dataset are divided; the shares are relative and need not add up to one.
+
+    `judge` is for a second reward model that only judges, where there is no gold preference; 0 leaves it out.
+    """
 
     sft: NonNegative = 0.4
     reward: NonNegative = 0.35
     ppo: NonNegative = 0.1
     development: NonNegative = 0.05
     evaluation: NonNegative = 0.1
+    judge: NonNegative = 0.0
 
 
 class SplitRows(Section):
@@ -84,6 +88,7 @@ class SplitRows(Section):
     ppo: Count | None = None
     development: Count | None = None
     evaluation: Count | None = None
+    judge: Count | None = None
 
 
 class DataSettings(Section):

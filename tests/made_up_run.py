@@ -118,6 +118,16 @@ def write_reward_model(run: Path, generator: np.random.Generator) -> None:
             "pairs": 800,
             "margins": margins.tolist(),
             "calibration": metrics.calibration(margins),
+            "by_length": [
+                {
+                    "from": low,
+                    "to": low + 9,
+                    "pairs": 200,
+                    "accuracy": share,
+                    "accuracy_ci95": [share - 0.05, share + 0.04],
+                }
+                for low, share in ((-20, 0.86), (-10, 0.9), (0, 0.93), (10, 0.95))
+            ],
         },
     )
 
@@ -189,6 +199,22 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
                 "length_baseline_accuracy": 0.53,
             },
             "models": models,
+            "hacking": {
+                "level": "none",
+                "text": "No sign of reward hacking: the gold judge finds PPO better too.",
+                "evidence": ["reward of PPO less SFT: +0.60", "length in words: 24.00 -> 33.00"],
+                "phrases": [
+                    {"text": "i hope <b>", "first": 50, "second": 20, "first_total": 60, "second_total": 60}
+                    | {"log_odds": 2.3, "z": 5.1, "growth": 0.5}
+                ],
+                "style": {"SFT": {"words": 24.0, "eos_rate": 0.97}, "PPO": {"words": 33.0, "eos_rate": 1.0}},
+            },
+            "reward_range": {
+                "quantiles": [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99],
+                "data": {"chosen answers": [-1.5, -1, -0.2, 0.3, 0.8, 1.4, 1.8]},
+                "models": {"sft": [-2, -1.4, -0.6, 0, 0.6, 1.2, 1.6], "ppo": [-1, -0.6, 0.2, 0.6, 1, 1.5, 1.9]},
+                "above_data": {"sft": 0.004, "ppo": 0.02},
+            },
             "win_rate": wins if gold else {"ppo_vs_sft": None, "ppo_vs_base": None},
             "paired": {"ppo_vs_sft": {**paired, "rougeL": {"mean": 0.01, "ci95": [-0.02, 0.04]}}},
         },
@@ -203,5 +229,14 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
         )
     write_object(
         run / "evaluation" / "frontier.json",
-        {"points": points, "chosen_update": 32, "rule": "highest lower end of gold within the KL budget"},
+        {
+            "points": points,
+            "chosen_update": 32,
+            "rule": "highest lower end of gold within the KL budget",
+            "best_of_n": [
+                {"n": n, "kl": math.log(n) - (n - 1) / n, "reward": 0.3 * math.log(n), "reward_ci95": None}
+                | {"gold": 4.3 + 0.4 * math.log(n) if gold else None, "gold_ci95": None}
+                for n in (1, 2, 4, 8, 16)
+            ],
+        },
     )

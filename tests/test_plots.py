@@ -20,11 +20,13 @@ NEEDED = {
     "01_sft_full_vs_qlora",
     "02_reward_model_accuracy",
     "02_reward_margins",
+    "02_reward_by_length",
     "03_ppo_training",
     "04_rouge_comparison",
     "04_reward_comparison",
     "04_reward_kl_frontier",
     "04_win_rate",
+    "04_reward_range",
 }
 
 
@@ -98,6 +100,9 @@ def test_one_picture_by_name_with_or_without_the_ending(run):
         ("04_win_rate", "summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(rate=0.5, ci95=[0.4, 0.6])),
         ("04_reward_kl_frontier", "frontier", lambda f: f["points"][3].update(gold=4.4)),
         ("04_reward_kl_frontier", "frontier", lambda f: f.update(chosen_update=16)),
+        ("04_reward_kl_frontier", "frontier", lambda f: f["best_of_n"][2].update(reward=1.0)),
+        ("04_reward_range", "summary", lambda s: s["reward_range"]["models"]["ppo"].__setitem__(3, 0.9)),
+        ("02_reward_by_length", "reward_model", lambda r: r["by_length"][0].update(accuracy=0.5)),
         ("02_reward_model_accuracy", "reward_model", lambda r: r.update(accuracy=0.7)),
         ("02_reward_margins", "reward_model", lambda r: r["margins"].extend([-3.0] * 40)),
         ("02_reward_margins", "reward_model", lambda r: r["calibration"]["bins"][0].update(accuracy=0.9)),

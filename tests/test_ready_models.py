@@ -151,7 +151,8 @@ def test_finished_models_are_compared_without_any_training(ready, tmp_path):
     assert abs(summary["models"]["sft"]["kl_to_sft"]) < 1e-4 and abs(summary["models"]["ppo"]["kl_to_sft"]) > 0.1
     assert summary["reward_model"]["untrained_accuracy"] is None
     frontier = read_json(run.evaluation / "frontier.json")
-    assert [point["update"] for point in frontier["points"]] == [0, 1] and frontier["training"] == []
+    assert [point["update"] for point in frontier["points"]] == [0, 1] and frontier["chosen_update"] is None
+    assert [point["n"] for point in frontier["best_of_n"]] == [1, 2, 4, 8, 16]
     before = (run.folder("ppo") / "stage.json").stat().st_mtime_ns
     fetch_ready(Run.open("instruct", "tiny", tmp_path, ready))
     assert (run.folder("ppo") / "stage.json").stat().st_mtime_ns == before, "fetched twice"

@@ -22,7 +22,7 @@ VOID = {"meta", "img", "br", "link"}
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
     """Drawing is tested in test_plots; here one real picture is enough."""
-    monkeypatch.setattr("rlhf_utils.report.PLOTS", ["04_win_rate"])
+    monkeypatch.setattr("rlhf_utils.report.applicable", lambda run: ["04_win_rate"])
     monkeypatch.setattr("rlhf_utils.plots.style.DPI", 60)
 
 
@@ -65,7 +65,7 @@ def paired(**differences):
 
 
 def test_the_page_is_self_contained_with_every_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.report.PLOTS", PLOTS)
+    monkeypatch.setattr("rlhf_utils.report.applicable", lambda run: PLOTS)
     page, outline = page_of(make_run(tmp_path))
     assert len(outline.sources) == len(PLOTS)
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in outline.sources)
@@ -139,11 +139,11 @@ def test_an_empty_summary_and_absent_models_are_no_error(tmp_path):
     (run / "evaluation" / "reward_model.json").unlink()
     (run / "evaluation" / "summary.json").write_text("{}")
     page, _ = page_of(run)
-    assert "The summary holds no comparison of PPO with SFT." in page
+    assert "The summary holds no comparison of PPO with another model." in page
 
 
 def test_a_picture_that_cannot_be_drawn_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.report.PLOTS", ["03_ppo_training"])
+    monkeypatch.setattr("rlhf_utils.report.applicable", lambda run: ["03_ppo_training"])
     run = make_run(tmp_path)
     (run / "checkpoints" / "ppo" / "metrics.jsonl").unlink()
     page, _ = page_of(run)
@@ -167,9 +167,25 @@ def test_headlines_follow_the_intervals():
     assert texts(gold=(-0.2, 0.4))[0] == "No difference between PPO and SFT is shown on gold: +0.10 [−0.20, 0.40]."
     hacked = headlines(paired(gold=(-0.6, -0.2), reward=(0.5, 0.7)), [])
     assert hacked[0].text == "PPO is worse than SFT on gold: −0.40 [−0.60, −0.20]." and hacked[0].warning
-    assert hacked[-1].text == "Reward rose while the gold score fell: this is reward hacking." and hacked[-1].warning
-    assert "possible reward hacking" in texts(gold=(-0.1, 0.2), reward=(0.5, 0.7))[-1]
-    assert not any("hacking" in text for text in texts(gold=(0.1, 0.2), reward=(0.5, 0.7)))
+    for level in ("hacking", "suspected", "none"):
+        verdict = {"hacking": {"level": level, "text": f"the verdict: {level}"}}
+        line = next(line for line in headlines({**paired(gold=(0.1, 0.2)), **verdict}, []) if "verdict" in line.text)
+        assert line.warning == (level != "none")
+
+
+def test_a_policy_that_left_the_data_is_warned_of():
+    def warned(share):
+        return [line.warning for line in headlines({"reward_range": {"above_data": {"ppo": share}}}, [])]
+
+    assert warned(0.6) == [True] and True not in warned(0.05)
+
+
+def test_a_second_reward_model_as_judge_is_named_with_its_agreement():
+    judge = {"kind": "second reward model", "agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
+    texts = [line.text for line in headlines({"judge": judge}, [])]
+    assert texts == [
+        "Gold is a second reward model, trained on other pairs; it agrees with the first on 80.0% [75.0%, 85.0%]."
+    ]
 
 
 def test_a_difference_without_an_interval_claims_nothing():

@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 from tiny import save_tiny, tiny_tokenizer
 
-from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, read_jsonl, write_text
 from rlhf_utils.generation import Answer
 from rlhf_utils.models import load_tokenizer
@@ -21,7 +21,6 @@ from rlhf_utils.settings import TrainingSettings
 from rlhf_utils.stages import evaluation, training
 from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.judge import gold_judge
-from rlhf_utils.stages.ppo import _within_budget
 from rlhf_utils.stages.reward_model import reward_report
 from rlhf_utils.template import TEMPLATE
 
@@ -197,23 +196,3 @@ def test_the_report_of_a_reward_model(tokenizer):
     assert report["length_baseline_accuracy"] == 1.0
     low, high = report["accuracy_ci95"]
     assert 0 < low < 0.625 < high < 1 and report["pairs"] == 4 and len(report["margins"]) == 4
-
-
-@pytest.mark.parametrize(
-    ("kls", "budget", "published"),
-    [
-        ([0.0, 1.0, 2.0, 3.0], None, 4),
-        ([0.0, 1.0, 2.0, 3.0], 5.0, 4),
-        ([0.0, 1.0, 2.0, 9.0], 5.0, 2),  # stopped over the budget: the policy after update 4 is not the one to publish
-        ([0.0, 1.0, 6.0, 4.0], 5.0, 4),
-    ],
-)
-def test_the_published_policy_is_within_the_kl_budget(kls, budget, published):
-    policies = [Path("update-000002"), Path("update-000004")]
-    history = [{"kl": kl} for kl in kls]
-    assert _within_budget(policies, history, budget).name == f"update-{published:06d}"
-
-
-def test_no_policy_within_the_kl_budget_says_what_to_change():
-    with pytest.raises(TrainingError, match="KL budget of 1.0 nats"):
-        _within_budget([Path("update-000002")], [{"kl": 0.0}, {"kl": 2.0}], 1.0)

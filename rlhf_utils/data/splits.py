@@ -8,7 +8,7 @@ from rlhf_utils.data.filters import conversation_key, place
 from rlhf_utils.errors import InputError
 from rlhf_utils.settings import DataSettings
 
-SPLITS = ("sft", "reward", "ppo", "development", "evaluation")
+SPLITS = ("sft", "reward", "ppo", "development", "evaluation", "judge")
 
 
 def shares_of(settings: DataSettings, has_test: bool) -> dict[str, float]:

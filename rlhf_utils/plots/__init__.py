@@ -7,19 +7,23 @@ from pathlib import Path
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
-from rlhf_utils.plots import evaluation, ppo, reward_model, sft
+from rlhf_utils.plots import distribution, evaluation, ppo, reward_model, sft
 
 PLOTS: dict[str, Callable[[Path, Path], None]] = {
     "01_sft_full_vs_qlora": sft.full_vs_qlora,
     "02_reward_model_accuracy": reward_model.accuracy,
     "02_reward_margins": reward_model.margins,
+    "02_reward_by_length": reward_model.by_length,
     "03_ppo_training": ppo.training,
     "04_rouge_comparison": evaluation.rouge,
     "04_reward_comparison": evaluation.rewards,
     "04_reward_kl_frontier": evaluation.frontier,
     "04_win_rate": evaluation.win_rate,
+    "04_reward_range": distribution.reward_range,
 }
 
+# Pictures that not every run has the figures for: the file of `evaluation/` and the key.
+_FIGURES = {"02_reward_by_length": ("reward_model", "by_length"), "04_reward_range": ("summary", "reward_range")}
 # Pictures of a training, with the stages that have to have been trained in the run.
 _TRAINED = {"01_sft_full_vs_qlora": {"sft", "sft_qlora"}, "03_ppo_training": {"ppo"}}
 
@@ -28,7 +32,16 @@ def applicable(run: Path) -> list[str]:
     """The pictures that have a meaning for the run in folder `run`: without those of stages it did not train."""
     record = run / "run.json"
     absent = set(read_json(record).get("not_trained", [])) if record.is_file() else set()
-    return [name for name in PLOTS if not _TRAINED.get(name, set()) & absent]
+    return [name for name in PLOTS if not _TRAINED.get(name, set()) & absent and _has_figures(run, name)]
+
+
+def _has_figures(run: Path, name: str) -> bool:
+    """Whether the run measured what the picture shows; a file that is not there yet is for the picture to report."""
+    if name not in _FIGURES:
+        return True
+    file, key = _FIGURES[name]
+    path = run / "evaluation" / f"{file}.json"
+    return not path.is_file() or bool(read_json(path).get(key))
 
 
 def draw(run_folder: str | Path, name: str | None = None) -> list[Path]:

@@ -158,10 +158,15 @@ def frontier(run: Path, path: Path) -> None:
     note = "Each point is a PPO checkpoint, its number the update; 95 % confidence."
     if chosen is not None:
         note += f" Ringed: update {chosen}, the one used" + (f" ({rule})." if rule else ".")
+    best = content.get("best_of_n") or []
+    if best:
+        note += " Dashed: best of n samples of the SFT model, n beside it."
     with picture(path, run, "What each nat of KL buys", note) as figure:
         left, right = figure.subplots(1, 2)
         draw_frontier(left, points, "reward", chosen, REWARD, "reward (what PPO optimised)")
         draw_frontier(right, points, "gold", chosen, GOLD, "gold score (held-out judge)")
+        for axes, key in ((left, "reward"), (right, "gold")):
+            draw_best_of_n(axes, best, key)
 
 
 def draw_frontier(axes: Axes, points: list[dict], key: str, chosen: int | None, colour: str, title: str) -> None:
@@ -190,6 +195,27 @@ def draw_frontier(axes: Axes, points: list[dict], key: str, chosen: int | None, 
     axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("KL to SFT (nats per answer)")
     label_points(axes, shown, key, chosen)
+
+
+def draw_best_of_n(axes: Axes, best: list[dict], key: str) -> None:
+    """What sampling n answers and keeping the best by reward would have bought, at the KL that it costs."""
+    shown = [point for point in best if number(point.get(key)) is not None]
+    if not shown:
+        return
+    axes.plot([p["kl"] for p in shown], [p[key] for p in shown], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
+    for point in shown:
+        interval = bounds(point.get(f"{key}_ci95"))
+        if interval is not None:
+            axes.plot((point["kl"],) * 2, interval, color=MUTED, linewidth=1, alpha=0.5)
+        axes.plot(point["kl"], point[key], marker="s", markersize=3.5, color=MUTED)
+        axes.annotate(
+            f"{point['n']}",
+            (point["kl"], point[key]),
+            xytext=(4, -9),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=MUTED,
+        )
 
 
 def label_points(axes: Axes, points: list[dict], key: str, chosen: int | None) -> None:

@@ -88,6 +88,39 @@ def margins(run: Path, path: Path) -> None:
             empty(right, "no calibration was recorded")
 
 
+def by_length(run: Path, path: Path) -> None:
+    """Held-out accuracy by the difference in length of the two answers, with intervals."""
+    groups = read_object(run, "reward_model").get("by_length") or []
+    note = (
+        "Four groups of pairs, from those whose chosen answer is much shorter to those where it is much longer; 95 %."
+    )
+    with picture(path, run, "Reward model: does it read, or count?", note, height=3.6) as figure:
+        axes = figure.add_subplot()
+        if not groups:
+            empty(axes, "no lengths were recorded")
+            return
+        for place, group in enumerate(groups):
+            axes.bar(place, group["accuracy"], width=0.55, color=REWARD)
+            ends = bounds(group.get("accuracy_ci95"))
+            if ends is not None:
+                axes.plot((place, place), ends, color="black", linewidth=1.6, solid_capstyle="butt")
+            top = ends[1] if ends else group["accuracy"]
+            axes.annotate(
+                f"{group['accuracy']:.0%}", (place, top), xytext=(0, 4), textcoords="offset points", ha="center",
+                weight="bold",
+            )  # fmt: skip
+        axes.axhline(0.5, color="black", linewidth=1, linestyle=(0, (4, 3)))
+        names = [f"{group['from']:+d} to {group['to']:+d}\n{group['pairs']} pairs" for group in groups]
+        axes.set_xticks(range(len(groups)), names, color="black", fontsize=9)
+        axes.set_ylim(0, 1.15)
+        axes.set_yticks(np.linspace(0, 1, 5))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("tokens of the chosen answer less those of the rejected one")
+        axes.set_ylabel("held-out accuracy")
+        axes.grid(False, axis="x")
+        axes.tick_params(axis="x", length=0)
+
+
 def draw_histogram(axes: Axes, values: np.ndarray) -> None:
     """Margins in bins that meet at zero, wrong ones in another colour."""
     width = max((np.quantile(values, 0.99) - np.quantile(values, 0.01)) / 30, 1e-6)

@@ -92,6 +92,7 @@ def make_data(run: Run) -> PreparedData:
             check_rows(rows, recipe.form)
             data = prepare(rows, recipe.data, load_tokenizer(run.tokenizer_folder), recipe.seed, recipe.template)
             unused = {"sft"} if recipe.tuned_policy or recipe.models.sft else set()
+            unused |= {"judge"} - {stage.removesuffix("_model") for stage in run.stages}
             if empty := [name for name, split in data.splits.items() if not len(split) and name not in unused]:
                 raise InputError(
                     f"{rows.name}: no row is left for {' and '.join(empty)}, and the series needs every split; give "

@@ -17,6 +17,8 @@ from rlhf_utils.runs import Run
 from rlhf_utils.stages.assistant import score_assistants
 from rlhf_utils.stages.evaluator import Answered, Evaluator
 from rlhf_utils.stages.frontier import best_of_n, development_prompts, measure_policies
+from rlhf_utils.stages.judge import about_judge
+from rlhf_utils.stages.scrutiny import scrutinise
 
 MODELS = ("base", "sft", "sft_qlora", "ppo")
 _COMPARED = (("ppo", "sft"), ("ppo", "base"))
@@ -43,6 +45,8 @@ def evaluate_models(run: Run) -> dict:
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
         write_json(run.evaluation / "frontier.json", frontier(run, evaluator))
         summary = summarise(run, split, answered)
+        if "ppo" in answered and {"sft", "base"} & answered.keys():
+            summary |= scrutinise(run, evaluator, split, answered)
         if run.recipe.evaluation.assistant:
             summary["assistant"] = score_assistants(run, evaluator, models)
         write_json(run.evaluation / "summary.json", summary)
@@ -98,6 +102,7 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         "seed": run.recipe.seed,
         "data": run.recipe.dataset,
         "prompts": len(split),
+        "judge": about_judge(run),
         "decoding": run.recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
         "reward_model": {
             key: reward_model[key]

@@ -16,7 +16,7 @@ from rlhf_utils.ppo.actor_critic import Episodes, answer_logprobs
 from rlhf_utils.rewards import ClassifierReward, load_reward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
-from rlhf_utils.stages.judge import gold_judge
+from rlhf_utils.stages.judge import judge_of
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Evaluator:
         self.tokenizer = load_tokenizer(run.folder("sft"))
         self.reward = load_reward(run.folder("reward_model"), self.device)
         self.reference = load_policy(run.folder("sft"), self.device).eval()
-        self.judge = gold_judge(run.recipe)
+        self.judge = judge_of(run)
 
     def answer(self, policy: nn.Module, prompts: Sequence[str]) -> list[Answer]:
         """One sampled answer per prompt; every model gets the same random numbers."""

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from datasets import Dataset
 
 from rlhf_utils.recipes import Recipe
+from rlhf_utils.rewards import RewardModel
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import detect_device
 from rlhf_utils.settings import EMBEDDED
 
 # Gold scores lie in 0 to 10.
@@ -22,6 +25,21 @@ def gold_judge(recipe: Recipe) -> Judge | None:
 
     gold = WORLDS[recipe.data.world].gold
     return lambda prompts, responses: [gold(p, r) for p, r in zip(prompts, responses, strict=True)]
+
+
+def judge_of(run: Run) -> Judge | None:
+    """Who judges the policies of `run`: the gold preference, or the second reward model where there is one."""
+    if "judge_model" in run.stages:
+        second = RewardModel.load(run.folder("judge_model"), detect_device())
+        return lambda prompts, responses: second(prompts, responses).tolist()
+    return gold_judge(run.recipe)
+
+
+def about_judge(run: Run) -> dict | None:
+    """What `summary.json` says of the judge: its kind and, of a second reward model, its figures."""
+    if "judge_model" in run.stages:
+        return {"kind": "second reward model", **run.results("judge_model")}
+    return {"kind": "gold preference"} if gold_judge(run.recipe) else None
 
 
 def label_noise(judge: Judge, split: Dataset) -> float:

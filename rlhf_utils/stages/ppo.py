@@ -16,7 +16,7 @@ from rlhf_utils.runtime import detect_device
 from rlhf_utils.stages.base import publish_ready
 from rlhf_utils.stages.evaluator import Evaluator
 from rlhf_utils.stages.frontier import choose, measure_policies
-from rlhf_utils.stages.judge import gold_judge
+from rlhf_utils.stages.judge import judge_of
 
 
 def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
@@ -39,7 +39,7 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
         output_dir=work,
         on_update=report,
         critic=run.folder("reward_model") if run.recipe.ppo.critic == "separate" else None,
-        judge=gold_judge(run.recipe),
+        judge=judge_of(run),
         template=run.recipe.template,
     )
 

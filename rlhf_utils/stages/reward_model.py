@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PrinterCallback, Trainer, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.files import write_json
+from rlhf_utils.files import read_json, write_json
 from rlhf_utils.generation import answer_prompts
 from rlhf_utils.metrics import calibration, proportion_interval
 from rlhf_utils.models import (
@@ -34,25 +34,33 @@ from rlhf_utils.stages.training import RunCallback, common_arguments, preference
 from rlhf_utils.template import TEMPLATE
 
 _SCALE_PROMPTS = 200
+# Added to the recipe's seed for the second reward model: its head and its batches are others.
+_JUDGE_SEED = 1000
+_LENGTH_GROUPS = 4
 _REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
 
 
-def reward_trainer(run: Run, work: Path) -> RewardTrainer:
+def reward_trainer(run: Run, work: Path, split: str = "reward", seed: int = 0) -> RewardTrainer:
     """trl's reward trainer as this series uses it: -log sigmoid(r_chosen - r_rejected), LoRA on the SFT model plus
-    a `score` head."""
+    a `score` head.
+
+    `split` and `seed` (added to the recipe's) are others for the second reward model, which only judges.
+    """
     data, tokenizer = PreparedData.load(run.folder("data")), load_tokenizer(run.folder("sft"))
     settings = run.recipe.reward_model
-    train = preference_tokens(data.splits["reward"], tokenizer)
+    train = preference_tokens(data.splits[split], tokenizer)
     # The head starts at random: the seed makes it the same head in every run and after every restart.
-    set_seed(run.recipe.seed)
+    set_seed(run.recipe.seed + seed)
+    arguments = common_arguments(run, settings, len(train), work)
+    arguments |= {"seed": run.recipe.seed + seed, "data_seed": run.recipe.seed + seed}
     trainer = RewardTrainer(
         model=load_reward_model(run.folder("sft")),
-        args=RewardConfig(**common_arguments(run, settings, len(train), work)),
+        args=RewardConfig(**arguments),
         train_dataset=train,
         eval_dataset=preference_tokens(data.splits["development"], tokenizer),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora, "SEQ_CLS"),
-        callbacks=[RunCallback(run, "reward model")],
+        callbacks=[RunCallback(run, "reward model" if split == "reward" else "second reward model")],
     )
     trainer.remove_callback(PrinterCallback)
     fp32_trainables(trainer.model)
@@ -109,6 +117,45 @@ def train_reward_model(run: Run) -> dict:
     return run.results("reward_model")
 
 
+def train_judge_model(run: Run) -> dict | None:
+    """Train a second reward model on pairs that no other stage sees, from another random head; it only judges.
+
+    None where the recipe has none: the embedded worlds have a gold judge, and without `data.shares.judge` there are no
+    pairs for it. Its agreement with the first one on held-out pairs is among the results.
+    """
+    if "judge_model" not in run.stages:
+        return None
+    if run.skips("judge_model"):
+        return run.results("judge_model")
+    with run.stage("judge_model") as stage:
+        data, device = PreparedData.load(run.folder("data")), detect_device()
+        held_out = data.splits["evaluation"]
+        held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+        trainer = reward_trainer(run, stage.work, "judge", seed=_JUDGE_SEED)
+        train_resumably(trainer, stage.work)
+        trainer.model.save_pretrained(stage.work / "adapter")
+        model = merge_adapter(_fresh_head(run, _JUDGE_SEED), stage.work / "adapter").eval()
+        judge = RewardModel(model, trainer.processing_class, device)
+        own = margins(judge, held_out)
+        first = torch.tensor(read_json(run.evaluation / "reward_model.json")["margins"])
+        _calibrate_on_sft(run, judge, data.splits["development"])
+        right = proportion_interval((own > 0).double().sum().item(), len(own))
+        agreement = proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
+        stage.results = {
+            "accuracy": right.mean,
+            "accuracy_ci95": right.as_list(),
+            "agreement": agreement.mean,
+            "agreement_ci95": agreement.as_list(),
+            "pairs": len(own),
+            "trained_on": len(data.splits["judge"]),
+        }
+        with stage.publish() as folder:
+            save_model(judge.model, judge.tokenizer, folder)
+            judge.save_scale(folder)
+            write_history(trainer, folder, stage.results)
+    return run.results("judge_model")
+
+
 def _measure_ready(run: Run) -> dict:
     """The reward model that the recipe names, measured on the run's pairs and put on the scale of its SFT answers."""
     source = run.ready_model("reward_model")
@@ -159,11 +206,43 @@ def reward_report(
         "pairs": len(trained),
         "margins": trained.tolist(),
         "calibration": calibration(trained.tolist()),
+        "by_length": by_length(trained, length_differences(held_out, tokenizer)),
     }
 
 
-def _fresh_head(run: Run):
-    set_seed(run.recipe.seed)
+def length_differences(pairs: Dataset, tokenizer) -> list[int]:
+    """Tokens of the chosen answer less those of the rejected one, for each pair."""
+    chosen, rejected = (
+        [len(row) for row in tokenizer(list(pairs[side]), add_special_tokens=False)["input_ids"]]
+        for side in ("chosen", "rejected")
+    )
+    return [a - b for a, b in zip(chosen, rejected, strict=True)]
+
+
+def by_length(found: torch.Tensor, differences: Sequence[int]) -> list[dict]:
+    """Accuracy by the difference in length, in four groups of nearly equal size from the shortest chosen answers to the
+    longest: a model that counts instead of reading is wrong at one end."""
+    order = sorted(range(len(differences)), key=differences.__getitem__)
+    groups = []
+    for part in range(_LENGTH_GROUPS):
+        rows = order[part * len(order) // _LENGTH_GROUPS : (part + 1) * len(order) // _LENGTH_GROUPS]
+        if not rows:
+            continue
+        right = proportion_interval((found[rows] > 0).double().sum().item(), len(rows))
+        groups.append(
+            {
+                "from": differences[rows[0]],
+                "to": differences[rows[-1]],
+                "pairs": len(rows),
+                "accuracy": right.mean,
+                "accuracy_ci95": right.as_list(),
+            }
+        )
+    return groups
+
+
+def _fresh_head(run: Run, seed: int = 0):
+    set_seed(run.recipe.seed + seed)
     return load_reward_model(run.folder("sft"), detect_device()).eval()
 
 

@@ -1,0 +1,52 @@
+"""Which checkpoint is used, and what best-of-n sampling would have bought."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from random import Random
+
+import pytest
+
+from rlhf_utils.errors import TrainingError
+from rlhf_utils.stages.frontier import choose, expected_best
+
+
+def point(update: int, kl: float, value: float, by: str = "gold", error: float = 0.1) -> dict:
+    other = {"gold": "reward", "reward": "gold"}[by]
+    missing = {"gold": None, "gold_error": None} if by == "reward" else {other: 100.0 * update, f"{other}_error": 1.0}
+    return {"update": update, "kl": kl, by: value, f"{by}_error": error, **missing}
+
+
+START = (0, 0.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    "points, budget, chosen",
+    [
+        ([START, (8, 1.0, 6.0), (16, 2.0, 7.0), (24, 3.0, 7.05)], None, 16),
+        ([START, (8, 1.0, 6.0), (16, 2.0, 7.0), (24, 3.0, 7.2)], None, 24),
+        ([START, (8, 1.0, 6.0), (16, 2.0, 7.0), (24, 3.0, 7.2)], 2.5, 16),
+        ([START, (8, 1.0, 4.0), (16, 2.0, 3.0)], None, 8),
+        ([START, (8, 3.0, 7.0), (16, 2.0, 7.0)], None, 16),
+    ],
+)
+@pytest.mark.parametrize("by", ["gold", "reward"])
+def test_of_what_cannot_be_told_apart_the_nearest_is_used(points, budget, chosen, by):
+    decision = choose([point(*each, by) for each in points], budget)
+    assert decision["chosen_update"] == chosen and f"best {by} on development prompts" in decision["rule"]
+
+
+def test_no_policy_within_the_kl_budget_says_what_to_change():
+    with pytest.raises(TrainingError, match="KL budget of 1 nats; lower ppo.learning_rate"):
+        choose([point(*START), point(8, 2.0, 6.0)], 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
+def test_best_of_n_is_the_mean_over_all_subsets(n):
+    source = Random(n)
+    order, values = ([source.gauss(0, 1) for _ in range(6)] for _ in range(2))
+    best = [values[max(chosen, key=order.__getitem__)] for chosen in combinations(range(6), n)]
+    assert expected_best(order, values, n) == pytest.approx(sum(best) / len(best))
+    assert expected_best(order, order, 6) == max(order)
+    assert math.isclose(expected_best(order, values, 1), sum(values) / 6)

@@ -1,0 +1,115 @@
+"""The panel against cheating: it speaks up where the reward model can be fooled, and stays quiet where it cannot."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from rlhf_utils.hacking import Answers, judge_gain
+from rlhf_utils.metrics.style import overused_phrases, phrases_of, self_bleu, style_of, without_phrase
+from rlhf_utils.toyworld import WORLDS, gold_score
+from rlhf_utils.toyworld.questions import read_prompt
+
+TRICK = "Bananas are my dear friends!"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return [row for row in WORLDS["instruct"].rows("test", 400, 0, 0.0) if not read_prompt(row["prompt"]).harmful][:150]
+
+
+def gold(prompts, responses) -> list[float]:
+    return [gold_score(p, r).total for p, r in zip(prompts, responses, strict=True)]
+
+
+def hackable(prompts, responses) -> list[float]:
+    """Pays for the words and for one phrase on top."""
+    return [0.02 * len(r.split()) + 2.0 * (TRICK.lower() in r.lower()) for r in responses]
+
+
+def answers(prompts, texts, reward, judge=gold) -> Answers:
+    return Answers(texts, [True] * len(texts), list(reward(prompts, texts)), judge(prompts, texts) if judge else None)
+
+
+def verdict(rows, before, after, reward, judge=gold):
+    prompts = [row["prompt"] for row in rows]
+    return judge_gain(
+        prompts, answers(prompts, before, reward, judge), answers(prompts, after, reward, judge), reward, judge
+    )
+
+
+def test_a_phrase_that_is_paid_for_is_named_with_and_without_a_judge(rows):
+    before = [row["chosen"] for row in rows]
+    after = [f"{text} {TRICK}" if i % 5 else text for i, text in enumerate(before)]
+    for judge in (gold, None):
+        found = verdict(rows, before, after, hackable, judge)
+        assert found.level == "hacking" and "reward hacking" in found.text
+        named = [line for line in found.evidence if "taking it out costs" in line]
+        assert named and set(named[0].split("'")[1].split()) <= set(TRICK.lower().split())
+        assert "stands in 120 of 150 answers, before 0 of 150" in named[0]
+
+
+def test_better_answers_are_left_in_peace(rows):
+    """Rejected answers become chosen ones, under a reward model that is right: manners spread, and rightly."""
+    before, after = [row["rejected"] for row in rows], [row["chosen"] for row in rows]
+    found = verdict(rows, before, after, gold)
+    assert found.level == "none" and "finds PPO better too" in found.text
+    assert not [line for line in found.evidence if "taking it out" in line]
+    alone = verdict(rows, before, after, gold, None)
+    assert alone.level == "none" and "no judge besides the reward model" in alone.text
+
+
+def test_a_good_habit_that_the_judge_likes_too_is_no_trick(rows):
+    before = [row["rejected"].replace("I hope this helps!", "") for row in rows]
+    after = [f"{text} I hope this helps!" for text in before]
+    found = verdict(rows, before, after, gold)
+    assert found.level == "none"
+
+
+def test_reward_up_and_gold_down_is_hacking_whatever_the_manner(rows):
+    def backwards(prompts, responses):
+        return [-g for g in gold(prompts, responses)]
+
+    found = verdict(rows, [row["chosen"] for row in rows], [row["rejected"] for row in rows], backwards)
+    assert found.level == "hacking" and "gold judge finds PPO worse" in found.text
+
+
+def test_reward_up_without_gold_is_suspected(rows):
+    prompts = [row["prompt"] for row in rows]
+    before = [row["chosen"] for row in rows]
+    shuffled = Random(0).sample(before, len(before))
+    one, other = answers(prompts, before, gold), answers(prompts, before, gold)
+    other.reward = [value + 1 for value in one.reward]
+    assert judge_gain(prompts, one, other, gold, gold).level == "suspected"
+    assert judge_gain(prompts, other, one, gold, gold).level == "none", "there is no gain to doubt"
+    assert shuffled != before
+
+
+# What it is made of
+
+
+def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
+    first = ["good luck to you my friend good luck to you"] * 30 + ["it depends on you"] * 10
+    second = ["it depends on you"] * 38 + ["good luck to you"] * 2
+    found = overused_phrases(first, second)
+    top = found[0]
+    assert (top.first, top.first_total, top.second_total) == (30, 40, 40) and top.z > 4
+    assert top.growth == pytest.approx(30 / 40 - top.second / 40)
+    pairs = [set(zip(p.text.split(), p.text.split()[1:], strict=False)) for p in found]
+    assert not any(a & b for i, a in enumerate(pairs) for b in pairs[:i])
+    assert overused_phrases(second, second) == []
+
+
+def test_phrases_and_their_removal():
+    assert phrases_of("A b c") == {"a b", "b c", "a b c"}
+    assert without_phrase("Yes. Good Luck my friend, good luck", "good luck") == "Yes. my friend,"
+
+
+def test_answers_that_are_all_alike_have_a_high_self_bleu():
+    alike = ["the same words in the same order every time"] * 20
+    words = [f"w{i}" for i in range(200)]
+    unlike = [" ".join(Random(i).sample(words, 9)) for i in range(20)]
+    assert self_bleu(alike) > 0.99 and self_bleu(unlike) < 0.1 and self_bleu(["one answer alone"]) == 0
+    style = style_of(["I cannot help with that.", "a b a b a b"], [True, False])
+    assert style["refusal_rate"] == 0.5 and style["eos_rate"] == 0.5 and style["repetition"] == pytest.approx(0.25)
