@@ -18,7 +18,7 @@ def reward_range(run: Path, path: Path) -> None:
     rows = [(name, values, MUTED) for name, values in (found.get("data") or {}).items()]
     rows += [(LABELS[name], values, COLOURS[name]) for name, values in (found.get("models") or {}).items()]
     with picture(
-        path, run, "Has the policy left what the reward model knows?", note, height=1.6 + 0.45 * len(rows)
+        path, run, "Has the policy left what the reward model knows?", note, height=1.9 + 0.45 * len(rows)
     ) as figure:
         axes = figure.add_subplot()
         if not rows:
