@@ -69,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--prompt", required=True)
     rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
     rank.set_defaults(run_command=_rank)
+    judge = commands.add_parser("judge", help="verdicts of people or of a language model on a run's blinded pairs")
+    judge.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
+    judge.add_argument("--verdicts", type=Path, help='people\'s, as lines {"id", "verdict": first|second|tie, "judge"}')
+    judge.add_argument("--llm", action="store_true", help="ask the model named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL")
+    judge.add_argument("--most", type=int, help="ask about so many pairs at most")
+    judge.add_argument("--yes", action="store_true", help="ask without showing the cost first")
+    judge.set_defaults(run_command=_judge)
+
     compare = commands.add_parser("compare", help="several runs side by side: a table, a picture, a page")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
     compare.add_argument("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png,html}")
@@ -154,6 +162,29 @@ def _rank(options: argparse.Namespace) -> None:
         {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
     ]
     print(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False))
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from rlhf_utils.judging import add_verdict, outcome, read_pairs
+    from rlhf_utils.judging.endpoint import Endpoint, cost, judge_pairs
+    from rlhf_utils.judging.verdicts import read_verdicts
+
+    folder = options.run / "evaluation"
+    pairs = read_pairs(folder)
+    if options.verdicts:
+        for judge, given in read_verdicts(options.verdicts, folder).items():
+            for pair, verdict in given.items():
+                add_verdict(folder, pair, verdict, judge)
+    if options.llm:
+        endpoint = Endpoint.from_environment()
+        print(f"{endpoint.model} at {endpoint.url}: {cost(pairs[: options.most])}", file=sys.stderr)
+        if not options.yes:
+            raise InputError("nothing was asked yet: add --yes if that is worth it to you, or --most N for fewer pairs")
+        told = judge_pairs(
+            folder, endpoint, options.most, lambda done, total: print(f"  pair {done + 1} of {total}", file=sys.stderr)
+        )
+        print(f"asked about {told['asked']} pairs: {told['consistent']} judged alike in both orders", file=sys.stderr)
+    print(json.dumps(outcome(folder), indent=2))
 
 
 def _compare(options: argparse.Namespace) -> None:

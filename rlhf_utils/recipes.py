@@ -96,6 +96,8 @@ class Recipe(Section):
         out = set()
         if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge:
             out.add("judge_model")
+        if self.evaluation.overoptimise is None or self.form == "continuation":
+            out.add("overoptimise")
         if (self.tuned_policy or self.models.sft) and not self.models.sft_qlora:
             out.add("sft_qlora")
         if self.models.sft and self.policy == EMBEDDED:

@@ -20,11 +20,13 @@ from rlhf_utils.findings import (
     style_table,
     win_rates,
 )
+from rlhf_utils.judging import outcome
+from rlhf_utils.judging.pairs import KEY, PAIRS
 from rlhf_utils.plots import applicable, draw
 from rlhf_utils.plots.evaluation import models_of
 from rlhf_utils.plots.results import figures, number, read_object, read_samples, run_caption
 from rlhf_utils.plots.reward_model import accuracies
-from rlhf_utils.plots.style import COLOURS, LABELS, decimal
+from rlhf_utils.plots.style import COLOURS, LABELS, decimal, with_interval
 
 EXAMPLES = 8
 
@@ -56,6 +58,7 @@ def write_report(run_folder: str | Path) -> Path:
         phrases=phrase_table(summary),
         style=style_table(summary),
         assistant=assistant_table(summary),
+        judged=judged(run),
         pictures=[picture(run, name) for name in applicable(run)],
         examples=examples(samples, list(models_of(summary))),
         colours=COLOURS,
@@ -73,6 +76,24 @@ def about(run: Path, summary: dict) -> str:
     if summary.get("data"):
         parts.append(f"data: {summary['data']}")
     return " · ".join(parts)
+
+
+def judged(run: Path) -> list[dict]:
+    """One row for each kind of outside judge that has given verdicts on the blinded pairs."""
+    folder = run / "evaluation"
+    if not (folder / PAIRS).is_file() or not (folder / KEY).is_file():
+        return []
+    found = outcome(folder)
+    one, other = (LABELS.get(name, name) for name in found["models"])
+    return [
+        {
+            "judge": kind,
+            "comparison": f"{one} vs {other}",
+            **{key: result[key] for key in ("wins", "ties", "losses")},
+            "rate": with_interval(result["rate"], tuple(result["ci95"])),
+        }
+        for kind, result in found["judges"].items()
+    ]
 
 
 def decoding(summary: dict) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.recipes import Recipe, load_recipe
-from rlhf_utils.settings import EMBEDDED, flat
+from rlhf_utils.settings import EMBEDDED, EvaluationSettings, flat
 from rlhf_utils.template import check_template
 
 
@@ -38,6 +38,8 @@ class StageKind:
     leaves: tuple[str, ...] = ()
 
 
+# The settings that the comparison depends on: all of its section but those of the demonstration of cheating.
+_EVALUATION = [name for name in EvaluationSettings.model_fields if name != "overoptimise"]
 STAGES: dict[str, StageKind] = {
     "base": StageKind(
         (), ("name", "scale", "seed", "dataset", "policy", "form", "data", "base"), "01_data_and_baseline"
@@ -59,9 +61,15 @@ STAGES: dict[str, StageKind] = {
     ),
     "evaluation": StageKind(
         ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "ppo"),
-        ("generation", "evaluation"),
+        ("generation", *(f"evaluation.{name}" for name in _EVALUATION)),
         "01_compare_models",
         ("evaluation/samples.csv", "evaluation/frontier.json", "evaluation/summary.json"),
+    ),
+    "overoptimise": StageKind(
+        ("data", "sft", "reward_model", "judge_model"),
+        ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
+        "01_compare_models",
+        ("evaluation/overoptimise.json",),
     ),
 }
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")

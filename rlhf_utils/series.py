@@ -17,6 +17,7 @@ from typing import Any
 from rlhf_utils.data import check_rows, is_local, load_rows
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
+from rlhf_utils.labelling import HEADLESS
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
@@ -49,7 +50,7 @@ SERIES = (
     Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model")),
     Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
-    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
+    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
 )
 
 
@@ -107,7 +108,7 @@ def _exists(path: Any) -> bool:
 
 def _check_input(run: Run, chosen: list[Notebook]) -> None:
     """Raise InputError for what can be known to be wrong before anything is started or written."""
-    if "base" not in run.stages and [notebook.makes for notebook in chosen] != [("evaluation",)]:
+    if "base" not in run.stages and any("evaluation" not in notebook.makes for notebook in chosen):
         raise InputError(
             "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
             "comparison alone (--only 04), or name its base with --set policy=..."
@@ -184,6 +185,8 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    # The kernel inherits it: nobody is there to click on a form.
+    os.environ[HEADLESS] = "1"
     target = run.notebooks / f"{notebook.name}.ipynb"
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"

@@ -307,6 +307,15 @@ class AssistantScore(Section):
     tie: NonNegative = 0.02
 
 
+class OveroptimiseSettings(Section):
+    """PPO against a reward model of few pairs with a small KL price, to see what cheating looks like."""
+
+    pairs: Count = 1_000
+    updates: Count = 24
+    kl_coefficient: NonNegative = 0.0
+    learning_rate: Positive | None = None
+
+
 class EvaluationSettings(Section):
     """The comparison at the end. `prompts` held-out prompts are answered by every model."""
 
@@ -315,3 +324,4 @@ class EvaluationSettings(Section):
     frontier_prompts: Count = 64
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2_000
     assistant: AssistantScore | None = None
+    overoptimise: OveroptimiseSettings | None = None

@@ -227,6 +227,8 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
             {"update": update, "kl": kl, "reward": reward, "reward_ci95": [reward - 0.12, reward + 0.12]}
             | {"gold": judged if gold else None, "gold_ci95": [judged - 0.2, judged + 0.2] if gold else None}
         )
+    curve = [{"update": u, "reward": 0.1 * u, "gold": 5 - 0.05 * u, "kl": 0.4 * u} for u in range(12)]
+    write_object(run / "evaluation" / "overoptimise.json", {"pairs": 500, "curve": curve})
     write_object(
         run / "evaluation" / "frontier.json",
         {

@@ -27,6 +27,7 @@ NEEDED = {
     "04_reward_kl_frontier",
     "04_win_rate",
     "04_reward_range",
+    "04_overoptimisation",
 }
 
 

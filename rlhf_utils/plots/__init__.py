@@ -20,10 +20,13 @@ PLOTS: dict[str, Callable[[Path, Path], None]] = {
     "04_reward_kl_frontier": evaluation.frontier,
     "04_win_rate": evaluation.win_rate,
     "04_reward_range": distribution.reward_range,
+    "04_overoptimisation": ppo.overoptimisation,
 }
 
 # Pictures that not every run has the figures for: the file of `evaluation/` and the key.
 _FIGURES = {"02_reward_by_length": ("reward_model", "by_length"), "04_reward_range": ("summary", "reward_range")}
+# Pictures of what only some runs do, with the file of `evaluation/`.
+_EXTRA = {"04_overoptimisation": "overoptimise.json"}
 # Pictures of a training, with the stages that have to have been trained in the run.
 _TRAINED = {"01_sft_full_vs_qlora": {"sft", "sft_qlora"}, "03_ppo_training": {"ppo"}}
 
@@ -32,7 +35,13 @@ def applicable(run: Path) -> list[str]:
     """The pictures that have a meaning for the run in folder `run`: without those of stages it did not train."""
     record = run / "run.json"
     absent = set(read_json(record).get("not_trained", [])) if record.is_file() else set()
-    return [name for name in PLOTS if not _TRAINED.get(name, set()) & absent and _has_figures(run, name)]
+    return [
+        name
+        for name in PLOTS
+        if not _TRAINED.get(name, set()) & absent
+        and _has_figures(run, name)
+        and (name not in _EXTRA or (run / "evaluation" / _EXTRA[name]).is_file())
+    ]
 
 
 def _has_figures(run: Path, name: str) -> bool:

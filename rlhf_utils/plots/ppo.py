@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.plots.results import number, read_metrics, series
+from rlhf_utils.plots.results import number, read_metrics, read_object, series
 from rlhf_utils.plots.style import COLOURS, MUTED, decimal, empty, picture
 
 
@@ -46,6 +46,23 @@ def training(run: Path, path: Path) -> None:
             axes.set_xlabel("update")
         for axes in panels:
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def overoptimisation(run: Path, path: Path) -> None:
+    """What PPO without restraint was paid, and what the judge thought of it, update by update."""
+    found = read_object(run, "overoptimise")
+    rows = found.get("curve") or []
+    note = (
+        f"PPO against a reward model of {found.get('pairs')} pairs with hardly any price on KL. Left what it was paid, "
+    )
+    note += "right what a judge thought of it that it never saw."
+    with picture(path, run, "What cheating looks like", note, height=3.9) as figure:
+        left, right = figure.subplots(1, 2)
+        draw_lines(left, rows, "reward (weak reward model)", ("reward",), from_zero=False)
+        draw_lines(right, rows, "gold judge", ("gold",), from_zero=False)
+        for axes in (left, right):
+            axes.set_xlabel("update")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def draw_reward(axes: Axes, rows: list[dict]) -> None:

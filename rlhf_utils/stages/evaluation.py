@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import read_json, write_json, write_text
+from rlhf_utils.judging import write_pairs
 from rlhf_utils.metrics import Interval, distinct_n, mean_interval, paired_difference, win_rate
 from rlhf_utils.models import load_policy
 from rlhf_utils.runs import Run
@@ -43,6 +44,9 @@ def evaluate_models(run: Run) -> dict:
             run.progress(f"evaluating {name}", i, len(models))
             answered[name] = evaluator.measure(load_policy(run.folder(name), evaluator.device), split)
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
+        if "ppo" in answered and (before := next((m for m in ("sft", "base") if m in answered), None)):
+            texts = {name: answered[name].texts for name in ("ppo", before)}
+            write_pairs(run.evaluation, list(split["prompt"]), texts, ("ppo", before), run.recipe.seed)
         write_json(run.evaluation / "frontier.json", frontier(run, evaluator))
         summary = summarise(run, split, answered)
         if "ppo" in answered and {"sft", "base"} & answered.keys():

@@ -34,21 +34,26 @@ from rlhf_utils.stages.training import RunCallback, common_arguments, preference
 from rlhf_utils.template import TEMPLATE
 
 _SCALE_PROMPTS = 200
-# Added to the recipe's seed for the second reward model: its head and its batches are others.
+# Added to the recipe's seed for the second reward model and the weak one: their heads and batches are others.
 _JUDGE_SEED = 1000
+_WEAK_SEED = 2000
 _LENGTH_GROUPS = 4
 _REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
 
 
-def reward_trainer(run: Run, work: Path, split: str = "reward", seed: int = 0) -> RewardTrainer:
+def reward_trainer(
+    run: Run, work: Path, split: str = "reward", seed: int = 0, most: int | None = None
+) -> RewardTrainer:
     """trl's reward trainer as this series uses it: -log sigmoid(r_chosen - r_rejected), LoRA on the SFT model plus
     a `score` head.
 
-    `split` and `seed` (added to the recipe's) are others for the second reward model, which only judges.
+    `split` and `seed` (added to the recipe's) are others for the second reward model, which only judges; `most` pairs
+    are used for a weak one.
     """
     data, tokenizer = PreparedData.load(run.folder("data")), load_tokenizer(run.folder("sft"))
     settings = run.recipe.reward_model
-    train = preference_tokens(data.splits[split], tokenizer)
+    pairs = data.splits[split]
+    train = preference_tokens(pairs.select(range(min(most or len(pairs), len(pairs)))), tokenizer)
     # The head starts at random: the seed makes it the same head in every run and after every restart.
     set_seed(run.recipe.seed + seed)
     arguments = common_arguments(run, settings, len(train), work)
@@ -154,6 +159,20 @@ def train_judge_model(run: Run) -> dict | None:
             judge.save_scale(folder)
             write_history(trainer, folder, stage.results)
     return run.results("judge_model")
+
+
+def train_weak_model(run: Run, work: Path, pairs: int) -> tuple[RewardModel, float]:
+    """A reward model of the first `pairs` training pairs, and its held-out accuracy; see `stages.overoptimise`."""
+    data, device = PreparedData.load(run.folder("data")), detect_device()
+    held_out = data.splits["evaluation"]
+    held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+    trainer = reward_trainer(run, work, seed=_WEAK_SEED, most=pairs)
+    train_resumably(trainer, work)
+    trainer.model.save_pretrained(work / "adapter")
+    model = merge_adapter(_fresh_head(run, _WEAK_SEED), work / "adapter").eval()
+    weak = RewardModel(model, trainer.processing_class, device)
+    _calibrate_on_sft(run, weak, data.splits["development"])
+    return weak, (margins(weak, held_out) > 0).double().mean().item()
 
 
 def _measure_ready(run: Run) -> dict:
