@@ -25,7 +25,7 @@ COLUMNS = (
 )
 
 # A policy with more of its answers than this above the 99th percentile of the data's better ones has left the data.
-FAR_OUT = 0.25
+FAR_OUT = 0.5
 _COMPARED = (("gold", "gold", 2), ("reward", "reward", 2), ("positivity", "positivity", 2), ("rougeL", "ROUGE-L", 3))
 
 

@@ -310,7 +310,7 @@ class AssistantScore(Section):
 class OveroptimiseSettings(Section):
     """PPO against a reward model of few pairs with a small KL price, to see what cheating looks like."""
 
-    pairs: Count = 1_000
+    pairs: Count = 800
     updates: Count = 24
     kl_coefficient: NonNegative = 0.0
     learning_rate: Positive | None = None
