@@ -28,7 +28,8 @@ lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
 notebooks: $(INSTALLED)
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh $(ARGS)
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
+	@$(PY) -m rlhf_utils.published outputs/instruct-tiny
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

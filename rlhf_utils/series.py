@@ -4,6 +4,7 @@ failure."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -162,9 +163,11 @@ def _as_seen_from_root(folder: str) -> str:
 
 
 def _key(run: Run, notebook: Notebook) -> str:
-    """What makes an executed notebook out of date: its own source, and whatever its stages depend on."""
+    """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
+    cells = json.loads((ROOT / notebook.path).read_text(encoding="utf-8"))["cells"]
     parts = [
-        (ROOT / notebook.path).read_bytes(),
+        # The outputs that are stored with it are not part of what it does.
+        *("".join(cell["source"]).encode() for cell in cells),
         *(run.fingerprint(s).encode() for s in [*_makes(run, notebook), *notebook.reads]),
     ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

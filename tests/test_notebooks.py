@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from rlhf_utils.published import code_hash
 from rlhf_utils.series import SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,8 +39,26 @@ def test_it_is_a_valid_notebook_of_the_kernel_every_platform_has(notebook):
     assert len(set(ids)) == len(ids)
 
 
-def test_it_is_stored_without_outputs(notebook):
-    assert not [cell.id for cell in code(notebook) if cell.outputs or cell.execution_count]
+def test_its_outputs_are_those_of_its_code(notebook):
+    """All notebooks are stored with the outputs of one run, or one is stored without any."""
+    cells = code(notebook)
+    if "rlhf" not in notebook.metadata:
+        assert not [cell.id for cell in cells if cell.outputs or cell.execution_count]
+        return
+    assert notebook.metadata.rlhf.code == code_hash(notebook), "its code has changed: `make notebooks`"
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    text = nbformat.writes(notebook)
+    assert len(text.encode()) < 400_000
+    shown = json.dumps([cell.outputs for cell in cells])
+    for debris in ("Warning", "Traceback", "it/s", '"stderr"', "widget-view"):
+        assert debris not in shown, debris
+
+
+def test_all_outputs_are_of_one_run():
+    found = {
+        str(nbformat.read(ROOT / path, as_version=4).metadata.get("rlhf", {}).get("recipe_hash")) for path in PATHS
+    }
+    assert len(found) == 1, "some notebooks are of another run: `make notebooks`"
 
 
 def test_one_cell_of_parameters_with_the_agreed_names_and_defaults(notebook):
@@ -74,7 +94,7 @@ def test_the_first_code_cell_is_the_same_everywhere_and_then_come_the_parameters
 
 
 def test_it_names_no_machine_and_no_secret(notebook):
-    text = "\n".join(cell.source for cell in notebook.cells)
+    text = nbformat.writes(notebook)
     assert not re.search(r"(?<![\w.:/])/(work|root|home|opt|tmp|Users|mnt|content|kaggle)/", text)
     assert not re.search(r"hf_[A-Za-z0-9]{20}", text)
 

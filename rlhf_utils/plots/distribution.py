@@ -35,12 +35,9 @@ def reward_range(run: Path, path: Path) -> None:
         top = next(iter(found["data"].values()))[at[0.99]]
         axes.axvline(top, color="black", linewidth=1, linestyle=(0, (4, 3)))
         above = found.get("above_data") or {}
-        right = axes.get_xlim()[1]
-        for place, name in enumerate(found["models"], start=len(found["data"])):
-            axes.annotate(
-                f"{above.get(name, 0.0):.0%} beyond", (right, place), ha="right", va="bottom", fontsize=8.5, color=MUTED
-            )
-        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], color="black", fontsize=9.5)
+        shares = [""] * len(found["data"]) + [f"\n{above.get(name, 0.0):.0%} beyond" for name in found["models"]]
+        names = [f"{name}{share}" for (name, _, _), share in zip(rows, shares, strict=True)]
+        axes.set_yticks(range(len(rows)), names, color="black", fontsize=9)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel("reward")
         axes.grid(False, axis="y")

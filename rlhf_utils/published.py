@@ -1,0 +1,85 @@
+"""Putting the outputs of a run into the notebooks of the repository.
+
+    python -m rlhf_utils.published outputs/instruct-tiny
+
+Only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when code
+and outputs are no longer of the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import nbformat
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json, write_text
+from rlhf_utils.series import ROOT, SERIES
+
+LIMIT_BYTES = 400_000
+
+
+def code_hash(notebook: nbformat.NotebookNode) -> str:
+    """Hash of the code cells (first 16 hex digits of SHA-256)."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
+
+
+def publish(run: Path) -> list[Path]:
+    """Write the outputs of `run`'s executed notebooks into the repository's; returns the notebooks written.
+
+    Raises InputError where one was not executed, was executed with other code or parameters, or became too large.
+    """
+    record, ready = read_json(run / "run.json"), {}
+    for entry in SERIES:
+        executed_path, path = run / "notebooks" / f"{entry.name}.ipynb", ROOT / entry.path
+        if not executed_path.is_file():
+            raise InputError(f"{executed_path} is missing; run the whole series first (`make notebooks`)")
+        executed, notebook = nbformat.read(executed_path, as_version=4), nbformat.read(path, as_version=4)
+        # papermill adds a cell with the parameters it was called with.
+        cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        if [cell.source for cell in cells] != [cell.source for cell in notebook.cells]:
+            raise InputError(f"{entry.path} has changed since {executed_path} was executed; run the series again")
+        count = 0
+        for cell, done in zip(notebook.cells, cells, strict=True):
+            if cell.cell_type != "code":
+                continue
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [_cleaned(output, count) for output in done.outputs]
+        notebook.metadata["rlhf"] = {
+            "run": run.name,
+            "seed": record["seed"],
+            "recipe_hash": record["recipe_hash"],
+            "code": code_hash(notebook),
+        }
+        text = nbformat.writes(notebook) + "\n"
+        if len(text.encode()) > LIMIT_BYTES:
+            raise InputError(
+                f"{entry.path} would be {len(text.encode()):,} bytes, over {LIMIT_BYTES:,}; show less in it"
+            )
+        if str(ROOT) in text or str(Path.home()) + "/" in text:
+            raise InputError(
+                f"{entry.path} would hold a path of this machine; run with the relative --output-dir outputs"
+            )
+        ready[path] = text
+    for path, text in ready.items():
+        write_text(path, text)
+    return list(ready)
+
+
+def _cleaned(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
+    """An output without what only says how it was executed."""
+    output = nbformat.from_dict({**output, "metadata": {}} if "metadata" in output else dict(output))
+    if "execution_count" in output:
+        output["execution_count"] = count
+    return output
+
+
+if __name__ == "__main__":
+    try:
+        print(*(path.relative_to(ROOT) for path in publish(Path(sys.argv[1]))), sep="\n")
+    except InputError as error:
+        sys.exit(f"error: {error}")
