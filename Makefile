@@ -28,7 +28,8 @@ lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
 notebooks: $(INSTALLED)
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
+	@$(PY) -m rlhf_utils.published
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh --set evaluation.overoptimise.learning_rate=5e-4
 	@$(PY) -m rlhf_utils.published outputs/instruct-tiny
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml

@@ -43,8 +43,11 @@ def ready() -> None:
 
 def repository_address() -> str:
     """Where this repository lives: `RLHF_REPO_URL`, else the address in pyproject.toml, where it is written once."""
-    if address := os.environ.get("RLHF_REPO_URL"):
-        return address
+    return os.environ.get("RLHF_REPO_URL") or written_address()
+
+
+def written_address() -> str:
+    """The address in pyproject.toml."""
     project = REQUIREMENTS.with_name("pyproject.toml")
     return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 

@@ -39,7 +39,8 @@ def candidates(row: Mapping[str, Any], template: Template) -> list[str]:
     """Responses to a row's prompt to be ranked: its own, and made-up ones."""
     if row["chosen"] is None:
         good, bad = " wonderful from start to finish.", " boring from start to finish."
-        return [parts(row, template)[1], good, bad, " good" * 12]
+        # The beginning of the text: the whole may be longer than the classifier reads.
+        return [" " + " ".join(parts(row, template)[1].split()[:30]), good, bad, " good" * 12]
     return [row["chosen"], row["rejected"], "I don't know.", "Good luck! " * 8]
 
 

@@ -1,8 +1,9 @@
-"""Putting the outputs of a run into the notebooks of the repository.
+"""What is the same in every notebook of the repository, and the outputs of a run put into all of them.
 
-    python -m rlhf_utils.published outputs/instruct-tiny
+    python -m rlhf_utils.published                          the first cell and the badges, from pyproject.toml
+    python -m rlhf_utils.published outputs/instruct-tiny    the outputs of this run
 
-Only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when code
+Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when code
 and outputs are no longer of the same run.
 """
 
@@ -14,11 +15,61 @@ from pathlib import Path
 
 import nbformat
 
+from rlhf_utils import __version__
+from rlhf_utils.bootstrap import written_address
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, write_text
 from rlhf_utils.series import ROOT, SERIES
 
 LIMIT_BYTES = 400_000
+
+
+FIRST_CELL = """\
+import os, pathlib, subprocess, sys
+
+start = pathlib.Path.cwd()
+root = next((p for p in (start, *start.parents) if (p / "rlhf_utils").is_dir()), start / "gpt2-rlhf")
+if not root.exists():
+    address, tag = os.environ.get("RLHF_REPO_URL", "{address}"), [] if "RLHF_REPO_URL" in os.environ else ["--branch", "v{version}"]
+    if subprocess.run(["git", "clone", "--depth", "1", *tag, address, str(root)], stderr=subprocess.DEVNULL).returncode:
+        sys.exit(f"{{address}} cannot be fetched: nothing is published there yet, or this machine is offline; set RLHF_REPO_URL")
+os.chdir(root); sys.path.insert(0, str(root))  # noqa: E702
+from rlhf_utils.bootstrap import ready; ready()  # noqa: E402, E702"""
+BADGES = (
+    ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
+     "https://colab.research.google.com/github/{name}/blob/main/{path}"),
+    ("Open in Kaggle", "https://kaggle.com/static/images/open-in-kaggle.svg",
+     "https://kaggle.com/kernels/welcome?src=https://github.com/{name}/blob/main/{path}"),
+)  # fmt: skip
+
+
+def first_cell() -> str:
+    """The first code cell of every notebook, with the repository's address and the tag of this version."""
+    return FIRST_CELL.format(address=written_address(), version=__version__)
+
+
+def badges(path: str) -> str:
+    """The line of badges of the notebook at `path`, which open it in Colab and in Kaggle."""
+    name = written_address().removeprefix("https://github.com/").removesuffix(".git").strip("/")
+    return " ".join(f"[![{text}]({picture})]({link.format(name=name, path=path)})" for text, picture, link in BADGES)
+
+
+def stamp() -> list[Path]:
+    """Write first cell and badges into every notebook; returns those that changed."""
+    changed = []
+    for entry in SERIES:
+        path = ROOT / entry.path
+        notebook = nbformat.read(path, as_version=4)
+        before = nbformat.writes(notebook)
+        opening = notebook.cells[0]
+        lines = [line for line in opening.source.split("\n") if not line.startswith("[![")]
+        title, rest = lines[0], "\n".join(lines[1:]).lstrip("\n")
+        opening.source = f"{title}\n\n{badges(entry.path)}\n\n{rest}"
+        next(cell for cell in notebook.cells if cell.cell_type == "code").source = first_cell()
+        if nbformat.writes(notebook) != before:
+            write_text(path, nbformat.writes(notebook) + "\n")
+            changed.append(path)
+    return changed
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
@@ -80,6 +131,7 @@ def _cleaned(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode
 
 if __name__ == "__main__":
     try:
-        print(*(path.relative_to(ROOT) for path in publish(Path(sys.argv[1]))), sep="\n")
+        written = publish(Path(sys.argv[1])) if len(sys.argv) > 1 else stamp()
+        print(*(path.relative_to(ROOT) for path in written), sep="\n")
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -48,14 +48,14 @@ STAGES: dict[str, StageKind] = {
     "sft": StageKind(("base", "data"), ("sft", "generation", "tuned_policy"), "02_full_finetuning"),
     "sft_qlora": StageKind(("base", "data"), ("sft", "qlora", "generation"), "03_qlora"),
     "reward_model": StageKind(
-        ("data", "sft"),
+        ("sft", "data"),
         ("reward_model", "evaluation.reward_pairs"),
         "02_reward_model",
         ("evaluation/reward_model.json",),
     ),
-    "judge_model": StageKind(("data", "sft"), ("reward_model", "evaluation.reward_pairs"), "02_reward_model"),
+    "judge_model": StageKind(("sft", "data"), ("reward_model", "evaluation.reward_pairs"), "02_reward_model"),
     "ppo": StageKind(
-        ("data", "sft", "reward_model", "judge_model"),
+        ("sft", "reward_model", "judge_model", "data"),
         ("reward", "ppo", "generation", "evaluation.frontier_prompts"),
         "02_ppo_training",
     ),
@@ -66,7 +66,7 @@ STAGES: dict[str, StageKind] = {
         ("evaluation/samples.csv", "evaluation/frontier.json", "evaluation/summary.json"),
     ),
     "overoptimise": StageKind(
-        ("data", "sft", "reward_model", "judge_model"),
+        ("sft", "reward_model", "judge_model", "data"),
         ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
         "01_compare_models",
         ("evaluation/overoptimise.json",),

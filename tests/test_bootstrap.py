@@ -119,6 +119,12 @@ def test_the_first_cell_finds_the_repository_from_the_folder_of_a_notebook(folde
     assert done.stdout.split() == [str(ROOT), str(ROOT)]
 
 
+def test_while_nothing_is_published_the_first_cell_says_so_in_one_sentence(tmp_path):
+    done = run_first_cell(tmp_path, RLHF_REPO_URL=(tmp_path / "nowhere").as_uri())
+    assert done.returncode == 1 and not done.stdout
+    assert len(done.stderr.strip().split("\n")) == 1 and "nothing is published there yet" in done.stderr
+
+
 def test_the_first_cell_fetches_the_repository_where_there_is_none(tmp_path):
     origin, elsewhere = tmp_path / "origin", tmp_path / "elsewhere"
     (origin / "rlhf_utils").mkdir(parents=True)

@@ -255,4 +255,4 @@ def test_a_reader_that_stops_reading_is_no_error():
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0 and done.stdout == "i" and done.stderr == ""
+    assert done.returncode == 0 and done.stdout == "e" and done.stderr == ""

@@ -26,6 +26,9 @@ class WordTokenizer:
         assert not add_special_tokens
         return {"input_ids": [text.split() for text in texts]}
 
+    def decode(self, tokens):
+        return " ".join(tokens)
+
 
 def pairs(count, name="question"):
     return [{"prompt": f"{name} {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(count)]
@@ -82,7 +85,7 @@ def test_limits_count_the_template_and_the_end_of_text():
 def test_splits_follow_the_shares_and_share_no_prompt():
     data = made(pairs(2000), shares=Shares(sft=4, reward=3, ppo=1, development=0, evaluation=2))
     sizes = {name: len(split) for name, split in data.splits.items()}
-    expected = {"sft": 800, "reward": 600, "ppo": 200, "development": 0, "evaluation": 400}
+    expected = {"sft": 800, "reward": 600, "ppo": 200, "development": 0, "evaluation": 400, "judge": 0}
     assert sum(sizes.values()) == 2000 and sizes == pytest.approx(expected, abs=60)
     assert sizes["development"] == 0
     assert_disjoint(data)
@@ -128,7 +131,7 @@ def test_dialogues_that_begin_alike_share_a_split():
     turns = [f"Start {i}\n\nAssistant: Yes?\n\nHuman: Go on" for i in range(60)]
     train = [row | {"prompt": prompt} for row, prompt in zip(pairs(60), turns, strict=True)]
     data = made(train + [row | {"prompt": f"start {i}"} for i, row in enumerate(pairs(60))])
-    for split in data.splits.values():
+    for split in filter(len, data.splits.values()):
         asked = [prompt.casefold().split("\n")[0] for prompt in split["prompt"]]
         assert set(Counter(asked).values()) == {2}
     data = made(train + pairs(60), [{"prompt": "Start 3", "chosen": "a", "rejected": "b"}])
@@ -171,6 +174,7 @@ def test_kinds_without_pairs():
     assert asked.kind == "prompts" and set(asked.splits["ppo"]["chosen"]) == {None}
     rated = made([{"text": f"long {'word ' * 50}{i}", "label": i % 2} for i in range(50)], max_prompt_tokens=5)
     assert rated.kind == "labelled" and set(rated.splits["sft"]["label"]) == {0, 1}
+    assert set(rated.splits["ppo"]["chosen"]) == {None} and max(map(len, rated.splits["ppo"]["text"])) > 250
 
 
 ODD = "line\u2028separator \x0b\x0c\x85 <b> \x1b[0m 😀 \x00"
@@ -184,7 +188,7 @@ def test_save_and_load(tmp_path, kind):
         "labelled": {"label": 1},
     }[kind]
     text = "text" if kind == "labelled" else "prompt"
-    data = made([row | {text: f"{ODD} {i}"} for i in range(50)], shares=Shares(ppo=0))
+    data = made([row | {text: f"{ODD} {i}"} for i in range(50)], shares=Shares(ppo=0), min_text_characters=0)
     data.save(tmp_path / "data")
     data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))

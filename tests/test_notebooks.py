@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_utils.published import code_hash
+from rlhf_utils.published import badges, code_hash, first_cell
 from rlhf_utils.series import SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +84,12 @@ def test_text_announces_code(notebook):
     assert not [i for i, pair in enumerate(zip(kinds, kinds[1:], strict=False)) if pair == ("code", "code")]
     assert kinds.count("markdown") >= kinds.count("code")
     assert all(cell.source.strip() for cell in notebook.cells)
+
+
+def test_badges_and_first_cell_hold_the_one_address_of_the_repository(notebook, request):
+    path = request.node.callspec.params["notebook"]
+    assert code(notebook)[0].source == first_cell() and badges(path) in notebook.cells[0].source.split("\n")
+    assert notebook.cells[0].source.count("[![") == 2
 
 
 def test_the_first_code_cell_is_the_same_everywhere_and_then_come_the_parameters(notebook):

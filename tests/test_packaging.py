@@ -29,8 +29,8 @@ PACKAGING_FILES = [
 ]
 # Colab and Kaggle install what stands above this line of requirements.txt.
 LOCAL_MARK = "# --- local only ---"
-# Imported only where the platform has them.
-PLATFORM_MODULES = {"google", "kaggle_secrets"}
+# Imported only where they are: the platforms' own, Jupyter's forms, and the extra `embeddings`.
+PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers"}
 
 
 def requirement_lines(text: str) -> list[str]:

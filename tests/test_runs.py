@@ -13,6 +13,9 @@ from rlhf_utils.runs import LIBRARIES, STAGES, Run
 from rlhf_utils.series import SERIES
 from rlhf_utils.template import TEMPLATE
 
+# The stages of recipe instruct at scale tiny.
+USUAL = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")
+
 
 def open_run(folder: Path, resume: bool = True, **overrides) -> Run:
     return Run.open("instruct", "tiny", folder, {key.replace("__", "."): v for key, v in overrides.items()}, resume)
@@ -123,20 +126,21 @@ def test_changed_settings_are_named(tmp_path):
         ({"reward_model__epochs": 2}, {"reward_model", "ppo", "evaluation"}),
         ({"evaluation__reward_pairs": 9}, {"reward_model", "ppo", "evaluation"}),
         ({"evaluation__prompts": 9}, {"evaluation"}),
+        ({"evaluation__frontier_prompts": 9}, {"ppo", "evaluation"}),
         ({"sft__epochs": 2}, {"sft", "sft_qlora", "reward_model", "ppo", "evaluation"}),
-        ({"seed": 1}, set(STAGES)),
-        ({"data__label_noise": 0.1}, set(STAGES)),
+        ({"seed": 1}, set(USUAL)),
+        ({"data__label_noise": 0.1}, set(USUAL)),
     ],
 )
 def test_a_change_puts_exactly_what_depends_on_it_out_of_date(tmp_path, changed, out_of_date):
-    make(open_run(tmp_path), *STAGES)
+    make(open_run(tmp_path), *USUAL)
     run = open_run(tmp_path, **changed)
-    assert {name for name in STAGES if not run.is_complete(name)} == out_of_date
+    assert {name for name in USUAL if not run.is_complete(name)} == out_of_date
 
 
 @pytest.mark.parametrize("lost", STAGES["evaluation"].leaves)
 def test_an_evaluation_whose_files_were_deleted_is_not_complete(tmp_path, lost):
-    run = make(open_run(tmp_path), *STAGES)
+    run = make(open_run(tmp_path), *USUAL)
     assert run.skips("evaluation")
     (run.root / lost).unlink()
     assert not run.skips("evaluation") and run.skips("ppo")

@@ -71,5 +71,5 @@ def test_notebooks_that_do_not_apply_are_left_out_and_the_others_are_fit_to_be_s
 
 def test_the_report_has_no_hole(done):
     page = (done.root / "report.html").read_text(encoding="utf-8")
-    assert "is not shown" not in page and "nan" not in page.lower().replace("finance", "")
+    assert "is not shown: " not in page and "nan" not in page.lower().replace("finance", "")
     assert "Everything is in" in done.told.out

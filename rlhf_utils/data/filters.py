@@ -193,9 +193,9 @@ def _measure(examples: list[Example], tokenizer) -> list[_Size]:
     sizes = []
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        prompts = _tokens(tokenizer, [TEMPLATE.format(example.prompt) for example in batch])
+        prompts = tokenize(tokenizer, [TEMPLATE.format(example.prompt) for example in batch])
         chosen, rejected = (
-            _tokens(tokenizer, [TEMPLATE.completion(text) if text else "" for text in texts])
+            tokenize(tokenizer, [TEMPLATE.completion(text) if text else "" for text in texts])
             for texts in ([e.chosen for e in batch], [e.rejected for e in batch])
         )
         for prompt, better, worse in zip(prompts, chosen, rejected, strict=True):
@@ -204,5 +204,6 @@ def _measure(examples: list[Example], tokenizer) -> list[_Size]:
     return sizes
 
 
-def _tokens(tokenizer, texts: list[str]) -> list[list[int]]:
+def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token lists of texts, without special tokens and without a warning for long ones."""
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

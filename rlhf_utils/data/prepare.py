@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place
+from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place, tokenize
 from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows
@@ -137,7 +137,7 @@ def _cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, see
     if not examples:
         return []
     least, most = settings.prompt_tokens
-    encoded = tokenizer([e.prompt[: 40 * most] for e in examples], add_special_tokens=False)["input_ids"]
+    encoded = tokenize(tokenizer, [example.prompt[: 40 * most] for example in examples])
     cut = []
     for example, tokens in zip(examples, encoded, strict=True):
         drawn = int.from_bytes(place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
