@@ -26,7 +26,7 @@ class WordTokenizer:
         assert not add_special_tokens
         return {"input_ids": [text.split() for text in texts]}
 
-    def decode(self, tokens):
+    def decode(self, tokens, clean_up_tokenization_spaces):
         return " ".join(tokens)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place, tokenize
 from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
@@ -141,7 +143,9 @@ def _cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, see
     cut = []
     for example, tokens in zip(examples, encoded, strict=True):
         drawn = int.from_bytes(place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
-        prompt = tokenizer.decode(tokens[: least + drawn]).strip()
+        decoded = tokenizer.decode(tokens[: least + drawn], clean_up_tokenization_spaces=False)
+        # A cut inside a character of several bytes decodes to something that the text does not begin with.
+        prompt = os.path.commonprefix([example.prompt, decoded]).strip() or example.prompt.split()[0]
         cut.append(Example(prompt, extra={**example.extra, "text": example.prompt}))
     return cut
 
