@@ -214,6 +214,17 @@ def model_table(summary: dict) -> dict:
     return {"columns": [title for _, title, _ in shown], "rows": rows}
 
 
+def agreement_sentence(summary: dict) -> str:
+    """How far reward and judge rank alike; empty without a judge."""
+    found = summary.get("agreement") or {}
+    if number(found.get("same_preference")) is None:
+        return ""
+    share = percent(found["same_preference"], found.get("same_preference_ci95"))
+    text = f"Reward and judge prefer the same of two answers on {share} of {found['prompts']} prompts"
+    rank = number(found.get("spearman"))
+    return text + ("." if rank is None else f"; their rank correlation over all answers is {decimal(rank)}.")
+
+
 def phrase_table(summary: dict) -> list[dict]:
     """One row for each phrase that PPO uses more than the model it started from."""
     return [

@@ -12,6 +12,7 @@ import pandas as pd
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_text
 from rlhf_utils.findings import (
+    agreement_sentence,
     assistant_table,
     headlines,
     model_table,
@@ -57,6 +58,7 @@ def write_report(run_folder: str | Path) -> Path:
         verdict=summary.get("hacking"),
         phrases=phrase_table(summary),
         style=style_table(summary),
+        agreement=agreement_sentence(summary),
         assistant=assistant_table(summary),
         judged=judged(run),
         pictures=[picture(run, name) for name in applicable(run)],

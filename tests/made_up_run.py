@@ -209,6 +209,7 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
                 ],
                 "style": {"SFT": {"words": 24.0, "eos_rate": 0.97}, "PPO": {"words": 33.0, "eos_rate": 1.0}},
             },
+            "agreement": {"same_preference": 0.81, "same_preference_ci95": [0.7, 0.9], "prompts": 58, "spearman": 0.74},
             "reward_range": {
                 "quantiles": [0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99],
                 "data": {"chosen answers": [-1.5, -1, -0.2, 0.3, 0.8, 1.4, 1.8]},

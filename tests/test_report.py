@@ -173,6 +173,14 @@ def test_headlines_follow_the_intervals():
         assert line.warning == (level != "none")
 
 
+def test_the_panel_against_cheating_is_on_the_page(tmp_path):
+    page, _ = page_of(make_run(tmp_path))
+    text = re.sub(r"base64,[^\"]+", "", page)
+    assert "prefer the same of two answers on 81.0% [70.0%, 90.0%] of 58 prompts" in text and "0.74" in text
+    assert "No sign of reward hacking" in text and "length in words: 24.00" in text
+    assert "i hope &lt;b&gt;" in text and "50 of 60" in text and "<th>PPO</th>" in text
+
+
 def test_a_policy_that_left_the_data_is_warned_of():
     def warned(share):
         return [line.warning for line in headlines({"reward_range": {"above_data": {"ppo": share}}}, [])]
