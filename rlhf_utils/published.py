@@ -9,11 +9,14 @@ and outputs are no longer of the same run.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import sys
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 from rlhf_utils import __version__
 from rlhf_utils.bootstrap import written_address
@@ -122,11 +125,20 @@ def publish(run: Path) -> list[Path]:
 
 
 def _cleaned(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
-    """An output without what only says how it was executed."""
+    """An output without what only says how it was executed, its pictures in 256 colours."""
     output = nbformat.from_dict({**output, "metadata": {}} if "metadata" in output else dict(output))
+    if picture := output.get("data", {}).get("image/png"):
+        output["data"]["image/png"] = _smaller(picture)
     if "execution_count" in output:
         output["execution_count"] = count
     return output
+
+
+def _smaller(picture: str) -> str:
+    """A base64 PNG with a palette: a third of the size, and of a plot the eye sees no difference."""
+    found, small = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
+    found.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode("ascii")
 
 
 if __name__ == "__main__":
