@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -77,7 +79,6 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     card, token = model_card(run, stage), hub_token()
     if token is None:
@@ -90,7 +91,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
         try:
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{stage} of {run.root.name}")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
+        except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
             reason = str(error).strip().split("\n")[0][:200]
             raise InputError(
                 f"cannot push to {repository}: {reason}; check the name, the token and the network"
@@ -99,7 +100,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
 
 
 def _public(source: str) -> str | None:
-    return None if source == EMBEDDED or Path(source).expanduser().exists() else source
+    return None if source == EMBEDDED or _is_path(source) else source
 
 
 def _usage(run: Run, stage: str) -> str:
@@ -122,8 +123,9 @@ def _changes(run: Run) -> str:
     usual = flat(load_recipe(run.recipe.name, run.recipe.scale).model_dump(mode="json"))
     found = flat(run.recipe.model_dump(mode="json"))
     changed = [(key, value) for key, value in found.items() if usual.get(key) != value]
-    return "".join(f" --set {key}={value}" for key, value in changed if not _is_path(value))
+    plain = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in changed]
+    return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in plain if not _is_path(value))
 
 
-def _is_path(value: object) -> bool:
-    return isinstance(value, str) and value != EMBEDDED and Path(value).expanduser().exists()
+def _is_path(value: str) -> bool:
+    return value != EMBEDDED and Path(value).expanduser().exists()

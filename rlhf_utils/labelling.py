@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_utils.judging import add_verdict, outcome, read_pairs
-from rlhf_utils.judging.verdicts import PEOPLE, read_verdicts
+from rlhf_utils.judging.verdicts import PEOPLE, own_verdicts
 
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
@@ -20,8 +20,7 @@ def label_pairs(folder: Path, judge: str = "me") -> Any:
     Goes on where the same judge stopped. Without somebody there to click, and without ipywidgets, it says where the
     pairs are and how verdicts on them are read.
     """
-    path = folder / PEOPLE
-    given = read_verdicts(path, folder).get(judge, {}) if path.is_file() else {}
+    given = own_verdicts(folder, PEOPLE).get(judge, {})
     waiting = [pair for pair in read_pairs(folder) if pair.id not in given]
     try:
         if os.environ.get(HEADLESS):

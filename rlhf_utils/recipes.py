@@ -71,6 +71,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible_together(self):
+        for name in ("assistant", "overoptimise"):
+            if self.form == "continuation" and getattr(self.evaluation, name) is not None:
+                raise ValueError(f"evaluation.{name} is about answers to prompts; a recipe of continuations has none")
         if self.policy == EMBEDDED:
             # Learned position embeddings end at `context`: longer text cannot be represented, only cut off in silence.
             if self.longest_text > self.base.context:
@@ -89,14 +92,15 @@ class Recipe(Section):
     def left_out(self) -> frozenset[str]:
         """The stages that have no meaning here.
 
-        The embedded worlds have a gold judge and need no second reward model. A tuned policy needs no adapter either.
+        The embedded worlds have a gold judge and need no second reward model; a ready PPO policy is compared without
+        training one. A tuned policy needs no adapter either.
         With a ready fine-tuned model nothing says that the embedded base is the one it came from, and an adapter would
         not be comparable.
         """
         out = set()
-        if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge:
+        if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge or self.models.ppo:
             out.add("judge_model")
-        if self.evaluation.overoptimise is None or self.form == "continuation":
+        if self.evaluation.overoptimise is None:
             out.add("overoptimise")
         if (self.tuned_policy or self.models.sft) and not self.models.sft_qlora:
             out.add("sft_qlora")

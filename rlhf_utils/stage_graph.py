@@ -43,7 +43,12 @@ STAGES: dict[str, StageKind] = {
         ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "ppo"),
         ("generation", *(f"evaluation.{name}" for name in _EVALUATION)),
         "01_compare_models",
-        ("evaluation/samples.csv", "evaluation/frontier.json", "evaluation/summary.json"),
+        (
+            "evaluation/samples.csv",
+            "evaluation/frontier.json",
+            "evaluation/summary.json",
+            "evaluation/judge_pairs.jsonl",
+        ),
     ),
     "overoptimise": StageKind(
         ("sft", "reward_model", "judge_model", "data"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from tiny import save_tiny
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_json
-from rlhf_utils.hub import model_card, push_to_hub
+from rlhf_utils.hub import _changes, model_card, push_to_hub
+from rlhf_utils.recipes import load_recipe, parse_assignments
 from rlhf_utils.runs import Run
 
 
@@ -32,6 +34,7 @@ def run(tmp_path_factory) -> Run:
             if name == "evaluation":
                 for file in (figures / "evaluation").iterdir():
                     (run.evaluation / file.name).write_bytes(file.read_bytes())
+                (run.evaluation / "judge_pairs.jsonl").touch()
             if name == "reward_model":
                 (run.evaluation / "reward_model.json").write_text("{}")
     return run
@@ -92,6 +95,14 @@ def test_without_a_token_nothing_is_sent(run, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: pytest.fail("asked the hub"))
     with pytest.raises(InputError, match="needs a token.*HF_TOKEN"):
         push_to_hub(run, "ppo", "me/mine")
+
+
+def test_the_command_on_the_card_makes_the_same_settings(run):
+    changes = {"seed": 3, "ppo": run.recipe.ppo.model_copy(update={"kl_budget": None, "report_to": ("wandb",)})}
+    other = Run(run.recipe.model_copy(update=changes), run.root.parent)
+    command = shlex.split(_changes(other))
+    assert command[::2] == ["--set"] * 3
+    assert load_recipe("instruct", "tiny", parse_assignments(command[1::2])) == other.recipe
 
 
 def test_a_refusal_of_the_hub_is_one_line(run, monkeypatch):

@@ -105,6 +105,15 @@ def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
         read_verdicts(path, folder)
 
 
+def test_a_verdict_does_not_count_for_answers_that_have_replaced_the_judged_ones(folder):
+    pairs = read_pairs(folder)
+    for pair in pairs[:2]:
+        add_verdict(folder, pair.id, "first", "Ada")
+    changed = {**ANSWERS, "ppo": ["another answer", *ANSWERS["ppo"][1:]]}
+    write_pairs(folder, PROMPTS, changed, ("ppo", "sft"), seed=0)
+    assert outcome(folder)["judges"]["people"]["pairs"] == 1
+
+
 # The endpoint
 
 

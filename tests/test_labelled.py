@@ -225,6 +225,12 @@ def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
         train_reward_model(wrong)
 
 
+@pytest.mark.parametrize("name", ["assistant", "overoptimise"])
+def test_what_is_about_answers_is_refused_for_continuations(name, tmp_path):
+    with pytest.raises(InputError, match=f"evaluation.{name} is about answers to prompts"):
+        Run.open("imdb", "tiny", tmp_path, {f"evaluation.{name}": {}})
+
+
 def test_no_file_but_the_recipes_own_asks_which_recipe_it_is():
     package = Path(__file__).resolve().parents[1] / "rlhf_utils"
     code = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}

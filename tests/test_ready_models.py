@@ -14,6 +14,7 @@ from rlhf_utils import models
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.models import load_policy, load_reward_model, load_tokenizer, lora_config, save_model
+from rlhf_utils.recipes import load_recipe, recipe_names
 from rlhf_utils.runs import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes
 from rlhf_utils.settings import LoraSettings
@@ -194,3 +195,12 @@ def test_another_ready_model_is_another_stage(ready, base, tmp_path):
     changed = Run.open("instruct", "tiny", tmp_path, {**ready, "models.ppo": str(base)})
     differ = {stage for stage in run.stages if run.fingerprint(stage) != changed.fingerprint(stage)}
     assert differ == {"ppo", "evaluation"}
+
+
+@pytest.mark.parametrize("scale", ["t4", "full"])
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_at_every_scale_finished_models_can_be_compared_alone(recipe, scale, tmp_path):
+    models = {"models.sft": "a/b", "models.ppo": "a/c", "models.reward_model": "a/d"}
+    run = Run(load_recipe(recipe, scale, models), tmp_path)
+    assert set(run.needs("evaluation")) <= set(run.fetched)
+    _check_input(run, [SERIES[-1]])

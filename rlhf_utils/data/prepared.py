@@ -32,6 +32,11 @@ class PreparedData:
     template_hash: str
     fingerprint: str
 
+    def first(self, name: str, most: int) -> Dataset:
+        """The first `most` rows of a split, or all it has; the order is drawn by content, so they are a random part."""
+        split = self.splits[name]
+        return split.select(range(min(most, len(split))))
+
     def save(self, folder: Path | str) -> None:
         """Write JSON lines per split and a manifest; what was in `folder` is replaced, whole or not at all.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.judging.pairs import Pair, read_pairs
-from rlhf_utils.judging.verdicts import MODEL, add_verdict, read_verdicts
+from rlhf_utils.judging.verdicts import MODEL, add_verdict, own_verdicts
 
 URL, NAME, KEY = "RLHF_JUDGE_URL", "RLHF_JUDGE_MODEL", "RLHF_JUDGE_KEY"
 TIMEOUT, ATTEMPTS = 60.0, 5
@@ -118,8 +118,7 @@ def judge_pairs(
     A pair on which the judge changes its mind with the order counts as a tie, and so does one whose replies cannot be
     read; how many of each is returned: `asked`, `consistent`, `unreadable`.
     """
-    path = folder / MODEL
-    known = read_verdicts(path, folder).get(endpoint.model, {}) if path.is_file() else {}
+    known = own_verdicts(folder, MODEL).get(endpoint.model, {})
     todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known]
     consistent = unreadable = 0
     for done, pair in enumerate(todo):

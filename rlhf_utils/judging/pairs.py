@@ -27,14 +27,14 @@ def write_pairs(
 ) -> list[Pair]:
     """Write `judge_pairs.jsonl` and `judge_key.json` for two models' answers to the same prompts.
 
-    Which answer comes first is drawn for each prompt by its content and the seed. Pairs of equal answers are left out:
-    there is nothing to judge.
+    Which answer comes first is drawn for each prompt by its content and the seed. A pair's id changes with its answers,
+    so that a verdict never counts for others. Pairs of equal answers are left out: there is nothing to judge.
     """
     pairs, key = [], {}
     for place, (prompt, one, other) in enumerate(zip(prompts, answers[models[0]], answers[models[1]], strict=True)):
         if one.strip() == other.strip():
             continue
-        digest = hashlib.sha256(f"{seed}\0{place}\0{prompt}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{seed}\0{place}\0{prompt}\0{one}\0{other}".encode()).hexdigest()
         swapped = int(digest[8], 16) % 2 == 1
         first, second = (other, one) if swapped else (one, other)
         pairs.append(Pair(digest[:8], prompt, first, second))

@@ -15,11 +15,18 @@ CHOICES = ("first", "second", "tie")
 PEOPLE, MODEL = "human_verdicts.jsonl", "llm_verdicts.jsonl"
 
 
-def read_verdicts(path: Path, folder: Path) -> dict[str, dict[str, str]]:
+def own_verdicts(folder: Path, file: str) -> dict[str, dict[str, str]]:
+    """What was added to `file` in `folder`, judge -> pair -> verdict; those on answers that have been replaced since do
+    not count."""
+    path = folder / file
+    return read_verdicts(path, folder, strict=False) if path.is_file() else {}
+
+
+def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, dict[str, str]]:
     """Judge -> pair -> verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out).
 
     The last verdict of a judge on a pair counts. InputError names the line that is wrong: no JSON, a verdict other than
-    first, second or tie, or a pair that is not one of `folder`.
+    first, second or tie, or (if `strict`, else it is passed over) a pair that is not one of `folder`.
     """
     known = {pair.id for pair in read_pairs(folder)}
     found: dict[str, dict[str, str]] = {}
@@ -39,6 +46,8 @@ def read_verdicts(path: Path, folder: Path) -> dict[str, dict[str, str]]:
         if not isinstance(row, dict) or row.get("verdict") not in CHOICES:
             raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
         if row.get("id") not in known:
+            if not strict:
+                continue
             raise InputError(f"{path}, line {place}: there is no pair {row.get('id')!r} in {folder}")
         found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
     return found
@@ -85,9 +94,7 @@ def outcome(folder: Path) -> dict:
     key, found = read_key(folder), {}
     decided = {}
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
-        if not (folder / file).is_file():
-            continue
-        verdicts = read_verdicts(folder / file, folder)
+        verdicts = own_verdicts(folder, file)
         if not verdicts:
             continue
         decided[kind] = majority(verdicts)

@@ -5,6 +5,7 @@
 
 from rlhf_utils.metrics.statistics import (
     Interval,
+    accuracy_of,
     calibration,
     length_baseline,
     length_rule,
@@ -19,6 +20,7 @@ from rlhf_utils.metrics.text import distinct_n, rouge_per_sample, rouge_scores
 __all__ = [
     "Interval",
     "Rouge",
+    "accuracy_of",
     "calibration",
     "distinct_n",
     "length_baseline",

@@ -231,6 +231,12 @@ def length_baseline(
     return held_out if longer_is_better else 1.0 - held_out
 
 
+def accuracy_of(margins: Sequence[float], level: float = 0.95) -> Interval:
+    """Share of margins above 0 with its Wilson interval; a margin of 0 is no decision and counts half. Shape (n,)."""
+    found = finite_array(margins, "margins")
+    return proportion_interval(float(np.sum((found > 0) + 0.5 * (found == 0))), found.size, level)
+
+
 def length_rule(
     lengths: Sequence[float], labels: Sequence[int], training_lengths: Sequence[float], training_labels: Sequence[int]
 ) -> float:

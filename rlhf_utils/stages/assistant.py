@@ -28,13 +28,14 @@ Embed = Callable[[Sequence[str]], Tensor]
 
 
 def assistant_prompts(run: Run) -> list[dict]:
-    """`{"prompt", "unsafe"}` of each prompt: the embedded world's own, or those that come with the package."""
+    """`{"prompt", "unsafe"}` of each prompt: the embedded world's own where it has some, or those that
+    come with the package."""
     recipe = run.recipe
     if recipe.dataset == EMBEDDED:
         from rlhf_utils.toyworld import WORLDS
 
-        return WORLDS[recipe.data.world].prompts(recipe.seed)
-
+        if of_world := WORLDS[recipe.data.world].prompts:
+            return of_world(recipe.seed)
     lines = (resources.files("rlhf_utils") / "prompts" / "assistant.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -162,8 +163,7 @@ def _fluency(
 ) -> dict[str, list[float]]:
     base = load_policy(run.tokenizer_folder, evaluator.device)
     likelihood = FluencyReward(base, evaluator.tokenizer, evaluator.device, run.recipe.template)
-    data = PreparedData.load(run.folder("data")).splits["development"]
-    data = data.select(range(min(_REFERENCES, len(data))))
+    data = PreparedData.load(run.folder("data")).first("development", _REFERENCES)
     usual = likelihood(list(data["prompt"]), list(data["chosen"])).mean().item()
     return {
         name: [

@@ -23,7 +23,7 @@ from transformers import (
 from rlhf_utils.data import PreparedData
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_json
-from rlhf_utils.metrics import calibration, proportion_interval
+from rlhf_utils.metrics import accuracy_of, calibration
 from rlhf_utils.models import (
     load_classifier,
     load_classifier_tokenizer,
@@ -122,8 +122,7 @@ def classifier_report(
     Texts are read as far as the classifier reads, at most `data.max_response_tokens` tokens; how many were cut is in
     the report. A margin is the logit of the true label minus the larger of the others.
     """
-    held_out, device = data.splits["evaluation"], detect_device()
-    held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+    held_out, device = data.first("evaluation", run.recipe.evaluation.reward_pairs), detect_device()
     most = min(run.recipe.data.max_response_tokens, getattr(model.config, "max_position_embeddings", 10**9))
     whole = tokenizer(list(held_out["text"]), verbose=False)["input_ids"]
     rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
@@ -133,11 +132,9 @@ def classifier_report(
             f"the texts have label {int(labels.max())}, but the classifier knows {model.config.num_labels} labels"
         )
     found = margins(class_logits(model, tokenizer, rows, device), labels)
-    right = proportion_interval(_right(found), len(found))
-    fresh = None
+    right, fresh = accuracy_of(found.tolist()), None
     if untrained is not None:
-        undecided = margins(class_logits(untrained, tokenizer, rows, device), labels)
-        fresh = proportion_interval(_right(undecided), len(undecided))
+        fresh = accuracy_of(margins(class_logits(untrained, tokenizer, rows, device), labels).tolist())
     train = data.splits["reward"]
     common = Counter(train["label"]).most_common(1)[0][0]
     return {
@@ -159,11 +156,6 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the true label minus the largest other logit [n], from logits [n, labels] and labels [n]."""
     true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[true] - logits.masked_fill(true, -torch.inf).max(dim=1).values
-
-
-def _right(found: Tensor) -> float:
-    # A tie is no decision: it counts half.
-    return ((found > 0).double() + (found == 0).double() / 2).sum().item()
 
 
 def _fresh_head(run: Run) -> PreTrainedModel:

@@ -37,8 +37,7 @@ def evaluate_models(run: Run) -> dict:
         return read_json(run.evaluation / "summary.json")
     with run.stage("evaluation") as stage:
         evaluator = Evaluator(run)
-        split = PreparedData.load(run.folder("data")).splits["evaluation"]
-        split = split.select(range(min(run.recipe.evaluation.prompts, len(split))))
+        split = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.prompts)
         answered, models = {}, compared_models(run)
         for i, name in enumerate(models):
             run.progress(f"evaluating {name}", i, len(models))

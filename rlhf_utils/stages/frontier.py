@@ -23,8 +23,7 @@ BEST_OF = (1, 2, 4, 8, 16)
 
 def development_prompts(run: Run) -> Dataset:
     """The prompts on which checkpoints are chosen; what is reported later is measured on others."""
-    split = PreparedData.load(run.folder("data")).splits["development"]
-    return split.select(range(min(run.recipe.evaluation.frontier_prompts, len(split))))
+    return PreparedData.load(run.folder("data")).first("development", run.recipe.evaluation.frontier_prompts)
 
 
 def measure_policies(run: Run, evaluator: Evaluator, folders: Sequence[tuple[int, Path]]) -> list[dict]:

@@ -29,7 +29,7 @@ def overoptimise(run: Run) -> dict | None:
     arXiv:2210.10760, on what becomes of the true objective).
     """
     settings = run.recipe.evaluation.overoptimise
-    if settings is None:
+    if "overoptimise" not in run.stages:
         return None
     if run.skips("overoptimise"):
         return run.results("overoptimise")
@@ -37,9 +37,7 @@ def overoptimise(run: Run) -> dict | None:
         data, evaluator = PreparedData.load(run.folder("data")), Evaluator(run)
         weak, accuracy = train_weak_model(run, stage.work / "reward", settings.pairs)
         history, policy = _optimise(run, weak, stage.work / "ppo")
-        split = data.splits["evaluation"]
-        split = split.select(range(min(run.recipe.evaluation.prompts, len(split))))
-        prompts = list(split["prompt"])
+        prompts = list(data.first("evaluation", run.recipe.evaluation.prompts)["prompt"])
         run.progress("judging the policy without restraint")
         before, after = (_answers(evaluator, weak, model, prompts) for model in (evaluator.reference, policy))
         verdict = judge_gain(

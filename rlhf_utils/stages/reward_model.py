@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import read_json, write_json
 from rlhf_utils.generation import answer_prompts
-from rlhf_utils.metrics import calibration, proportion_interval
+from rlhf_utils.metrics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models import (
     fp32_trainables,
     load_policy,
@@ -91,19 +91,15 @@ def train_reward_model(run: Run) -> dict:
             load_tokenizer(run.folder("sft")),
             detect_device(),
         )
-        held_out = data.splits["evaluation"]
-        held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+        held_out = data.first("evaluation", run.recipe.evaluation.reward_pairs)
         trainer = reward_trainer(run, stage.work)
         untrained = _fresh_head(run)
         run.progress("reward model: measuring the untrained head")
         untrained_margins = margins(RewardModel(untrained, tokenizer, device), held_out)
 
         started = time.perf_counter()
-        train_resumably(trainer, stage.work)
+        reward = _trained(run, trainer, stage.work)
         seconds, memory, counts = time.perf_counter() - started, peak_memory_bytes(), parameter_counts(trainer.model)
-        adapter = stage.work / "adapter"
-        trainer.model.save_pretrained(adapter)
-        reward = RewardModel(merge_adapter(_fresh_head(run), adapter).eval(), tokenizer, device)
 
         run.progress("reward model: measuring held-out pairs")
         report = reward_report(margins(reward, held_out), untrained_margins, data.splits["reward"], held_out, tokenizer)
@@ -133,18 +129,13 @@ def train_judge_model(run: Run) -> dict | None:
     if run.skips("judge_model"):
         return run.results("judge_model")
     with run.stage("judge_model") as stage:
-        data, device = PreparedData.load(run.folder("data")), detect_device()
-        held_out = data.splits["evaluation"]
-        held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+        data = PreparedData.load(run.folder("data"))
         trainer = reward_trainer(run, stage.work, "judge", seed=_JUDGE_SEED)
-        train_resumably(trainer, stage.work)
-        trainer.model.save_pretrained(stage.work / "adapter")
-        model = merge_adapter(_fresh_head(run, _JUDGE_SEED), stage.work / "adapter").eval()
-        judge = RewardModel(model, trainer.processing_class, device)
-        own = margins(judge, held_out)
+        judge = _trained(run, trainer, stage.work, _JUDGE_SEED)
+        own = margins(judge, data.first("evaluation", run.recipe.evaluation.reward_pairs))
         first = torch.tensor(read_json(run.evaluation / "reward_model.json")["margins"])
         _calibrate_on_sft(run, judge, data.splits["development"])
-        right = proportion_interval((own > 0).double().sum().item(), len(own))
+        right = accuracy_of(own.tolist())
         agreement = proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
         stage.results = {
             "accuracy": right.mean,
@@ -163,16 +154,20 @@ def train_judge_model(run: Run) -> dict | None:
 
 def train_weak_model(run: Run, work: Path, pairs: int) -> tuple[RewardModel, float]:
     """A reward model of the first `pairs` training pairs, and its held-out accuracy; see `stages.overoptimise`."""
-    data, device = PreparedData.load(run.folder("data")), detect_device()
-    held_out = data.splits["evaluation"]
-    held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+    data = PreparedData.load(run.folder("data"))
     trainer = reward_trainer(run, work, seed=_WEAK_SEED, most=pairs)
+    weak = _trained(run, trainer, work, _WEAK_SEED)
+    _calibrate_on_sft(run, weak, data.splits["development"])
+    found = margins(weak, data.first("evaluation", run.recipe.evaluation.reward_pairs))
+    return weak, accuracy_of(found.tolist()).mean
+
+
+def _trained(run: Run, trainer: RewardTrainer, work: Path, seed: int = 0) -> RewardModel:
+    """Train, and merge the adapter into a model with the head that the trainer began with (`seed` as there)."""
     train_resumably(trainer, work)
     trainer.model.save_pretrained(work / "adapter")
-    model = merge_adapter(_fresh_head(run, _WEAK_SEED), work / "adapter").eval()
-    weak = RewardModel(model, trainer.processing_class, device)
-    _calibrate_on_sft(run, weak, data.splits["development"])
-    return weak, (margins(weak, held_out) > 0).double().mean().item()
+    model = merge_adapter(_fresh_head(run, seed), work / "adapter").eval()
+    return RewardModel(model, trainer.processing_class, detect_device())
 
 
 def _measure_ready(run: Run) -> dict:
@@ -181,8 +176,7 @@ def _measure_ready(run: Run) -> dict:
     with run.stage("reward_model") as stage:
         run.progress(f"loading {source}")
         data, device = PreparedData.load(run.folder("data")), detect_device()
-        held_out = data.splits["evaluation"]
-        held_out = held_out.select(range(min(run.recipe.evaluation.reward_pairs, len(held_out))))
+        held_out = data.first("evaluation", run.recipe.evaluation.reward_pairs)
         reward = RewardModel(load_reward_model(source, device).eval(), load_tokenizer(source), device)
         run.progress("reward model: measuring held-out pairs")
         report = reward_report(margins(reward, held_out), None, data.splits["reward"], held_out, reward.tokenizer)
@@ -208,13 +202,8 @@ def reward_report(
 
     The rule's direction, longer or shorter, is the one that does better on the training pairs.
     """
-
-    def accuracy(values: torch.Tensor):
-        # A tie is no decision: it counts half.
-        return proportion_interval(((values > 0).double() + (values == 0).double() / 2).sum().item(), len(values))
-
-    right = accuracy(trained)
-    right_untrained = accuracy(untrained) if untrained is not None else None
+    right = accuracy_of(trained.tolist())
+    right_untrained = accuracy_of(untrained.tolist()) if untrained is not None else None
     return {
         "of": "pairs",
         "accuracy": right.mean,
@@ -247,7 +236,7 @@ def by_length(found: torch.Tensor, differences: Sequence[int]) -> list[dict]:
         rows = order[part * len(order) // _LENGTH_GROUPS : (part + 1) * len(order) // _LENGTH_GROUPS]
         if not rows:
             continue
-        right = proportion_interval((found[rows] > 0).double().sum().item(), len(rows))
+        right = accuracy_of(found[rows].tolist())
         groups.append(
             {
                 "from": differences[rows[0]],

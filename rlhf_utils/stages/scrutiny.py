@@ -44,8 +44,7 @@ def reward_range(run: Run, evaluator: Evaluator, answered: dict[str, Answered]) 
     """Quantiles of the reward of the better and the worse texts of held-out data and of every model's answers, and the
     share of each model's answers above the 99th percentile of the better ones: there nobody has taught the reward model
     anything."""
-    rows = PreparedData.load(run.folder("data")).splits["evaluation"]
-    rows = rows.select(range(min(_DATA_ROWS, len(rows))))
+    rows = PreparedData.load(run.folder("data")).first("evaluation", _DATA_ROWS)
     texts: dict[str, list[float]] = {}
     if "label" in rows.column_names:
         # The classifier is asked about continuations of the same length as the policy writes.

@@ -131,8 +131,7 @@ def _train_and_publish(stage: Stage, trainer: SFTTrainer, method: str, finished_
     seconds, memory, counts = time.perf_counter() - started, peak_memory_bytes(), parameter_counts(trainer.model)
     model = finished_model().eval()
     run.progress(f"{method}: sampling held-out answers")
-    checked = PreparedData.load(run.folder("data")).splits["development"]
-    checked = checked.select(range(min(_CHECKED_PROMPTS, len(checked))))
+    checked = PreparedData.load(run.folder("data")).first("development", _CHECKED_PROMPTS)
     answers = answer_prompts(
         model,
         tokenizer,
