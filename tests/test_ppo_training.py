@@ -1,0 +1,239 @@
+"""PPO: what it learns, how it stops and fails, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import (
+    CPU,
+    PROMPTS,
+    one_thread,  # noqa: F401
+    save_tiny,
+    tiny_tokenizer,
+    tiny_trainer,
+    without_timing,
+)
+
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.generation import answer_prompts
+from rlhf_utils.models import load_policy
+from rlhf_utils.ppo.record import samples_table
+from rlhf_utils.settings import GenerationSettings
+from rlhf_utils.template import TEMPLATE
+
+METRICS = set(
+    """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction
+    value_clip_fraction update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate learning_rate
+    tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start gold
+    warnings""".split()
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """Ends about every second answer of ten tokens."""
+    return save_tiny(tmp_path_factory.mktemp("policy"), eos_nats=3.0)
+
+
+# What is learned
+
+
+def first_letters(trainer, letter, tokens):
+    """Share of 420 fresh answers that begin with `letter`."""
+    prompts = [TEMPLATE.format(prompt) for prompt in PROMPTS] * 60
+    settings = GenerationSettings(max_new_tokens=tokens, temperature=1.0, batch_size=len(prompts))
+    answers = answer_prompts(trainer.policy(), tiny_tokenizer(), prompts, settings, CPU, seed=1)
+    return sum(tiny_tokenizer().decode(answer.tokens[:1]) == letter for answer in answers) / len(answers)
+
+
+@pytest.mark.parametrize("tokens", [1, 5], ids=["bandit", "reward four tokens later"])
+def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens):
+    """One of 257 tokens is rewarded, and with five tokens only as the first of them, while the reward comes with the
+    last: the credit has to find its way back."""
+
+    def reward(prompts, responses):
+        return torch.tensor([float(response.startswith("b")) for response in responses])
+
+    trainer = tiny_trainer(
+        save_tiny(tmp_path / "policy", spread=0.05),
+        tmp_path / "out",
+        reward,
+        updates=20,
+        rollout_batch_size=128,
+        minibatch_size=64,
+        epochs=4,
+        max_new_tokens=tokens,
+        learning_rate=5e-3,
+        kl_coefficient=0.0,
+        missing_eos_penalty=0.0,
+        save_every=100,
+    )
+    assert first_letters(trainer, "b", tokens) < 0.03
+    trainer.train()
+    assert first_letters(trainer, "b", tokens) > 0.95
+
+
+# Stopping and failing
+
+
+def test_the_kl_budget_stops_training_for_good(policy, tmp_path):
+    settings = dict(updates=8, learning_rate=1e-2, kl_budget=0.05, save_every=100)
+    history = tiny_trainer(policy, tmp_path, **settings).train()
+    assert 1 < len(history) < 8
+    assert history[-1]["kl"] > 0.05 and all(line["kl"] <= 0.05 for line in history[:-1])
+    again = tiny_trainer(policy, tmp_path, **settings)
+    assert again.train() == history
+    assert again.store.policies()[-1].name == f"update-{len(history):06d}"
+
+
+def test_over_the_kl_budget_the_steps_shrink(policy, tmp_path):
+    settings = dict(updates=6, learning_rate=1e-2, final_learning_rate_ratio=1.0, kl_budget_action="shrink")
+    history = tiny_trainer(policy, tmp_path, kl_budget=0.05, **settings).train()
+    rates = [line["learning_rate"] for line in history]
+    over = [line["kl"] > 0.05 for line in history]
+    assert len(history) == 6 and any(over[:-1]) and not over[0]
+    assert rates[1:] == pytest.approx([r / 2 if o else r for r, o in zip(rates[:-1], over[:-1], strict=True)])
+
+
+def test_the_adaptive_controller_moves_the_coefficient(policy, tmp_path):
+    settings = dict(updates=4, learning_rate=1e-2, kl_controller="adaptive", kl_target=0.1, kl_horizon=80)
+    history = tiny_trainer(policy, tmp_path, **settings).train()
+    for line, following in zip(history[:-1], history[1:], strict=True):
+        error = min(max(line["kl"] / 0.1 - 1, -0.2), 0.2)
+        assert following["kl_coefficient"] == pytest.approx(line["kl_coefficient"] * (1 + error * 8 / 80))
+    assert history[0]["kl_coefficient"] == 0.05 != history[1]["kl_coefficient"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, bad):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(None)
+        return [1.0] * 7 + [bad if len(calls) == 2 else 0.0]
+
+    with pytest.raises(TrainingError, match=f"update 1: the reward function returned {bad} for the answer '"):
+        tiny_trainer(policy, tmp_path, reward).train()
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (7,), ()])
+def test_a_reward_function_of_the_wrong_shape_is_told_the_right_one(policy, tmp_path, shape):
+    with pytest.raises(TrainingError, match=r"returned shape .* for 8 answers; it must return one number per answer"):
+        tiny_trainer(policy, tmp_path, lambda prompts, responses: torch.zeros(shape)).train()
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_update(policy, tmp_path):
+    with pytest.raises(TrainingError, match="update 0: the (loss|gradient norm) is (nan|inf)"):
+        tiny_trainer(policy, tmp_path / "steep", learning_rate=1e25).train()
+    trainer = tiny_trainer(policy, tmp_path / "broken")
+
+    def break_value_head(line):
+        if line["update"] == 1:
+            trainer.actor.value_head.weight.data.fill_(math.nan)
+
+    trainer.on_update = break_value_head
+    with pytest.raises(TrainingError, match="update 2: the loss is nan; lower ppo.learning_rate"):
+        trainer.train()
+    assert len((tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_overflow_that_fp16_steps_over_does_not_end_training(policy, tmp_path, monkeypatch):
+    """With a loss scaler the first gradient norms of a training are infinite, and JSON knows no infinity."""
+
+    class Scaler:
+        scale = staticmethod(lambda loss: loss)
+        state_dict = staticmethod(dict)
+
+    trainer = tiny_trainer(policy, tmp_path, updates=2)
+    norms = iter([math.inf, 2.0, 4.0, 6.0] + [math.inf] * 4)
+    monkeypatch.setattr(trainer.accelerator, "scaler", Scaler)
+    monkeypatch.setattr(trainer.accelerator, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    assert [line["gradient_norm"] for line in trainer.train()] == [4.0, None]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["gradient_norm"] is None
+
+
+def test_impossible_inputs_are_refused_before_training(policy, tmp_path):
+    with pytest.raises(InputError, match="no prompts.*at least one"):
+        tiny_trainer(policy, tmp_path, prompts=[])
+    with pytest.raises(InputError, match="longest prompt has .* context is 96; lower"):
+        tiny_trainer(policy, tmp_path, prompts=["x" * 80])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="in the way|not a folder"):
+        tiny_trainer(policy, tmp_path / "file")
+
+
+def test_a_second_precision_in_one_process_is_refused_in_words(policy, tmp_path):
+    tiny_trainer(policy, tmp_path)
+    with pytest.raises(InputError, match="already trained in another precision than bf16.*process of its own"):
+        tiny_trainer(policy, tmp_path, precision="bf16")
+
+
+# What is left behind
+
+
+def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
+    lines = []
+    trainer = tiny_trainer(policy, tmp_path, updates=5, keep_checkpoints=1, on_update=lines.append)
+    history = trainer.train()
+    assert lines == history == [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(set(line) == METRICS for line in history)
+    assert [line["update"] for line in history] == [0, 1, 2, 3, 4]
+    assert [line["episodes"] for line in history] == [8, 16, 24, 32, 40]
+    assert history[-1]["learning_rate"] == pytest.approx(1e-4)
+    assert sum(history[-1]["phase_seconds"].values()) == pytest.approx(history[-1]["seconds"])
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [sample["update"] for sample in samples] == [0] * 4 + [2] * 4 + [4] * 4
+    assert all(sample["prompt"] in PROMPTS and sample["reward"] == sample["response"].count("e") for sample in samples)
+    folders = trainer.store.policies()
+    assert [folder.name for folder in folders] == ["update-000002", "update-000004", "update-000005"]
+    best = trainer.store.best(history, None)
+    assert best == max(folders[:2], key=lambda folder: history[int(folder.name[-1])]["reward"])
+    assert [folder for folder in folders if (folder / "training").is_dir()] == [best, folders[-1]]
+    saved = load_policy(folders[-1] / "policy", CPU)
+    for name, tensor in trainer.policy().state_dict().items():
+        assert torch.equal(saved.state_dict()[name], tensor)
+
+
+def test_a_judge_is_watched_and_decides_which_checkpoint_is_best(policy, tmp_path):
+    """It likes what the reward function does not, and nothing is learnt from it."""
+
+    def reward(prompts, responses):
+        return [float(len(response)) for response in responses]
+
+    def judge(prompts, responses):
+        return [-float(len(response)) for response in responses]
+
+    settings = dict(updates=7, save_every=1, keep_checkpoints=1)
+    judged = tiny_trainer(policy, tmp_path / "a", reward, judge=judge, **settings)
+    alone = tiny_trainer(policy, tmp_path / "b", reward, **settings)
+    history, without = judged.train(), alone.train()
+    assert [line["gold"] for line in history] == pytest.approx([-line["reward"] for line in history])
+    assert [{**line, "gold": None} for line in without_timing(history)] == without_timing(without)
+    rewards = {f"update-{i:06d}": history[i]["reward"] for i in range(1, 7)}
+    assert len(set(rewards.values())) > 2
+    assert judged.store.best(history, None).name == max(rewards, key=lambda name: (-rewards[name], name))
+    assert alone.store.best(without, None).name == max(rewards, key=lambda name: (rewards[name], name))
+
+
+def test_a_table_of_samples_is_shown(policy, tmp_path, capsys):
+    tiny_trainer(policy, tmp_path, updates=3).train()
+    out = capsys.readouterr().out
+    assert out.count("samples of update") == 2
+    first = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert f"{first['reward']:+.2f}  {' '.join(first['prompt'].split())}" in out
+
+
+def test_samples_are_cut_to_one_line_each():
+    table = samples_table([{"update": 7, "prompt": "p" * 50 + "\nend", "response": "x\ny" + "z" * 99, "reward": 1.5}])
+    title, row = table.split("\n")
+    assert title == "  samples of update 8" and "ppp end  x y" in row and row.endswith("z…") and len(row) < 120
+
+
+def test_training_again_without_resuming_is_the_same_training(policy, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path, kl_controller="adaptive", kl_horizon=80)
+    first = trainer.train(resume=False)
+    assert without_timing(trainer.train(resume=False)) == without_timing(first)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(first)
