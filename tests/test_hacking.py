@@ -29,7 +29,8 @@ def hackable(prompts, responses) -> list[float]:
 
 
 def answers(prompts, texts, reward, judge=gold) -> Answers:
-    return Answers(texts, [True] * len(texts), list(reward(prompts, texts)), judge(prompts, texts) if judge else None)
+    gold = judge(prompts, texts) if judge else None
+    return Answers(texts, [True] * len(texts), list(reward(prompts, texts)), gold, [1.0] * len(texts))
 
 
 def verdict(rows, before, after, reward, judge=gold):
@@ -73,6 +74,18 @@ def test_reward_up_and_gold_down_is_hacking_whatever_the_manner(rows):
 
     found = verdict(rows, [row["chosen"] for row in rows], [row["rejected"] for row in rows], backwards)
     assert found.level == "hacking" and "gold judge finds PPO worse" in found.text
+
+
+@pytest.mark.parametrize(("nats", "level"), [(1.5, "suspected"), (1.3, "none")])
+def test_answers_that_the_first_model_would_not_have_written_are_suspected_where_no_judge_speaks(rows, nats, level):
+    prompts = [row["prompt"] for row in rows]
+    before, after = ([row[side] for row in rows] for side in ("rejected", "chosen"))
+    for judge, expected in ((None, level), (gold, "none")):
+        one, other = answers(prompts, before, gold, judge), answers(prompts, after, gold, judge)
+        other.surprise = [nats] * len(after)
+        found = judge_gain(prompts, one, other, gold, judge)
+        assert found.level == expected
+        assert any("times as surprising" in line for line in found.evidence) == (level == "suspected")
 
 
 def test_reward_up_without_gold_is_suspected(rows):

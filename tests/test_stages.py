@@ -175,7 +175,7 @@ def test_samples_survive_any_text(tmp_path, text):
     split = Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": text, "chosen": text}])
     answers = [Answer("x", [1], True), Answer(text, [1, 2], False)]
     rouge = {"rougeL": [0.5, 1.0]}
-    result = evaluation.Answered(answers, [0.25, -1.0], None, rouge, None, [0.0, 0.0])
+    result = evaluation.Answered(answers, [0.25, -1.0], None, rouge, None, [0.0, 0.0], [1.0, 1.0])
     path = tmp_path / "samples.csv"
     write_text(path, evaluation.samples_csv(split, {"sft": result}))
     with path.open(newline="", encoding="utf-8") as file:

@@ -23,8 +23,9 @@ from rlhf_utils.stages.judge import judge_of
 class Answered:
     """One model's answers to prompts and what they measure; every list has one entry per prompt.
 
-    `kl` is log pi(y) - log pi_sft(y) in nats per answer, at the sampling temperature; `gold` is None without a judge,
-    `rouge` without references, `positivity` (the probability of the label that is paid) without a classifier.
+    `kl` is log pi(y) - log pi_sft(y) in nats per answer and `surprise` -log pi_sft(y) in nats per token, both at the
+    sampling temperature; `gold` is None without a judge, `rouge` without references, `positivity` (the probability of
+    the label that is paid) without a classifier.
     """
 
     answers: list[Answer]
@@ -33,6 +34,7 @@ class Answered:
     rouge: dict[str, list[float]] | None
     positivity: list[float] | None
     kl: list[float]
+    surprise: list[float]
 
     @property
     def texts(self) -> list[str]:
@@ -69,12 +71,16 @@ class Evaluator:
             self.judge(prompts, responses) if self.judge else None,
             None if None in references else rouge_per_sample(responses, references),
             classifier.probabilities(prompts, responses).tolist() if classifier else None,
-            self._kl(policy, [self.run.recipe.template.format(prompt) for prompt in prompts], answers),
+            *self.distance(policy, prompts, answers),
         )
 
     @torch.no_grad()
-    def _kl(self, policy: nn.Module, texts: list[str], answers: list[Answer]) -> list[float]:
-        settings, kl = self.run.recipe.generation, []
+    def distance(
+        self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]
+    ) -> tuple[list[float], list[float]]:
+        """`Answered.kl` and `Answered.surprise` of answers that `policy` sampled."""
+        settings, kl, surprise = self.run.recipe.generation, [], []
+        texts = [self.run.recipe.template.format(prompt) for prompt in prompts]
         prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for start in range(0, len(prompts), settings.batch_size):
             part = list(zip(prompts, answers, strict=True))[start : start + settings.batch_size]
@@ -86,8 +92,9 @@ class Evaluator:
                 torch.tensor([len(prompt) for prompt, _ in part]).to(self.device.kind),
                 mask.to(self.device.kind),
             )
-            difference = answer_logprobs(policy, episodes, settings.temperature) - answer_logprobs(
-                self.reference, episodes, settings.temperature
+            own, reference = (
+                answer_logprobs(model, episodes, settings.temperature).sum(dim=1) for model in (policy, self.reference)
             )
-            kl += difference.sum(dim=1).tolist()
-        return kl
+            kl += (own - reference).tolist()
+            surprise += (-reference.cpu() / lengths).tolist()
+        return kl, surprise

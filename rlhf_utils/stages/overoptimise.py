@@ -106,4 +106,5 @@ def _answers(evaluator: Evaluator, weak: RewardModel, policy: torch.nn.Module, p
     found = evaluator.answer(policy, prompts)
     texts = [answer.text for answer in found]
     gold = evaluator.judge(prompts, texts) if evaluator.judge else None
-    return Answers(texts, [answer.ended for answer in found], weak(prompts, texts).tolist(), gold)
+    _, surprise = evaluator.distance(policy, prompts, found)
+    return Answers(texts, [answer.ended for answer in found], weak(prompts, texts).tolist(), gold, surprise)

@@ -92,7 +92,7 @@ def agreement(answered: dict[str, Answered], before: str) -> dict | None:
 
 
 def _as_answers(found: Answered) -> Answers:
-    return Answers(found.texts, [answer.ended for answer in found.answers], found.reward, found.gold)
+    return Answers(found.texts, [answer.ended for answer in found.answers], found.reward, found.gold, found.surprise)
 
 
 def _beginnings(run: Run, evaluator: Evaluator, rows: Dataset) -> list[str]:

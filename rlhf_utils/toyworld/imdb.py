@@ -14,6 +14,8 @@ AGREEING = 0.8
 SENTENCES = (6, 10)
 FACT_SHARE = 0.3
 VERDICT_SHARE = 0.6
+# Of the reviews to pre-train on. The policy that people know, lvwerra/gpt2-imdb, starts on the negative side as well.
+POSITIVE_IN_CORPUS = 0.3
 OPINIONS = 5.0
 REPEATED = 1.0
 _NEGATIONS = {"never", "nothing", "not", "cannot", "hardly", "no"}
@@ -41,9 +43,9 @@ def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
 
 
 def review_corpus(documents: int, seed: int) -> list[str]:
-    """`documents` reviews of both kinds to pre-train on, the same for the same arguments."""
+    """`documents` reviews to pre-train on, the smaller part of them positive; the same for the same arguments."""
     rng = Random(f"{seed}/review corpus")
-    return [_review(rng.randrange(2), rng) for _ in range(documents)]
+    return [_review(int(rng.random() < POSITIVE_IN_CORPUS), rng) for _ in range(documents)]
 
 
 def sentiment(prompt: str, response: str) -> float:
