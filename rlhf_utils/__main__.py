@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.runtime import prepare_environment
+from rlhf_utils.stopping import Stopped, terminable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns 0, 1 (failed) or 2 (bad input, one line on stderr)."""
+    """Run one command; returns 0, 1 (failed) 2 (bad input, one line on stderr), or 128 + the signal
+    that stopped it."""
     options = _parser().parse_args(arguments)
     prepare_environment()
     try:
-        options.run_command(options)
+        with terminable():
+            options.run_command(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the results (head, less) has seen enough; Python would complain again when closing stdout.
         sys.stdout = None

@@ -15,6 +15,7 @@ from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.runtime import cache_folder, detect_device
 from rlhf_utils.settings import BaseSettings
+from rlhf_utils.stopping import safe_points, stop_asked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,7 +88,8 @@ def train_base(
     set_seed(seed)
     model = _fresh_model(len(tokenizer), tokenizer.eos_token_id, settings)
     trainer = _trainer(model, blocks, settings, seed, work, progress)
-    trainer.train(resume_from_checkpoint=_last_complete(work))
+    with safe_points():
+        trainer.train(resume_from_checkpoint=_last_complete(work))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
     final_loss = sum(last) / len(last)
@@ -221,6 +223,10 @@ def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progr
         def on_save(self, args, state, control, **_):
             # A save that was cut off has no marker and is never resumed from.
             (work / f"checkpoint-{state.global_step}" / "COMPLETE").touch()
+
+        def on_step_end(self, args, state, control, **_):
+            if stop_asked():
+                control.should_save = control.should_training_stop = True
 
         def on_log(self, args, state, control, logs=None, **_):
             if "loss" not in (logs or {}):

@@ -22,6 +22,7 @@ from typing import Any
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
+from rlhf_utils.locks import stage_lock
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.stage_graph import STAGES
@@ -208,6 +209,10 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Run the block as stage `name`; run.json says how it went. The block must publish a folder."""
+        with stage_lock(self.root):
+            yield from self._stage(name)
+
+    def _stage(self, name: str) -> Iterator[Stage]:
         self.require(*self.needs(name))
         work = self.checkpoints / ".work" / f"{name}-{self.fingerprint(name)[:8]}"
         if not self.resume and name not in self._made_here:
@@ -222,7 +227,8 @@ class Run:
             with disk_errors(work):
                 yield stage
         except BaseException as error:
-            self._write_stage(name, {"state": "failed", **about, "error": f"{type(error).__name__}: {error}"[:500]})
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._write_stage(name, {"state": state, **about, "error": f"{type(error).__name__}: {error}"[:500]})
             raise
         seconds = round(time.time() - started, 1)
         self._write_stage(name, {"state": "complete", **about, "seconds": seconds, "results": stage.results})

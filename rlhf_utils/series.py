@@ -3,10 +3,12 @@ failure."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -15,13 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlhf_utils.data import check_rows, is_local, load_rows
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.labelling import HEADLESS
+from rlhf_utils.locks import series_lock
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.stopping import Listener, Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 _POLL_SECONDS = 0.5
@@ -83,20 +89,25 @@ def run_series(
         "resume": not fresh,
     }
     try:
-        for number, notebook in enumerate(chosen, 1):
-            label = f"[{number}/{len(chosen)}] {notebook.path}"
-            if not fresh and _is_done(run, notebook):
-                print(f"{label}: complete, skipped", file=sys.stderr)
-                continue
-            started = time.perf_counter()
-            with _ProgressLine(run.root / ".progress.json", label):
-                _execute(run, notebook, parameters)
-            print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        with series_lock(run.root):
+            _execute_all(run, chosen, parameters)
     except InputError:
         if begun_here and not any(run.checkpoints.glob("*/stage.json")):
             shutil.rmtree(run.root, ignore_errors=True)
         raise
     return run
+
+
+def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
+    for number, notebook in enumerate(chosen, 1):
+        label = f"[{number}/{len(chosen)}] {notebook.path}"
+        if parameters["resume"] and _is_done(run, notebook):
+            print(f"{label}: complete, skipped", file=sys.stderr)
+            continue
+        started = time.perf_counter()
+        with _ProgressLine(run.root / ".progress.json", label):
+            _execute(run, notebook, parameters)
+        print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
 def _names_a_path(key: str) -> bool:
@@ -194,20 +205,32 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
     started = time.time()
+    # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
+    listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
     try:
         with disk_errors(running):
-            papermill.execute_notebook(
-                str(ROOT / notebook.path),
-                str(running),
-                parameters=parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=str(ROOT),
-                # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
-                extra_arguments=["--IPKernelApp.log_level=50"],
+            listener.run(
+                lambda: papermill.execute_notebook(
+                    str(ROOT / notebook.path),
+                    str(running),
+                    parameters=parameters,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    cwd=str(ROOT),
+                    # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
+                    extra_arguments=["--IPKernelApp.log_level=50"],
+                )
             )
-    except PapermillExecutionError as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
         os.replace(running, failed)
+        if listener.asked is not None:
+            run.note_notebook(notebook.name, state="interrupted")
+            raise Stopped(listener.asked) from None
+        if isinstance(error, DeadKernelError):
+            run.note_notebook(notebook.name, state="failed", error="the kernel died")
+            raise TrainingError(
+                f"{notebook.path}: the kernel died, most likely for want of memory (executed so far: {failed}); {again}"
+            ) from None
         run.note_notebook(
             notebook.name, state="failed", cell=error.cell_index, error=f"{error.ename}: {error.evalue}"[:500]
         )
@@ -217,18 +240,20 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
             f"{notebook.path}, cell In [{error.exec_count}]: {error.ename}: {error.evalue} "
             f"(executed notebook: {failed}); {again}"
         ) from None
-    except DeadKernelError:
-        os.replace(running, failed)
-        run.note_notebook(notebook.name, state="failed", error="the kernel died")
-        raise TrainingError(
-            f"{notebook.path}: the kernel died, most likely for want of memory (executed so far: {failed}); {again}"
-        ) from None
     except BaseException:
         running.unlink(missing_ok=True)
         raise
     os.replace(running, target)
     failed.unlink(missing_ok=True)
     run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=round(time.time() - started, 1))
+    if listener.asked is not None:
+        raise Stopped(listener.asked)
+
+
+def _signal_kernels(number: int) -> None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 class _ProgressLine:

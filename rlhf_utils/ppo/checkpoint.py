@@ -110,9 +110,16 @@ class CheckpointStore:
         return max(measured)[1] if measured else None
 
     def thin(self, history: Sequence[dict], budget: float | None) -> None:
-        """Remove what resuming needs from all but the newest `keep` checkpoints and the best; every policy stays."""
+        """Remove what resuming needs from all but the newest `keep` checkpoints and the best; every policy stays.
+
+        A checkpoint that was only made because somebody asked to stop goes altogether, so that an interrupted training
+        leaves the same policies as one in one go.
+        """
         newest = self.folder / f"update-{len(history):06d}"
         # A damaged checkpoint that was passed over may lie ahead of the newest one; it must not count as kept.
+        for folder in self.policies():
+            if folder.name < newest.name and read_json(folder / "state.json").get("on_request"):
+                shutil.rmtree(folder)
         old = [path for path in self.policies() if path.name <= newest.name][: -self.keep]
         best = self.best(history, budget)
         for folder in old:

@@ -26,6 +26,7 @@ from rlhf_utils.ppo.trackers import Trackers
 from rlhf_utils.rewards import RewardFunction
 from rlhf_utils.runtime import Device, detect_device
 from rlhf_utils.settings import PPOConfig
+from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.template import TEMPLATE, Template
 
 # Settings that say how a training is watched and kept; a resumed training may change them.
@@ -91,14 +92,15 @@ class PPOTrainer:
         metrics.jsonl.
 
         Raises InputError where the checkpoint is of other settings or prompts, TrainingError where a figure is not
-        finite.
+        finite, `stopping.Stopped` after a checkpoint where SIGINT or SIGTERM asked for it.
         """
         history = self._restore() if resume else self._start_over()
         with (
+            safe_points(),
             self.trackers as trackers,
             tqdm(total=self.config.updates, initial=len(history), unit="update", disable=None) as bar,
         ):
-            while not self._finished(history):
+            while not self._finished(history) and not stop_asked():
                 rollout, line = self._update(len(history))
                 history.append(line)
                 self._write_down(history, rollout)
@@ -106,8 +108,9 @@ class PPOTrainer:
                 bar.set_postfix_str(progress(line))
                 bar.update()
                 self._adapt(line)
-                if len(history) % self.config.save_every == 0 or self._finished(history):
-                    self._save(history)
+                due = len(history) % self.config.save_every == 0 or self._finished(history)
+                if due or stop_asked():
+                    self._save(history, on_request=not due)
         return history
 
     def policy(self) -> torch.nn.Module:
@@ -196,12 +199,13 @@ class PPOTrainer:
         settings = self.config.model_dump(mode="json", exclude=_FREE_SETTINGS)
         return {**settings, "prompts": self._prompts_hash}
 
-    def _save(self, history: list[dict]) -> None:
+    def _save(self, history: list[dict], on_request: bool) -> None:
         state = {
             "kl_coefficient": self.kl_coefficient,
             "step_scale": self.step_scale,
             "samples_written": self.samples_written,
             "settings": self._settings(),
+            "on_request": on_request,
         }
         self.store.save(len(history), self.accelerator, self.actor, self.trained, self.tokenizer, state)
         self.store.thin(history, self.config.kl_budget)

@@ -14,6 +14,7 @@ from rlhf_utils.files import write_jsonl
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
 from rlhf_utils.settings import TrainingSettings
+from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.template import TEMPLATE
 
 _LINES_LOGGED = 40
@@ -107,6 +108,10 @@ class RunCallback(TrainerCallback):
         if state.log_history:
             state.log_history[-1]["seconds"] = round(time.perf_counter() - self.started, 2)
 
+    def on_step_end(self, args, state, control, **_):
+        if stop_asked():
+            control.should_save = control.should_training_stop = True
+
     def on_evaluate(self, args, state, control, metrics=None, **_):
         print(
             f"{self.title}: step {state.global_step:>5}/{state.max_steps}   held-out loss {metrics['eval_loss']:.3f}",
@@ -129,7 +134,8 @@ def train_resumably(trainer: Trainer, work: Path) -> None:
             newest = folder
         else:
             shutil.rmtree(folder)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    with safe_points():
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
 
 def write_history(trainer: Trainer, folder: Path, summary: dict) -> None:
