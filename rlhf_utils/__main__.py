@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -73,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--prompt", required=True)
     rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
     rank.set_defaults(run_command=_rank)
+
+    playground = commands.add_parser("playground", help="ask a run's models side by side, on a page of this machine")
+    playground.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
+    playground.add_argument("--port", type=int, default=0, help="on 127.0.0.1; without it any that is free")
+    playground.set_defaults(run_command=_playground)
+
     judge = commands.add_parser("judge", help="verdicts of people or of a language model on a run's blinded pairs")
     judge.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
     judge.add_argument("--verdicts", type=Path, help='people\'s, as lines {"id", "verdict": first|second|tie, "judge"}')
@@ -166,6 +173,20 @@ def _rank(options: argparse.Namespace) -> None:
         {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
     ]
     print(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False))
+
+
+def _playground(options: argparse.Namespace) -> None:
+    from rlhf_utils.playground import Playground
+    from rlhf_utils.playground_page import PlaygroundServer
+    from rlhf_utils.runs import Run
+    from rlhf_utils.runtime import quiet_libraries
+
+    quiet_libraries()
+    with PlaygroundServer(Playground(Run.load(options.run)), options.port) as server:
+        print(server.url, flush=True)
+        print("open it in a browser; Ctrl-C ends it", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _judge(options: argparse.Namespace) -> None:

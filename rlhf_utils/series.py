@@ -58,6 +58,7 @@ SERIES = (
     Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
     Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
+    Notebook("04_evaluation/02_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
 
 

@@ -29,7 +29,7 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def test_the_series_is_every_notebook_of_the_folders_in_order():
     assert [notebook.path for notebook in SERIES] == PATHS
-    assert len({notebook.name for notebook in SERIES}) == len(PATHS) == 8
+    assert len({notebook.name for notebook in SERIES}) == len(PATHS) == 9
 
 
 def test_it_is_a_valid_notebook_of_the_kernel_every_platform_has(notebook):

@@ -77,7 +77,7 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert fake.paths == [notebook.path for notebook in SERIES]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(SERIES), "one line for each notebook where stderr is no terminal"
-    assert all(line.startswith(f"[{i}/8] ") and ": done in " in line for i, line in enumerate(lines, 1))
+    assert all(line.startswith(f"[{i}/{len(SERIES)}] ") and ": done in " in line for i, line in enumerate(lines, 1))
     start(tmp_path)
     assert len(fake.calls) == len(SERIES)
     captured = capsys.readouterr()
@@ -88,16 +88,16 @@ def test_fresh_runs_everything_again(tmp_path, fake):
     start(tmp_path)
     start(tmp_path, fresh=True)
     assert len(fake.calls) == 2 * len(SERIES)
-    assert [call.parameters["resume"] for call in fake.calls] == [True] * 8 + [False] * 8
+    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SERIES) + [False] * len(SERIES)
 
 
 @pytest.mark.parametrize(
     "changed, again",
     [
-        ({"ppo.updates": 3}, ["03_02", "04_01"]),
+        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02"]),
         ({"evaluation.prompts": 9}, ["04_01"]),
-        ({"qlora.rank": 4}, ["01_03", "04_01"]),
-        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01"]),
+        ({"qlora.rank": 4}, ["01_03", "04_01", "04_02"]),
+        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01", "04_02"]),
     ],
 )
 def test_a_changed_setting_runs_only_what_depends_on_it(tmp_path, fake, changed, again):
@@ -134,7 +134,7 @@ def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_p
     fake.failures.clear()
     fake.calls.clear()
     start(tmp_path)
-    assert fake.paths == [path, "04_evaluation/01_compare_models.ipynb"]
+    assert fake.paths == [path, "04_evaluation/01_compare_models.ipynb", "04_evaluation/02_playground.ipynb"]
     assert sorted(p.name for p in run.notebooks.iterdir()) == [f"{notebook.name}.ipynb" for notebook in SERIES]
     assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "complete"
 

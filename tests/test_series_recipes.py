@@ -16,6 +16,7 @@ from test_series import ROOT, call, run_command
 from rlhf_utils.files import read_json
 from rlhf_utils.plots.results import MODELS
 from rlhf_utils.recipes import recipe_names
+from rlhf_utils.series import SERIES
 
 RECIPES = [name for name in recipe_names() if name != "instruct"]
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def test_the_assistant_score_covers_36_prompts(done):
 def test_notebooks_that_do_not_apply_are_left_out_and_the_others_are_fit_to_be_shown(done):
     executed = sorted(path.stem for path in (done.root / "notebooks").glob("*.ipynb"))
     left_out = {"01_02_full_finetuning", "01_03_qlora"} if done.name == "imdb" else set()
-    assert len(executed) == 8 - len(left_out) and not left_out & set(executed)
+    assert len(executed) == len(SERIES) - len(left_out) and not left_out & set(executed)
     for path in (done.root / "notebooks").glob("*.ipynb"):
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         shown = json.dumps([cell.outputs for cell in cells])
