@@ -16,6 +16,9 @@ import psutil
 
 from rlhf_utils.errors import InputError
 
+# How safetensors, and torch.save where the write or where closing the file fails, tell of a full disk.
+_FULL = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
+
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
@@ -37,8 +40,8 @@ def disk_errors(where: Path) -> Iterator[None]:
             raise
         raise InputError(f"cannot write {where}: {reasons[error.errno]}") from error
     except Exception as error:
-        # safetensors and torch.save tell of a full disk with error classes of their own.
-        if not any(sign in str(error) for sign in (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing")):
+        # With error classes of their own.
+        if not any(sign in str(error) for sign in _FULL):
             raise
         raise InputError(f"cannot write {where}: the disk is full; free some space") from error
 
@@ -63,6 +66,19 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add `text` to the end of `path`; where the disk is full the file stays as it was."""
+    with disk_errors(path), open(path, "ab", buffering=0) as file:
+        size, content = os.fstat(file.fileno()).st_size, text.encode("utf-8")
+        try:
+            # A nearly full disk takes a part of it without an error.
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON; NaN is refused because no other JSON reader takes it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -84,6 +100,14 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
 def read_jsonl(path: Path) -> list[dict]:
     """The JSON objects in `path`, one per line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name for the file `source`, which is never written to again; a copy where the disk knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @contextmanager

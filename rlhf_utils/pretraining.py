@@ -16,6 +16,7 @@ from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder,
 from rlhf_utils.runtime import cache_folder, detect_device
 from rlhf_utils.settings import BaseSettings
 from rlhf_utils.stopping import safe_points, stop_asked
+from rlhf_utils.trainer_checkpoints import mark_complete, newest_complete
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,8 +89,13 @@ def train_base(
     set_seed(seed)
     model = _fresh_model(len(tokenizer), tokenizer.eos_token_id, settings)
     trainer = _trainer(model, blocks, settings, seed, work, progress)
-    with safe_points():
-        trainer.train(resume_from_checkpoint=_last_complete(work))
+    newest = newest_complete(work)
+    try:
+        with safe_points():
+            trainer.train(resume_from_checkpoint=newest)
+    except BaseException:
+        newest_complete(work)  # what was cut off takes room where the disk is full
+        raise
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
     final_loss = sum(last) / len(last)
@@ -164,11 +170,6 @@ def _claim(work: Path, key: str) -> None:
             (work / key).touch()
 
 
-def _last_complete(work: Path) -> str | None:
-    found = [path.parent for path in work.glob("checkpoint-*/COMPLETE")]
-    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
-
-
 def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
     """The token ids of all documents, each ended by EOS, as int64[blocks, block_tokens]; the rest is dropped."""
     import torch
@@ -221,8 +222,7 @@ def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progr
 
     class Watch(TrainerCallback):
         def on_save(self, args, state, control, **_):
-            # A save that was cut off has no marker and is never resumed from.
-            (work / f"checkpoint-{state.global_step}" / "COMPLETE").touch()
+            mark_complete(work, state.global_step)
 
         def on_step_end(self, args, state, control, **_):
             if stop_asked():

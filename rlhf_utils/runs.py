@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,7 +232,9 @@ class Run:
             raise
         seconds = round(time.time() - started, 1)
         self._write_stage(name, {"state": "complete", **about, "seconds": seconds, "results": stage.results})
-        shutil.rmtree(work, ignore_errors=True)
+        # With what attempts with other settings left: the stage they were for is another one now.
+        for old in work.parent.glob(f"{name}-*"):
+            shutil.rmtree(old, ignore_errors=True)
         self._made_here.add(name)
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
@@ -294,6 +296,13 @@ class Stage:
     work: Path
     made: dict[str, Any]
     results: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, figures: Callable[[], Any]) -> Any:
+        """`figures()`, a JSON value; a stage that was interrupted after it reads what it had found from `work`."""
+        path = self.work / f"{name}.json"
+        if not path.is_file():
+            write_json(path, figures())
+        return read_json(path)
 
     @contextmanager
     def publish(self) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from rlhf_utils.data import check_rows, is_local, load_rows
+from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.labelling import HEADLESS
@@ -91,6 +92,7 @@ def run_series(
     }
     try:
         with series_lock(run.root):
+            _say_what_it_needs(run, chosen, fresh)
             _execute_all(run, chosen, parameters)
     except InputError:
         if begun_here and not any(run.checkpoints.glob("*/stage.json")):
@@ -109,6 +111,13 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
         with _ProgressLine(run.root / ".progress.json", label):
             _execute(run, notebook, parameters)
         print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def _say_what_it_needs(run: Run, chosen: list[Notebook], fresh: bool) -> None:
+    wanted = [stage for notebook in chosen for stage in _makes(run, notebook)]
+    line = check_room(run, [stage for stage in wanted if fresh or not run.is_complete(stage)])
+    if line:
+        print(line, file=sys.stderr)
 
 
 def _names_a_path(key: str) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.files import disk_errors
+from rlhf_utils.files import append_text
 from rlhf_utils.judging.pairs import read_key, read_pairs
 from rlhf_utils.metrics import proportion_interval, win_rate
 
@@ -57,9 +57,8 @@ def add_verdict(folder: Path, pair: str, verdict: str, judge: str, file: str = P
     """Append one verdict; a later one of the same judge on the same pair replaces it when they are read."""
     if verdict not in CHOICES:
         raise InputError(f"verdict {verdict!r}: give one of {', '.join(CHOICES)}")
-    path = folder / file
-    with disk_errors(path), open(path, "a", encoding="utf-8") as out:
-        out.write(json.dumps({"id": pair, "verdict": verdict, "judge": judge}, ensure_ascii=False) + "\n")
+    line = json.dumps({"id": pair, "verdict": verdict, "judge": judge}, ensure_ascii=False)
+    append_text(folder / file, line + "\n")
 
 
 def majority(verdicts: dict[str, dict[str, str]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.files import disk_errors, read_json, write_json, write_text
+from rlhf_utils.files import append_text, read_json, write_json, write_text
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
 
@@ -124,8 +124,7 @@ def metrics_line(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
 
 
 def _append(path: Path, lines: list[dict]) -> None:
-    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    append_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def _cut(path: Path, count: int) -> list[dict]:

@@ -4,6 +4,8 @@ same way."""
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
+from functools import partial
 from statistics import median
 
 import pandas as pd
@@ -14,7 +16,7 @@ from rlhf_utils.files import read_json, write_json, write_text
 from rlhf_utils.judging import write_pairs
 from rlhf_utils.metrics import Interval, distinct_n, mean_interval, paired_difference, win_rate
 from rlhf_utils.models import load_policy
-from rlhf_utils.runs import Run
+from rlhf_utils.runs import Run, Stage
 from rlhf_utils.stages.assistant import score_assistants
 from rlhf_utils.stages.evaluator import Answered, Evaluator
 from rlhf_utils.stages.frontier import best_of_n, development_prompts, measure_policies
@@ -41,12 +43,13 @@ def evaluate_models(run: Run) -> dict:
         answered, models = {}, compared_models(run)
         for i, name in enumerate(models):
             run.progress(f"evaluating {name}", i, len(models))
-            answered[name] = evaluator.measure(load_policy(run.folder(name), evaluator.device), split)
+            found = stage.once(f"answers-{name}", partial(_measured, run, evaluator, name, split))
+            answered[name] = Answered.of(found)
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
         if "ppo" in answered and (before := next((m for m in ("sft", "base") if m in answered), None)):
             texts = {name: answered[name].texts for name in ("ppo", before)}
             write_pairs(run.evaluation, list(split["prompt"]), texts, ("ppo", before), run.recipe.seed)
-        write_json(run.evaluation / "frontier.json", frontier(run, evaluator))
+        write_json(run.evaluation / "frontier.json", frontier(stage, evaluator))
         summary = summarise(run, split, answered)
         if "ppo" in answered and {"sft", "base"} & answered.keys():
             summary |= scrutinise(run, evaluator, split, answered)
@@ -57,6 +60,10 @@ def evaluate_models(run: Run) -> dict:
         with stage.publish() as folder:
             write_json(folder / "summary.json", summary)
     return summary
+
+
+def _measured(run: Run, evaluator: Evaluator, name: str, split: Dataset) -> dict:
+    return asdict(evaluator.measure(load_policy(run.folder(name), evaluator.device), split))
 
 
 def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
@@ -161,12 +168,13 @@ def samples_csv(split: Dataset, answered: dict[str, Answered]) -> str:
     return pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
-def frontier(run: Run, evaluator: Evaluator) -> dict:
+def frontier(stage: Stage, evaluator: Evaluator) -> dict:
     """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
     and best-of-n of the SFT model."""
+    run = stage.run
     prompts = len(development_prompts(run))
-    best = best_of_n(run, evaluator)
+    best = stage.once("best-of-n", partial(best_of_n, run, evaluator))
     if run.ready_model("ppo"):
-        points = measure_policies(run, evaluator, [(0, run.folder("sft")), (1, run.folder("ppo"))])
+        points = measure_policies(stage, evaluator, [(0, run.folder("sft")), (1, run.folder("ppo"))])
         return {"points": points, "chosen_update": None, "rule": None, "prompts": prompts, "best_of_n": best}
     return {**read_json(run.folder("ppo") / "frontier.json"), "prompts": prompts, "best_of_n": best}

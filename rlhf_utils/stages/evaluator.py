@@ -36,6 +36,11 @@ class Answered:
     kl: list[float]
     surprise: list[float]
 
+    @classmethod
+    def of(cls, values: dict) -> Answered:
+        """What `dataclasses.asdict` made a dictionary of."""
+        return cls(**{**values, "answers": [Answer(**answer) for answer in values["answers"]]})
+
     @property
     def texts(self) -> list[str]:
         return [answer.text for answer in self.answers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from math import comb
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +15,7 @@ from rlhf_utils.data import PreparedData
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.metrics import mean_interval
 from rlhf_utils.models import load_policy
-from rlhf_utils.runs import Run
+from rlhf_utils.runs import Run, Stage
 from rlhf_utils.stages.evaluator import Evaluator
 
 RULE = "the least KL within one standard error of the best {by} on development prompts, under the KL budget"
@@ -26,21 +27,26 @@ def development_prompts(run: Run) -> Dataset:
     return PreparedData.load(run.folder("data")).first("development", run.recipe.evaluation.frontier_prompts)
 
 
-def measure_policies(run: Run, evaluator: Evaluator, folders: Sequence[tuple[int, Path]]) -> list[dict]:
+def measure_policies(stage: Stage, evaluator: Evaluator, folders: Sequence[tuple[int, Path]]) -> list[dict]:
     """One point for each `(update, folder)`: KL, reward and gold on the development prompts, with intervals."""
-    split, points = development_prompts(run), []
-    for i, (update, folder) in enumerate(folders):
-        run.progress("measuring the policies along the way", i, len(folders))
+    split = development_prompts(stage.run)
+
+    def point(update: int, folder: Path) -> dict:
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
-        point = {"update": update, "kl": fmean(found.kl)}
+        figures = {"update": update, "kl": fmean(found.kl)}
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
-            interval = mean_interval(values, seed=run.recipe.seed) if values is not None else None
-            point |= {
+            interval = mean_interval(values, seed=stage.run.recipe.seed) if values is not None else None
+            figures |= {
                 name: interval.mean if interval else None,
                 f"{name}_ci95": interval.as_list() if interval else None,
                 f"{name}_error": stdev(values) / math.sqrt(len(values)) if values is not None else None,
             }
-        points.append(point)
+        return figures
+
+    points = []
+    for i, (update, folder) in enumerate(folders):
+        stage.run.progress("measuring the policies along the way", i, len(folders))
+        points.append(stage.once(f"policy-{update}", partial(point, update, folder)))
     return points
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.files import write_json
+from rlhf_utils.files import link_or_copy, write_json
 from rlhf_utils.models import copy_model, load_policy, load_tokenizer
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.ppo.trainer import progress
@@ -73,7 +73,7 @@ def train_ppo(run: Run) -> dict:
         del trainer  # and with it the optimizer's state: measuring needs the memory
         evaluator = Evaluator(run)
         policies = [(0, run.folder("sft")), *((update, folder / "policy") for update, folder in saved.items())]
-        points = measure_policies(run, evaluator, policies)
+        points = measure_policies(stage, evaluator, policies)
         decision = choose(points, run.recipe.ppo.kl_budget)
         chosen = saved[decision["chosen_update"]]
         stage.results = {
@@ -87,6 +87,6 @@ def train_ppo(run: Run) -> dict:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 shutil.copy2(stage.work / name, folder / name)
             for policy in saved.values():
-                shutil.copytree(policy / "policy", folder / "frontier" / policy.name)
+                shutil.copytree(policy / "policy", folder / "frontier" / policy.name, copy_function=link_or_copy)
             write_json(folder / "frontier.json", {"points": points, **decision})
     return run.results("ppo")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from rlhf_utils.runtime import detect_device
 from rlhf_utils.settings import TrainingSettings
 from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.template import TEMPLATE
+from rlhf_utils.trainer_checkpoints import mark_complete, newest_complete
 
 _LINES_LOGGED = 40
-_COMPLETE = "COMPLETE"
 
 
 def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path) -> dict:
@@ -31,6 +30,7 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
     """
     micro = settings.micro_batch_size or settings.batch_size
     steps = total_steps(settings, rows)
+    logged = max(1, steps // _LINES_LOGGED)
     device = detect_device()
     return dict(
         output_dir=str(work),
@@ -45,11 +45,12 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         warmup_steps=int(settings.warmup_ratio * steps),
         weight_decay=settings.weight_decay,
         optim="adamw_torch_fused",
-        logging_steps=max(1, steps // _LINES_LOGGED),
+        logging_steps=logged,
         eval_strategy="steps",
         eval_steps=max(1, steps // settings.evaluations),
         save_strategy="steps",
-        save_steps=max(1, math.ceil(steps / settings.checkpoints)),
+        # Where a line is logged: it holds the mean loss since the line before, which no checkpoint keeps.
+        save_steps=logged * math.ceil(steps / settings.checkpoints / logged),
         save_total_limit=2,
         seed=run.recipe.seed,
         data_seed=run.recipe.seed,
@@ -119,23 +120,19 @@ class RunCallback(TrainerCallback):
         )
 
     def on_save(self, args, state, control, **_):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+        mark_complete(Path(args.output_dir), state.global_step)
 
 
 def train_resumably(trainer: Trainer, work: Path) -> None:
-    """Train from the newest complete checkpoint in `work`; one cut off while being written is removed.
-
-    transformers itself would raise on a partial newest checkpoint and go on in silence without a missing optimizer
-    state.
-    """
-    newest = None
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        if (folder / _COMPLETE).exists():
-            newest = folder
-        else:
-            shutil.rmtree(folder)
-    with safe_points():
-        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    """Train from the newest complete checkpoint in `work`."""
+    newest = newest_complete(work)
+    try:
+        with safe_points():
+            trainer.train(resume_from_checkpoint=newest)
+    except BaseException:
+        # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
+        newest_complete(work)
+        raise
 
 
 def write_history(trainer: Trainer, folder: Path, summary: dict) -> None:

@@ -1,0 +1,214 @@
+"""What a run writes is known beforehand, and a disk that is full all the same costs nothing that was there before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_stages import ROWS, open_run
+from tiny import CONTEXT, VOCABULARY, one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
+
+from rlhf_utils import disk, files
+from rlhf_utils.costs import SHAPES, Shape
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import content_hash, read_jsonl
+from rlhf_utils.recipes import load_recipe
+from rlhf_utils.runs import Run
+from rlhf_utils.settings import LoraSettings
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.sft import train_full
+
+TINY = Shape(2, 32, VOCABULARY, CONTEXT)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of so many bytes; called once more, the same one with another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def sized(size: int) -> Path:
+        again = ["-o", f"remount,size={size}"] if os.path.ismount(folder) else ["-o", f"size={size}"]
+        done = subprocess.run(["mount", "-t", "tmpfs", *again, "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small disk needs rights that this user has not")
+        return folder
+
+    yield sized
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path, small_disk):
+    path = small_disk(64 * 1024) / "lines.jsonl"
+    line, written = "x" * 999 + "\n", 0
+    with pytest.raises(InputError, match="the disk is full"):
+        while True:
+            files.append_text(path, line)
+            written += 1
+    assert written and path.read_text() == line * written
+
+
+def test_ppo_keeps_its_checkpoint_on_a_full_disk_and_goes_on_where_there_is_room(tmp_path, small_disk):
+    policy, settings = save_tiny(tmp_path / "policy", eos_nats=3.0), {"updates": 4, "save_every": 1}
+    tiny_trainer(policy, tmp_path / "whole", **settings).train()
+    one = bytes_in(tmp_path / "whole" / "checkpoints" / "update-000004")
+    work = small_disk(int(2.6 * one)) / "ppo"
+    with pytest.raises(InputError, match="cannot write .*: the disk is full; free some space"):
+        tiny_trainer(policy, work, **settings).train()
+    kept = sorted(path.name for path in (work / "checkpoints").iterdir())
+    assert kept and kept == [f"update-{n:06d}" for n in range(1, len(kept) + 1)], "nothing half-written is left"
+    before = content_hash(work / "checkpoints" / kept[-1] / "training")
+    assert before == content_hash(tmp_path / "whole" / "checkpoints" / kept[-1] / "training") or kept[-1] < "update-3"
+
+    small_disk(20 * one)
+    history = tiny_trainer(policy, work, **settings).train(resume=True)
+    assert without_timing(history) == without_timing(read_jsonl(tmp_path / "whole" / "metrics.jsonl"))
+    last = "checkpoints/update-000004/policy"
+    assert content_hash(work / last) == content_hash(tmp_path / "whole" / last)
+
+
+@pytest.mark.slow
+def test_a_training_of_trl_keeps_its_checkpoint_on_a_full_disk(tmp_path, small_disk):
+    policy = save_tiny(tmp_path / "policy")
+    settings = {"sft.batch_size": 2, "sft.checkpoints": 4, "sft.evaluations": 1}
+
+    def run_in(folder: Path) -> Run:
+        run = open_run(folder, policy, ROWS, **settings)
+        make_base(run)
+        make_data(run)
+        return run
+
+    whole = run_in(tmp_path)
+    train_full(whole)
+    folder = small_disk(20_000_000)
+    run = run_in(folder)
+    # Room for the first checkpoint, and not for the second.
+    small_disk(bytes_in(folder) + int(1.7 * 3 * 4 * TINY.parameters))
+    with pytest.raises(InputError, match="cannot write .*: the disk is full; free some space"):
+        train_full(run)
+    [work] = (run.checkpoints / ".work").iterdir()
+    [checkpoint] = work.glob("checkpoint-*")
+    assert (checkpoint / "COMPLETE").is_file() and (checkpoint / "optimizer.pt").is_file()
+    assert run.record()["stages"]["sft"]["state"] == "failed" and not run.folder("sft").exists()
+
+    small_disk(20_000_000)
+    train_full(run_in(folder))
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert content_hash(run.folder("sft") / name) == content_hash(whole.folder("sft") / name)
+    clock = ("seconds", "peak_memory_bytes")
+    lines = [
+        [{k: v for k, v in line.items() if k not in clock} for line in read_jsonl(r.folder("sft") / "metrics.jsonl")]
+        for r in (run, whole)
+    ]
+    assert lines[0] == lines[1]
+    assert not list((run.checkpoints / ".work").iterdir())
+
+
+def test_what_attempts_with_other_settings_left_goes_when_the_stage_is_done(tmp_path):
+    policy = save_tiny(tmp_path / "policy")
+    run = open_run(tmp_path, policy, ROWS)
+    old, other = (run.checkpoints / ".work" / name for name in ("base-01234567", "basement-01234567"))
+    for folder in (old, other):
+        folder.mkdir(parents=True)
+    make_base(run)
+    assert not old.exists() and other.exists()
+
+
+def test_what_a_stage_found_is_not_found_twice(tmp_path):
+    run, calls = open_run(tmp_path, "embedded", ROWS), []
+
+    def figures() -> dict:
+        calls.append(1)
+        return {"x": (0.1, None)}
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), run.stage("base") as stage:
+            assert stage.once("found", figures) == {"x": [0.1, None]}
+            raise KeyboardInterrupt
+    assert len(calls) == 1
+
+
+def test_ppo_writes_about_what_is_estimated(tmp_path):
+    policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
+    settings = {"updates": 5, "save_every": 1}
+    tiny_trainer(policy, tmp_path / "work", **settings).train()
+    recipe = load_recipe("instruct", "tiny", {f"ppo.{name}": value for name, value in settings.items()})
+    estimated = disk.stage_bytes(recipe, "ppo", TINY)
+    # The policies count as what is left, which is one more; during a save one checkpoint more is there than after it.
+    policies = bytes_in(tmp_path / "work" / "checkpoints" / "update-000001" / "policy") * 5
+    assert bytes_in(tmp_path / "work") - policies == pytest.approx(estimated.work * 3 / 4, rel=0.25)
+    assert policies * 6 / 5 == pytest.approx(estimated.left, rel=0.25)
+
+
+def test_weights_of_an_adapter_are_counted_right(tmp_path):
+    from peft import get_peft_model
+    from tiny import CPU
+
+    from rlhf_utils.models import load_policy, lora_config
+
+    settings = LoraSettings(rank=3, modules=("c_attn", "c_proj", "c_fc"))
+    model = get_peft_model(load_policy(save_tiny(tmp_path / "policy"), CPU), lora_config(settings, "CAUSAL_LM"))
+    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert disk.adapter_parameters(TINY, settings) == counted
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"policy": "gpt2-medium"},
+        {"ppo.updates": 400},
+        {"ppo.critic": "separate"},
+        {"ppo.keep_checkpoints": 5},
+    ],
+)
+def test_settings_that_write_more_are_seen_to(change):
+    def needed(overrides: dict) -> float:
+        recipe = load_recipe("instruct", "t4", overrides)
+        return disk.needed_bytes(recipe, Run(recipe).stages)
+
+    assert needed(change) > needed({})
+
+
+def test_only_what_is_still_to_be_made_counts():
+    recipe = load_recipe("instruct", "t4")
+    stages = Run(recipe).stages
+    assert disk.needed_bytes(recipe, ()) == 0
+    assert disk.needed_bytes(recipe, stages[-1:]) < disk.needed_bytes(recipe, stages) < 20e9
+    assert disk.needed_bytes(recipe, stages) > 12 * SHAPES["gpt2"].parameters
+    unknown = load_recipe("instruct", "t4", {"policy": "somebody/something"})
+    assert disk.needed_bytes(unknown, stages) is None
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
+    run = Run.open("instruct", "tiny", tmp_path)
+    needed = disk.needed_bytes(run.recipe, run.stages)
+
+    def free(count: float) -> None:
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=count))
+
+    free(1e12)
+    line = disk.check_room(run, run.stages)
+    assert line == f"needs about {needed / 1e6:.0f} MB on disk, 1000.0 GB free in {run.root}"
+    assert disk.check_room(run, ()) is None
+    free(0.9 * needed)
+    assert disk.check_room(run, run.stages)
+    free(0.5 * needed)
+    with pytest.raises(
+        InputError, match=r"^needs about \d+ MB on disk, \d+ MB free in [^\n]*; free some space"
+    ) as error:
+        disk.check_room(run, run.stages)
+    assert "\n" not in str(error.value)
