@@ -90,14 +90,14 @@ def run_series(
         "overrides": overrides,
         "resume": not fresh,
     }
-    try:
-        with series_lock(run.root):
+    with series_lock(run.root):
+        try:
             _say_what_it_needs(run, chosen, fresh)
             _execute_all(run, chosen, parameters)
-    except InputError:
-        if begun_here and not any(run.checkpoints.glob("*/stage.json")):
-            shutil.rmtree(run.root, ignore_errors=True)
-        raise
+        except InputError:
+            if begun_here and not any(run.checkpoints.glob("*/stage.json")):
+                shutil.rmtree(run.root, ignore_errors=True)
+            raise
     return run
 
 

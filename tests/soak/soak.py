@@ -1,0 +1,226 @@
+"""Kills the series again and again at random moments of every stage and compares its end with that of a run in one go.
+
+    python tests/soak/soak.py --kills 20 [--seed 0] [--folder FOLDER]
+
+The settings are reduced ones; both runs train their own base model. Prints a table and ends with status 1 where a run
+was lost: it did not go on, did not stop when it was asked to, left a kernel behind, or ended with other weights or
+figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from test_series import REDUCED  # noqa: E402
+
+from rlhf_utils.errors import InputError  # noqa: E402
+from rlhf_utils.files import content_hash, read_json, read_jsonl  # noqa: E402
+
+STAGES = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")
+# Long enough to be hit between two checkpoints.
+LONGER = ("base.steps=120", "sft.checkpoints=6", "reward_model.checkpoints=6", "ppo.updates=8", "ppo.save_every=2")
+# How a run is ended: the signal, and whether its kernel gets it as well. A kernel ends by itself without its series.
+WAYS = {
+    "SIGKILL": (signal.SIGKILL, True),
+    "SIGTERM": (signal.SIGTERM, False),
+    "SIGKILL of the series alone": (signal.SIGKILL, False),
+    "SIGINT": (signal.SIGINT, False),
+}
+CLOCKS = {"seconds", "phase_seconds", "tokens_per_second", "peak_memory_bytes"}
+# A stage that ends at a safe point has a checkpoint between two log lines, so one line of trl's is a mean over fewer
+# steps; the weights, compared bit by bit, say more.
+WINDOWED = {"loss"}
+PATIENCE_SECONDS = 600.0
+
+
+@dataclass
+class Tally:
+    """What happened to one stage: how it was ended, seconds of work thrown away each time, and what went wrong."""
+
+    ways: list[str] = field(default_factory=list)
+    repeated: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Series:
+    """The command that runs the series in `folder`, with settings and environment."""
+
+    def __init__(self, folder: Path, settings: Sequence[str], cache: Path | None = None):
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        self.command = [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", str(folder), *arguments]
+        self.root, self.errors = folder / "instruct-tiny", folder / "stderr.txt"
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if cache:
+            self.environment["RLHF_CACHE"] = str(cache)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> subprocess.Popen:
+        with open(self.errors, "w", encoding="utf-8") as errors:
+            return subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=errors
+            )
+
+    def finish(self) -> None:
+        """Run to the end; raises RuntimeError where it does not get there."""
+        if self.start().wait(PATIENCE_SECONDS):
+            raise RuntimeError(self.errors.read_text(encoding="utf-8")[-1000:])
+
+    def stage(self, name: str) -> dict:
+        """What run.json says of a stage."""
+        try:
+            return read_json(self.root / "run.json")["stages"].get(name, {})
+        except (FileNotFoundError, InputError):
+            return {}
+
+    def kept_at(self) -> Iterator[float]:
+        """When each piece of unfinished work was put away."""
+        for pattern in ("checkpoint-*/COMPLETE", "**/update-*/state.json", "*.json"):
+            for path in (self.root / "checkpoints" / ".work").glob(f"*/{pattern}"):
+                yield path.stat().st_mtime
+        for path in Path(self.environment.get("RLHF_CACHE", "-")).glob("base/.*.work/checkpoint-*/COMPLETE"):
+            yield path.stat().st_mtime
+
+
+def end_within(series: Series, name: str, way: str, delay: float, tally: Tally) -> bool:
+    """Start the series and end it `delay` seconds into stage `name`; False where that stage is done already."""
+    before, process = series.stage(name), series.start()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (about := series.stage(name)) == before or about.get("state") != "running":
+        if process.poll() is not None or time.monotonic() > deadline or about.get("state") == "complete":
+            ended = process.poll()
+            _end_all(process)
+            if ended:
+                tally.wrong.append(f"did not go on: {series.errors.read_text(encoding='utf-8')[-500:]}")
+            return False
+        time.sleep(0.05)
+    began = time.time()
+    time.sleep(delay)
+    number, everyone = WAYS[way]
+    kernels = psutil.Process(process.pid).children(recursive=True)
+    asked = time.time()
+    for member in [*(kernels if everyone else ()), process]:
+        member.send_signal(number)
+    status = process.wait(PATIENCE_SECONDS)
+    tally.ways.append(way)
+    tally.repeated.append(max(0.0, asked - max([began, *series.kept_at()])))
+    if number != signal.SIGKILL:
+        errors = series.errors.read_text(encoding="utf-8")
+        if status not in (128 + number, 0) or "Traceback" in errors:
+            tally.wrong.append(f"{way} ended with {status}: {errors[-500:]}")
+    _, alive = psutil.wait_procs(kernels, timeout=15)
+    if alive:
+        tally.wrong.append(f"{way} left {len(alive)} kernels behind")
+        for kernel in alive:
+            kernel.kill()
+    return True
+
+
+def _end_all(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+            member.kill()
+    process.wait()
+
+
+def interrupt(series: Series, moments: Iterable[tuple[str, float]], first_way: int = 0) -> dict[str, Tally]:
+    """End the series at each of the moments (a stage, and seconds into it), then let it run to its end."""
+    tallies: dict[str, Tally] = {}
+    ways = list(WAYS)
+    count = first_way
+    for name, delay in moments:
+        tally = tallies.setdefault(name, Tally())
+        if end_within(series, name, ways[count % len(ways)], delay, tally):
+            count += 1
+    try:
+        series.finish()
+    except RuntimeError as error:
+        tally.wrong.append(f"did not go on to its end: {error}")
+    return tallies
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two finished runs: weights bit by bit, figures without clocks."""
+    found = []
+    names = {str(path.relative_to(root)) for root in (one, other) for path in root.glob("checkpoints/**/*.safetensors")}
+    for name in sorted(names):
+        if not ((one / name).is_file() and (other / name).is_file()):
+            found.append(f"{name} is there only once")
+        elif content_hash(one / name) != content_hash(other / name):
+            found.append(f"{name} differs")
+    if not names:
+        found.append("there are no weights")
+    for name in ("evaluation/summary.json", "evaluation/frontier.json", "evaluation/reward_model.json"):
+        if _figures(read_json(one / name), CLOCKS) != _figures(read_json(other / name), CLOCKS):
+            found.append(f"{name} differs")
+    if (one / "evaluation/samples.csv").read_bytes() != (other / "evaluation/samples.csv").read_bytes():
+        found.append("evaluation/samples.csv differs")
+    for stage in ("sft", "sft_qlora", "reward_model", "ppo"):
+        ignored = CLOCKS | (WINDOWED if stage != "ppo" else set())
+        lines = [read_jsonl(root / "checkpoints" / stage / "metrics.jsonl") for root in (one, other)]
+        if _figures(lines[0], ignored) != _figures(lines[1], ignored):
+            found.append(f"{stage}/metrics.jsonl differs")
+    return found
+
+
+def _figures(value, ignored: set[str]):
+    if isinstance(value, dict):
+        return {key: _figures(inner, ignored) for key, inner in value.items() if key not in ignored}
+    return [_figures(inner, ignored) for inner in value] if isinstance(value, list) else value
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """Stage, how often and how it was ended, seconds of work done again at most, what went wrong."""
+    lines = [f"{'stage':<14} kills  {'  '.join(WAYS)}  seconds repeated (most)  lost"]
+    for name, tally in tallies.items():
+        counts = "  ".join(f"{tally.ways.count(way):>{len(way)}}" for way in WAYS)
+        most = f"{max(tally.repeated, default=0.0):.1f}"
+        lines.append(f"{name:<14} {len(tally.ways):>5}  {counts}  {most:>23}  {len(tally.wrong):>4}")
+    lines.append(f"{'all':<14} {sum(len(t.ways) for t in tallies.values()):>5}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep both runs there (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, settings = options.folder or Path(temporary), (*REDUCED, *LONGER)
+        straight = Series(folder / "straight", settings, folder / "straight" / "cache")
+        started = time.monotonic()
+        straight.finish()
+        print(f"one run in one go: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        durations = {name: straight.stage(name)["seconds"] for name in STAGES}
+        source = random.Random(options.seed)
+        moments = sorted(STAGES[i % len(STAGES)] for i in range(options.kills))
+        moments.sort(key=STAGES.index)
+        killed = Series(folder / "killed", settings, folder / "killed" / "cache")
+        tallies = interrupt(killed, [(name, source.uniform(0.0, durations[name])) for name in moments])
+        print(f"both runs: {time.monotonic() - started:.0f} s", file=sys.stderr)
+        print(table(tallies))
+        wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
+        wrong += [] if wrong else differences(straight.root, killed.root)
+    for what in wrong:
+        print(f"LOST {what}")
+    print("weights and figures are those of the run in one go" if not wrong else f"{len(wrong)} differences or losses")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
