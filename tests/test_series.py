@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+from soak.soak import Series, differences, interrupt
 
 from rlhf_utils import series
 from rlhf_utils.files import read_json, read_jsonl
@@ -105,7 +107,8 @@ def test_the_series_goes_on_after_a_kill_and_after_a_failure(told):
     assert told.killed["stages"]["base"]["state"] == "complete"
     assert told.killed["stages"]["sft"]["state"] == "running"
     assert told.failed.status == 1 and not told.failed.out
-    assert told.failed.err[0] == f"[1/{len(SERIES)}] {SERIES[0].path}: complete, skipped"
+    assert re.fullmatch(r"needs about \d+ MB on disk, [\d.]+ [GM]B free in out/instruct-tiny", told.failed.err[0])
+    assert told.failed.err[1] == f"[1/{len(SERIES)}] {SERIES[0].path}: complete, skipped"
     assert told.failed.err[-1].startswith(f"failed: {SERIES[6].path}, cell In [")
     assert "TrainingError: update 0: the loss is nan" in told.failed.err[-1]
     assert told.repaired.status == 0, told.repaired.err
@@ -124,6 +127,17 @@ def test_the_second_call_skips_everything_and_says_the_same(told):
     assert lines[0].startswith("model") and "Everything is in out/instruct-tiny" in told.again.out.replace(
         str(told.root.parents[1]) + "/", ""
     )
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_in_every_way_ends_like_one_that_was_not(told, tmp_path):
+    """The soak in short (`python tests/soak/soak.py --kills 20`): every trained stage of `told` was made in one go."""
+    ended = Series(tmp_path, REDUCED)
+    moments = [("sft_qlora", 1.0), ("reward_model", 1.0), ("ppo", 1.5), ("evaluation", 2.0)]
+    tallies = interrupt(ended, moments)
+    assert not [what for tally in tallies.values() for what in tally.wrong]
+    assert sum(len(tally.ways) for tally in tallies.values()) == len(moments)
+    assert not differences(told.root, ended.root)
 
 
 @pytest.mark.slow
@@ -167,10 +181,8 @@ def test_what_lies_in_the_folder_of_a_run(told):
     expected |= {f"checkpoints/{name}/metrics.jsonl" for name in ("sft", "sft_qlora", "reward_model", "ppo")}
     assert expected <= files, expected - files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".h5"))]
-    # The work of the attempt that failed stays: it is what a second attempt with those settings would go on from.
-    untidy = [name for name in files if ".work/" not in name and any(x in name for x in (".tmp", "partial", "running"))]
+    untidy = [name for name in files if any(x in name for x in (".tmp", "partial", "running", ".work/"))]
     assert not untidy and not [name for name in files if name.endswith(".failed.ipynb")]
-    assert len(list((told.root / "checkpoints" / ".work").iterdir())) == 1
     assert len(read_jsonl(told.root / "checkpoints" / "ppo" / "metrics.jsonl")) == 2
 
 

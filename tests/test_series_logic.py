@@ -76,6 +76,7 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     start(tmp_path)
     assert fake.paths == [notebook.path for notebook in SERIES]
     lines = capsys.readouterr().err.splitlines()
+    assert lines.pop(0).startswith("needs about ")
     assert len(lines) == len(SERIES), "one line for each notebook where stderr is no terminal"
     assert all(line.startswith(f"[{i}/{len(SERIES)}] ") and ": done in " in line for i, line in enumerate(lines, 1))
     start(tmp_path)

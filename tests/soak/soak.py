@@ -26,8 +26,6 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from test_series import REDUCED  # noqa: E402
-
 from rlhf_utils.errors import InputError  # noqa: E402
 from rlhf_utils.files import content_hash, read_json, read_jsonl  # noqa: E402
 
@@ -137,15 +135,16 @@ def _end_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def interrupt(series: Series, moments: Iterable[tuple[str, float]], first_way: int = 0) -> dict[str, Tally]:
+def interrupt(series: Series, moments: Iterable[tuple[str, float]]) -> dict[str, Tally]:
     """End the series at each of the moments (a stage, and seconds into it), then let it run to its end."""
     tallies: dict[str, Tally] = {}
-    ways = list(WAYS)
-    count = first_way
+    ways, done = list(WAYS), []
     for name, delay in moments:
         tally = tallies.setdefault(name, Tally())
-        if end_within(series, name, ways[count % len(ways)], delay, tally):
-            count += 1
+        way = ways[len(done) % len(ways)]
+        if end_within(series, name, way, delay, tally):
+            done.append(name)
+            print(f"{len(done)}: {way}, {delay:.1f} s into {name}", file=sys.stderr, flush=True)
     try:
         series.finish()
     except RuntimeError as error:
@@ -200,6 +199,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep both runs there (default: a temporary folder)")
     options = parser.parse_args()
+    if options.kills < 1:
+        parser.error("--kills must be at least 1")
+    from test_series import REDUCED  # which itself runs a short form of this
+
     with tempfile.TemporaryDirectory() as temporary:
         folder, settings = options.folder or Path(temporary), (*REDUCED, *LONGER)
         straight = Series(folder / "straight", settings, folder / "straight" / "cache")
@@ -208,8 +211,7 @@ def main() -> int:
         print(f"one run in one go: {time.monotonic() - started:.0f} s", file=sys.stderr)
         durations = {name: straight.stage(name)["seconds"] for name in STAGES}
         source = random.Random(options.seed)
-        moments = sorted(STAGES[i % len(STAGES)] for i in range(options.kills))
-        moments.sort(key=STAGES.index)
+        moments = sorted((STAGES[i % len(STAGES)] for i in range(options.kills)), key=STAGES.index)
         killed = Series(folder / "killed", settings, folder / "killed" / "cache")
         tallies = interrupt(killed, [(name, source.uniform(0.0, durations[name])) for name in moments])
         print(f"both runs: {time.monotonic() - started:.0f} s", file=sys.stderr)
