@@ -252,6 +252,10 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
         ) from None
     except BaseException:
         running.unlink(missing_ok=True)
+        if listener.asked is not None:
+            # A kernel that hears of it while it starts dies before nbclient knows it.
+            run.note_notebook(notebook.name, state="interrupted")
+            raise Stopped(listener.asked) from None
         raise
     os.replace(running, target)
     failed.unlink(missing_ok=True)

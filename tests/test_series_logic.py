@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +17,7 @@ from rlhf_utils import series
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.runs import STAGES, Run
 from rlhf_utils.series import SERIES, run_series
+from rlhf_utils.stopping import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,6 +87,27 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert len(fake.calls) == len(SERIES)
     captured = capsys.readouterr()
     assert captured.err.count("complete, skipped") == len(SERIES) and not captured.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeypatch, number):
+    class KernelDied(dict):
+        """Raises what jupyter_client does, after the signal that killed the kernel."""
+
+        def __getitem__(self, name):
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    fake.failures = KernelDied({SERIES[1].path: None})
+    monkeypatch.setattr(series, "_signal_kernels", lambda number: None)
+    with pytest.raises(Stopped) as stopped:
+        start(tmp_path)
+    assert stopped.value.number == number
+    run = Run.load(tmp_path / "instruct-tiny")
+    assert run.record()["notebooks"][SERIES[1].name] == {"state": "interrupted"}
+    fake.failures = {}
+    assert start(tmp_path).record()["notebooks"][SERIES[1].name]["state"] == "complete"
 
 
 def test_fresh_runs_everything_again(tmp_path, fake):
