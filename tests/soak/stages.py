@@ -6,6 +6,8 @@ The processes are forks of one that has imported everything, so that what is end
 Locks, checkpoints and resuming are those of a notebook by itself; `soak.py` has the series and its kernels as well.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
@@ -23,8 +25,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from soak import LONGER, PATIENCE_SECONDS, STAGES, WAYS, Tally, differences, table
-from test_series import REDUCED  # `soak` puts tests on the path
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
+
+from test_series import REDUCED
 
 from rlhf_utils.files import read_json
 from rlhf_utils.recipes import parse_assignments
@@ -35,6 +38,7 @@ from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora
 from rlhf_utils.stopping import Stopped, terminable
+from soak.soak import LONGER, PATIENCE_SECONDS, STAGES, WAYS, Tally, differences, table
 
 MAKERS: dict[str, Callable[[Run], object]] = dict(
     zip(

@@ -1,0 +1,1 @@
+"""Kill what trains, again and again, and see that nothing is lost."""
