@@ -10,6 +10,7 @@ figures.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -43,7 +44,7 @@ CLOCKS = {"seconds", "phase_seconds", "tokens_per_second", "peak_memory_bytes"}
 # A stage that ends at a safe point has a checkpoint between two log lines, so one line of trl's is a mean over fewer
 # steps; the weights, compared bit by bit, say more.
 WINDOWED = {"loss"}
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 3600.0
 
 
 @dataclass
@@ -112,7 +113,8 @@ def end_within(series: Series, name: str, way: str, delay: float, tally: Tally) 
     kernels = psutil.Process(process.pid).children(recursive=True)
     asked = time.time()
     for member in [*(kernels if everyone else ()), process]:
-        member.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):  # the moment was too late
+            member.send_signal(number)
     status = process.wait(PATIENCE_SECONDS)
     tally.ways.append(way)
     tally.repeated.append(max(0.0, asked - max([began, *series.kept_at()])))
