@@ -69,8 +69,8 @@ def sample(
     fresh forward pass gives. An answer ends with its first EOS, which belongs to it. `generator` lives on the CPU,
     so that
     the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
-    from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the prompts
-    are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers it would draw there.
+    from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the
+    prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers it would draw there.
     """
     trunk, head = trunk_and_head(model)
     batch, device = len(prompts), prompts.device

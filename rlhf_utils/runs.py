@@ -8,6 +8,7 @@ outputs/<recipe>-<scale>/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import platform
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.locks import stage_lock
@@ -208,17 +210,30 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Run the block as stage `name`; run.json says how it went. The block must publish a folder."""
-        with stage_lock(self.root):
+        """Run the block as stage `name`; run.json says how it went. The block must publish a folder.
+
+        Of several processes the main one keeps the record and publishes; the others leave the block with
+        `Stage.leave_to_main`, and end it when the main one does.
+        """
+        with stage_lock(self.root) if processes.is_main() else contextlib.nullcontext():
             yield from self._stage(name)
 
     def _stage(self, name: str) -> Iterator[Stage]:
         self.require(*self.needs(name))
         work = self.checkpoints / ".work" / f"{name}-{self.fingerprint(name)[:8]}"
+        processes.wait()
+        if not processes.is_main():
+            processes.wait()
+            with contextlib.suppress(_LeftToMain):
+                yield Stage(self, name, work, {})
+            processes.wait()
+            self._made_here.add(name)
+            return
         if not self.resume and name not in self._made_here:
             shutil.rmtree(work, ignore_errors=True)
         with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
+        processes.wait()
         started = time.time()
         about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
         stage = Stage(self, name, work, about)
@@ -234,10 +249,16 @@ class Run:
         self._write_stage(name, {"state": "complete", **about, "seconds": seconds, "results": stage.results})
         shutil.rmtree(work, ignore_errors=True)
         self._made_here.add(name)
+        processes.wait()
+
+    def note_made(self, stage: str) -> None:
+        """Another process made `stage` on behalf of this one: it need not be made again here, even without resuming."""
+        self._made_here.add(stage)
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
         """Tell whoever started the series (it polls this file) what is going on."""
-        write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
+        if processes.is_main():
+            write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
 
     def note_notebook(self, name: str, **about: Any) -> None:
         """Record in run.json how notebook `name` ended."""
@@ -262,6 +283,8 @@ class Run:
         }
 
     def _write_stage(self, name: str, about: dict) -> None:
+        if not processes.is_main():
+            return
         record = self._settled_record()
         record["stages"][name] = about
         write_json(self.root / "run.json", record)
@@ -295,6 +318,11 @@ class Stage:
     made: dict[str, Any]
     results: dict[str, Any] = field(default_factory=dict)
 
+    def leave_to_main(self) -> None:
+        """From here on the main process works alone: any other one leaves the stage's block and waits for its end."""
+        if not processes.is_main():
+            raise _LeftToMain
+
     @contextmanager
     def publish(self) -> Iterator[Path]:
         """A temporary folder that becomes `checkpoints/<stage>` when the block ends without an error.
@@ -320,6 +348,10 @@ class Stage:
             )
 
 
+class _LeftToMain(Exception):
+    """Ends a stage's block in a process that has nothing left to do in it."""
+
+
 def provenance() -> dict[str, Any]:
     """Versions, device and git commit, as recorded for each stage."""
     from rlhf_utils.runtime import detect_device
@@ -334,6 +366,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": {"name": device.name, "precision": device.precision},
+        "processes": processes.count(),
         "git_commit": _git_commit(),
     }
 

@@ -73,10 +73,7 @@ def run_series(
         raise InputError(
             f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
         )
-    overrides = {
-        key: _as_seen_from_root(value) if _names_a_path(key) and _exists(value) else value
-        for key, value in overrides.items()
-    }
+    overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in chosen if _applies(run, notebook)]
     _check_input(run, chosen)
@@ -109,6 +106,14 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
         with _ProgressLine(run.root / ".progress.json", label):
             _execute(run, notebook, parameters)
         print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
+    return {
+        key: _as_seen_from_root(value) if _names_a_path(key) and _exists(value) else value
+        for key, value in overrides.items()
+    }
 
 
 def _names_a_path(key: str) -> bool:

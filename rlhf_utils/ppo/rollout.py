@@ -45,7 +45,7 @@ class Experience:
 
 @dataclass
 class Rollout(Experience):
-    """The experience of an update, and what is learnt from it: `advantages` and `returns` [B, R], 0 outside the mask."""
+    """The experience of an update and what is learnt from it: `advantages`, `returns` [B, R], 0 outside the mask."""
 
     episodes: Episodes
     advantages: Tensor

@@ -85,6 +85,7 @@ def make_classifier(run: Run) -> dict:
             untrained = _fresh_head(run)
             started = time.perf_counter()
             train_resumably(trainer, stage.work)
+            stage.leave_to_main()
             about = {
                 "method": "trained",
                 **parameter_counts(trainer.model),

@@ -10,6 +10,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from rlhf_utils import processes
+from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_jsonl
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
@@ -29,7 +31,7 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
     Batches are drawn at random: grouping rows by length saves padding, but then long answers and short ones (the curt
     ones, the refusals) come in turns, and the model, above all a LoRA adapter, learns them less well.
     """
-    micro = settings.micro_batch_size or settings.batch_size
+    micro, accumulated = micro_batches(settings)
     steps = total_steps(settings, rows)
     device = detect_device()
     return dict(
@@ -37,8 +39,9 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         num_train_epochs=settings.epochs,
         max_length=None,
         per_device_train_batch_size=micro,
-        per_device_eval_batch_size=2 * micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        # The held-out loss is a mean of means, and the batches it is of must not depend on the number of processes.
+        per_device_eval_batch_size=2 * (settings.micro_batch_size or settings.batch_size),
+        gradient_accumulation_steps=accumulated,
         gradient_checkpointing=False,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -58,6 +61,22 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         dataloader_pin_memory=device.kind == "cuda",
         **device.trainer_flags,
     )
+
+
+def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
+    """Rows that a process computes at once, and how often it does so for one optimizer step: together with the number
+    of processes they make `batch_size`.
+
+    Raises InputError where they cannot.
+    """
+    share = processes.divided(settings.batch_size, "batch_size")
+    micro = min(settings.micro_batch_size or share, share)
+    if share % micro:
+        raise InputError(
+            f"batch_size {settings.batch_size} over {processes.count()} processes is {share} rows for each, which is "
+            f"not a multiple of micro_batch_size {micro}; change one of them"
+        )
+    return micro, share // micro
 
 
 def total_steps(settings: TrainingSettings, rows: int) -> int:
@@ -113,13 +132,14 @@ class RunCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
-        print(
-            f"{self.title}: step {state.global_step:>5}/{state.max_steps}   held-out loss {metrics['eval_loss']:.3f}",
-            flush=True,
-        )
+        if processes.is_main():
+            step = f"step {state.global_step:>5}/{state.max_steps}"
+            print(f"{self.title}: {step}   held-out loss {metrics['eval_loss']:.3f}", flush=True)
 
     def on_save(self, args, state, control, **_):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+        processes.wait()  # every process has written its random state
+        if processes.is_main():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
 
 
 def train_resumably(trainer: Trainer, work: Path) -> None:
@@ -132,8 +152,9 @@ def train_resumably(trainer: Trainer, work: Path) -> None:
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
         if (folder / _COMPLETE).exists():
             newest = folder
-        else:
+        elif processes.is_main():
             shutil.rmtree(folder)
+    newest = processes.from_main(newest)
     with safe_points():
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
