@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--settings", type=Path, metavar="FILE", help="all settings from a file (as in run.json) instead"
     )
     train.add_argument("--fresh", action="store_true", help="make the stage again, even if it is complete")
+    train.add_argument("--no-figures", action="store_true", help="progress on standard output, in place of the figures")
     train.set_defaults(run_command=_train)
 
     commands.add_parser("recipes", help="list the recipes and their scales").set_defaults(run_command=_recipes)
@@ -150,9 +151,9 @@ def _train(options: argparse.Namespace) -> None:
         run = Run(recipe, options.output_dir, resume=not options.fresh)
         from rlhf_utils.launch import train
 
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.nullcontext() if options.no_figures else contextlib.redirect_stdout(sys.stderr):
             result = train(run, options.stage)
-        if processes.is_main():
+        if processes.is_main() and not options.no_figures:
             print(json.dumps(result, indent=2))
 
 

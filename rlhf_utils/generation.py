@@ -70,7 +70,8 @@ def sample(
     so that
     the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
     from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the
-    prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers it would draw there.
+    prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers that it
+    would draw there.
     """
     trunk, head = trunk_and_head(model)
     batch, device = len(prompts), prompts.device

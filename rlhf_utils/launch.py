@@ -47,7 +47,8 @@ def train(run: Run, stage: str) -> dict:
                 f"{stage} is made from {need}, which is not there with these settings; `train {need}` first"
             )
     if processes.is_main():
-        for need in run.needs(stage):
+        # From the last on: data bring their base model with them.
+        for need in reversed(run.needs(stage)):
             if not run.is_complete(need):
                 _make_alone(run, need)
         if stage in alone and processes.count() > 1:
@@ -74,7 +75,7 @@ def on_all_gpus(run: Run, stage: str, count: int | None = None) -> dict:
     # Named only so that the launcher does not warn of its defaults; the precision is the device's.
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rlhf_utils"]
     with _command(run, stage, not run.resume) as command:
-        _run(["-m", *launcher, *command], _all_gpus(), show=True)
+        _run(["-m", *launcher, *command], _all_gpus())
     run.note_made(stage)
     return run.results(stage)
 
@@ -139,7 +140,7 @@ def _make_alone(run: Run, stage: str, fresh: bool = False) -> None:
         train(run, stage)
         return
     with _command(run, stage, fresh) as command:
-        _run(["-m", "rlhf_utils", *command], processes.without_launcher(), show=False)
+        _run(["-m", "rlhf_utils", *command], processes.without_launcher())
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def _command(run: Run, stage: str, fresh: bool) -> Iterator[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "settings.json"
         write_json(settings, run.recipe.model_dump(mode="json"))
-        arguments = ["train", stage, "--settings", str(settings), "--output-dir", str(run.root.parent)]
+        arguments = ["train", stage, "--settings", str(settings), "--output-dir", str(run.root.parent), "--no-figures"]
         yield [*arguments, "--fresh"] if fresh else arguments
 
 
@@ -163,8 +164,8 @@ def _all_gpus() -> dict[str, str]:
     return environment
 
 
-def _run(arguments: Sequence[str], environment: dict[str, str], show: bool) -> None:
-    """Run Python on `arguments`; raises what its one line of error says."""
+def _run(arguments: Sequence[str], environment: dict[str, str]) -> None:
+    """Run Python on `arguments`, and say what it says; raises what its one line of error tells."""
     # On Colab and Kaggle the package is not installed, only found.
     found_in = [str(Path(__file__).resolve().parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
     environment = {**environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(found_in)}
@@ -180,8 +181,7 @@ def _run(arguments: Sequence[str], environment: dict[str, str], show: bool) -> N
         listener.start()
         try:
             for line in process.stdout:
-                if show:
-                    print(line, end="", flush=True)
+                print(line, end="", flush=True)
         except BaseException:
             process.terminate()
             raise

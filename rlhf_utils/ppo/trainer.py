@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -266,9 +266,7 @@ class PPOTrainer:
 def _accelerator(device: Device) -> Accelerator:
     precision = "no" if device.precision == "fp32" else device.precision
     try:
-        # GPT-2's buffers are constants; only gradients need to travel.
-        handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-        return Accelerator(mixed_precision=precision, cpu=device.kind == "cpu", kwargs_handlers=handlers)
+        return Accelerator(mixed_precision=precision, cpu=device.kind == "cpu")
     except ValueError as error:
         # accelerate keeps one state for the whole process and refuses another one.
         raise InputError(

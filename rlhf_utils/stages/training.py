@@ -43,6 +43,7 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         per_device_eval_batch_size=2 * (settings.micro_batch_size or settings.batch_size),
         gradient_accumulation_steps=accumulated,
         gradient_checkpointing=False,
+        ddp_find_unused_parameters=False,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=int(settings.warmup_ratio * steps),
