@@ -7,6 +7,7 @@ launcher would have it do.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import write_json
 from rlhf_utils.runs import Run
-from rlhf_utils.runtime import ALL_GPUS, quiet_libraries
+from rlhf_utils.runtime import ALL_GPUS, detect_device, quiet_libraries
 from rlhf_utils.stages.ready import MAKERS
 from rlhf_utils.stages.training import micro_batches
 
@@ -36,6 +37,7 @@ def train(run: Run, stage: str) -> dict:
     supported under this launcher.
     """
     check_stage(run, stage)
+    _check_machine()
     quiet_libraries()
     processes.start()
     if processes.is_main():
@@ -102,7 +104,7 @@ def check_stage(run: Run, stage: str) -> None:
         micro_batches(settings[stage])
     if _told("ACCELERATE_USE_MEGATRON_LM"):
         raise InputError("Megatron-LM is not supported; use DDP, DeepSpeed ZeRO-2 or FSDP (configs/accelerate)")
-    sharded = "DeepSpeed" if _told("ACCELERATE_USE_DEEPSPEED") else "FSDP" if _told("ACCELERATE_USE_FSDP") else None
+    sharded = _sharded()
     if sharded is None:
         return
     if stage == "ppo":
@@ -122,6 +124,21 @@ def check_stage(run: Run, stage: str) -> None:
         )
     if sharded == "FSDP" and os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT") != "FULL_STATE_DICT":
         raise InputError("FSDP needs fsdp_state_dict_type: FULL_STATE_DICT here (configs/accelerate/fsdp_8xh100.yaml)")
+
+
+def _check_machine() -> None:
+    """Raise InputError where this machine lacks what the launcher was told to use."""
+    if _sharded() == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
+        raise InputError(
+            "DeepSpeed is not installed; `pip install deepspeed`, or use a DDP config (configs/accelerate)"
+        )
+    if _sharded() and detect_device().kind == "cpu":
+        raise InputError(f"{_sharded()} needs GPUs, and this process sees none; use a DDP config (configs/accelerate)")
+
+
+def _sharded() -> str | None:
+    """What divides the weights among the processes."""
+    return "DeepSpeed" if _told("ACCELERATE_USE_DEEPSPEED") else "FSDP" if _told("ACCELERATE_USE_FSDP") else None
 
 
 def _told(name: str) -> bool:

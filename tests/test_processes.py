@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -278,6 +279,7 @@ def test_the_batch_is_that_of_all_processes(two_processes, settings, expected):
         ("sft", {}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage 3 is not"),
         ("sft", {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "of a file of its own is not supported"),
         ("sft", {}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
+        ("sft", {}, {"ACCELERATE_USE_FSDP": "true", "CUDA_VISIBLE_DEVICES": ""}, "FSDP needs GPUs"),
         ("evaluation", {}, {}, "no stage 'evaluation' to train"),
         ("judge_model", {}, {}, "no stage 'judge_model' to train in recipe instruct; there are: base, data, sft"),
     ],
@@ -291,6 +293,15 @@ def test_what_is_not_supported_says_so_before_anything_is_made(
     with pytest.raises(InputError, match=words):
         launch.train(run, stage)
     assert not run.record()["stages"]
+
+
+def test_deepspeed_that_is_not_installed_is_named(two_processes, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    with pytest.raises(InputError, match="DeepSpeed is not installed; `pip install deepspeed`"):
+        launch.train(run, "sft")
 
 
 def test_zero_2_and_fsdp_are_not_refused_where_they_are_configured_for(two_processes, monkeypatch, tmp_path):
