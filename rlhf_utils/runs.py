@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,12 +22,11 @@ from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.locks import stage_lock
+from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.stage_graph import STAGES
 from rlhf_utils.template import check_template
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
 
 
 class Run:
@@ -350,35 +346,6 @@ class Stage:
 
 class _LeftToMain(Exception):
     """Ends a stage's block in a process that has nothing left to do in it."""
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, device and git commit, as recorded for each stage."""
-    from rlhf_utils.runtime import detect_device
-
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
-    device = detect_device()
-    return {
-        "versions": versions,
-        "device": {"name": device.name, "precision": device.precision},
-        "processes": processes.count(),
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
 
 
 def _clock(seconds: float) -> str:
