@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.runtime import prepare_environment
 from rlhf_utils.stopping import Stopped, terminable
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
+        processes.let_main_speak()
         print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(2)
 
@@ -138,7 +140,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from rlhf_utils import processes
     from rlhf_utils.recipes import Recipe, load_recipe, parse_assignments
     from rlhf_utils.runs import Run
     from rlhf_utils.series import located

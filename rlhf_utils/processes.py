@@ -96,7 +96,7 @@ def one_voice() -> Iterator[None]:
     """In the block only the main process prints, and an error is told once.
 
     Where all processes fail for the same reason, the others leave the word to the main one: by the time they would
-    speak the launcher has ended them. What a process meets because another one is gone is not worth telling either.
+    speak the launcher has ended them.
     """
     if count() == 1:
         yield
@@ -114,9 +114,17 @@ def one_voice() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except BaseException as error:
-        if not (is_main() and isinstance(error, InputError | TrainingError)):
-            time.sleep(_HEAD_START_SECONDS if not is_main() else _HEAD_START_SECONDS / 2)
+        if is_main() and not isinstance(error, InputError | TrainingError):
+            # Perhaps only the end of a connection, because another process has told its own error and ended.
+            time.sleep(_HEAD_START_SECONDS / 2)
+        let_main_speak()
         raise
+
+
+def let_main_speak() -> None:
+    """Before telling an error: give the main process the time to tell the same, upon which all are ended."""
+    if not is_main():
+        time.sleep(_HEAD_START_SECONDS)
 
 
 def _state() -> Any:

@@ -134,7 +134,7 @@ def detect_device(precision: str = "auto") -> Device:
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if properties.major < 7:
         raise InputError(
             f"{properties.name} has compute capability {properties.major}.{properties.minor}, which current PyTorch no "

@@ -41,6 +41,13 @@ def ppo(folder: Path, name: str) -> None:
     ppo_trainer(folder, name).train()
 
 
+def ppo_of_other_kinds(folder: Path, name: str) -> None:
+    """PPO of an adapter, and with a critic of its own, which starts from the reward model that two processes made."""
+    ppo_trainer(folder, f"{name}-lora", method="lora").train()
+    critic = folder / "two" / "instruct-tiny" / "checkpoints" / "reward_model"
+    ppo_trainer(folder, f"{name}-critic", critic="separate", critic_model=critic).train()
+
+
 def ppo_stopped(folder: Path, name: str) -> None:
     """PPO that every process leaves within its fourth update, the newest checkpoint being that after the second."""
     with pytest.MonkeyPatch.context() as patch:
@@ -82,6 +89,7 @@ def two(folder: Path) -> None:
     ppo_stopped(folder, "ppo-stopped")
     processes.wait()
     stages(folder, "two")
+    ppo_of_other_kinds(folder, "ppo-two")
     stages(folder, "stopped", stopped=True)
     ppo(folder, "ppo-stopped")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_worker import UPDATES, ppo, ppo_trainer, stages
+from processes_worker import UPDATES, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file
 from test_stages import open_run
 from tiny import TIMING, one_thread, save_tiny  # noqa: F401
@@ -114,6 +114,7 @@ def both(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-3000:]
     ppo(folder, "ppo-one")
     stages(folder, "one")
+    ppo_of_other_kinds(folder, "ppo-one")
     return folder
 
 
@@ -126,6 +127,14 @@ def test_ppo_in_two_processes_is_ppo_in_one(both):
     close(read_jsonl(one / "samples.jsonl"), read_jsonl(two / "samples.jsonl"))
     weights = [load_file(f / f"checkpoints/update-{UPDATES:06d}/policy/model.safetensors") for f in (one, two)]
     assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "critic"])
+def test_so_is_ppo_of_an_adapter_and_with_a_critic_of_its_own(both, kind):
+    lines = [read_jsonl(both / f"ppo-{name}-{kind}" / "metrics.jsonl") for name in ("one", "two")]
+    assert len(lines[0]) == UPDATES
+    close(*lines)
 
 
 @pytest.mark.slow
