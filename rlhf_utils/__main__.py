@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        if processes.is_main():
+            print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the results (head, less) has seen enough; Python would complain again when closing stdout.

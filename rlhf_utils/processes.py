@@ -113,7 +113,7 @@ def one_voice() -> Iterator[None]:
         ):
             warnings.simplefilter("ignore")
             yield
-    except BaseException as error:
+    except Exception as error:
         if is_main() and not isinstance(error, InputError | TrainingError):
             # Perhaps only the end of a connection, because another process has told its own error and ended.
             time.sleep(_HEAD_START_SECONDS / 2)

@@ -66,7 +66,7 @@ def stages(folder: Path, name: str, stopped: bool = False) -> None:
                 with pytest.raises(KeyboardInterrupt):
                     train(run, stage)
             processes.wait()
-            assert run.record()["stages"][stage]["state"] == "failed"
+            assert run.record()["stages"][stage]["state"] == "interrupted"
         train(run, stage)
 
 

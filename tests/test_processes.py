@@ -44,7 +44,7 @@ def started(*arguments: str | Path, launcher: str = "torch.distributed.run", **e
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
