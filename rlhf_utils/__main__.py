@@ -157,6 +157,7 @@ def _train(options: argparse.Namespace) -> None:
             result = train(run, options.stage)
         if processes.is_main() and not options.no_figures:
             print(json.dumps(result, indent=2))
+        processes.end()
 
 
 def _recipes(_: argparse.Namespace) -> None:

@@ -142,3 +142,9 @@ def start() -> None:
     """Connect this process with the others, and give it the GPU that the launcher chose for it."""
     if count() > 1:
         _state()
+
+
+def end() -> None:
+    """Part from the other processes; NCCL complains of those that leave without a word."""
+    if count() > 1:
+        _state().destroy_process_group()

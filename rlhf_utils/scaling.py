@@ -149,10 +149,17 @@ def token_seconds(shape: Shape, cluster: Cluster) -> float:
 
 
 def table(recipe: Recipe) -> str:
-    """Plans for every size and cluster, as Markdown."""
+    """The workload, and plans for every size and cluster, as Markdown."""
+    rows, ppo = costs.rows_of(recipe), recipe.ppo
+    workload = (
+        f"Workload: {recipe.sft.epochs:g} epochs of {rows['sft']:,.0f} demonstrations in batches of "
+        f"{recipe.sft.batch_size}, {recipe.reward_model.epochs:g} of {rows['reward']:,.0f} pairs in batches of "
+        f"{recipe.reward_model.batch_size}, {ppo.updates} PPO updates of {ppo.rollout_batch_size} answers of up to "
+        f"{ppo.max_new_tokens} tokens, learnt from {ppo.epochs} times in minibatches of {ppo.minibatch_size}."
+    )
     stages = {"SFT": plan_sft, "reward model": plan_reward_model, "PPO": plan_ppo}
     heads = ["policy", "machine", *stages]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines = [workload, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for size, shape in SIZES.items():
         for cluster in CLUSTERS:
             cells = [_cell(plan(recipe, shape, cluster)) for plan in stages.values()]
