@@ -70,6 +70,11 @@ def stages(folder: Path, name: str, stopped: bool = False) -> None:
         train(run, stage)
 
 
+def classifier(folder: Path, name: str) -> None:
+    """The reward model of a recipe of labelled texts, from a run whose other stages are there."""
+    train(Run(Recipe.from_settings(folder / "labelled.json"), folder / name), "reward_model")
+
+
 def stops_at(call: int, function):
     calls = 0
 
@@ -90,6 +95,7 @@ def two(folder: Path) -> None:
     processes.wait()
     stages(folder, "two")
     ppo_of_other_kinds(folder, "ppo-two")
+    classifier(folder, "two")
     stages(folder, "stopped", stopped=True)
     ppo(folder, "ppo-stopped")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_worker import UPDATES, ppo, ppo_of_other_kinds, ppo_trainer, stages
+from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file
+from test_labelled import reviews
 from test_stages import open_run
 from tiny import TIMING, one_thread, save_tiny  # noqa: F401
 
@@ -82,6 +83,20 @@ def made_data(folder: Path, policy: Path) -> Run:
     return run
 
 
+def made_labelled_data(folder: Path, policy: Path) -> Run:
+    """The same of a recipe of labelled texts, in the same output folder."""
+    rows = folder / "labelled.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in reviews(200)))
+    settings = {"dataset": str(rows), "policy": str(policy), "data.min_text_characters": 0}
+    settings |= {"data.max_response_tokens": 60, "data.split_rows.reward": 32, "data.split_rows.development": 8}
+    settings |= {"generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
+    settings["reward_model"] = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3}
+    run = Run.open("imdb", "tiny", folder / "out", settings)
+    for stage in ("base", "data", "sft"):
+        launch.MAKERS[stage](run)
+    return run
+
+
 def close(first, second, at: str = "") -> None:
     """Every number of two figures, nested as they may be, is within 1e-5; clocks and memory are left out."""
     if isinstance(first, dict):
@@ -108,6 +123,8 @@ def both(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     run = made_data(folder, dropout_free(folder / "policy"))
     write_json(folder / "settings.json", run.recipe.model_dump(mode="json"))
+    labelled = made_labelled_data(folder, folder / "policy")
+    write_json(folder / "labelled.json", labelled.recipe.model_dump(mode="json"))
     for name in ("one", "two", "stopped"):
         shutil.copytree(run.root.parent, folder / name)
     done = started(WORKER, folder)
@@ -115,6 +132,7 @@ def both(tmp_path_factory) -> Path:
     ppo(folder, "ppo-one")
     stages(folder, "one")
     ppo_of_other_kinds(folder, "ppo-one")
+    classifier(folder, "one")
     return folder
 
 
@@ -171,6 +189,14 @@ def test_a_stage_in_two_processes_is_the_same_as_in_one(both, stage):
     hashes = [content_hash(run.folder(stage) / "model.safetensors") for run in runs[1:]]
     assert hashes[0] == hashes[1]
     assert [run.record()["stages"][stage]["processes"] for run in runs] == [1, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_classifier_in_two_processes_is_the_same_as_in_one(both):
+    runs = [Run.load(both / name / "imdb-tiny") for name in ("one", "two")]
+    one, two = (read_jsonl(run.folder("reward_model") / "metrics.jsonl") for run in runs)
+    assert len(one) > 4 and [run.record()["stages"]["reward_model"]["processes"] for run in runs] == [1, 2]
+    close(one[:-1], two[:-1])
 
 
 @pytest.mark.slow
