@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.runtime import prepare_environment
 from rlhf_utils.stopping import Stopped, terminable
@@ -29,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        if processes.is_main():
+            print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the results (head, less) has seen enough; Python would complain again when closing stdout.
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
+        processes.let_main_speak()
         print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(2)
 
@@ -48,20 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
     run = commands.add_parser("run", help="run the notebook series and print the comparison")
-    run.add_argument("--recipe", default="instruct", help="which system (see `recipes`)")
-    run.add_argument("--scale", default="tiny", help="tiny (CPU, minutes, no network), t4 or full")
-    run.add_argument("--output-dir", default="outputs", help="the run's folder is made in here")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="assignments",
-        help="change a setting, e.g. --set ppo.updates=16 --set dataset=my_pairs.jsonl",
-    )
+    _choice_of_run(run)
     run.add_argument("--only", metavar="01,02", help="only the notebooks whose number starts so")
     run.add_argument("--fresh", action="store_true", help="make everything again, even what is complete")
     run.set_defaults(run_command=_run)
+
+    train = commands.add_parser("train", help="one stage; with `accelerate launch -m rlhf_utils train` on several GPUs")
+    train.add_argument("stage", help="sft, sft_qlora, reward_model, judge_model or ppo; base, data")
+    _choice_of_run(train)
+    train.add_argument(
+        "--settings", type=Path, metavar="FILE", help="all settings from a file (as in run.json) instead"
+    )
+    train.add_argument("--fresh", action="store_true", help="make the stage again, even if it is complete")
+    train.add_argument("--no-figures", action="store_true", help="progress on standard output, in place of the figures")
+    train.set_defaults(run_command=_train)
 
     commands.add_parser("recipes", help="list the recipes and their scales").set_defaults(run_command=_recipes)
 
@@ -102,6 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _choice_of_run(command: argparse.ArgumentParser) -> None:
+    """The options that say which run, with which settings."""
+    command.add_argument("--recipe", default="instruct", help="which system (see `recipes`)")
+    command.add_argument("--scale", default="tiny", help="tiny (CPU, minutes, no network), t4 or full")
+    command.add_argument("--output-dir", default="outputs", help="the run's folder is made in here")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="assignments",
+        help="change a setting, e.g. --set ppo.updates=16 --set dataset=my_pairs.jsonl",
+    )
+
+
 def _run(options: argparse.Namespace) -> None:
     from rlhf_utils.recipes import parse_assignments
     from rlhf_utils.series import run_series
@@ -120,6 +138,26 @@ def _run(options: argparse.Namespace) -> None:
         *(f"  {name}/" for name in ("notebooks", "plots", "evaluation", "checkpoints")),
         sep="\n",
     )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from rlhf_utils.recipes import Recipe, load_recipe, parse_assignments
+    from rlhf_utils.runs import Run
+    from rlhf_utils.series import located
+
+    with processes.one_voice():
+        if options.settings:
+            recipe = Recipe.from_settings(options.settings)
+        else:
+            recipe = load_recipe(options.recipe, options.scale, located(parse_assignments(options.assignments)))
+        run = Run(recipe, options.output_dir, resume=not options.fresh)
+        from rlhf_utils.launch import train
+
+        with contextlib.nullcontext() if options.no_figures else contextlib.redirect_stdout(sys.stderr):
+            result = train(run, options.stage)
+        if processes.is_main() and not options.no_figures:
+            print(json.dumps(result, indent=2))
+        processes.end()
 
 
 def _recipes(_: argparse.Namespace) -> None:

@@ -44,6 +44,18 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a stage computes: floating-point operations, and how many tokens are sampled one after the other."""
+
+    flops: float
+    steps: float = 0.0
+
+    def seconds(self, machine: Machine) -> float:
+        """How long `machine` takes for it."""
+        return self.flops / machine.flops + self.steps * machine.step
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Bytes to download, bytes of GPU memory (host memory at `tiny`), seconds. None where the policy is not known."""
 
@@ -72,8 +84,9 @@ MACHINES = {
 }
 # Texts are on average this part of the limits in the settings.
 FILLED = 0.45
-# Forward once, backward twice.
+# Forward once, backward twice; with an adapter the frozen weights need no gradient, which is one of the two.
 TRAINING_PASSES = 3
+ADAPTER_PASSES = 2
 # Notebooks of the series, each a process of its own.
 NOTEBOOKS = 8
 # Bytes of activations per token, layer and unit of width, for the backward pass; measured in fp32 on GPT-2 at about 70,
@@ -126,29 +139,38 @@ def _tokens(recipe: Recipe) -> tuple[float, float]:
 
 
 def _seconds(recipe: Recipe, shape: Shape) -> float:
-    machine, rows = MACHINES[recipe.scale], rows_of(recipe)
-    pass_flops = 2.0 * shape.parameters
-    prompt, answer = _tokens(recipe)
-    text, ppo = prompt + answer, recipe.ppo
-    flops, steps = 0.0, 0.0
+    machine = MACHINES[recipe.scale]
+    return sum(part.seconds(machine) for part in work(recipe, shape).values()) + NOTEBOOKS * machine.start
+
+
+def work(recipe: Recipe, shape: Shape) -> dict[str, Work]:
+    """What each stage of a run computes; measuring the policies along the way counts as evaluation."""
+    rows, prompt, answer = rows_of(recipe), *_tokens(recipe)
+    pass_flops, text, ppo = 2.0 * shape.parameters, prompt + answer, recipe.ppo
+    found: dict[str, Work] = {}
     if recipe.policy == EMBEDDED:
         base = recipe.base
-        flops += TRAINING_PASSES * pass_flops * base.steps * base.batch_size * base.block_tokens
-    methods = 0 if recipe.tuned_policy or recipe.models.sft else 1 if recipe.models.sft_qlora else 2
-    flops += methods * TRAINING_PASSES * pass_flops * recipe.sft.epochs * rows["sft"] * text
+        found["base"] = Work(TRAINING_PASSES * pass_flops * base.steps * base.batch_size * base.block_tokens)
+    if not (recipe.tuned_policy or recipe.models.sft):
+        tuned = Work(TRAINING_PASSES * pass_flops * recipe.sft.epochs * rows["sft"] * text)
+        found |= {"sft": tuned} if recipe.models.sft_qlora else {"sft": tuned, "sft_qlora": tuned}
     if not recipe.models.reward_model:
         texts = 2 if recipe.form == "dialogue" else 1
-        flops += TRAINING_PASSES * pass_flops * recipe.reward_model.epochs * rows["reward"] * texts * text
+        seen = recipe.reward_model.epochs * rows["reward"] * texts * text
+        found["reward_model"] = Work(ADAPTER_PASSES * pass_flops * seen)
     said = FILLED * ppo.max_new_tokens if recipe.form == "dialogue" else ppo.max_new_tokens
-    learning = TRAINING_PASSES * ppo.epochs + 3
-    flops += learning * pass_flops * ppo.updates * ppo.rollout_batch_size * (prompt + said)
-    steps += ppo.updates * ppo.max_new_tokens
+    # Sampling, reference and reward model each read an episode once.
+    learning = (TRAINING_PASSES if ppo.method == "full" else ADAPTER_PASSES) * ppo.epochs + 3
+    episodes = ppo.updates * ppo.rollout_batch_size
+    found["ppo"] = Work(learning * pass_flops * episodes * (prompt + said), ppo.updates * ppo.max_new_tokens)
     policies = 4 + ppo.updates / ppo.save_every
     asked = policies * recipe.evaluation.prompts
-    flops += 3 * pass_flops * asked * (prompt + FILLED * recipe.generation.max_new_tokens)
     batches = -(-recipe.evaluation.prompts // recipe.generation.batch_size)
-    steps += policies * batches * recipe.generation.max_new_tokens
-    return flops / machine.flops + steps * machine.step + NOTEBOOKS * machine.start
+    found["evaluation"] = Work(
+        3 * pass_flops * asked * (prompt + FILLED * recipe.generation.max_new_tokens),
+        policies * batches * recipe.generation.max_new_tokens,
+    )
+    return found
 
 
 def _memory(recipe: Recipe, shape: Shape) -> float:

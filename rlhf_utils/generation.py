@@ -60,6 +60,7 @@ def sample(
     eos_id: int,
     generator: torch.Generator,
     keep_hidden: bool = False,
+    place: tuple[int, int] | None = None,
 ) -> Sampled:
     """Sample one answer per row of the left-padded `prompts` [B, P] from the unmodified distribution at `temperature`.
 
@@ -68,7 +69,9 @@ def sample(
     fresh forward pass gives. An answer ends with its first EOS, which belongs to it. `generator` lives on the CPU,
     so that
     the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
-    from which each token was drawn (what a value head on the same trunk reads).
+    from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the
+    prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers that it
+    would draw there.
     """
     trunk, head = trunk_and_head(model)
     batch, device = len(prompts), prompts.device
@@ -81,7 +84,8 @@ def sample(
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
 
     # Drawn all at once, so that a generator is left the same however early the answers end.
-    draws = torch.rand((max_new_tokens, batch, 1), generator=generator).to(device)
+    first, of = place or (0, batch)
+    draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + batch].to(device)
     cache, attention = DynamicCache(config=trunk.config), prompt_mask
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.runtime import Device
@@ -74,6 +75,9 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
     arXiv:2305.14314)."""
     import bitsandbytes
 
+    # Of several processes accelerate wants to see each one's own GPU named.
+    alone = device.kind == "cpu" or processes.count() == 1
+    place = device.kind if alone else f"cuda:{torch.cuda.current_device()}"
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -85,7 +89,7 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
         source,
         dtype=torch.float32,
         quantization_config=settings,
-        device_map={"": device.kind},
+        device_map={"": place},
         **_fast_gelu(source),
         **_dropout_off(source),
     )

@@ -14,12 +14,14 @@ import json
 from collections.abc import Mapping
 from functools import reduce
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json
 from rlhf_utils.settings import (
     EMBEDDED,
     BaseSettings,
@@ -82,6 +84,18 @@ class Recipe(Section):
                     f"base.context is {self.base.context}; raise base.context or lower the token limits"
                 )
         return self
+
+    @classmethod
+    def from_settings(cls, file: Path) -> Recipe:
+        """The recipe whose settings `file` holds as JSON, alone or as the `settings` of a run.json."""
+        if not file.is_file():
+            raise InputError(f"{file} is not there; give a file of settings, such as a run.json")
+        values = read_json(file)
+        try:
+            return cls.model_validate(values["settings"] if "settings" in values else values)
+        except (TypeError, ValidationError) as error:
+            reason = _first_problem(error) if isinstance(error, ValidationError) else "it is not a JSON object"
+            raise InputError(f"{file}: {reason}") from None
 
     @property
     def template(self) -> Template:

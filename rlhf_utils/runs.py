@@ -8,11 +8,9 @@ outputs/<recipe>-<scale>/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib.metadata
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.locks import stage_lock
+from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.stage_graph import STAGES
 from rlhf_utils.template import check_template
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
 
 
 class Run:
@@ -208,17 +206,30 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Run the block as stage `name`; run.json says how it went. The block must publish a folder."""
-        with stage_lock(self.root):
+        """Run the block as stage `name`; run.json says how it went. The block must publish a folder.
+
+        Of several processes the main one keeps the record and publishes; the others leave the block with
+        `Stage.leave_to_main`, and end it when the main one does.
+        """
+        with stage_lock(self.root) if processes.is_main() else contextlib.nullcontext():
             yield from self._stage(name)
 
     def _stage(self, name: str) -> Iterator[Stage]:
         self.require(*self.needs(name))
         work = self.checkpoints / ".work" / f"{name}-{self.fingerprint(name)[:8]}"
+        processes.wait()
+        if not processes.is_main():
+            processes.wait()
+            with contextlib.suppress(_LeftToMain):
+                yield Stage(self, name, work, {})
+            processes.wait()
+            self._made_here.add(name)
+            return
         if not self.resume and name not in self._made_here:
             shutil.rmtree(work, ignore_errors=True)
         with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
+        processes.wait()
         started = time.time()
         about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
         stage = Stage(self, name, work, about)
@@ -236,10 +247,16 @@ class Run:
         for old in work.parent.glob(f"{name}-*"):
             shutil.rmtree(old, ignore_errors=True)
         self._made_here.add(name)
+        processes.wait()
+
+    def note_made(self, stage: str) -> None:
+        """Another process made `stage` on behalf of this one: it need not be made again here, even without resuming."""
+        self._made_here.add(stage)
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
         """Tell whoever started the series (it polls this file) what is going on."""
-        write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
+        if processes.is_main():
+            write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
 
     def note_notebook(self, name: str, **about: Any) -> None:
         """Record in run.json how notebook `name` ended."""
@@ -264,6 +281,8 @@ class Run:
         }
 
     def _write_stage(self, name: str, about: dict) -> None:
+        if not processes.is_main():
+            return
         record = self._settled_record()
         record["stages"][name] = about
         write_json(self.root / "run.json", record)
@@ -304,6 +323,11 @@ class Stage:
             write_json(path, figures())
         return read_json(path)
 
+    def leave_to_main(self) -> None:
+        """From here on the main process works alone: any other one leaves the stage's block and waits for its end."""
+        if not processes.is_main():
+            raise _LeftToMain
+
     @contextmanager
     def publish(self) -> Iterator[Path]:
         """A temporary folder that becomes `checkpoints/<stage>` when the block ends without an error.
@@ -329,32 +353,8 @@ class Stage:
             )
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, device and git commit, as recorded for each stage."""
-    from rlhf_utils.runtime import detect_device
-
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
-    device = detect_device()
-    return {
-        "versions": versions,
-        "device": {"name": device.name, "precision": device.precision},
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
+class _LeftToMain(Exception):
+    """Ends a stage's block in a process that has nothing left to do in it."""
 
 
 def _clock(seconds: float) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
+# Which GPUs there were before `pin_one_gpu`, as in CUDA_VISIBLE_DEVICES; for those who want all of them after all.
+ALL_GPUS = "RLHF_ALL_GPUS"
 
 
 def platform_name() -> Literal["colab", "kaggle", "local"]:
@@ -65,6 +67,8 @@ def pin_one_gpu() -> None:
     """
     if "LOCAL_RANK" not in os.environ:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if ALL_GPUS not in os.environ:
+            os.environ[ALL_GPUS] = visible if visible is not None else "all"
         os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
 
 
@@ -123,12 +127,14 @@ def detect_device(precision: str = "auto") -> Device:
     import psutil
     import torch
 
-    if not torch.cuda.is_available():
+    # `accelerate launch --cpu` on a machine with a GPU
+    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if told_cpu or not torch.cuda.is_available():
         if precision == "fp16":
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if properties.major < 7:
         raise InputError(
             f"{properties.name} has compute capability {properties.major}.{properties.minor}, which current PyTorch no "

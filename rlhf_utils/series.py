@@ -74,10 +74,7 @@ def run_series(
         raise InputError(
             f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
         )
-    overrides = {
-        key: _as_seen_from_root(value) if _names_a_path(key) and _exists(value) else value
-        for key, value in overrides.items()
-    }
+    overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in chosen if _applies(run, notebook)]
     _check_input(run, chosen)
@@ -118,6 +115,14 @@ def _say_what_it_needs(run: Run, chosen: list[Notebook], fresh: bool) -> None:
     line = check_room(run, [stage for stage in wanted if fresh or not run.is_complete(stage)])
     if line:
         print(line, file=sys.stderr)
+
+
+def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
+    return {
+        key: _as_seen_from_root(value) if _names_a_path(key) and _exists(value) else value
+        for key, value in overrides.items()
+    }
 
 
 def _names_a_path(key: str) -> bool:

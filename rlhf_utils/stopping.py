@@ -62,7 +62,13 @@ def safe_points() -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """In the block SIGTERM ends this process like Ctrl-C does: whatever is open is closed on the way out."""
+    """In the block SIGTERM ends this process like Ctrl-C does: whatever is open is closed on the way out.
+
+    One of several processes is left to die of it, for its launcher sends it where another one has failed.
+    """
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
 
     def stop(number: int, _) -> None:
         raise Stopped(number)

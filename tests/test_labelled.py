@@ -18,7 +18,7 @@ from rlhf_utils.rewards import ClassifierReward, load_reward
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import DataSettings, Shares
 from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.classifier import margins
+from rlhf_utils.stages.classifier import classifier_trainer, margins
 from rlhf_utils.stages.judge import label_noise
 from rlhf_utils.stages.length import length_alone, sides
 from rlhf_utils.stages.ppo import reward_function
@@ -223,6 +223,20 @@ def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
     wrong = Run.open("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
     with pytest.raises(InputError, match="no label 'GOOD'; set reward_model.label to one of NEGATIVE, POSITIVE"):
         train_reward_model(wrong)
+
+
+def test_a_classifier_learns_the_same_from_a_batch_in_parts(run, tmp_path):
+    train_full(run)
+    losses = []
+    for micro in (None, 4):
+        training = run.recipe.reward_model.model_copy(
+            update={"batch_size": 16, "micro_batch_size": micro, "epochs": 0.5}
+        )
+        parts = Run(run.recipe.model_copy(update={"reward_model": training}), run.root.parent)
+        trainer = classifier_trainer(parts, tmp_path / str(micro))
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) > 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["assistant", "overoptimise"])

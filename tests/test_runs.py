@@ -9,7 +9,8 @@ import pytest
 
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import read_json, write_json
-from rlhf_utils.runs import LIBRARIES, STAGES, Run
+from rlhf_utils.provenance import LIBRARIES
+from rlhf_utils.runs import STAGES, Run
 from rlhf_utils.series import SERIES
 from rlhf_utils.template import TEMPLATE
 

@@ -7,6 +7,7 @@ checkpoints/update-000016/state.json  where the loop stands; written last, so it
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, whole_folder, write_json
 from rlhf_utils.ppo.actor_critic import ActorCritic
@@ -42,19 +44,27 @@ class CheckpointStore:
         tokenizer: PreTrainedTokenizerBase,
         state: dict,
     ) -> Path:
-        """Write the checkpoint after `update` updates; `state` is the JSON-able rest of the loop's state."""
-        target = self.folder / f"update-{update:06d}"
-        with whole_folder(target) as folder:
-            policy.save(tokenizer, folder / "policy")
-            save_file(_on_cpu(actor.value_head.state_dict()), folder / "policy" / VALUE_HEAD_FILE)
+        """Write the checkpoint after `update` updates; `state` is the JSON-able rest of the loop's state.
+
+        Every process calls it: the main one writes, and each of the others its own random state.
+        """
+        target, main = self.folder / f"update-{update:06d}", processes.is_main()
+        with whole_folder(target) if main else contextlib.nullcontext() as folder:
+            if main:
+                policy.save(tokenizer, folder / "policy")
+                save_file(_on_cpu(actor.value_head.state_dict()), folder / "policy" / VALUE_HEAD_FILE)
+            folder = processes.from_main(folder)
             # Frozen weights, which may be in 4 bits, are the policy's own and need no copy here.
             hook = accelerator.register_save_state_pre_hook(lambda models, weights, _: weights.clear())
             try:
                 accelerator.save_state(str(folder / "training"))
             finally:
                 hook.remove()
-            save_file(_on_cpu(_trainable(actor)), folder / "training" / WEIGHTS_FILE)
-            write_json(folder / "state.json", {"update": update, **state})
+            processes.wait()
+            if main:
+                save_file(_on_cpu(_trainable(actor)), folder / "training" / WEIGHTS_FILE)
+                write_json(folder / "state.json", {"update": update, **state})
+        processes.wait()
         return target
 
     def restore(self, accelerator: Accelerator, actor: ActorCritic, check: Callable[[Path, dict], None]) -> dict | None:
@@ -66,11 +76,13 @@ class CheckpointStore:
         for folder in reversed(self.policies()):
             if not (folder / "training").is_dir():
                 continue
+            failure = None
             try:
                 state = read_json(folder / "state.json")
                 weights = load_file(folder / "training" / WEIGHTS_FILE)
             except (InputError, OSError, SafetensorError) as error:
-                self._passed_over(folder, error)
+                failure = error
+            if self._passes_over(folder, failure):
                 continue
             check(folder, state)
             hook = accelerator.register_load_state_pre_hook(lambda models, _: models.clear())
@@ -78,10 +90,11 @@ class CheckpointStore:
                 _load(actor, weights)
                 accelerator.load_state(str(folder / "training"))
             except Exception as error:  # whatever a half-written file makes a reader raise
-                self._passed_over(folder, error)
-                continue
+                failure = error
             finally:
                 hook.remove()
+            if self._passes_over(folder, failure):
+                continue
             return state
         return None
 
@@ -126,9 +139,13 @@ class CheckpointStore:
             if folder != best:
                 shutil.rmtree(folder / "training", ignore_errors=True)
 
-    def _passed_over(self, folder: Path, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        warnings.warn(f"checkpoint {folder} is damaged ({reason}); trying the one before", stacklevel=3)
+    def _passes_over(self, folder: Path, failure: Exception | None) -> bool:
+        """Whether any process failed to read `folder`: all of them have to go on from the same checkpoint."""
+        reasons = processes.gathered(f"{type(failure).__name__}: {failure}" if failure else None)
+        reason = next((found for found in reasons if found), None)
+        if reason and processes.is_main():
+            warnings.warn(f"checkpoint {folder} is damaged ({reason}); trying the one before", stacklevel=3)
+        return reason is not None
 
 
 def _trainable(actor: ActorCritic) -> dict[str, nn.Parameter]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.objective import policy_loss, value_loss
@@ -72,15 +74,22 @@ class Learner:
         return [*self.actor.value_head.parameters(), *trunk]
 
     def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
-        """One optimizer step on `minibatch`; gradients of its microbatches add up to the gradient of the whole."""
+        """One optimizer step on `minibatch`; gradients of its microbatches, in whatever process, add up to the gradient
+        of the whole."""
         config = self.config
         tokens = rollout.episodes.mask[minibatch].sum()
         figures: dict[str, float] = {}
+        if processes.count() > 1:
+            # Every so-manieth by length: each process gets as many rows, and nearly as many tokens.
+            minibatch = rollout.episodes.by_length(minibatch, None)[0][processes.index() :: processes.count()]
         # The sum of their gradients depends on neither order nor size.
-        for rows in rollout.episodes.by_length(minibatch, config.microbatch_size):
+        parts = rollout.episodes.by_length(minibatch, config.microbatch_size)
+        for number, rows in enumerate(parts, 1):
             part = rollout.episodes.select(rows)
             width, weight = part.mask.shape[1], part.mask.sum() / tokens
-            with self.accelerator.autocast():
+            # Processes exchange gradients once per step, with their last microbatch.
+            alone = self.accelerator.no_sync(self.model) if number < len(parts) else contextlib.nullcontext()
+            with alone, self.accelerator.autocast():
                 logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
             old_logprobs = rollout.logprobs[rows, :width]
             policy = policy_loss(logprobs, old_logprobs, rollout.advantages[rows, :width], part.mask, config.clip_range)
@@ -93,7 +102,8 @@ class Learner:
                     f"update {update}: the loss is {loss.item()}; lower ppo.learning_rate, or check the reward "
                     "function for extreme values"
                 )
-            self.accelerator.backward(loss * weight)
+            # The exchange is a mean over the processes, and the gradient is their sum.
+            self.accelerator.backward(loss * (weight * processes.count()))
             for name, figure in {
                 "policy_loss": policy.loss,
                 "value_loss": value.loss,
@@ -104,6 +114,7 @@ class Learner:
                 figures[name] = figures.get(name, 0.0) + (figure.detach() * weight).item()
             error = (logprobs.detach() - old_logprobs).masked_fill(~part.mask, 0.0).abs().max().item()
             figures["ratio_error"] = max(figures.get("ratio_error", 0.0), error)
+        figures = self._of_all(figures)
         norm = self.accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm).item()
         # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
         if not math.isfinite(norm) and self.accelerator.scaler is None:
@@ -113,6 +124,17 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {**figures, "gradient_norm": norm}
+
+    def _of_all(self, figures: dict[str, float]) -> dict[str, float]:
+        """The figures of the whole minibatch from those of each process's part: a maximum, and weighted parts of
+        means."""
+        if processes.count() == 1:
+            return figures
+        found = self.accelerator.gather(torch.tensor([list(figures.values())], device=self.accelerator.device)).cpu()
+        return {
+            name: (found[:, place].max() if name == "ratio_error" else found[:, place].sum()).item()
+            for place, name in enumerate(figures)
+        }
 
     def _check_ratio(self, error: float, update: int) -> None:
         """Before the first step of an update the policy is the one that sampled, so every probability ratio has to

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.generation import Answer, left_padded, sample, to_answers
 from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
@@ -21,31 +22,39 @@ from rlhf_utils.template import Template
 
 
 @dataclass
-class Rollout:
-    """One batch of experience: B episodes, R answer positions.
+class Experience:
+    """B scored episodes with R answer positions.
 
-    `logprobs`, `reference_logprobs`, `values`, `entropy`, `advantages`, `returns` are [B, R] and 0 outside the mask;
-    `scores` [B] are the reward function's and `terms` what a mixture is made of, each [B] and unweighted; `prompts` and
-    `answers` are the same episodes as text, `seconds` the time per phase.
+    `logprobs`, `reference_logprobs`, `values`, `entropy` are [B, R] and 0 outside the mask; `scores` [B] are the reward
+    function's and `terms` what a mixture is made of, each [B] and unweighted; `prompt_tokens`, `prompts` and `answers`
+    are the same episodes as lists, `seconds` the time per phase.
     """
 
-    episodes: Episodes
+    mask: Tensor
     logprobs: Tensor
     reference_logprobs: Tensor
     values: Tensor
     entropy: Tensor
-    advantages: Tensor
-    returns: Tensor
     scores: Tensor
     terms: dict[str, Tensor]
+    prompt_tokens: list[list[int]]
     prompts: list[str]
     answers: list[Answer]
     seconds: dict[str, float]
 
 
+@dataclass
+class Rollout(Experience):
+    """The experience of an update and what is learnt from it: `advantages`, `returns` [B, R], 0 outside the mask."""
+
+    episodes: Episodes
+    advantages: Tensor
+    returns: Tensor
+
+
 class RolloutCollector:
-    """Makes rollouts. Which prompts update `u` sees and which random numbers it draws depend on the seed and `u`
-    alone."""
+    """Makes rollouts. Which prompts update `u` sees and which random numbers it draws depend on the seed and `u` alone,
+    not on how many processes share the work."""
 
     def __init__(
         self,
@@ -74,10 +83,23 @@ class RolloutCollector:
 
     @torch.no_grad()
     def collect(self, actor: ActorCritic, update: int, kl_coefficient: float) -> Rollout:
-        """Sample, score and shape one batch with the present policy."""
+        """Sample, score and shape one batch with the present policy.
+
+        Each process samples and scores its share of the prompts; then all of them hold the whole rollout, so that
+        advantages are whitened over all of it and a minibatch is the same however many processes divide it.
+        """
+        device = actor.value_head.weight.device
+        parts = processes.gathered(_moved(self._experience(actor, update), torch.device("cpu")))
+        experience = _moved(_joined(parts), device)
+        return self._shaped(experience, kl_coefficient)
+
+    def _experience(self, actor: ActorCritic, update: int) -> Experience:
+        """This process's share of the episodes of `update`."""
         config, device = self.config, actor.value_head.weight.device
         started = time.perf_counter()
-        indices = self.prompt_indices(update)
+        everything = self.prompt_indices(update)
+        mine = processes.share(len(everything))
+        indices = everything[mine]
         rows = [self.prompt_tokens[i] for i in indices]
         tokens, prompt_mask = left_padded(rows, self.tokenizer.pad_token_id, device)
         sampled = sample(
@@ -89,19 +111,16 @@ class RolloutCollector:
             self.tokenizer.eos_token_id,
             seeded(config.seed, 2, update),
             keep_hidden=actor.critic is None,
+            place=(mine.start, len(everything)),
         )
         answers = to_answers(sampled, self.tokenizer, self.template)
         after_sampling = time.perf_counter()
 
         prompts = [self.prompts[i] for i in indices]
         scores, terms = self._scores(prompts, answers, update)
-        scores = scores.to(device)
         after_scoring = time.perf_counter()
 
-        whole, _ = right_padded(
-            [row + answer.tokens for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id
-        )
-        episodes = Episodes(whole.to(device), prompt_mask.sum(dim=1), sampled.mask)
+        episodes = self._episodes(rows, answers, sampled.mask)
         with self.policy.reference() as reference:
             reference_logprobs = self._by_parts(
                 episodes, lambda part: answer_logprobs(reference, part, config.temperature)
@@ -110,30 +129,44 @@ class RolloutCollector:
             values = actor.value_head(sampled.hidden).squeeze(-1).float().masked_fill(~sampled.mask, 0.0)
         else:
             values = self._by_parts(episodes, actor.values)
-        kl = kl_estimate(sampled.logprobs, reference_logprobs, config.kl_estimator)
-        rewards = shaped_rewards(self._shaped_scores(scores, sampled.ended), kl, episodes.mask, kl_coefficient)
-        advantages, returns = advantages_and_returns(rewards, values, episodes.mask, config.gamma, config.gae_lambda)
-        if config.whiten_advantages:
-            advantages = masked_whiten(advantages, episodes.mask)
         seconds = {
             "sampling": after_sampling - started,
             "scoring": after_scoring - after_sampling,
             "reference": time.perf_counter() - after_scoring,
         }
-        return Rollout(
-            episodes,
+        return Experience(
+            sampled.mask,
             sampled.logprobs,
             reference_logprobs,
             values,
             sampled.entropy,
-            advantages,
-            returns,
             scores,
             terms,
+            rows,
             prompts,
             answers,
             seconds,
         )
+
+    def _shaped(self, found: Experience, kl_coefficient: float) -> Rollout:
+        """What is to be learnt from the experience of all processes."""
+        config = self.config
+        episodes = self._episodes(found.prompt_tokens, found.answers, found.mask)
+        ended = torch.tensor([answer.ended for answer in found.answers], device=found.mask.device)
+        kl = kl_estimate(found.logprobs, found.reference_logprobs, config.kl_estimator)
+        rewards = shaped_rewards(self._shaped_scores(found.scores, ended), kl, found.mask, kl_coefficient)
+        advantages, returns = advantages_and_returns(rewards, found.values, found.mask, config.gamma, config.gae_lambda)
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, found.mask)
+        return Rollout(**vars(found), episodes=episodes, advantages=advantages, returns=returns)
+
+    def _episodes(self, rows: list[list[int]], answers: list[Answer], mask: Tensor) -> Episodes:
+        """Prompts and answers as token rows on the device of `mask` [B, R]."""
+        whole, _ = right_padded(
+            [row + answer.tokens for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id
+        )
+        lengths = torch.tensor([len(row) for row in rows])
+        return Episodes(whole.to(mask.device), lengths.to(mask.device), mask)
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
         texts, terms = [answer.text for answer in answers], {}
@@ -173,6 +206,37 @@ class RolloutCollector:
             part = compute(episodes.select(rows))
             result[rows, : part.shape[1]] = part
         return result
+
+
+def _joined(parts: Sequence[Experience]) -> Experience:
+    """The shares of all processes as one; the seconds are the first one's."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.mask.shape[1] for part in parts)
+
+    def joined(values: list):
+        if isinstance(values[0], Tensor):
+            fill = [(0, width - value.shape[1]) if value.dim() == 2 else (0, 0) for value in values]
+            return torch.cat([torch.nn.functional.pad(v, f) for v, f in zip(values, fill, strict=True)])
+        if isinstance(values[0], dict):
+            return {name: joined([value[name] for value in values]) for name in values[0]}
+        return [item for value in values for item in value]
+
+    names = [field.name for field in fields(Experience) if field.name != "seconds"]
+    return Experience(
+        **{name: joined([getattr(part, name) for part in parts]) for name in names}, seconds=parts[0].seconds
+    )
+
+
+def _moved(experience: Experience, device: torch.device) -> Experience:
+    """The same experience with its tensors on `device`."""
+
+    def moved(value):
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return {name: moved(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    return Experience(**{name: moved(value) for name, value in vars(experience).items()})
 
 
 def seeded(*numbers: int) -> torch.Generator:

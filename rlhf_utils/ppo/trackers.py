@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.settings import PPOConfig, flat
 
@@ -23,7 +24,7 @@ class Trackers:
         self.config, self.folder, self._trackers = config, folder, []
 
     def __enter__(self) -> Trackers:
-        for name in self.config.report_to:
+        for name in self.config.report_to if processes.is_main() else ():
             if name == "tensorboard":
                 tracker = TensorBoardTracker("ppo", logging_dir=str(self.folder / "tensorboard"))
             else:

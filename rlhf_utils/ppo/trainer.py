@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors
 from rlhf_utils.ppo.checkpoint import CheckpointStore
@@ -47,6 +48,10 @@ class PPOTrainer:
     judge: like `reward_function`, but nothing is learnt from it: its mean is `gold` in the metrics, and the best
         checkpoint is the best by it
     template: what is put around a prompt, see `rlhf_utils.template`
+
+    Under a launcher (`accelerate launch`) every process builds one with the same arguments. The batch sizes of `config`
+    are those of all processes together; `microbatch_size` is a process's own. The main process alone writes, and calls
+    `on_update`.
     """
 
     def __init__(
@@ -68,6 +73,9 @@ class PPOTrainer:
             raise InputError(
                 "ppo.critic separate starts from a reward model; give PPOTrainer(critic=FOLDER), and only then"
             )
+        processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
+        processes.divided(config.minibatch_size, "ppo.minibatch_size")
+        processes.start()
         self.config, self.tokenizer, self.on_update = config, tokenizer, on_update
         self.critic, self.judge = critic, judge
         self.device = detect_device(config.precision)
@@ -98,7 +106,12 @@ class PPOTrainer:
         with (
             safe_points(),
             self.trackers as trackers,
-            tqdm(total=self.config.updates, initial=len(history), unit="update", disable=None) as bar,
+            tqdm(
+                total=self.config.updates,
+                initial=len(history),
+                unit="update",
+                disable=None if processes.is_main() else True,
+            ) as bar,
         ):
             while not self._finished(history) and not stop_asked():
                 rollout, line = self._update(len(history))
@@ -126,28 +139,36 @@ class PPOTrainer:
             self._check_first(rollout)
         losses = self.learner.learn(rollout, update, self.step_scale)
         seconds = time.perf_counter() - started
+        gold = self._gold(rollout)
+        if not processes.is_main():
+            return rollout, processes.from_main({})
         line = {
             **metrics_line(rollout, update, self.kl_coefficient),
             **losses,
             **self.record.spreading_phrase(update, [answer.text for answer in rollout.answers]),
-            "gold": self._gold(rollout),
+            "gold": gold,
             "learning_rate": self.learner.learning_rates(update, self.step_scale)[0],
             "tokens_per_second": int(rollout.episodes.mask.sum()) / seconds,
             "seconds": seconds,
             "phase_seconds": {**rollout.seconds, "learning": seconds - sum(rollout.seconds.values())},
         }
-        return rollout, line
+        # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
+        return rollout, processes.from_main(line)
 
     def _gold(self, rollout: Rollout) -> float | None:
         if self.judge is None:
             return None
-        judged = self.judge(rollout.prompts, [answer.text for answer in rollout.answers])
-        return torch.as_tensor(judged, dtype=torch.float32).mean().item()
+        mine = processes.share(len(rollout.prompts))
+        judged = self.judge(rollout.prompts[mine], [answer.text for answer in rollout.answers[mine]])
+        parts = processes.gathered(torch.as_tensor(judged, dtype=torch.float32, device="cpu"))
+        return torch.cat(parts).mean().item()
 
     def _write_down(self, history: list[dict], rollout: Rollout) -> None:
         """Write the update down, and say what is newly wrong with it."""
         line = history[-1]
         line["warnings"] = warnings_of(history, self.config)
+        if not processes.is_main():
+            return
         self.record.add(line)
         for name, text in line["warnings"].items():
             if len(history) == 1 or name not in history[-2]["warnings"]:
@@ -208,7 +229,8 @@ class PPOTrainer:
             "on_request": on_request,
         }
         self.store.save(len(history), self.accelerator, self.actor, self.trained, self.tokenizer, state)
-        self.store.thin(history, self.config.kl_budget)
+        if processes.is_main():
+            self.store.thin(history, self.config.kl_budget)
 
     def _restore(self) -> list[dict]:
         state = self.store.restore(self.accelerator, self.actor, self._check_settings)
@@ -216,7 +238,8 @@ class PPOTrainer:
             return self._start_over()
         self.kl_coefficient, self.step_scale = state["kl_coefficient"], state["step_scale"]
         self.samples_written = state["samples_written"]
-        return self.record.cut(state["update"], self.samples_written)
+        lines = self.record.cut(state["update"], self.samples_written) if processes.is_main() else []
+        return processes.from_main(lines)
 
     def _check_settings(self, checkpoint: Path, state: dict) -> None:
         before, now = state.get("settings", {}), self._settings()
@@ -228,8 +251,10 @@ class PPOTrainer:
             )
 
     def _start_over(self) -> list[dict]:
-        self.store.clear()
-        self.record.clear()
+        if processes.is_main():
+            self.store.clear()
+            self.record.clear()
+        processes.wait()
         # The weights may be those of an earlier `train`, or of a damaged checkpoint that was read in part.
         self.trained.reset()
         reset_critic(self.actor, self.critic, self.device)

@@ -59,6 +59,9 @@ def classifier_trainer(run: Run, work: Path) -> Trainer:
         data_collator=DataCollatorWithPadding(_right_padding(tokenizer)),
         callbacks=[RunCallback(run, "classifier")],
     )
+    # transformers takes this model's loss for one over the whole batch, since it would accept the number of rows; it is
+    # the mean of a microbatch, and has to be averaged over microbatches and processes.
+    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -85,6 +88,7 @@ def make_classifier(run: Run) -> dict:
             untrained = _fresh_head(run)
             started = time.perf_counter()
             train_resumably(trainer, stage.work)
+            stage.leave_to_main()
             about = {
                 "method": "trained",
                 **parameter_counts(trainer.model),

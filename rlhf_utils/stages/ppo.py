@@ -69,6 +69,7 @@ def train_ppo(run: Run) -> dict:
     with run.stage("ppo") as stage:
         trainer = ppo_trainer(run, stage.work)
         history = trainer.train(resume=True)
+        stage.leave_to_main()
         saved = {int(folder.name.split("-")[1]): folder for folder in trainer.store.policies()}
         del trainer  # and with it the optimizer's state: measuring needs the memory
         evaluator = Evaluator(run)

@@ -98,7 +98,9 @@ def train_reward_model(run: Run) -> dict:
         untrained_margins = margins(RewardModel(untrained, tokenizer, device), held_out)
 
         started = time.perf_counter()
-        reward = _trained(run, trainer, stage.work)
+        train_resumably(trainer, stage.work)
+        stage.leave_to_main()
+        reward = _merged(run, trainer, stage.work)
         seconds, memory, counts = time.perf_counter() - started, peak_memory_bytes(), parameter_counts(trainer.model)
 
         run.progress("reward model: measuring held-out pairs")
@@ -131,7 +133,9 @@ def train_judge_model(run: Run) -> dict | None:
     with run.stage("judge_model") as stage:
         data = PreparedData.load(run.folder("data"))
         trainer = reward_trainer(run, stage.work, "judge", seed=_JUDGE_SEED)
-        judge = _trained(run, trainer, stage.work, _JUDGE_SEED)
+        train_resumably(trainer, stage.work)
+        stage.leave_to_main()
+        judge = _merged(run, trainer, stage.work, _JUDGE_SEED)
         own = margins(judge, data.first("evaluation", run.recipe.evaluation.reward_pairs))
         first = torch.tensor(read_json(run.evaluation / "reward_model.json")["margins"])
         _calibrate_on_sft(run, judge, data.splits["development"])
@@ -156,15 +160,15 @@ def train_weak_model(run: Run, work: Path, pairs: int) -> tuple[RewardModel, flo
     """A reward model of the first `pairs` training pairs, and its held-out accuracy; see `stages.overoptimise`."""
     data = PreparedData.load(run.folder("data"))
     trainer = reward_trainer(run, work, seed=_WEAK_SEED, most=pairs)
-    weak = _trained(run, trainer, work, _WEAK_SEED)
+    train_resumably(trainer, work)
+    weak = _merged(run, trainer, work, _WEAK_SEED)
     _calibrate_on_sft(run, weak, data.splits["development"])
     found = margins(weak, data.first("evaluation", run.recipe.evaluation.reward_pairs))
     return weak, accuracy_of(found.tolist()).mean
 
 
-def _trained(run: Run, trainer: RewardTrainer, work: Path, seed: int = 0) -> RewardModel:
-    """Train, and merge the adapter into a model with the head that the trainer began with (`seed` as there)."""
-    train_resumably(trainer, work)
+def _merged(run: Run, trainer: RewardTrainer, work: Path, seed: int = 0) -> RewardModel:
+    """The trained adapter merged into a model with the head that the trainer began with (`seed` as there)."""
     trainer.model.save_pretrained(work / "adapter")
     model = merge_adapter(_fresh_head(run, seed), work / "adapter").eval()
     return RewardModel(model, trainer.processing_class, detect_device())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -105,6 +107,13 @@ def train_qlora(run: Run) -> dict:
     return run.results("sft_qlora")
 
 
+def _with_weights(run: Run, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """The base model with the trained `weights` in place of its own."""
+    model = load_policy(run.folder("base"), detect_device(), dropout=True)
+    model.load_state_dict(weights)
+    return model
+
+
 def _publish_tuned(run: Run) -> dict:
     """The base model as it is, where it writes such texts already; its loss on held-out texts is the evidence."""
     with run.stage("sft") as stage, stage.publish() as folder:
@@ -126,9 +135,16 @@ def _publish_tuned(run: Run) -> dict:
 
 def _train_and_publish(stage: Stage, trainer: SFTTrainer, method: str, finished_model) -> None:
     run, tokenizer = stage.run, trainer.processing_class
+    counts = parameter_counts(trainer.model)
     started = time.perf_counter()
     train_resumably(trainer, stage.work)
-    seconds, memory, counts = time.perf_counter() - started, peak_memory_bytes(), parameter_counts(trainer.model)
+    seconds, memory = time.perf_counter() - started, peak_memory_bytes()
+    if trainer.is_fsdp_enabled:
+        # Every process holds a part of the weights, and all of them take part in putting them together.
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    stage.leave_to_main()
+    if trainer.is_fsdp_enabled:
+        finished_model = partial(_with_weights, run, weights)
     model = finished_model().eval()
     run.progress(f"{method}: sampling held-out answers")
     checked = PreparedData.load(run.folder("data")).first("development", _CHECKED_PROMPTS)

@@ -9,6 +9,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from rlhf_utils import processes
+from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_jsonl
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
@@ -28,7 +30,7 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
     Batches are drawn at random: grouping rows by length saves padding, but then long answers and short ones (the curt
     ones, the refusals) come in turns, and the model, above all a LoRA adapter, learns them less well.
     """
-    micro = settings.micro_batch_size or settings.batch_size
+    micro, accumulated = micro_batches(settings)
     steps = total_steps(settings, rows)
     logged = max(1, steps // _LINES_LOGGED)
     device = detect_device()
@@ -37,9 +39,11 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         num_train_epochs=settings.epochs,
         max_length=None,
         per_device_train_batch_size=micro,
-        per_device_eval_batch_size=2 * micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        # The held-out loss is a mean of means, and the batches it is of must not depend on the number of processes.
+        per_device_eval_batch_size=2 * (settings.micro_batch_size or settings.batch_size),
+        gradient_accumulation_steps=accumulated,
         gradient_checkpointing=False,
+        ddp_find_unused_parameters=False,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=int(settings.warmup_ratio * steps),
@@ -59,6 +63,22 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         dataloader_pin_memory=device.kind == "cuda",
         **device.trainer_flags,
     )
+
+
+def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
+    """Rows that a process computes at once, and how often it does so for one optimizer step: together with the number
+    of processes they make `batch_size`.
+
+    Raises InputError where they cannot.
+    """
+    share = processes.divided(settings.batch_size, "batch_size")
+    micro = min(settings.micro_batch_size or share, share)
+    if share % micro:
+        raise InputError(
+            f"batch_size {settings.batch_size} over {processes.count()} processes is {share} rows for each, which is "
+            f"not a multiple of micro_batch_size {micro}; change one of them"
+        )
+    return micro, share // micro
 
 
 def total_steps(settings: TrainingSettings, rows: int) -> int:
@@ -114,24 +134,26 @@ class RunCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
-        print(
-            f"{self.title}: step {state.global_step:>5}/{state.max_steps}   held-out loss {metrics['eval_loss']:.3f}",
-            flush=True,
-        )
+        if processes.is_main():
+            step = f"step {state.global_step:>5}/{state.max_steps}"
+            print(f"{self.title}: {step}   held-out loss {metrics['eval_loss']:.3f}", flush=True)
 
     def on_save(self, args, state, control, **_):
-        mark_complete(Path(args.output_dir), state.global_step)
+        processes.wait()  # every process has written its random state
+        if processes.is_main():
+            mark_complete(Path(args.output_dir), state.global_step)
 
 
 def train_resumably(trainer: Trainer, work: Path) -> None:
     """Train from the newest complete checkpoint in `work`."""
-    newest = newest_complete(work)
+    newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
     try:
         with safe_points():
             trainer.train(resume_from_checkpoint=newest)
     except BaseException:
         # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
-        newest_complete(work)
+        if processes.is_main():
+            newest_complete(work)
         raise
 
 

@@ -1,0 +1,105 @@
+"""What tests/test_processes.py runs alone, and in two processes as `torchrun processes_worker.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_trainer
+
+from rlhf_utils import processes
+from rlhf_utils.launch import train
+from rlhf_utils.ppo import PPOTrainer
+from rlhf_utils.recipes import Recipe
+from rlhf_utils.runs import Run
+from rlhf_utils.stages.training import RunCallback
+
+UPDATES = 4
+
+
+def ppo_trainer(folder: Path, name: str, **settings) -> PPOTrainer:
+    """Answers of different lengths, several microbatches for each step, and all that carries over between updates."""
+    return tiny_trainer(
+        folder / "policy",
+        folder / name,
+        judge=lambda prompts, responses: [len(response) for response in responses],
+        updates=UPDATES,
+        microbatch_size=1,
+        kl_controller="adaptive",
+        kl_target=0.1,
+        kl_horizon=40,
+        kl_budget=0.02,
+        kl_budget_action="shrink",
+        **settings,
+    )
+
+
+def ppo(folder: Path, name: str) -> None:
+    """PPO in one go."""
+    ppo_trainer(folder, name).train()
+
+
+def ppo_of_other_kinds(folder: Path, name: str) -> None:
+    """PPO of an adapter, and with a critic of its own, which starts from the reward model that two processes made."""
+    ppo_trainer(folder, f"{name}-lora", method="lora").train()
+    critic = folder / "two" / "instruct-tiny" / "checkpoints" / "reward_model"
+    ppo_trainer(folder, f"{name}-critic", critic="separate", critic_model=critic).train()
+
+
+def ppo_stopped(folder: Path, name: str) -> None:
+    """PPO that every process leaves within its fourth update, the newest checkpoint being that after the second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPOTrainer, "_adapt", stops_at(UPDATES, PPOTrainer._adapt))
+        with pytest.raises(KeyboardInterrupt):
+            ppo_trainer(folder, name).train()
+
+
+def stages(folder: Path, name: str, stopped: bool = False) -> None:
+    """Supervised fine-tuning and the reward model; where `stopped`, each is left once at its sixth step."""
+    run = Run(Recipe.from_settings(folder / "settings.json"), folder / name)
+    for stage in ("sft", "reward_model"):
+        if stopped:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(RunCallback, "on_step_end", stops_at(6, lambda *_, **__: None), raising=False)
+                with pytest.raises(KeyboardInterrupt):
+                    train(run, stage)
+            processes.wait()
+            assert run.record()["stages"][stage]["state"] == "interrupted"
+        train(run, stage)
+
+
+def classifier(folder: Path, name: str) -> None:
+    """The reward model of a recipe of labelled texts, from a run whose other stages are there."""
+    train(Run(Recipe.from_settings(folder / "labelled.json"), folder / name), "reward_model")
+
+
+def stops_at(call: int, function):
+    calls = 0
+
+    def stopping(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return function(*arguments, **named)
+
+    return stopping
+
+
+def two(folder: Path) -> None:
+    """Everything that is compared with the same in one process."""
+    ppo(folder, "ppo-two")
+    ppo_stopped(folder, "ppo-stopped")
+    processes.wait()
+    stages(folder, "two")
+    ppo_of_other_kinds(folder, "ppo-two")
+    classifier(folder, "two")
+    stages(folder, "stopped", stopped=True)
+    ppo(folder, "ppo-stopped")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    two(Path(sys.argv[1]))

@@ -1,0 +1,379 @@
+"""Several processes: two gloo processes train as one does, resume exactly, and speak with one voice."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
+from safetensors.torch import load_file
+from test_labelled import reviews
+from test_stages import open_run
+from tiny import TIMING, one_thread, save_tiny  # noqa: F401
+
+from rlhf_utils import launch, processes
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.files import content_hash, read_json, read_jsonl, write_json
+from rlhf_utils.ppo.rollout import _joined
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import ALL_GPUS
+from rlhf_utils.settings import TrainingSettings
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.training import micro_batches
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).with_name("processes_worker.py")
+CLOCKS = {*TIMING, "peak_memory_bytes"}
+CLOSE = 1e-5
+
+
+def started(*arguments: str | Path, launcher: str = "torch.distributed.run", **environment: str):
+    """Two processes of this machine's CPU; the whole of what they said."""
+    flags = ["--nproc-per-node", "2"]
+    if launcher != "torch.distributed.run":
+        flags = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no"]
+        flags += ["--dynamo_backend", "no"]
+    return subprocess.run(
+        [sys.executable, "-m", launcher, *flags, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def dropout_free(folder: Path) -> Path:
+    """A tiny policy; masks of dropout are the one thing that two processes draw otherwise than one."""
+    save_tiny(folder, eos_nats=3.0)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)})
+    return folder
+
+
+def made_data(folder: Path, policy: Path) -> Run:
+    """A run with base and data, of which batches of 8 divide every split that is trained on."""
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"A good answer{'!' * (i % 9)}", "rejected": f"Bad {i}"}
+        for i in range(200)
+    ]
+    training = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2, "learning_rate": 1e-3}
+    run = open_run(
+        folder,
+        policy,
+        rows,
+        **{"sft": training, "reward_model": training, "evaluation.reward_pairs": 8, "generation.max_new_tokens": 8},
+        **{f"data.split_rows.{name}": 32 for name in ("sft", "reward")},
+        **{
+            "data.split_rows.development": 8,
+            "ppo.max_new_tokens": 8,
+            "ppo.updates": 2,
+            "evaluation.frontier_prompts": 4,
+        },
+        **{"ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4},
+    )
+    make_base(run)
+    make_data(run)
+    return run
+
+
+def made_labelled_data(folder: Path, policy: Path) -> Run:
+    """The same of a recipe of labelled texts, in the same output folder."""
+    rows = folder / "labelled.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in reviews(200)))
+    settings = {"dataset": str(rows), "policy": str(policy), "data.min_text_characters": 0}
+    settings |= {"data.max_response_tokens": 60, "data.split_rows.reward": 32, "data.split_rows.development": 8}
+    settings |= {"generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
+    settings["reward_model"] = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3}
+    run = Run.open("imdb", "tiny", folder / "out", settings)
+    for stage in ("base", "data", "sft"):
+        launch.MAKERS[stage](run)
+    return run
+
+
+def close(first, second, at: str = "") -> None:
+    """Every number of two figures, nested as they may be, is within 1e-5; clocks and memory are left out."""
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), at
+        for key in first.keys() - CLOCKS:
+            close(first[key], second[key], f"{at}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), at
+        for place, (a, b) in enumerate(zip(first, second, strict=True)):
+            close(a, b, f"{at}[{place}]")
+    elif isinstance(first, float):
+        assert first == pytest.approx(second, rel=CLOSE, abs=CLOSE), at
+    else:
+        assert first == second, at
+
+
+def without_clocks(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    """A folder in which everything was trained once alone and once by two processes."""
+    folder = tmp_path_factory.mktemp("processes")
+    run = made_data(folder, dropout_free(folder / "policy"))
+    write_json(folder / "settings.json", run.recipe.model_dump(mode="json"))
+    labelled = made_labelled_data(folder, folder / "policy")
+    write_json(folder / "labelled.json", labelled.recipe.model_dump(mode="json"))
+    for name in ("one", "two", "stopped"):
+        shutil.copytree(run.root.parent, folder / name)
+    done = started(WORKER, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ppo(folder, "ppo-one")
+    stages(folder, "one")
+    ppo_of_other_kinds(folder, "ppo-one")
+    classifier(folder, "one")
+    return folder
+
+
+@pytest.mark.slow
+def test_ppo_in_two_processes_is_ppo_in_one(both):
+    one, two = (both / name for name in ("ppo-one", "ppo-two"))
+    history = read_jsonl(one / "metrics.jsonl")
+    assert len({line["response_tokens"] for line in history}) > 1 and history[-1]["kl_coefficient"] != 0.05
+    close(history, read_jsonl(two / "metrics.jsonl"))
+    close(read_jsonl(one / "samples.jsonl"), read_jsonl(two / "samples.jsonl"))
+    weights = [load_file(f / f"checkpoints/update-{UPDATES:06d}/policy/model.safetensors") for f in (one, two)]
+    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "critic"])
+def test_so_is_ppo_of_an_adapter_and_with_a_critic_of_its_own(both, kind):
+    lines = [read_jsonl(both / f"ppo-{name}-{kind}" / "metrics.jsonl") for name in ("one", "two")]
+    assert len(lines[0]) == UPDATES
+    close(*lines)
+
+
+@pytest.mark.slow
+def test_ppo_in_two_processes_resumes_exactly(both):
+    straight, stopped = (both / name for name in ("ppo-two", "ppo-stopped"))
+    assert without_clocks(read_jsonl(straight / "metrics.jsonl")) == without_clocks(
+        read_jsonl(stopped / "metrics.jsonl")
+    )
+    last = f"checkpoints/update-{UPDATES:06d}/policy"
+    for name in ("model.safetensors", "value_head.safetensors"):
+        assert content_hash(straight / last / name) == content_hash(stopped / last / name)
+    states = sorted(path.name for path in (stopped / last).parent.glob("training/random_states_*"))
+    assert states == ["random_states_0.pkl", "random_states_1.pkl"]
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(both, tmp_path):
+    stopped = both / "ppo-two" / "checkpoints"
+    shutil.copytree(both / "ppo-two", both / "ppo-one-more")
+    shutil.rmtree(both / "ppo-one-more" / "checkpoints" / f"update-{UPDATES:06d}")
+    assert (stopped / "update-000002").is_dir()
+    ppo(both, "ppo-one-more")
+    close(read_jsonl(both / "ppo-one" / "metrics.jsonl"), read_jsonl(both / "ppo-one-more" / "metrics.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward_model"])
+def test_a_stage_in_two_processes_is_the_same_as_in_one(both, stage):
+    runs = [Run.load(both / name / "instruct-tiny") for name in ("one", "two", "stopped")]
+    one, two, stopped = (read_jsonl(run.folder(stage) / "metrics.jsonl") for run in runs)
+    assert [line["step"] for line in one if "loss" in line] == list(range(1, 9))
+    close(one[:-1], two[:-1])
+    assert without_clocks(two) == without_clocks(stopped), "resumed exactly"
+    hashes = [content_hash(run.folder(stage) / "model.safetensors") for run in runs[1:]]
+    assert hashes[0] == hashes[1]
+    assert [run.record()["stages"][stage]["processes"] for run in runs] == [1, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_classifier_in_two_processes_is_the_same_as_in_one(both):
+    runs = [Run.load(both / name / "imdb-tiny") for name in ("one", "two")]
+    one, two = (read_jsonl(run.folder("reward_model") / "metrics.jsonl") for run in runs)
+    assert len(one) > 4 and [run.record()["stages"]["reward_model"]["processes"] for run in runs] == [1, 2]
+    close(one[:-1], two[:-1])
+
+
+@pytest.mark.slow
+def test_all_gpus_from_a_notebook(tmp_path, monkeypatch, capfd):
+    """Its processes are the launcher's; here they are two on the CPU."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = made_data(tmp_path, dropout_free(tmp_path / "policy"))
+    capfd.readouterr()
+    result = launch.on_all_gpus(run, "sft", 2)
+    said = capfd.readouterr()
+    assert result == run.results("sft") and run.record()["stages"]["sft"]["processes"] == 2
+    assert said.out.count("held-out loss") > 2 and "sft: 2 processes" in said.out and not said.err
+    assert launch.on_all_gpus(run, "sft", 2) == result, "not made again"
+
+
+@pytest.mark.slow
+def test_accelerate_launch_makes_what_is_missing_and_prints_the_result(tmp_path):
+    run = made_data(tmp_path, dropout_free(tmp_path / "policy"))
+    shutil.rmtree(run.root)
+    settings = tmp_path / "settings.json"
+    write_json(settings, {"settings": run.recipe.model_dump(mode="json")})
+    command = ("-m", "rlhf_utils", "train")
+    where = ("--settings", settings, "--output-dir", tmp_path / "out")
+    done = started(*command, "sft", *where, launcher="accelerate.commands.launch")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == Run.load(run.root).results("sft")
+    assert "Warning" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert {name: about["processes"] for name, about in run.record()["stages"].items()} == {
+        "base": 1,
+        "data": 1,
+        "sft": 2,
+    }
+
+
+ONE_FAILS = """
+import sys
+from rlhf_utils import processes
+from rlhf_utils.errors import TrainingError
+try:
+    with processes.one_voice():
+        processes.start()
+        print("process", processes.index())
+        if sys.argv[1] == "all" or not processes.is_main():
+            raise TrainingError("update 3: the loss is nan")
+        processes.wait()
+except TrainingError as error:
+    sys.exit(f"failed: {error}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["the other one", "all"])
+def test_processes_that_fail_end_all_and_tell_once(tmp_path, who):
+    """Where the main process waits for the one that fails, it would otherwise complain of a lost connection."""
+    script = tmp_path / "one_fails.py"
+    script.write_text(ONE_FAILS)
+    done = started(script, who)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("failed:") or "RuntimeError" in line]
+    assert done.returncode and done.stdout == "process 0\n"
+    assert lines == ["failed: update 3: the loss is nan"], done.stderr
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """This process believes to be one of two; nothing that talks to the other may be called."""
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_alone_there_is_nobody_to_wait_for(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")  # some clusters set it for every job
+    assert (processes.count(), processes.index(), processes.is_main()) == (1, 0, True)
+    assert processes.share(6) == slice(0, 6) and processes.gathered("a") == ["a"] and processes.from_main("b") == "b"
+    processes.wait()
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"batch_size": 16}, (8, 1)),
+        ({"batch_size": 16, "micro_batch_size": 4}, (4, 2)),
+        ({"batch_size": 8, "micro_batch_size": 8}, (4, 1)),
+        ({"batch_size": 9}, "batch_size 9 cannot be divided among 2 processes"),
+        ({"batch_size": 24, "micro_batch_size": 8}, "12 rows for each, which is not a multiple of micro_batch_size 8"),
+    ],
+)
+def test_the_batch_is_that_of_all_processes(two_processes, settings, expected):
+    assert processes.share(6) == slice(3, 6)
+    if isinstance(expected, tuple):
+        assert micro_batches(TrainingSettings(**settings)) == expected
+        return
+    with pytest.raises(InputError, match=expected):
+        micro_batches(TrainingSettings(**settings))
+
+
+@pytest.mark.parametrize(
+    "stage, overrides, environment, words",
+    [
+        ("ppo", {"ppo.rollout_batch_size": 9, "ppo.minibatch_size": 9}, {}, "ppo.rollout_batch_size 9 cannot be"),
+        ("ppo", {"ppo.rollout_batch_size": 6, "ppo.minibatch_size": 3}, {}, "ppo.minibatch_size 3 cannot be"),
+        ("ppo", {}, {"ACCELERATE_USE_FSDP": "true"}, "ppo does not run under FSDP"),
+        ("ppo", {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "ppo does not run under DeepSpeed"),
+        ("sft_qlora", {}, {"ACCELERATE_USE_FSDP": "true"}, "sft_qlora does not run under FSDP"),
+        ("reward_model", {}, {"ACCELERATE_USE_FSDP": "true"}, "reward_model trains an adapter"),
+        ("sft", {}, {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FULL_STATE_DICT"),
+        ("sft", {}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage 3 is not"),
+        ("sft", {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "of a file of its own is not supported"),
+        ("sft", {}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
+        ("sft", {}, {"ACCELERATE_USE_FSDP": "true", "CUDA_VISIBLE_DEVICES": ""}, "FSDP needs GPUs"),
+        ("evaluation", {}, {}, "no stage 'evaluation' to train"),
+        ("judge_model", {}, {}, "no stage 'judge_model' to train in recipe instruct; there are: base, data, sft"),
+    ],
+)
+def test_what_is_not_supported_says_so_before_anything_is_made(
+    two_processes, monkeypatch, tmp_path, stage, overrides, environment, words
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}], **overrides)
+    with pytest.raises(InputError, match=words):
+        launch.train(run, stage)
+    assert not run.record()["stages"]
+
+
+def test_a_stage_that_is_needed_first_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    run = made_data(tmp_path, dropout_free(tmp_path / "policy"))
+    with pytest.raises(InputError, match="^ppo is made from sft, which is not there with these settings; `train sft`"):
+        launch.train(run, "ppo")
+
+
+def test_deepspeed_that_is_not_installed_is_named(two_processes, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    with pytest.raises(InputError, match="DeepSpeed is not installed; `pip install deepspeed`"):
+        launch.train(run, "sft")
+
+
+def test_zero_2_and_fsdp_are_not_refused_where_they_are_configured_for(two_processes, monkeypatch, tmp_path):
+    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    launch.check_stage(run, "sft")
+    launch.check_stage(run, "reward_model")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    launch.check_stage(run, "sft")
+
+
+@pytest.mark.parametrize("before, seen", [("all", None), ("0,1", "0,1"), ("", "")])
+def test_processes_of_a_notebook_see_the_gpus_that_it_was_not_given(monkeypatch, before, seen):
+    monkeypatch.setenv(ALL_GPUS, before)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    environment = launch._all_gpus()
+    assert environment.get("CUDA_VISIBLE_DEVICES") == seen and "ACCELERATE_USE_CPU" not in environment
+
+
+def test_a_command_that_fails_is_told_by_its_own_line():
+    script = "import sys; print('said'); print('failed: update 3', file=sys.stderr); sys.exit(1)"
+    with pytest.raises(TrainingError, match="^update 3$"):
+        launch._run(["-c", script], dict(os.environ))
+    with pytest.raises(TrainingError, match="status 1: ZeroDivisionError: division by zero"):
+        launch._run(["-c", "1 / 0"], dict(os.environ))
+
+
+def test_parts_of_a_rollout_make_the_whole(tmp_path):
+    """Answers of other lengths in the other process: what is padded stays outside the mask."""
+    dropout_free(tmp_path / "policy")
+    trainer = ppo_trainer(tmp_path, "out")
+    parts = [trainer.rollouts._experience(trainer.actor.eval(), update) for update in (0, 1)]
+    whole = _joined(parts)
+    width = max(part.mask.shape[1] for part in parts)
+    assert whole.mask.shape == whole.logprobs.shape == (16, width) and len(whole.answers) == len(whole.prompts) == 16
+    assert whole.mask.sum() == sum(part.mask.sum() for part in parts)
+    assert torch.equal(whole.scores, torch.cat([part.scores for part in parts]))
+    assert not whole.logprobs[~whole.mask].any()
