@@ -24,6 +24,7 @@ from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.locks import stage_lock
 from rlhf_utils.recipes import Recipe, load_recipe
+from rlhf_utils.runtime import detect_device, reach_drive
 from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.stage_graph import STAGES
 from rlhf_utils.template import check_template
@@ -60,7 +61,9 @@ class Run:
         return run
 
     def make_folders(self) -> None:
-        """Make the run's folders; raises InputError where nothing can be written."""
+        """Make the run's folders, on Google Drive where they lie there; raises InputError where nothing can be
+        written."""
+        reach_drive(self.root)
         try:
             with disk_errors(self.root):
                 for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
@@ -322,8 +325,6 @@ class Stage:
 
 def provenance() -> dict[str, Any]:
     """Versions, device and git commit, as recorded for each stage."""
-    from rlhf_utils.runtime import detect_device
-
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
