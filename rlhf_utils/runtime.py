@@ -45,13 +45,18 @@ def is_attended() -> bool:
     return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
 
 
+def is_on_drive(folder: Path) -> bool:
+    """Whether `folder` lies where Colab mounts Google Drive."""
+    return DRIVE in folder.parents
+
+
 def reach_drive(folder: Path) -> None:
     """Mount Google Drive where `folder` lies in it and this is Colab; somebody has to be there to allow it.
 
     Raises InputError where it cannot be mounted: a folder made there without Drive would be lost with the session, and
     would keep Drive from being mounted later.
     """
-    if platform_name() != "colab" or DRIVE not in folder.parents or (DRIVE / "MyDrive").is_dir():
+    if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
         return
     otherwise = "or choose an output_dir outside of it, which is lost when the session ends"
     if not is_attended():
