@@ -34,9 +34,8 @@ from rlhf_utils.files import whole_folder, write_json
 
 # What wheels are in fact built for, up to the glibc (2.35) of Ubuntu 22.04, which both services run on; every further
 # name costs pip seconds.
-PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)] + [
-    "manylinux2014_x86_64"
-]
+GLIBC = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
+PLATFORMS = [*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC), "manylinux2014_x86_64"]
 # Published as source only; it is plain Python, so that its wheel can be built anywhere.
 SOURCE_ONLY = ("rouge-score",)
 # What the repository is to a notebook service; no outputs, tests or history.

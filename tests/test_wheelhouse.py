@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from pretended import make_interpreter
 
 from rlhf_utils import bootstrap, wheelhouse
 from rlhf_utils.errors import InputError
@@ -39,15 +38,7 @@ def kaggle(tmp_path) -> Path:
     make_wheelhouse(attached, bootstrap.this_python())
 
     (tmp_path / "working").mkdir()
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "image"], check=True, timeout=60)
-    [packages] = (tmp_path / "image" / "lib").glob("*/site-packages")
-    about = Path(str(distribution("pip").locate_file("")))
-    for path in (about / "pip", *about.glob("pip-*.dist-info")):
-        (packages / path.name).symlink_to(path)
-    for name in bootstrap.NEVER_TOUCHED:
-        wheelhouse.write_placeholder(tmp_path, name, "2.10.0+cu128")
-        with zipfile.ZipFile(tmp_path / f"{name}-2.10.0+cu128-py3-none-any.whl") as wheel:
-            wheel.extractall(packages)
+    make_interpreter(tmp_path / "image", {name: "2.10.0+cu128" for name in bootstrap.NEVER_TOUCHED})
     return tmp_path
 
 
