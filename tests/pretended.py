@@ -1,7 +1,8 @@
-"""An interpreter with pip that is told it has packages, without any of their content."""
+"""Machines that are not this one: an interpreter that is told it has packages, a command without a network."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -23,3 +24,13 @@ def make_interpreter(folder: Path, packages: dict[str, str], python: str = sys.e
         (about / "INSTALLER").write_text("pip\n")
         (about / "RECORD").write_text("")
     return folder / "bin" / "python"
+
+
+def cut_off(read_only: Path) -> list[str]:
+    """What to put before a command so that it runs in a network namespace without any device, and sees `read_only`
+    mounted read-only; nothing where that is not permitted."""
+    mounting = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    prefix = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c", mounting, str(read_only)]
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        return []
+    return prefix

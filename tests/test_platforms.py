@@ -12,12 +12,14 @@ import sys
 import types
 from pathlib import Path
 
+import datasets
 import nbformat
 import papermill
 import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
-from pretended import make_interpreter
+from pretended import cut_off, make_interpreter
+from tiny import save_tiny
 
 from rlhf_utils import bootstrap, runtime
 from rlhf_utils.errors import InputError, TrainingError
@@ -255,6 +257,42 @@ def test_what_is_left_of_a_failed_notebook_is_readable_and_holds_no_token(tmp_pa
     assert outputs[0].text == "kaggle False 38\n"
     assert outputs[1].traceback == [f"error: {raised.value.evalue}"]
     assert "planted" not in (tmp_path / "out.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
+    """As attached on Kaggle, with the internet off: a path in `overrides` is all it takes."""
+    attached, rows = (
+        tmp_path / "input",
+        [{"prompt": f"What is {n}?", "chosen": "good", "rejected": "bad"} for n in range(9)],
+    )
+    save_tiny(attached / "policy")
+    (attached / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).save_to_disk(str(attached / "saved"))
+    code = """if True:
+        import sys
+        from rlhf_utils.data import load_rows
+        from rlhf_utils.models import load_policy, load_tokenizer
+        from rlhf_utils.runs import Run
+        from rlhf_utils.runtime import detect_device
+        attached = sys.argv[1]
+        for data in ("pairs.jsonl", "saved"):
+            paths = {"policy": f"{attached}/policy", "dataset": f"{attached}/{data}"}
+            run = Run.open("instruct", "t4", "outputs", {**paths, "ppo.precision": "auto"})
+            rows = load_rows(run.recipe.dataset, run.recipe.data, 0)
+            print(len(rows.train), len(run.fingerprint("base")))
+        print(type(load_policy(run.recipe.policy, detect_device())).__name__)
+        print(len(load_tokenizer(run.recipe.policy)) > 0)
+    """
+    done = subprocess.run(
+        [*cut_off(attached), sys.executable, "-c", code, str(attached)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["9", "16", "9", "16", "GPT2LMHeadModel", "True"], done.stderr
 
 
 def test_failures_of_training_are_one_line_too():

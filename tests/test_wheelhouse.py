@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
-from pretended import make_interpreter
+from pretended import cut_off, make_interpreter
 
 from rlhf_utils import bootstrap, wheelhouse
 from rlhf_utils.errors import InputError
@@ -18,10 +17,7 @@ from rlhf_utils.files import content_hash
 from rlhf_utils.published import first_cell
 
 ROOT = Path(__file__).resolve().parents[1]
-# A network namespace without any device in it, and what is attached mounted read-only; where that is not permitted, an
-# index that does not exist.
-CUT = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c"]
-READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+# For where the network cannot be cut.
 NO_NETWORK = {"PIP_INDEX_URL": "file:///nowhere", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
 
 
@@ -54,10 +50,8 @@ def make_wheelhouse(folder: Path, python: str) -> None:
 
 def run_first_cell(kaggle: Path, then: str = "", cwd: str = "working") -> subprocess.CompletedProcess:
     code = first_cell().replace('"/kaggle/input"', repr(str(kaggle / "input"))) + "\n" + then
-    cut = [*CUT, READ_ONLY, str(kaggle / "input")]
-    permitted = shutil.which("unshare") and not subprocess.run([*cut, "true"], capture_output=True).returncode
     return subprocess.run(
-        [*(cut if permitted else []), kaggle / "image" / "bin" / "python", "-I", "-B", "-c", code],
+        [*cut_off(kaggle / "input"), kaggle / "image" / "bin" / "python", "-I", "-B", "-c", code],
         cwd=kaggle / cwd,
         env={"PATH": os.environ["PATH"], "HOME": str(kaggle), "RLHF_REPO_URL": "file:///nowhere", **NO_NETWORK},
         capture_output=True,
