@@ -28,6 +28,9 @@ def kaggle(tmp_path) -> Path:
     attached = tmp_path / "input" / "datasets" / "somebody" / "offline"
     attached.mkdir(parents=True)
     wheelhouse.copy_repository(attached / "gpt2-rlhf")
+    # What an earlier session left, when its saved output is attached: the next one goes on from it.
+    (attached / "gpt2-rlhf" / "outputs" / "instruct-tiny").mkdir(parents=True)
+    (attached / "gpt2-rlhf" / "outputs" / "instruct-tiny" / "run.json").write_text("{}")
     (attached / "gpt2-rlhf" / "requirements.txt").write_text("made-up>=1,<2\n# --- local only ---\njupyter>=1\n")
     code = attached / "gpt2-rlhf" / "rlhf_utils" / "bootstrap.py"
     code.write_text(code.read_text().replace('"/kaggle/input"', repr(str(tmp_path / "input"))))
@@ -72,6 +75,7 @@ def test_the_first_cell_works_on_kaggle_with_the_internet_off(kaggle):
     ]
     assert content_hash(kaggle / "input") == before, "what is attached is read-only"
     assert [path.name for path in (kaggle / "working").iterdir()] == ["gpt2-rlhf"]
+    (copy / "outputs" / "instruct-tiny" / "run.json").write_text("writable")
     again = run_first_cell(kaggle, then)
     assert (again.stdout.splitlines(), again.stderr) == (done.stdout.splitlines()[1:], "")
     inside = run_first_cell(kaggle, then, "working/gpt2-rlhf/04_evaluation")
