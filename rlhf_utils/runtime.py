@@ -82,7 +82,7 @@ def prepare_environment() -> None:
     pin_one_gpu()
     token = hub_token()
     if token:
-        os.environ.setdefault("HF_TOKEN", token)
+        os.environ["HF_TOKEN"] = token
 
 
 def quiet_libraries() -> None:

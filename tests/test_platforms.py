@@ -29,13 +29,22 @@ from rlhf_utils.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 COLAB_PACKAGES = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
-VARIABLES = ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "HF_TOKEN", "RLHF_HEADLESS", "LOCAL_RANK")
+VARIABLES = (
+    "COLAB_RELEASE_TAG",
+    "KAGGLE_KERNEL_RUN_TYPE",
+    "HF_TOKEN",
+    "RLHF_HEADLESS",
+    "LOCAL_RANK",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch):
     for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+        # Set first, so that it is put back even where it was not there and the code under test sets it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     for name in [name for name in sys.modules if name.startswith("google.colab") or name == "kaggle_secrets"]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -108,8 +117,9 @@ def test_the_token_comes_from_the_environment_then_colab_then_kaggle(colab, atte
     assert runtime.hub_token() == "from the environment" and len(colab.calls) == 1
     kaggle = request.getfixturevalue("kaggle")
     assert runtime.hub_token() == "from the environment" and not kaggle.calls
-    monkeypatch.delenv("HF_TOKEN")
-    assert runtime.hub_token() == "from kaggle" and len(colab.calls) == 1
+    monkeypatch.setenv("HF_TOKEN", "")
+    runtime.prepare_environment()
+    assert os.environ["HF_TOKEN"] == "from kaggle" and len(colab.calls) == 1
 
 
 def test_no_token_is_no_error(colab, attended, request):
@@ -218,9 +228,8 @@ def test_a_gpu_that_this_pytorch_cannot_use_is_refused_in_one_sentence(
     "visible, rank, seen", [(None, None, "0"), ("1,0", None, "1"), ("", None, ""), ("0,1", "1", "0,1")]
 )
 def test_of_two_gpus_one_is_used(monkeypatch, visible, rank, seen):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     runtime.prepare_environment()
