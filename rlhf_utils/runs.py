@@ -61,8 +61,7 @@ class Run:
         return run
 
     def make_folders(self) -> None:
-        """Make the run's folders, on Google Drive where they lie there; raises InputError where nothing can be
-        written."""
+        """Make the run's folders; raises InputError where nothing can be written."""
         reach_drive(self.root)
         try:
             with disk_errors(self.root):
