@@ -9,9 +9,7 @@ from typing import Any
 
 from rlhf_utils.judging import add_verdict, outcome, read_pairs
 from rlhf_utils.judging.verdicts import PEOPLE, own_verdicts
-
-# Set by the series when it executes notebooks with nobody there to click.
-HEADLESS = "RLHF_HEADLESS"
+from rlhf_utils.runtime import HEADLESS
 
 
 def label_pairs(folder: Path, judge: str = "me") -> Any:

@@ -11,7 +11,15 @@ from IPython.display import Image, Markdown, display
 
 from rlhf_utils.plots import draw
 from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device, prepare_environment, quiet_libraries
+from rlhf_utils.runtime import (
+    DRIVE,
+    detect_device,
+    is_attended,
+    is_on_drive,
+    platform_name,
+    prepare_environment,
+    quiet_libraries,
+)
 from rlhf_utils.template import Template
 
 
@@ -24,6 +32,11 @@ def start(
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     device = detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
+    if platform_name() == "colab" and is_attended() and not is_on_drive(run.root):
+        print(
+            "Colab deletes this run with the session, and gives every notebook a machine of its own: "
+            f'output_dir = "{DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
+        )
     if text := run.recipe.reading.get(notebook):
         display(Markdown(text))
     return run

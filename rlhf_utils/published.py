@@ -19,7 +19,7 @@ import nbformat
 from PIL import Image
 
 from rlhf_utils import __version__
-from rlhf_utils.bootstrap import written_address
+from rlhf_utils.bootstrap import FOLDER, written_address
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, write_text
 from rlhf_utils.series import ROOT, SERIES
@@ -27,17 +27,18 @@ from rlhf_utils.series import ROOT, SERIES
 LIMIT_BYTES = 400_000
 
 
+# Without the package, which it has to find first: a folder above this one, an attached Kaggle dataset, a clone.
 FIRST_CELL = """\
-import os, pathlib, subprocess, sys
+import itertools, os, pathlib, subprocess, sys
 
-start = pathlib.Path.cwd()
-root = next((p for p in (start, *start.parents) if (p / "rlhf_utils").is_dir()), start / "gpt2-rlhf")
-if not root.exists():
-    address, tag = os.environ.get("RLHF_REPO_URL", "{address}"), [] if "RLHF_REPO_URL" in os.environ else ["--branch", "v{version}"]
-    if subprocess.run(["git", "clone", "--depth", "1", *tag, address, str(root)], stderr=subprocess.DEVNULL).returncode:
-        sys.exit(f"{{address}} cannot be fetched: nothing is published there yet, or this machine is offline; set RLHF_REPO_URL")
-os.chdir(root); sys.path.insert(0, str(root))  # noqa: E702
-from rlhf_utils.bootstrap import ready; ready()  # noqa: E402, E702"""
+here, attached = pathlib.Path("{folder}").resolve(), pathlib.Path("/kaggle/input").glob("**/rlhf_utils")
+places = itertools.chain(here.parents, [here], (path.parent for path in attached))
+root = next((place for place in places if (place / "rlhf_utils").is_dir()), here)
+source = os.environ.get("RLHF_REPO_URL", "--branch v{version} {address}")
+clone = ["git", "clone", "--quiet", "--depth=1", *source.split(), str(root)]
+if not root.exists() and subprocess.run(clone, stderr=subprocess.DEVNULL).returncode:
+    sys.exit(f"{{source}} cannot be fetched: nothing is published there yet, or there is no internet: set RLHF_REPO_URL, or attach a copy")
+sys.path.insert(0, str(root)); from rlhf_utils.bootstrap import ready; ready()"""
 BADGES = (
     ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
      "https://colab.research.google.com/github/{name}/blob/main/{path}"),
@@ -48,7 +49,7 @@ BADGES = (
 
 def first_cell() -> str:
     """The first code cell of every notebook, with the repository's address and the tag of this version."""
-    return FIRST_CELL.format(address=written_address(), version=__version__)
+    return FIRST_CELL.format(folder=FOLDER, address=written_address(), version=__version__)
 
 
 def badges(path: str) -> str:

@@ -24,6 +24,7 @@ from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder,
 from rlhf_utils.locks import stage_lock
 from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
+from rlhf_utils.runtime import reach_drive
 from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.stage_graph import STAGES
 from rlhf_utils.template import check_template
@@ -59,6 +60,7 @@ class Run:
 
     def make_folders(self) -> None:
         """Make the run's folders; raises InputError where nothing can be written."""
+        reach_drive(self.root)
         try:
             with disk_errors(self.root):
                 for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):

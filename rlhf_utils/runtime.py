@@ -6,7 +6,9 @@ Importing this module does not import torch: `pin_one_gpu` has to come first.
 from __future__ import annotations
 
 import os
+import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,15 +21,60 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 # Which GPUs there were before `pin_one_gpu`, as in CUDA_VISIBLE_DEVICES; for those who want all of them after all.
 ALL_GPUS = "RLHF_ALL_GPUS"
+# Set by the series when it executes notebooks with nobody there to click.
+HEADLESS = "RLHF_HEADLESS"
+DRIVE = Path("/content/drive")
 
 
 def platform_name() -> Literal["colab", "kaggle", "local"]:
     """Which notebook service this process runs on."""
-    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
-        return "colab"
+    # Asked first: Kaggle's image is made from Colab's and sets Colab's variables too.
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "kaggle"
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return "colab"
     return "local"
+
+
+def is_attended() -> bool:
+    """Whether this is the kernel of a notebook with somebody in front of it, who can be asked.
+
+    papermill and nbconvert tell a kernel that it may not ask for input.
+    """
+    if HEADLESS in os.environ or "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+
+
+def is_on_drive(folder: Path) -> bool:
+    """Whether `folder` lies where Colab mounts Google Drive."""
+    return DRIVE in folder.parents
+
+
+def reach_drive(folder: Path) -> None:
+    """Mount Google Drive where `folder` lies in it and this is Colab; somebody has to be there to allow it.
+
+    Raises InputError where it cannot be mounted: a folder made there without Drive would be lost with the session, and
+    would keep Drive from being mounted later.
+    """
+    if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
+        return
+    otherwise = "or choose an output_dir outside of it, which is lost when the session ends"
+    if not is_attended():
+        raise InputError(
+            f"{folder} is on Google Drive, which is not mounted, and nobody is here to allow it: run "
+            f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell first, {otherwise}"
+        )
+    from google.colab import drive  # type: ignore[import-not-found]
+
+    try:
+        drive.mount(str(DRIVE))
+    except Exception as error:  # of Colab, of its page and of pexpect
+        raise InputError(
+            f"{folder} is on Google Drive, which was not mounted ({error}): run the cell again and allow it, "
+            f"{otherwise}"
+        ) from error
 
 
 def prepare_environment() -> None:
@@ -37,14 +84,13 @@ def prepare_environment() -> None:
     pin_one_gpu()
     token = hub_token()
     if token:
-        os.environ.setdefault("HF_TOKEN", token)
+        os.environ["HF_TOKEN"] = token
 
 
 def quiet_libraries() -> None:
     """Keep notices that concern nobody out of the notebooks: loading bars, and warnings about our dependencies' own
     code."""
     import logging
-    import warnings
 
     import datasets
     import transformers
@@ -77,20 +123,23 @@ def hub_token() -> str | None:
     one."""
     if token := os.environ.get("HF_TOKEN"):
         return token
-    # Outside Colab's own page `userdata.get` blocks, so it is asked only inside a real kernel of that page.
-    if platform_name() == "colab" and "google.colab" in sys.modules:
-        from google.colab import userdata  # type: ignore[import-not-found]
+    # Outside Colab's own page `userdata.get` blocks for a while and then fails.
+    if platform_name() == "colab" and is_attended():
+        from google.colab import errors, userdata  # type: ignore[import-not-found]
 
         try:
             return userdata.get("HF_TOKEN")
-        except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
+        except (errors.Error, userdata.NotebookAccessError):
             return None
     if platform_name() == "kaggle":
-        from kaggle_secrets import BackendError, UserSecretsClient  # type: ignore[import-not-found]
+        import kaggle_secrets  # type: ignore[import-not-found]
 
+        # What is raised for a secret that is not attached has changed over the years; without internet nothing is.
+        names = ("BackendError", "CredentialError", "NotFoundError")
+        known = [getattr(kaggle_secrets, name) for name in names if hasattr(kaggle_secrets, name)]
         try:
-            return UserSecretsClient().get_secret("HF_TOKEN")
-        except (BackendError, ConnectionError):
+            return kaggle_secrets.UserSecretsClient().get_secret("HF_TOKEN")
+        except (ConnectionError, *known):
             return None
     return None
 
@@ -122,7 +171,7 @@ def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
     Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32, which is the same
-    on every CPU. GPUs below 7.0 (P100) are refused: current PyTorch wheels have no kernels for them.
+    on every CPU. GPUs below 7.0 (P100) and those that this build of PyTorch has no kernels for are refused.
     """
     import psutil
     import torch
@@ -134,16 +183,30 @@ def detect_device(precision: str = "auto") -> Device:
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
-    properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    if properties.major < 7:
+    with warnings.catch_warnings():
+        # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
+        warnings.simplefilter("ignore", UserWarning)
+        properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if properties.major < 7 or not _has_kernels(properties.major, properties.minor, torch.cuda.get_arch_list()):
         raise InputError(
-            f"{properties.name} has compute capability {properties.major}.{properties.minor}, which current PyTorch no "
-            "longer supports; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
+            f"{properties.name} has compute capability {properties.major}.{properties.minor}, for which PyTorch "
+            f"{torch.__version__} has no kernels; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
         )
     if precision == "bf16" and properties.major < 8:
         raise InputError(f"{properties.name} only emulates bf16; use precision auto or fp16")
     best = "bf16" if properties.major >= 8 else "fp16"
     return Device("cuda", properties.name, best if precision == "auto" else precision, properties.total_memory)
+
+
+def _has_kernels(major: int, minor: int, built_for: list[str]) -> bool:
+    """Whether code for `built_for` (sm_75, compute_90) runs on this compute capability: binaries within a major
+    version, PTX on everything newer."""
+    targets = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built_for]
+    return any(
+        (int(target[2]) == major or target[1] == "compute") and (int(target[2]), int(target[3])) <= (major, minor)
+        for target in targets
+        if target
+    )
 
 
 def cache_folder() -> Path:

@@ -23,10 +23,10 @@ from rlhf_utils.data import check_rows, is_local, load_rows
 from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
-from rlhf_utils.labelling import HEADLESS
 from rlhf_utils.locks import series_lock
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
+from rlhf_utils.runtime import HEADLESS
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.stopping import Listener, Stopped
 

@@ -1,0 +1,368 @@
+"""Colab, Kaggle and a plain machine, simulated: their variables, modules, folders, GPUs and lists of packages."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import datasets
+import nbformat
+import papermill
+import pytest
+import torch
+from papermill.exceptions import PapermillExecutionError
+from pretended import cut_off, make_interpreter
+from tiny import save_tiny
+
+from rlhf_utils import bootstrap, runtime
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.files import whole_folder, write_text
+from rlhf_utils.notebook import start
+from rlhf_utils.runs import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+COLAB_PACKAGES = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
+VARIABLES = (
+    "COLAB_RELEASE_TAG",
+    "KAGGLE_KERNEL_RUN_TYPE",
+    "HF_TOKEN",
+    "RLHF_HEADLESS",
+    "LOCAL_RANK",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch):
+    for name in VARIABLES:
+        # Set first, so that it is put back even where it was not there and the code under test sets it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name in [name for name in sys.modules if name.startswith("google.colab") or name == "kaggle_secrets"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def attended(monkeypatch):
+    """A kernel with somebody in front of it."""
+    shell = types.SimpleNamespace(kernel=types.SimpleNamespace(_allow_stdin=True))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path) -> types.SimpleNamespace:
+    """Colab's variables and modules; `calls` holds what was asked of them, `mount` and `get` are what they do."""
+    service = types.SimpleNamespace(calls=[], get=lambda: "from colab", mount=lambda folder: None)
+    errors = types.ModuleType("google.colab.errors")
+    errors.Error = type("Error", (Exception,), {})
+    userdata = types.ModuleType("google.colab.userdata")
+    for name, base in (("SecretNotFoundError", errors.Error), ("TimeoutException", errors.Error)):
+        setattr(userdata, name, type(name, (base,), {}))
+    userdata.NotebookAccessError = type("NotebookAccessError", (Exception,), {})
+    userdata.get = lambda key: service.calls.append(("secret", key)) or service.get()
+    drive = types.ModuleType("google.colab.drive")
+    drive.mount = lambda folder: service.calls.append(("mount", folder)) or service.mount(Path(folder))
+    package = types.ModuleType("google.colab")
+    package.errors, package.userdata, package.drive = errors, userdata, drive
+    service.errors, service.userdata = errors, userdata
+    for module in (package, errors, userdata, drive):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260801")
+    monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive")
+    return service
+
+
+@pytest.fixture
+def kaggle(monkeypatch) -> types.SimpleNamespace:
+    """Kaggle's variables and secrets. Its image is made from Colab's and has Colab's variable too."""
+    service = types.SimpleNamespace(calls=[], get=lambda: "from kaggle")
+    secrets = types.ModuleType("kaggle_secrets")
+    for name in ("BackendError", "CredentialError"):
+        setattr(secrets, name, type(name, (Exception,), {}))
+    client = types.SimpleNamespace(get_secret=lambda key: service.calls.append(("secret", key)) or service.get())
+    secrets.UserSecretsClient = lambda: client
+    service.secrets = secrets
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", secrets)
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260501")
+    return service
+
+
+def failing(error: type[BaseException]):
+    def fail(*_):
+        raise error("no")
+
+    return fail
+
+
+def test_which_platform_it_is(request):
+    assert runtime.platform_name() == "local"
+    request.getfixturevalue("colab")
+    assert runtime.platform_name() == "colab"
+    request.getfixturevalue("kaggle")
+    assert runtime.platform_name() == "kaggle", "Kaggle's image sets Colab's variable as well"
+
+
+def test_the_token_comes_from_the_environment_then_colab_then_kaggle(colab, attended, monkeypatch, request):
+    assert runtime.hub_token() == "from colab" and colab.calls == [("secret", "HF_TOKEN")]
+    monkeypatch.setenv("HF_TOKEN", "from the environment")
+    assert runtime.hub_token() == "from the environment" and len(colab.calls) == 1
+    kaggle = request.getfixturevalue("kaggle")
+    assert runtime.hub_token() == "from the environment" and not kaggle.calls
+    monkeypatch.setenv("HF_TOKEN", "")
+    runtime.prepare_environment()
+    assert os.environ["HF_TOKEN"] == "from kaggle" and len(colab.calls) == 1
+
+
+def test_no_token_is_no_error(colab, attended, request):
+    for error in (
+        colab.userdata.SecretNotFoundError,
+        colab.userdata.NotebookAccessError,
+        colab.userdata.TimeoutException,
+        colab.errors.Error,
+    ):
+        colab.get = failing(error)
+        assert runtime.hub_token() is None
+    kaggle = request.getfixturevalue("kaggle")
+    for error in (kaggle.secrets.BackendError, kaggle.secrets.CredentialError, ConnectionError):
+        kaggle.get = failing(error)
+        assert runtime.hub_token() is None
+
+
+def test_colab_is_asked_nothing_when_nobody_is_there(colab, monkeypatch, tmp_path):
+    assert not runtime.is_attended() and runtime.hub_token() is None
+    with pytest.raises(InputError, match="not mounted, and nobody is here to allow it: run `from google.colab"):
+        runtime.reach_drive(tmp_path / "drive" / "MyDrive" / "rlhf")
+    assert not colab.calls and not (tmp_path / "drive").exists()
+
+
+def test_the_series_is_never_attended(attended, monkeypatch):
+    assert runtime.is_attended()
+    monkeypatch.setenv(runtime.HEADLESS, "1")
+    assert not runtime.is_attended()
+
+
+def test_opening_a_run_on_drive_mounts_it_once(colab, attended, tmp_path, capsys):
+    colab.mount = lambda folder: (folder / "MyDrive").mkdir(parents=True)
+    folder = tmp_path / "drive" / "MyDrive" / "rlhf"
+    for _ in range(2):
+        assert Run.open("instruct", "tiny", folder).root.is_dir()
+    assert colab.calls == [("mount", str(tmp_path / "drive"))]
+    start("instruct", "tiny", str(folder), {}, True)
+    assert "Colab deletes this run" not in capsys.readouterr().out
+    start("instruct", "tiny", str(tmp_path / "elsewhere"), {}, True)
+    assert "Colab deletes this run with the session" in capsys.readouterr().out
+    assert [call for call, _ in colab.calls].count("mount") == 1
+
+
+def test_a_refused_drive_is_one_line_and_leaves_no_folder_in_its_place(colab, attended, tmp_path):
+    for error in (ValueError, colab.errors.Error, NotImplementedError):
+        colab.mount = failing(error)
+        with pytest.raises(InputError, match=r"was not mounted \(no\): run the cell again and allow it, or choose"):
+            Run.open("instruct", "tiny", tmp_path / "drive" / "MyDrive" / "rlhf")
+    assert not (tmp_path / "drive").exists()
+
+
+def test_drive_is_nothing_special_elsewhere(attended, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive")
+    assert Run.open("instruct", "tiny", tmp_path / "drive" / "MyDrive").root.is_dir()
+
+
+def test_whole_folders_need_no_links_and_no_renaming_over_folders(tmp_path, monkeypatch):
+    """What Drive's file system lacks: links of both kinds; and a folder is not put in the place of another."""
+    real = os.replace
+
+    def replace(source, target):
+        if Path(target).is_dir():
+            raise OSError(errno.ENOTEMPTY, "not on Drive")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "rename", replace)
+    for name in ("link", "symlink"):
+        monkeypatch.setattr(os, name, failing(OSError))
+    for text in ("first", "second"):
+        with whole_folder(tmp_path / "sft") as folder:
+            write_text(folder / "weights", text)
+        assert [path.name for path in tmp_path.iterdir()] == ["sft"]
+        assert (tmp_path / "sft" / "weights").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "name, capability, built_for, precision",
+    [
+        ("Tesla P100-PCIE-16GB", (6, 0), "sm_60 sm_70 sm_75", None),
+        ("Tesla V100", (7, 0), "sm_75 sm_80 sm_90", None),
+        ("Tesla V100", (7, 0), "sm_70 sm_80", "fp16"),
+        ("Tesla T4", (7, 5), "sm_75 sm_80 sm_86 sm_90", "fp16"),
+        ("NVIDIA L4", (8, 9), "sm_75 sm_80 sm_86 sm_90a", "bf16"),
+        ("a card of tomorrow", (13, 0), "sm_90 sm_120", None),
+        ("a card of tomorrow", (13, 0), "sm_90 compute_120", "bf16"),
+    ],
+)
+def test_a_gpu_that_this_pytorch_cannot_use_is_refused_in_one_sentence(
+    monkeypatch, name, capability, built_for, precision
+):
+    about = types.SimpleNamespace(name=name, major=capability[0], minor=capability[1], total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", built_for.split)
+    if precision:
+        assert runtime.detect_device().precision == precision
+        return
+    with pytest.raises(InputError) as raised:
+        runtime.detect_device()
+    assert str(raised.value).startswith(f"{name} has compute capability {capability[0]}.{capability[1]}, for which")
+    assert raised.value._render_traceback_() == [f"error: {raised.value}"]
+
+
+@pytest.mark.parametrize(
+    "visible, rank, seen", [(None, None, "0"), ("1,0", None, "1"), ("", None, ""), ("0,1", "1", "0,1")]
+)
+def test_of_two_gpus_one_is_used(monkeypatch, visible, rank, seen):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    runtime.prepare_environment()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_the_gpu_is_chosen_before_torch_is_loaded():
+    """Else two visible GPUs would mean DataParallel, which trl refuses."""
+    code = "import sys, rlhf_utils.notebook; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_what_is_left_of_a_failed_notebook_is_readable_and_holds_no_token(tmp_path, monkeypatch):
+    """A kernel of its own, as on Kaggle, executed by papermill."""
+    (tmp_path / "kaggle_secrets.py").write_text(
+        "class UserSecretsClient:\n    def get_secret(self, key): return 'hf_' + 'planted' * 5\n"
+    )
+    cells = [
+        "import os\nfrom rlhf_utils.runtime import is_attended, platform_name, prepare_environment\n"
+        "prepare_environment()\nprint(platform_name(), is_attended(), len(os.environ['HF_TOKEN']))",
+        "from rlhf_utils.recipes import load_recipe\nload_recipe('cooking', 'tiny', {})",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    with pytest.raises(PapermillExecutionError) as raised:
+        papermill.execute_notebook(
+            tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False, cwd=tmp_path
+        )
+    assert raised.value.ename == "InputError" and "cooking" in raised.value.evalue
+    left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    outputs = [output for cell in left.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert outputs[0].text == "kaggle False 38\n"
+    assert outputs[1].traceback == [f"error: {raised.value.evalue}"]
+    assert "planted" not in (tmp_path / "out.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
+    """As attached on Kaggle, with the internet off: a path in `overrides` is all it takes."""
+    attached, rows = (
+        tmp_path / "input",
+        [{"prompt": f"What is {n}?", "chosen": "good", "rejected": "bad"} for n in range(9)],
+    )
+    save_tiny(attached / "policy")
+    (attached / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).save_to_disk(str(attached / "saved"))
+    code = """if True:
+        import sys
+        from rlhf_utils.data import load_rows
+        from rlhf_utils.models import load_policy, load_tokenizer
+        from rlhf_utils.runs import Run
+        from rlhf_utils.runtime import detect_device
+        attached = sys.argv[1]
+        for data in ("pairs.jsonl", "saved"):
+            paths = {"policy": f"{attached}/policy", "dataset": f"{attached}/{data}"}
+            run = Run.open("instruct", "t4", "outputs", {**paths, "ppo.precision": "auto"})
+            rows = load_rows(run.recipe.dataset, run.recipe.data, 0)
+            print(len(rows.train), len(run.fingerprint("base")))
+        print(type(load_policy(run.recipe.policy, detect_device())).__name__)
+        print(len(load_tokenizer(run.recipe.policy)) > 0)
+    """
+    done = subprocess.run(
+        [*cut_off(attached), sys.executable, "-c", code, str(attached)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["9", "16", "9", "16", "GPT2LMHeadModel", "True"], done.stderr
+
+
+def test_failures_of_training_are_one_line_too():
+    assert TrainingError("loss is NaN")._render_traceback_() == ["error: loss is NaN"]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, str]:
+    """Name -> version of what Colab ships."""
+    if not COLAB_PACKAGES.is_file():
+        pytest.skip("no list of Colab's packages beside the checkout")
+    return dict(re.findall(r"^([\w.-]+)==(\S+)$", COLAB_PACKAGES.read_text(), flags=re.MULTILINE))
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def asked_of_pip(shipped: dict[str, str], monkeypatch) -> list[str]:
+    """What the first cell would have pip install on Colab."""
+    known = {normalised(name): version for name, version in shipped.items()}
+    calls = []
+    monkeypatch.setattr(bootstrap, "_version", lambda name: known.get(normalised(name)))
+    monkeypatch.setattr(bootstrap.importlib.metadata, "version", bootstrap._version)
+    monkeypatch.setattr(bootstrap, "pip", lambda *arguments, advice: calls.append(arguments))
+    monkeypatch.chdir(ROOT)
+    bootstrap.ready()
+    return list(calls[0])
+
+
+def test_what_is_installed_on_colab(shipped, monkeypatch):
+    command, *packages = asked_of_pip(shipped, monkeypatch)
+    held = {package for package in packages if "==" in package}
+    assert held == {f"{name}=={shipped[name]}" for name in bootstrap.NEVER_TOUCHED}
+    names = {bootstrap.name_of(package) for package in packages if package not in held}
+    assert {"trl", "datasets", "papermill"} <= names and "jupyter" not in names and len(names) < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_on_colab_nothing_moves_but_what_is_too_old(shipped, monkeypatch, tmp_path, python):
+    """pip, told that all of Colab's packages are installed, says what it would do."""
+    interpreter = sys.executable if python == bootstrap.this_python() else shutil.which(f"python{python}")
+    if not interpreter or subprocess.run([interpreter, "-V"], capture_output=True).returncode:
+        pytest.skip(f"no Python {python} here")
+    command, *packages = asked_of_pip(shipped, monkeypatch)
+    monkeypatch.undo()
+    colab = make_interpreter(tmp_path / "colab", shipped, interpreter)
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [colab, "-I", "-m", "pip", command, "--dry-run", "--quiet", "--report", report, *packages],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if "Could not find a version that satisfies the requirement trl" in done.stderr:
+        pytest.skip("no package index is reached")
+    assert done.returncode == 0, done.stderr
+    resolved = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    moved = {normalised(about["name"]) for about in resolved} & {normalised(name) for name in shipped}
+    assert moved == {name for name in map(bootstrap.name_of, packages) if name in shipped} - set(
+        bootstrap.NEVER_TOUCHED
+    )
+    assert {"trl", "bitsandbytes", "papermill"} <= {about["name"] for about in resolved}
