@@ -203,6 +203,20 @@ def copy_model(source: Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
+def check_weights(source: Source) -> None:
+    """Raise InputError where the folder at `source` has no safetensors: pickled weights can run code when they are
+    read, so they are not."""
+    folder = Path(source).expanduser()
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickled := next(folder.glob("*.bin"), None) or next(folder.glob("*.pt"), None):
+        raise InputError(
+            f"{source} holds pickled weights ({pickled.name}), which could run code; save it again with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
+
+
 def is_folder(source: Source) -> bool:
     """Whether `source` is meant as a folder of this machine, also where there is none."""
     return Path(source).expanduser().exists() or str(source).startswith((".", "/", "~"))
@@ -272,6 +286,10 @@ def _from_pretrained(kind, source: Source, **settings):
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
         )
     name, subfolder = _hub_name(source)
+    if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+        settings["use_safetensors"] = True
+        if is_folder(source):
+            check_weights(source)
     try:
         return kind.from_pretrained(
             str(path) if is_folder(source) else name, **({"subfolder": subfolder} if subfolder else {}), **settings

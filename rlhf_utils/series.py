@@ -27,7 +27,7 @@ from rlhf_utils.locks import series_lock
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import HEADLESS
-from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.settings import EMBEDDED, flat
 from rlhf_utils.stopping import Listener, Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,8 +145,14 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
         for stage in _makes(run, notebook):
             run.require(*(need for need in run.needs(stage) if need not in made))
             made.add(stage)
-        run.require(*(stage for stage in notebook.reads if stage not in made))
+        run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
+    if any(
+        _names_a_path(key) and _exists(value) for key, value in flat(recipe.model_dump()).items() if key != "dataset"
+    ):
+        from rlhf_utils.stages.named import check_named_models  # imports torch, which takes seconds
+
+        check_named_models(run)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
         check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe.form)
 
@@ -158,6 +164,10 @@ def _makes(run: Run, notebook: Notebook) -> list[str]:
     if not {"base", "evaluation"} & set(own):
         return own
     return [stage for stage in run.stages if stage in own or stage in run.fetched]
+
+
+def _reads(run: Run, notebook: Notebook) -> list[str]:
+    return [stage for stage in notebook.reads if stage in run.stages]
 
 
 def _applies(run: Run, notebook: Notebook) -> bool:
@@ -194,7 +204,7 @@ def _key(run: Run, notebook: Notebook) -> str:
     parts = [
         # The outputs that are stored with it are not part of what it does.
         *("".join(cell["source"]).encode() for cell in cells),
-        *(run.fingerprint(s).encode() for s in [*_makes(run, notebook), *notebook.reads]),
+        *(run.fingerprint(s).encode() for s in [*_makes(run, notebook), *_reads(run, notebook)]),
     ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
