@@ -17,6 +17,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import argparse
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora
 from rlhf_utils.stopping import Stopped, terminable
-from soak.soak import LONGER, PATIENCE_SECONDS, STAGES, WAYS, Tally, differences, table
+from soak.soak import LONGER, PATIENCE_SECONDS, STAGES, WAYS, Series, Tally, differences, table
 
 MAKERS: dict[str, Callable[[Run], object]] = dict(
     zip(
@@ -86,16 +87,22 @@ def ended(process: int) -> int:
 
 def interrupt(name: str, folder: Path, kills: int, most: float, source: random.Random, numbers: list[int]) -> Tally:
     """Begin stage `name` and end it `kills` times, at most `most` seconds after its beginning; then make it."""
-    tally = Tally()
+    tally, work = Tally(), Series(folder, (), folder / "cache")
     by_number = {number: way for way, (number, _) in reversed(WAYS.items())}
-    for _ in range(kills):
+    while len(tally.ways) < kills:
         number = numbers[0]
-        process = begin(name, folder)
+        process, began = begin(name, folder), time.time()
         time.sleep(source.uniform(0.1, most))
         if os.waitpid(process, os.WNOHANG)[0]:
-            break
+            # Too late: the machine has become faster. Once more, from nothing.
+            most *= 0.5
+            shutil.rmtree(folder / "instruct-tiny" / "checkpoints" / name, ignore_errors=True)
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            continue
+        asked = time.time()
         os.kill(process, number)
         status = ended(process)
+        tally.repeated.append(max(0.0, asked - max([began, *work.kept_at()])))
         numbers.append(numbers.pop(0))
         tally.ways.append(by_number[number])
         if status not in (-signal.SIGKILL if number == signal.SIGKILL else 128 + number, 0):
