@@ -230,7 +230,7 @@ def test_a_classifier_learns_the_same_from_a_batch_in_parts(run, tmp_path):
     losses = []
     for micro in (None, 4):
         training = run.recipe.reward_model.model_copy(
-            update={"batch_size": 16, "micro_batch_size": micro, "epochs": 0.5}
+            update={"batch_size": 16, "micro_batch_size": micro, "epochs": 0.25, "evaluations": 1, "checkpoints": 1}
         )
         parts = Run(run.recipe.model_copy(update={"reward_model": training}), run.root.parent)
         trainer = classifier_trainer(parts, tmp_path / str(micro))
