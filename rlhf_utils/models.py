@@ -36,6 +36,7 @@ from rlhf_utils.settings import LoraSettings
 Source = str | Path
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_SUBFOLDER = re.compile(r"([\w.-]+/[\w.-]+):([\w./-]+)", re.ASCII)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -267,6 +268,10 @@ def _load_model(kind, source: Source, **settings) -> PreTrainedModel:
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
     base = adapter_base(source)
     own = base is None or (is_folder(source) and (Path(source).expanduser() / "tokenizer_config.json").is_file())
+    if own and is_folder(source):
+        folder = Path(source).expanduser()
+        if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+            raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
     tokenizer = _from_pretrained(AutoTokenizer, source if own else base)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token

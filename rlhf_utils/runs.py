@@ -117,6 +117,9 @@ class Run:
             found |= {"data"} if self.recipe.policy == EMBEDDED else {"base", "data"}
         if self.recipe.tuned_policy:
             found.add("sft")
+        if "sft" not in found:
+            # A ready reward model is scaled by the answers of a fine-tuned policy that is still to be trained.
+            found.discard("reward_model")
         return tuple(stage for stage in self.stages if stage in found)
 
     @property
