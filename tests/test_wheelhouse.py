@@ -59,7 +59,7 @@ def run_first_cell(kaggle: Path, then: str = "", cwd: str = "working") -> subpro
         env={"PATH": os.environ["PATH"], "HOME": str(kaggle), "RLHF_REPO_URL": "file:///nowhere", **NO_NETWORK},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
