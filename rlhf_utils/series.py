@@ -135,7 +135,7 @@ def _exists(path: Any) -> bool:
 
 def _check_input(run: Run, chosen: list[Notebook]) -> None:
     """Raise InputError for what can be known to be wrong before anything is started or written."""
-    if "base" not in run.stages and any("evaluation" not in notebook.makes for notebook in chosen):
+    if "base" not in run.stages and any(n.makes and "evaluation" not in n.makes for n in chosen):
         raise InputError(
             "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
             "comparison alone (--only 04), or name its base with --set policy=..."
