@@ -165,6 +165,8 @@ def test_the_page_shows_every_model_and_hostile_text_as_text(server):
     assert re.findall(r"<(?:script|style)[^>]*>", page) == [f'<style nonce="{nonce}">', f'<script nonce="{nonce}">']
     assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
     assert not re.search(r"(?:src|href)=", page), "everything is on the page"
+    # With a step a browser takes only values that are whole steps above `min`, and says nothing when it refuses to ask.
+    assert 'id="temperature" type="number" step="any"' in page
 
 
 def test_the_page_asks_every_model(server):
