@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 
+from rlhf_utils.errors import InputError
 from rlhf_utils.plots import draw
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import (
@@ -22,6 +25,9 @@ from rlhf_utils.runtime import (
 )
 from rlhf_utils.template import Template
 
+# What the one cell tagged `parameters` of every notebook holds.
+PARAMETERS = frozenset(("recipe", "scale", "output_dir", "overrides", "resume"))
+
 
 def start(
     recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool, notebook: str = ""
@@ -29,6 +35,7 @@ def start(
     """Open the notebook's run, say in one line what runs where, and what the recipe says of this notebook."""
     prepare_environment()
     quiet_libraries()
+    _refuse_unknown_parameters()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     device = detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
@@ -40,6 +47,24 @@ def start(
     if text := run.recipe.reading.get(notebook):
         display(Markdown(text))
     return run
+
+
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns of a parameter that no notebook has, and a misspelt one would run with the defaults.
+
+    What it was given is the cell that it put in, which begins with a comment of its own.
+    """
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", []) if shell else []
+    for cell in cells:
+        if not cell.startswith("# Parameters\n"):
+            continue
+        given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
+        if unknown := sorted(given - PARAMETERS):
+            raise InputError(
+                f"unknown parameter {', '.join(unknown)}; there are: {', '.join(sorted(PARAMETERS))}, and settings go "
+                'into overrides, for example {"sft.epochs": 2}'
+            )
 
 
 def parts(row: Mapping[str, Any], template: Template) -> tuple[str, str]:

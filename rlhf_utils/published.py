@@ -59,7 +59,8 @@ def badges(path: str) -> str:
 
 
 def stamp() -> list[Path]:
-    """Write first cell and badges into every notebook; returns those that changed."""
+    """Write first cell and badges into every notebook, and the badges of the first one into the README; returns the
+    files that changed."""
     changed = []
     for entry in SERIES:
         path = ROOT / entry.path
@@ -73,6 +74,12 @@ def stamp() -> list[Path]:
         if nbformat.writes(notebook) != before:
             write_text(path, nbformat.writes(notebook) + "\n")
             changed.append(path)
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    lines = [badges(SERIES[0].path) if line.startswith("[![") else line for line in before.split("\n")]
+    if "\n".join(lines) != before:
+        write_text(readme, "\n".join(lines))
+        changed.append(readme)
     return changed
 
 

@@ -11,6 +11,7 @@ import copy
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import reduce
 from importlib import resources
@@ -38,6 +39,8 @@ from rlhf_utils.settings import (
 )
 from rlhf_utils.template import TEMPLATES, Template
 
+# Tokens of Hugging Face, of OpenAI and the like, of GitHub.
+_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
 SCALES = ("tiny", "t4", "full")
 
 
@@ -168,6 +171,7 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
     if not isinstance(overrides or {}, Mapping):
         raise InputError(f'overrides is {overrides!r}, not a dictionary; for example {{"sft.epochs": 2}}')
     for key, value in (overrides or {}).items():
+        _refuse_secrets(str(key), value)
         if key in ("name", "scale"):
             raise InputError(
                 f"{key} cannot be overridden; choose it with --recipe or --scale (parameters `recipe`, `scale`)"
@@ -177,6 +181,21 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
         return Recipe.model_validate({"name": name, "scale": scale, **values})
     except ValidationError as error:
         raise InputError(f"recipe {name}, scale {scale}: {_first_problem(error)}") from None
+
+
+def _refuse_secrets(key: str, value: Any) -> None:
+    """Settings are written into executed notebooks, run.json and model cards, so no token may come in through one."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_secrets(f"{key}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_secrets(key, inner)
+    elif isinstance(value, str) and _TOKEN.search(value):
+        raise InputError(
+            f"{key} holds what looks like an access token, and settings are written down; set HF_TOKEN in the "
+            "environment (or Colab's or Kaggle's secrets) instead"
+        )
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:

@@ -122,3 +122,7 @@ def test_the_last_text_points_to_the_next_notebook(notebook, request):
     assert "**Next:**" in notebook.cells[-1].source
     if later:
         assert Path(later[0]).stem in notebook.cells[-1].source
+
+
+def test_the_readme_carries_the_badges_of_the_first_notebook():
+    assert badges(PATHS[0]) in (ROOT / "README.md").read_text(encoding="utf-8").split("\n")

@@ -93,5 +93,8 @@ def test_a_run_that_is_not_whole_is_refused(run):
 
 
 def test_stamping_twice_changes_nothing_the_second_time(run):
+    readme = published.ROOT / "README.md"
+    readme.write_text("# Title\n\n[![Open in Colab](of another address)](x)\n\ntext\n")
     published.stamp()
+    assert readme.read_text() == f"# Title\n\n{published.badges(SERIES[0].path)}\n\ntext\n"
     assert published.stamp() == []

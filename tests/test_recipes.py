@@ -203,3 +203,18 @@ def test_sections_alone_have_valid_defaults_and_refuse_unknown_keys(section):
     section()
     with pytest.raises(ValidationError):
         section(no_such_setting=1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"policy": "hf_" + "a" * 34},
+        {"models.sft": "https://user:hf_" + "b" * 34 + "@huggingface.co/a/b"},
+        {"ppo": {"report_to": ["sk-" + "c" * 40]}},
+        {"nothing": "ghp_" + "d" * 36},
+    ],
+)
+def test_a_secret_is_no_setting(overrides):
+    with pytest.raises(InputError, match="looks like an access token.*HF_TOKEN") as told:
+        load_recipe("instruct", "tiny", overrides)
+    assert not any(letter * 16 in str(told.value) for letter in "abcd"), "it is said again"
