@@ -95,6 +95,8 @@ ACTIVATION = {"tiny": 70, "t4": 40, "full": 40}
 # Logits of a token, their softmax and their gradient, in fp32.
 LOGIT_BYTES = 12
 WEIGHT, GRADIENT, ADAM = 4, 4, 8
+# The stages that train on the policy's shape, in their order.
+TRAINED = ("sft", "sft_qlora", "reward_model", "ppo")
 RUNTIME = 0.6 * GB
 
 
@@ -174,23 +176,54 @@ def work(recipe: Recipe, shape: Shape) -> dict[str, Work]:
 
 
 def _memory(recipe: Recipe, shape: Shape) -> float:
-    """The larger of fine-tuning every weight and PPO."""
+    """The hungriest of the stages that train."""
+    trained = [stage for stage in TRAINED if not getattr(recipe.models, stage)]
+    if recipe.tuned_policy and "sft" in trained:
+        trained.remove("sft")
+    return max((stage_memory(recipe, stage) or 0.0 for stage in trained), default=RUNTIME + WEIGHT * shape.parameters)
+
+
+def stage_memory(recipe: Recipe, stage: str, rows: int | None = None) -> float | None:
+    """Bytes that training `stage` takes; None where nothing is trained or the policy's shape is not known.
+
+    `rows` at once in place of those that the settings name.
+    """
+    shape = shape_of(recipe)
+    if shape is None or stage not in TRAINED:
+        return None
     prompt, _ = _tokens(recipe)
     trained = (WEIGHT + GRADIENT + ADAM) * shape.parameters
     text = recipe.data.max_prompt_tokens + recipe.data.max_response_tokens
     ppo = recipe.ppo
+    frozen = WEIGHT * shape.parameters
+    if stage in ("sft", "sft_qlora"):
+        settings = recipe.sft
+        states = trained if stage == "sft" else frozen
+        rows = rows or settings.micro_batch_size or settings.batch_size
+        return (
+            RUNTIME
+            + states
+            + _activations(recipe, shape, rows, 0.7 * text, 0.7 * text, settings.gradient_checkpointing)
+        )
+    if stage == "reward_model":
+        settings = recipe.reward_model
+        # Chosen and rejected answer in one batch, and no logits over the vocabulary.
+        rows = (2 if recipe.form == "dialogue" else 1) * (rows or settings.micro_batch_size or settings.batch_size)
+        return RUNTIME + frozen + _activations(recipe, shape, rows, 0.7 * text, 0.0, settings.gradient_checkpointing)
     episode = 2 * prompt + ppo.max_new_tokens
-    sft_rows = recipe.sft.micro_batch_size or recipe.sft.batch_size
-    sft = trained + _activations(recipe, shape, sft_rows, 0.7 * text, 0.7 * text)
-    rows = ppo.microbatch_size or ppo.minibatch_size
+    rows = rows or ppo.microbatch_size or ppo.minibatch_size
     learnt = trained if ppo.method == "full" else WEIGHT * shape.parameters
     # The frozen reference of full fine-tuning, and the reward model.
     frozen = (2 if ppo.method == "full" else 1) * WEIGHT * shape.parameters
-    by_ppo = learnt + frozen + _activations(recipe, shape, rows, episode, ppo.max_new_tokens)
-    needs = [by_ppo] if recipe.tuned_policy or recipe.models.sft else [sft, by_ppo]
-    return RUNTIME + max(needs)
+    activations = _activations(recipe, shape, rows, episode, ppo.max_new_tokens, ppo.gradient_checkpointing)
+    return RUNTIME + learnt + frozen + activations
 
 
-def _activations(recipe: Recipe, shape: Shape, rows: float, tokens: float, with_logits: float) -> float:
-    states = ACTIVATION[recipe.scale] * shape.layers * shape.width * tokens
+def _activations(
+    recipe: Recipe, shape: Shape, rows: float, tokens: float, with_logits: float, checkpointing: bool
+) -> float:
+    # With checkpointing the input of every layer, and one layer at a time as it is computed again.
+    layer = ACTIVATION[recipe.scale]
+    per_width = WEIGHT * shape.layers + layer if checkpointing else layer * shape.layers
+    states = per_width * shape.width * tokens
     return rows * (states + LOGIT_BYTES * shape.vocabulary * with_logits)

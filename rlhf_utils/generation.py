@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from rlhf_utils.memory import fitting, phase
 from rlhf_utils.models import trunk_and_head
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import GenerationSettings
@@ -71,10 +72,61 @@ def sample(
     the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
     from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the
     prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers that it
-    would draw there.
+    would draw there. Where memory runs out, fewer rows
+    are sampled at once, with the same random numbers.
     """
+    # Drawn all at once, so that a generator is left the same however early the answers end.
+    first, of = place or (0, len(prompts))
+    draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + len(prompts)]
+
+    def parts(size: int) -> list[Sampled]:
+        return [
+            _sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], temperature, eos_id, keep_hidden)
+            for rows in torch.arange(len(prompts)).split(size)
+        ]
+
+    return _joined(fitting("sampling", len(prompts), parts), eos_id)
+
+
+def _joined(parts: list[Sampled], eos_id: int) -> Sampled:
+    """Parts of a batch as one, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.mask.shape[1] for part in parts)
+
+    def together(name: str, padding: float | bool) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        if tensors[0] is None:
+            return None
+        return torch.cat(
+            [
+                nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, width - tensor.shape[1]), value=padding)
+                for tensor in tensors
+            ]
+        )
+
+    return Sampled(
+        together("tokens", eos_id),
+        together("mask", False),
+        together("logprobs", 0.0),
+        together("entropy", 0.0),
+        together("hidden", 0.0),
+        torch.cat([part.ended for part in parts]),
+    )
+
+
+def _sample_rows(
+    model: nn.Module,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    eos_id: int,
+    keep_hidden: bool,
+) -> Sampled:
+    """`sample` of these rows at once, with the random numbers `uniform` [R, B, 1]."""
     trunk, head = trunk_and_head(model)
-    batch, device = len(prompts), prompts.device
+    batch, device, max_new_tokens = len(prompts), prompts.device, len(uniform)
     rows = torch.arange(batch, device=device)
     tokens = torch.full((batch, max_new_tokens), eos_id, dtype=torch.long, device=device)
     mask = torch.zeros((batch, max_new_tokens), dtype=torch.bool, device=device)
@@ -83,9 +135,7 @@ def sample(
     hidden = None
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
 
-    # Drawn all at once, so that a generator is left the same however early the answers end.
-    first, of = place or (0, batch)
-    draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + batch].to(device)
+    draws = uniform.to(device)
     cache, attention = DynamicCache(config=trunk.config), prompt_mask
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -164,7 +214,10 @@ def answer_prompts(
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         tokens, mask = left_padded([encoded[i] for i in batch], tokenizer.pad_token_id, device.kind)
-        with torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None):
+        with (
+            phase("sample"),
+            torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None),
+        ):
             sampled = sample(
                 model, tokens, mask, settings.max_new_tokens, settings.temperature, tokenizer.eos_token_id, generator
             )

@@ -320,3 +320,14 @@ def _fast_gelu(source: Source) -> dict[str, str]:
 def _dropout_off(source: Source) -> dict[str, float]:
     config = load_config(source)
     return {name: value for name, value in _NO_DROPOUT.items() if hasattr(config, name)}
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Compute the layers again in the backward pass instead of keeping them; in effect while the model is in training
+    mode. Raises InputError for an architecture that cannot."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise InputError(
+            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing to false"
+        )
+    # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

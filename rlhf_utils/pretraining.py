@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
+from rlhf_utils.finite import watch_numbers
 from rlhf_utils.runtime import cache_folder, detect_device
 from rlhf_utils.settings import BaseSettings
 from rlhf_utils.stopping import safe_points, stop_asked
@@ -231,10 +232,6 @@ def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progr
         def on_log(self, args, state, control, logs=None, **_):
             if "loss" not in (logs or {}):
                 return
-            if not math.isfinite(logs["loss"]):
-                raise TrainingError(
-                    f"base training: the loss is {logs['loss']} at step {state.global_step}; lower base.learning_rate"
-                )
             if progress:
                 progress(state.global_step, state.max_steps, logs["loss"])
 
@@ -262,4 +259,5 @@ def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progr
     rows = [{"input_ids": block, "labels": block} for block in blocks]
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Watch()])
     trainer.remove_callback(PrinterCallback)
+    watch_numbers(trainer, "base training", work, "base.learning_rate")
     return trainer

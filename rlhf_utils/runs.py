@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_utils import processes
+from rlhf_utils.costs import stage_memory
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.locks import stage_lock
+from rlhf_utils.memory import check_fit, measuring, phase, remembering
 from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.runtime import reach_drive
@@ -236,18 +238,22 @@ class Run:
             work.mkdir(parents=True, exist_ok=True)
         processes.wait()
         started = time.time()
+        memory = {} if self.ready_model(name) else self._check_memory(name)
         about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
         stage = Stage(self, name, work, about)
         self._write_stage(name, {"state": "running", **about})
         try:
-            with disk_errors(work):
+            with disk_errors(work), remembering(self.root), measuring() as taken:
                 yield stage
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._write_stage(name, {"state": state, **about, "error": f"{type(error).__name__}: {error}"[:500]})
             raise
         seconds = round(time.time() - started, 1)
-        self._write_stage(name, {"state": "complete", **about, "seconds": seconds, "results": stage.results})
+        self._write_stage(
+            name,
+            {"state": "complete", **about, "seconds": seconds, "memory": memory, **taken, "results": stage.results},
+        )
         # With what attempts with other settings left: the stage they were for is another one now.
         for old in work.parent.glob(f"{name}-*"):
             shutil.rmtree(old, ignore_errors=True)
@@ -257,6 +263,11 @@ class Run:
     def note_made(self, stage: str) -> None:
         """Another process made `stage` on behalf of this one: it need not be made again here, even without resuming."""
         self._made_here.add(stage)
+
+    def _check_memory(self, name: str) -> dict[str, int | None]:
+        estimated, least = stage_memory(self.recipe, name), stage_memory(self.recipe, name, rows=1)
+        free = check_fit(name, estimated, least)
+        return {"estimated_bytes": None if estimated is None else int(estimated), "free_bytes": free}
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
         """Tell whoever started the series (it polls this file) what is going on."""
@@ -339,7 +350,7 @@ class Stage:
 
         `results` have to be there by the end of the block: they are published together with the folder.
         """
-        with whole_folder(self.run.folder(self.name)) as folder:
+        with phase("publish"), whole_folder(self.run.folder(self.name)) as folder:
             yield folder
             recipe = self.run.recipe
             write_json(

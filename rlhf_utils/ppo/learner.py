@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
+from rlhf_utils.finite import MOST_SKIPPED, not_finite, too_many_skipped
+from rlhf_utils.memory import fitting
 from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.objective import policy_loss, value_loss
 from rlhf_utils.ppo.rollout import Rollout, seeded
@@ -22,9 +25,10 @@ SAME = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
 
 
 class Learner:
-    """Owns the optimizer; `learn` takes the steps of one update."""
+    """Owns the optimizer; `learn` takes the steps of one update. A batch that is not finite is left in `folder`."""
 
-    def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str):
+    def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str, folder: Path):
+        self.folder, self._skipped_in_a_row = folder, 0
         self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
         policy = [p for p in actor.policy.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -56,7 +60,8 @@ class Learner:
                     self._check_ratio(figures["ratio_error"], update)
                 for name, value in figures.items():
                     totals.setdefault(name, []).append(value)
-        return {name: _finite_mean(values) for name, values in totals.items()}
+        skipped = sum(totals.pop("skipped"))
+        return {name: _finite_mean(values) for name, values in totals.items()} | {"skipped_steps": int(skipped)}
 
     def learning_rates(self, update: int, step_scale: float) -> tuple[float, float]:
         """Linear decay from the configured rates (policy, critic) to `final_learning_rate_ratio` of them."""
@@ -77,13 +82,43 @@ class Learner:
         """One optimizer step on `minibatch`; gradients of its microbatches, in whatever process, add up to the gradient
         of the whole."""
         config = self.config
+        # Whole minibatches are not split by length where nobody asked for it and nothing forced it.
+        most = config.microbatch_size or len(minibatch)
+
+        def gradients(size: int) -> dict[str, float]:
+            # Those of an attempt that ran out of memory half-way.
+            self.optimizer.zero_grad()
+            whole = config.microbatch_size is None and size >= len(minibatch)
+            return self._gradients(rollout, minibatch, update, None if whole else size)
+
+        figures = fitting("ppo learning", most, gradients)
+        norm = self.accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm).item()
+        # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
+        skipped = not math.isfinite(norm)
+        if skipped and self.accelerator.scaler is None:
+            raise self._failure(
+                f"update {update}: the gradient norm is {norm}",
+                "lower ppo.learning_rate or ppo.max_grad_norm",
+                rollout,
+                minibatch,
+            )
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise too_many_skipped(f"update {update}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**figures, "gradient_norm": norm, "skipped": float(skipped)}
+
+    def _gradients(self, rollout: Rollout, minibatch: Tensor, update: int, size: int | None) -> dict[str, float]:
+        """Add up the gradients of `minibatch` in microbatches of at most `size`; returns its losses."""
+        config = self.config
         tokens = rollout.episodes.mask[minibatch].sum()
         figures: dict[str, float] = {}
         if processes.count() > 1:
             # Every so-manieth by length: each process gets as many rows, and nearly as many tokens.
             minibatch = rollout.episodes.by_length(minibatch, None)[0][processes.index() :: processes.count()]
         # The sum of their gradients depends on neither order nor size.
-        parts = rollout.episodes.by_length(minibatch, config.microbatch_size)
+        parts = rollout.episodes.by_length(minibatch, size)
         for number, rows in enumerate(parts, 1):
             part = rollout.episodes.select(rows)
             width, weight = part.mask.shape[1], part.mask.sum() / tokens
@@ -98,9 +133,12 @@ class Learner:
             )
             loss = policy.loss + config.value_coefficient * value.loss
             if not loss.isfinite():
-                raise TrainingError(
-                    f"update {update}: the loss is {loss.item()}; lower ppo.learning_rate, or check the reward "
-                    "function for extreme values"
+                raise self._failure(
+                    f"update {update}: the loss is {loss.item()}",
+                    "lower ppo.learning_rate or ppo.reward_scale, check the reward function for extreme values; under "
+                    "fp16 also try fp32 or bf16",
+                    rollout,
+                    rows,
                 )
             # The exchange is a mean over the processes, and the gradient is their sum.
             self.accelerator.backward(loss * (weight * processes.count()))
@@ -114,16 +152,17 @@ class Learner:
                 figures[name] = figures.get(name, 0.0) + (figure.detach() * weight).item()
             error = (logprobs.detach() - old_logprobs).masked_fill(~part.mask, 0.0).abs().max().item()
             figures["ratio_error"] = max(figures.get("ratio_error", 0.0), error)
-        figures = self._of_all(figures)
-        norm = self.accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm).item()
-        # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
-            raise TrainingError(
-                f"update {update}: the gradient norm is {norm}; lower ppo.learning_rate or ppo.max_grad_norm"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {**figures, "gradient_norm": norm}
+        return self._of_all(figures)
+
+    def _failure(self, what: str, advice: str, rollout: Rollout, rows: Tensor) -> TrainingError:
+        """The error for a figure that is not finite, with the episodes `rows` written down."""
+        part = rollout.episodes.select(rows)
+        answers = [rollout.answers[i].text for i in rows.tolist()]
+        tensors = {name: getattr(part, name) for name in ("tokens", "prompt_lengths", "mask")}
+        names = ("logprobs", "reference_logprobs", "values", "advantages", "returns", "scores")
+        tensors |= {name: getattr(rollout, name)[rows] for name in names}
+        texts = {"prompt": [rollout.prompts[i] for i in rows.tolist()], "response": answers}
+        return not_finite(what, advice, self.folder, tensors, texts)
 
     def _of_all(self, figures: dict[str, float]) -> dict[str, float]:
         """The figures of the whole minibatch from those of each process's part: a maximum, and weighted parts of

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.generation import Answer, left_padded, sample, to_answers
+from rlhf_utils.memory import fitting
 from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
 from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
 from rlhf_utils.ppo.policies import Policy
@@ -174,7 +175,7 @@ class RolloutCollector:
             terms = self.reward_function.terms(prompts, texts)
             scores = self.reward_function.total(terms)
         else:
-            scores = torch.as_tensor(self.reward_function(prompts, texts), dtype=torch.float32)
+            scores = self._numbers(self.reward_function(prompts, texts), prompts, texts, update)
         if scores.shape != (len(prompts),):
             raise TrainingError(
                 f"the reward function returned shape {tuple(scores.shape)} for {len(prompts)} answers; "
@@ -185,9 +186,28 @@ class RolloutCollector:
             first = int(bad[0])
             raise TrainingError(
                 f"update {update}: the reward function returned {scores[first].item()} for the answer "
-                f"{answers[first].text[:80]!r}; a reward must be finite"
+                f"{answers[first].text[:80]!r} to the prompt {prompts[first][:80]!r}; a reward must be finite"
             )
         return scores, terms
+
+    @staticmethod
+    def _numbers(returned, prompts: list[str], texts: list[str], update: int) -> Tensor:
+        """What a reward function returned, as float32; TrainingError where it is no numbers."""
+        try:
+            found = torch.as_tensor(returned)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong = [i for i, item in enumerate(returned or []) if not isinstance(item, (int, float))]
+            first = wrong[0] if wrong and wrong[0] < len(prompts) else 0
+            raise TrainingError(
+                f"update {update}: the reward function's result is no list of numbers ({str(error)[:100]}), the first "
+                f"for the prompt {prompts[first][:80]!r} and the answer {texts[first][:80]!r}; return one float each"
+            ) from error
+        if found.is_complex() or found.dtype == torch.bool:
+            raise TrainingError(
+                f"update {update}: the reward function returned {found.dtype}, beginning with the prompt "
+                f"{prompts[0][:80]!r} and the answer {texts[0][:80]!r}; return one float per answer"
+            )
+        return found.to(torch.float32)
 
     def _shaped_scores(self, scores: Tensor, ended: Tensor) -> Tensor:
         """Scores as the policy is paid them: scaled, clipped, and less where the answer does not end."""
@@ -199,13 +219,17 @@ class RolloutCollector:
     def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
         """`compute` of all episodes [B, R], in minibatches by length: memory and padding stay those of an update
         step."""
-        result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
         everything = torch.arange(len(episodes), device=episodes.tokens.device)
         size = self.config.microbatch_size or self.config.minibatch_size
-        for rows in episodes.by_length(everything, size):
-            part = compute(episodes.select(rows))
-            result[rows, : part.shape[1]] = part
-        return result
+
+        def parts(size: int) -> Tensor:
+            result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
+            for rows in episodes.by_length(everything, size):
+                part = compute(episodes.select(rows))
+                result[rows, : part.shape[1]] = part
+            return result
+
+        return fitting("scoring answers", size, parts)
 
 
 def _joined(parts: Sequence[Experience]) -> Experience:

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors
+from rlhf_utils.memory import remembering
+from rlhf_utils.models import checkpoint_gradients
 from rlhf_utils.ppo.checkpoint import CheckpointStore
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import SAME, Learner
@@ -30,8 +32,15 @@ from rlhf_utils.settings import PPOConfig
 from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.template import TEMPLATE, Template
 
-# Settings that say how a training is watched and kept; a resumed training may change them.
-_FREE_SETTINGS = {"save_every", "keep_checkpoints", "sample_every", "report_to"}
+# Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
+_FREE_SETTINGS = {
+    "gradient_checkpointing",
+    "microbatch_size",
+    "save_every",
+    "keep_checkpoints",
+    "sample_every",
+    "report_to",
+}
 
 
 class PPOTrainer:
@@ -88,9 +97,13 @@ class PPOTrainer:
         self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_checkpoints)
         self.trained = load_ppo_policy(policy, self.device, config)
         self.actor = make_actor_critic(self.trained, critic, self.device)
+        if config.gradient_checkpointing:
+            for model in (self.actor.policy, self.actor.critic):
+                if model is not None:
+                    checkpoint_gradients(model)
         texts = [template.format(prompt) for prompt in prompts]
         self._check_context(texts)
-        self.learner = Learner(self.actor, self.accelerator, config, self.device.precision)
+        self.learner = Learner(self.actor, self.accelerator, config, self.device.precision, self.output_dir)
         self.rollouts = RolloutCollector(prompts, texts, tokenizer, reward_function, self.trained, config, template)
         self._prompts_hash = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
         self.kl_coefficient, self.step_scale, self.samples_written = config.kl_coefficient, 1.0, 0
@@ -104,6 +117,7 @@ class PPOTrainer:
         """
         history = self._restore() if resume else self._start_over()
         with (
+            remembering(self.output_dir),
             safe_points(),
             self.trackers as trackers,
             tqdm(

@@ -23,6 +23,7 @@ from transformers import (
 from rlhf_utils.data import PreparedData
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_json
+from rlhf_utils.memory import phase
 from rlhf_utils.metrics import accuracy_of, calibration
 from rlhf_utils.models import (
     load_classifier,
@@ -84,7 +85,8 @@ def make_classifier(run: Run) -> dict:
             model, tokenizer = load_classifier(ready, detect_device()), load_classifier_tokenizer(ready)
         else:
             tokenizer = load_tokenizer(run.folder("sft"))
-            trainer = classifier_trainer(run, stage.work)
+            with phase("load"):
+                trainer = classifier_trainer(run, stage.work)
             untrained = _fresh_head(run)
             started = time.perf_counter()
             train_resumably(trainer, stage.work)
@@ -101,7 +103,8 @@ def make_classifier(run: Run) -> dict:
             names = ", ".join(model.config.label2id)
             raise InputError(f"the classifier has no label {label!r}; set reward_model.label to one of {names}")
         run.progress("classifier: measuring held-out texts")
-        report = classifier_report(run, model, untrained, tokenizer, data)
+        with phase("evaluate"):
+            report = classifier_report(run, model, untrained, tokenizer, data)
         stage.results = {
             **about,
             **{

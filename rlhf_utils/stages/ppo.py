@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import link_or_copy, write_json
+from rlhf_utils.memory import add_seconds, phase
 from rlhf_utils.models import copy_model, load_policy, load_tokenizer
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.ppo.trainer import progress
@@ -67,14 +68,21 @@ def train_ppo(run: Run) -> dict:
     if run.ready_model("ppo"):
         return publish_ready(run, "ppo")
     with run.stage("ppo") as stage:
-        trainer = ppo_trainer(run, stage.work)
-        history = trainer.train(resume=True)
+        with phase("load"):
+            trainer = ppo_trainer(run, stage.work)
+        with phase("train"):
+            history = trainer.train(resume=True)
+        # Of all updates, those of earlier processes among them.
+        for line in history:
+            for name, seconds in line["phase_seconds"].items():
+                add_seconds(f"train: {name}", seconds)
         stage.leave_to_main()
         saved = {int(folder.name.split("-")[1]): folder for folder in trainer.store.policies()}
         del trainer  # and with it the optimizer's state: measuring needs the memory
         evaluator = Evaluator(run)
         policies = [(0, run.folder("sft")), *((update, folder / "policy") for update, folder in saved.items())]
-        points = measure_policies(stage, evaluator, policies)
+        with phase("evaluate"):
+            points = measure_policies(stage, evaluator, policies)
         decision = choose(points, run.recipe.ppo.kl_budget)
         chosen = saved[decision["chosen_update"]]
         stage.results = {

@@ -14,6 +14,7 @@ from trl import RewardConfig, RewardTrainer
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import read_json, write_json
 from rlhf_utils.generation import answer_prompts
+from rlhf_utils.memory import phase
 from rlhf_utils.metrics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models import (
     fp32_trainables,
@@ -92,7 +93,8 @@ def train_reward_model(run: Run) -> dict:
             detect_device(),
         )
         held_out = data.first("evaluation", run.recipe.evaluation.reward_pairs)
-        trainer = reward_trainer(run, stage.work)
+        with phase("load"):
+            trainer = reward_trainer(run, stage.work)
         untrained = _fresh_head(run)
         run.progress("reward model: measuring the untrained head")
         untrained_margins = margins(RewardModel(untrained, tokenizer, device), held_out)
@@ -104,7 +106,9 @@ def train_reward_model(run: Run) -> dict:
         seconds, memory, counts = time.perf_counter() - started, peak_memory_bytes(), parameter_counts(trainer.model)
 
         run.progress("reward model: measuring held-out pairs")
-        report = reward_report(margins(reward, held_out), untrained_margins, data.splits["reward"], held_out, tokenizer)
+        with phase("evaluate"):
+            found = margins(reward, held_out)
+        report = reward_report(found, untrained_margins, data.splits["reward"], held_out, tokenizer)
         _calibrate_on_sft(run, reward, data.splits["development"])
         stage.results = {
             **counts,

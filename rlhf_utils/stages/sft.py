@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from rlhf_utils.data import PreparedData, beginnings
 from rlhf_utils.files import read_json, write_json, write_jsonl
 from rlhf_utils.generation import answer_prompts
+from rlhf_utils.memory import phase
 from rlhf_utils.metrics import rouge_scores
 from rlhf_utils.models import (
     copy_model,
@@ -71,8 +72,9 @@ def train_full(run: Run) -> dict:
     if run.recipe.tuned_policy:
         return _publish_tuned(run)
     with run.stage("sft") as stage:
-        model = load_policy(run.folder("base"), detect_device(), dropout=True)
-        trainer = sft_trainer(run, model, None, run.recipe.sft.learning_rate, stage.work, "full fine-tuning")
+        with phase("load"):
+            model = load_policy(run.folder("base"), detect_device(), dropout=True)
+            trainer = sft_trainer(run, model, None, run.recipe.sft.learning_rate, stage.work, "full fine-tuning")
         _train_and_publish(stage, trainer, "full", lambda: model)
     return run.results("sft")
 
@@ -89,11 +91,12 @@ def train_qlora(run: Run) -> dict:
     quantised = has_bitsandbytes()
     method = "QLoRA 4-bit (nf4)" if quantised else "LoRA (bitsandbytes missing)"
     with run.stage("sft_qlora") as stage:
-        model = (load_policy_4bit if quantised else load_policy)(run.folder("base"), detect_device())
         settings = run.recipe.qlora
-        trainer = sft_trainer(
-            run, model, lora_config(settings, "CAUSAL_LM"), settings.learning_rate, stage.work, method
-        )
+        with phase("load"):
+            model = (load_policy_4bit if quantised else load_policy)(run.folder("base"), detect_device())
+            trainer = sft_trainer(
+                run, model, lora_config(settings, "CAUSAL_LM"), settings.learning_rate, stage.work, method
+            )
 
         def merged() -> PreTrainedModel:
             adapter = stage.work / "adapter"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_jsonl
+from rlhf_utils.finite import watch_numbers
+from rlhf_utils.memory import fitting, phase, remembering
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
 from rlhf_utils.settings import TrainingSettings
@@ -42,7 +47,10 @@ def common_arguments(run: Run, settings: TrainingSettings, rows: int, work: Path
         # The held-out loss is a mean of means, and the batches it is of must not depend on the number of processes.
         per_device_eval_batch_size=2 * (settings.micro_batch_size or settings.batch_size),
         gradient_accumulation_steps=accumulated,
-        gradient_checkpointing=False,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        # A loss that is no number must be seen, not left out of the mean.
+        logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -145,16 +153,66 @@ class RunCallback(TrainerCallback):
 
 
 def train_resumably(trainer: Trainer, work: Path) -> None:
-    """Train from the newest complete checkpoint in `work`."""
-    newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
+    """Train from the newest complete checkpoint in `work`; one cut off while being written is removed.
+
+    Where memory runs out, the training goes on from there with half the micro-batch and the same batch.
+
+    transformers itself would raise on a partial newest checkpoint and go on in silence without a missing optimizer
+    state.
+    """
+    arguments = trainer.args
+    micro = arguments.per_device_train_batch_size
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    start = _Start(trainer)
+    titles = [watcher.title for watcher in trainer.callback_handler.callbacks if isinstance(watcher, RunCallback)]
+    watch_numbers(trainer, titles[0] if titles else work.name, work, "the stage's learning_rate")
+
+    def attempt(size: int) -> None:
+        if size != arguments.per_device_train_batch_size:
+            arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, batch // size
+            arguments.per_device_eval_batch_size = 2 * size
+            trainer.accelerator.gradient_accumulation_steps = batch // size
+        newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
+        if start.left:
+            start.restore(trainer)
+        start.left = True
+        trainer.train(resume_from_checkpoint=newest)
+
     try:
-        with safe_points():
-            trainer.train(resume_from_checkpoint=newest)
+        with remembering(work), phase("train"), safe_points():
+            fitting(work.name, micro, attempt, whole=batch)
     except BaseException:
         # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
         if processes.is_main():
             newest_complete(work)
         raise
+
+
+class _Start:
+    """Where a training begins, for a second try: the weights that learn, on the host, and the random numbers."""
+
+    def __init__(self, trainer: Trainer):
+        self.left = False
+        self.weights = {
+            name: parameter.detach().to("cpu", copy=True)
+            for name, parameter in trainer.model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
+
+    def restore(self, trainer: Trainer) -> None:
+        """Make `trainer` as it was; whatever a failed try left of its optimizer is dropped."""
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.model_wrapped = trainer.model
+        trainer.model.zero_grad()
+        with torch.no_grad():
+            for name, parameter in trainer.model.named_parameters():
+                if name in self.weights:
+                    parameter.copy_(self.weights[name])
+        random.setstate(self.random[0])
+        np.random.set_state(self.random[1])
+        torch.set_rng_state(self.random[2])
+        torch.cuda.set_rng_state_all(self.random[3])
 
 
 def write_history(trainer: Trainer, folder: Path, summary: dict) -> None:

@@ -1,0 +1,224 @@
+"""Out of memory: half the rows at once, and the same result; what a stage needs, and what it took."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, without_timing  # noqa: F401
+
+from rlhf_utils import memory
+from rlhf_utils.costs import stage_memory
+from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.generation import left_padded, sample
+from rlhf_utils.memory import FILE, check_fit, fitting, measuring, phase, remembering
+from rlhf_utils.models import checkpoint_gradients
+from rlhf_utils.recipes import load_recipe
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy"), eos_nats=3.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(memory, "_sizes", memory._Sizes(None, ""))
+
+
+def limited(module, most, error=ERRORS[0], after=0):
+    """Make `module` fail with more than `most` rows, from its call number `after` on; returns the rows it computed."""
+    seen = []
+
+    def check(_, arguments, named):
+        rows = len(named.get("input_ids", arguments[0] if arguments else None))
+        if len(seen) >= after and rows > most:
+            raise type(error)(*error.args)
+        seen.append(rows)
+
+    module.register_forward_pre_hook(check, with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["GPU", "CPU"])
+def test_sizes_are_halved_and_remembered(tmp_path, capsys, error):
+    tried = []
+
+    def attempt(size):
+        tried.append(size)
+        if size > 3:
+            raise error
+        return size
+
+    with remembering(tmp_path):
+        assert fitting("a part", 12, attempt) == 3
+    assert tried == [12, 6, 3]
+    assert "a part: out of memory; going on with 6 rows" in capsys.readouterr().out
+    assert json.loads((tmp_path / FILE).read_text())["sizes"] == {"a part": 3}
+    with remembering(tmp_path):
+        assert fitting("a part", 12, attempt) == 3 and fitting("a part", 2, attempt) == 2
+    assert tried == [12, 6, 3, 3, 2]
+
+
+def test_one_row_that_does_not_fit_is_told_what_helps():
+    def attempt(size):
+        raise ERRORS[0]
+
+    with pytest.raises(TrainingError, match=r"out of memory with 1 row at once .*gradient_checkpointing"):
+        fitting("a part", 4, attempt)
+    with pytest.raises(KeyError):  # any other error is not ours
+        fitting("a part", 4, lambda size: {}["x"])
+
+
+def test_sizes_divide_the_batch_and_nothing_is_kept_alive():
+    import weakref
+
+    held, tried = [], []
+
+    def attempt(size):
+        assert all(reference() is None for reference in held)
+        graph = torch.zeros(3, requires_grad=True)
+        held.append(weakref.ref(graph))
+        tried.append(size)
+        if size > 2:
+            raise ERRORS[0]
+
+    fitting("a part", 12, attempt, whole=12)
+    fitting("another", 9, attempt, whole=9)
+    assert tried == [12, 6, 3, 1, 9, 3, 1]
+
+
+def test_sampling_in_parts_is_the_same_sampling():
+    model = tiny_model(eos_nats=3.0)
+    tokens, mask = left_padded(token_rows([3, 9, 5, 7, 4]), 0, "cpu")
+
+    def sampled():
+        return sample(model, tokens, mask, 12, 1.0, 0, torch.Generator().manual_seed(1), keep_hidden=True)
+
+    whole = sampled()
+    seen = limited(model.transformer, 2)
+    parts = sampled()
+    assert max(seen) == 2
+    assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.mask, parts.mask)
+    assert torch.equal(whole.ended, parts.ended)
+    for name in ("logprobs", "entropy", "hidden"):
+        # Of a row that has ended `hidden` is whatever was computed until it was taken out.
+        real = whole.mask if name != "hidden" else whole.mask[..., None]
+        assert torch.allclose(getattr(whole, name) * real, getattr(parts, name) * real, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["out of memory", "gradient_checkpointing"])
+def test_ppo_learns_the_same(policy, tmp_path, change):
+    usual = tiny_trainer(policy, tmp_path / "a").train()
+    other = tiny_trainer(policy, tmp_path / "b", gradient_checkpointing=change == "gradient_checkpointing")
+    seen = limited(other.actor.policy.transformer, 2) if change == "out of memory" else None
+    assert other.actor.policy.is_gradient_checkpointing == (change == "gradient_checkpointing")
+    for line, same in zip(without_timing(other.train()), without_timing(usual), strict=True):
+        for name in ("reward", "kl", "policy_loss", "value_loss", "gradient_norm", "entropy"):
+            assert line[name] == pytest.approx(same[name], abs=2e-4), name
+    if seen:
+        assert max(seen) == 2
+        assert json.loads((tmp_path / "b" / FILE).read_text())["sizes"]["ppo learning"] == 2
+
+
+def test_a_model_that_cannot_checkpoint_is_refused():
+    with pytest.raises(InputError, match="Linear does not support gradient checkpointing"):
+        checkpoint_gradients(torch.nn.Linear(2, 2))
+
+
+def sft(work, checkpointing=False, micro=8):
+    from datasets import Dataset
+    from tiny import tiny_tokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from rlhf_utils.stages.training import _COMPLETE, train_resumably  # noqa: F401
+
+    rows = token_rows([5 + i % 7 for i in range(20)])
+    data = Dataset.from_dict({"input_ids": rows, "completion_mask": [[0, 0] + [1] * (len(r) - 2) for r in rows]})
+    model = tiny_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    arguments = SFTConfig(
+        output_dir=str(work), max_steps=5, per_device_train_batch_size=micro, gradient_accumulation_steps=8 // micro,
+        max_length=None, gradient_checkpointing=checkpointing, learning_rate=1e-2, logging_steps=1, save_steps=2,
+        seed=0, data_seed=0, report_to="none", disable_tqdm=True, use_cpu=True, bf16=False, completion_only_loss=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False}, logging_nan_inf_filter=False,
+    )  # fmt: skip
+    return SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tiny_tokenizer()), model
+
+
+def losses(trainer):
+    return {line["step"]: line["loss"] for line in trainer.state.log_history if "loss" in line}
+
+
+@pytest.mark.parametrize("after", [0, 3], ids=["at once", "later"])
+def test_a_trl_training_goes_on_with_the_same_losses(tmp_path, after):
+    from rlhf_utils.stages.training import train_resumably
+
+    usual, model = sft(tmp_path / "usual")
+    train_resumably(usual, tmp_path / "usual")
+    trainer, other = sft(tmp_path / "work")
+    seen = limited(other.transformer, 2, ERRORS[1], after)
+    train_resumably(trainer, tmp_path / "work")
+    assert seen[-1] <= 2
+    assert losses(trainer) == pytest.approx(losses(usual), abs=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert json.loads((tmp_path / "work" / FILE).read_text())["sizes"] == {"work": 2}
+    again, _ = sft(tmp_path / "again")
+    (tmp_path / "again").mkdir(exist_ok=True)
+
+
+def test_a_trl_training_with_gradient_checkpointing_has_the_same_losses(tmp_path):
+    from rlhf_utils.stages.training import train_resumably
+
+    found = []
+    for checkpointing in (False, True):
+        trainer, model = sft(tmp_path / str(checkpointing), checkpointing)
+        train_resumably(trainer, tmp_path / str(checkpointing))
+        assert model.is_gradient_checkpointing == checkpointing
+        found.append(losses(trainer))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_what_clearly_does_not_fit_is_said_first(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**9)
+    assert check_fit("sft", 1.2e9, 0.8e9) == 10**9 and not capsys.readouterr().out
+    check_fit("sft", 3e9, 1e9)
+    assert "stage sft needs about 3.0 GB, 1.0 GB are free; lower micro_batch_size" in capsys.readouterr().out
+    with pytest.raises(InputError, match="even for one row at a time, but 1.0 GB are free"):
+        check_fit("sft", 9e9, 3e9)
+    check_fit("evaluation", None, None)
+
+
+def test_free_memory_is_part_of_what_there_is():
+    import psutil
+
+    assert 0 < memory.free_bytes() <= psutil.virtual_memory().total
+
+
+def test_every_training_stage_has_an_estimate_that_its_settings_lower():
+    for stage, key, rows in [
+        ("sft", "sft", "micro_batch_size"), ("sft_qlora", "sft", "micro_batch_size"),
+        ("reward_model", "reward_model", "micro_batch_size"), ("ppo", "ppo", "microbatch_size"),
+    ]:  # fmt: skip
+        usual = stage_memory(load_recipe("instruct", "t4"), stage)
+        assert stage_memory(load_recipe("instruct", "t4", {f"{key}.{rows}": 1}), stage) < usual
+        assert stage_memory(load_recipe("instruct", "t4", {f"{key}.gradient_checkpointing": True}), stage) < usual
+    assert stage_memory(load_recipe("instruct", "t4"), "data") is None
+
+
+def test_a_stage_says_what_it_took():
+    with measuring() as found:
+        with phase("train"):
+            pass
+        with phase("train"):
+            pass
+    assert set(found["phase_seconds"]) == {"train"} and found["peak_host_bytes"] > 1e7
+    assert found["peak_device_bytes"] is None or torch.cuda.is_available()
