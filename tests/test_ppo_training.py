@@ -26,8 +26,8 @@ from rlhf_utils.template import TEMPLATE
 
 METRICS = set(
     """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction
-    value_clip_fraction skipped_steps update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate learning_rate
-    tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start gold
+    value_clip_fraction skipped_steps update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate
+    learning_rate tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start gold
     warnings""".split()
 )
 
