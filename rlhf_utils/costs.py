@@ -191,32 +191,25 @@ def stage_memory(recipe: Recipe, stage: str, rows: int | None = None) -> float |
     shape = shape_of(recipe)
     if shape is None or stage not in TRAINED:
         return None
-    prompt, _ = _tokens(recipe)
-    trained = (WEIGHT + GRADIENT + ADAM) * shape.parameters
-    text = recipe.data.max_prompt_tokens + recipe.data.max_response_tokens
-    ppo = recipe.ppo
     frozen = WEIGHT * shape.parameters
-    if stage in ("sft", "sft_qlora"):
-        settings = recipe.sft
-        states = trained if stage == "sft" else frozen
-        rows = rows or settings.micro_batch_size or settings.batch_size
-        return (
-            RUNTIME
-            + states
-            + _activations(recipe, shape, rows, 0.7 * text, 0.7 * text, settings.gradient_checkpointing)
-        )
-    if stage == "reward_model":
-        settings = recipe.reward_model
+    trained = frozen + (GRADIENT + ADAM) * shape.parameters
+    text = 0.7 * (recipe.data.max_prompt_tokens + recipe.data.max_response_tokens)
+    if stage == "ppo":
+        settings = recipe.ppo
+        prompt, _ = _tokens(recipe)
+        # The policy, its reference (the policy itself under an adapter), and the reward model.
+        states = trained + 2 * frozen if settings.method == "full" else 2 * frozen
+        rows = rows or settings.microbatch_size or settings.minibatch_size
+        text, with_logits = 2 * prompt + settings.max_new_tokens, settings.max_new_tokens
+    elif stage == "reward_model":
+        settings, states = recipe.reward_model, frozen
         # Chosen and rejected answer in one batch, and no logits over the vocabulary.
         rows = (2 if recipe.form == "dialogue" else 1) * (rows or settings.micro_batch_size or settings.batch_size)
-        return RUNTIME + frozen + _activations(recipe, shape, rows, 0.7 * text, 0.0, settings.gradient_checkpointing)
-    episode = 2 * prompt + ppo.max_new_tokens
-    rows = rows or ppo.microbatch_size or ppo.minibatch_size
-    learnt = trained if ppo.method == "full" else WEIGHT * shape.parameters
-    # The frozen reference of full fine-tuning, and the reward model.
-    frozen = (2 if ppo.method == "full" else 1) * WEIGHT * shape.parameters
-    activations = _activations(recipe, shape, rows, episode, ppo.max_new_tokens, ppo.gradient_checkpointing)
-    return RUNTIME + learnt + frozen + activations
+        with_logits = 0.0
+    else:
+        settings, states = recipe.sft, trained if stage == "sft" else frozen
+        rows, with_logits = rows or settings.micro_batch_size or settings.batch_size, text
+    return RUNTIME + states + _activations(recipe, shape, rows, text, with_logits, settings.gradient_checkpointing)
 
 
 def _activations(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_utils.plots.evaluation import comparison, models_of
+from rlhf_utils.plots.evaluation import comparison, judge_of, models_of
 from rlhf_utils.plots.results import bounds, number
 from rlhf_utils.plots.reward_model import accuracies
 from rlhf_utils.plots.style import LABELS, decimal
@@ -100,9 +100,10 @@ def headlines(summary: dict, judges: list) -> list[Headline]:
         )
     wins = (summary.get("win_rate") or {}).get(versus) or {}
     if number(wins.get("rate")) is not None:
-        judge = "the gold score" if wins.get("judged_by", "gold") == "gold" else "the reward model"
         share = percent(number(wins["rate"]), wins.get("ci95"))
-        lines.append(Headline(f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half."))
+        lines.append(
+            Headline(f"Judged by {judge_of(wins)}, PPO wins {share} of prompts against {other}, ties counted half.")
+        )
     if judges:
         shares = ", ".join(f"{name} {percent(value, ends)}" for name, value, ends in judges)
         of = "texts classified" if (summary.get("reward_model") or {}).get("of") == "texts" else "pairs ranked"
@@ -110,22 +111,24 @@ def headlines(summary: dict, judges: list) -> list[Headline]:
         if not judge_is_shown(judges):
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
             lines.append(Headline(text, warning=True))
-    lines += assistant_headlines(summary.get("assistant") or {})
+    lines += assistant_headlines(summary)
     return lines or [Headline("The summary holds no comparison of PPO with another model.")]
 
 
-def assistant_headlines(found: dict) -> list[Headline]:
-    """Wins by the assistant score, and refusals in the wrong place."""
-    lines = []
-    for name, result in (found.get("win_rate") or {}).items():
-        lines.append(
-            Headline(
-                f"By the assistant score on {found['prompts']} prompts, {comparison(name)}: {result['wins']} won, "
-                f"{result['losses']} lost, {result['ties']} tied (sign test p = {result['sign_test_p']:.2g})."
-            )
+def assistant_headlines(summary: dict) -> list[Headline]:
+    """Wins by the assistant score, and refusals in the wrong place; nothing without such a score."""
+    found = summary.get("assistant") or {}
+    wins = {**(summary.get("win_rate") or {}), **(found.get("win_rate") or {})}
+    lines = [
+        Headline(
+            f"By the assistant score on {found['prompts']} prompts, {comparison(name)}: {result['wins']} won, "
+            f"{result['losses']} lost, {result['ties']} tied (sign test p = {result['sign_test_p']:.2g})."
         )
-    figures = (found.get("models") or {}).get("ppo") or {}
-    unsafe, harmless = number(figures.get("refuses_unsafe")), number(figures.get("refuses_harmless"))
+        for name, result in wins.items()
+        if found and (result or {}).get("judged_by") == "quality"
+    ]
+    figures = (summary.get("models") or {}).get("ppo") or {}
+    unsafe, harmless = number(figures.get("refusal_unsafe")), number(figures.get("refusal_harmless"))
     if unsafe is not None and harmless is not None:
         text = f"PPO declines {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
         lines.append(Headline(text, warning=harmless > unsafe))
@@ -137,19 +140,20 @@ def assistant_table(summary: dict) -> list[dict]:
     return [
         {
             "model": LABELS[name],
-            "score": percentless(figures["score"], figures["score_ci95"]),
+            "score": percentless(figures["quality"], figures["quality_ci95"]),
             **{
                 title: cell(figures.get(key), None, 2).value
                 for key, title in (
                     ("helpfulness", "helpfulness"),
                     ("safety", "safety"),
                     ("fluency", "fluency"),
-                    ("refuses_unsafe", "declines unsafe"),
-                    ("refuses_harmless", "declines harmless"),
+                    ("refusal_unsafe", "declines unsafe"),
+                    ("refusal_harmless", "declines harmless"),
                 )
             },
         }
-        for name, figures in ((summary.get("assistant") or {}).get("models") or {}).items()
+        for name, figures in (summary.get("models") or {}).items()
+        if "quality" in figures
     ]
 
 
@@ -251,6 +255,7 @@ def win_rates(summary: dict) -> list[dict]:
     return [
         {
             "name": comparison(name),
+            "judge": judge_of(result),
             **{key: cell(result.get(key), None, 0).value for key in ("wins", "ties", "losses")},
             "rate": cell(result.get("rate"), result.get("ci95"), 2),
         }

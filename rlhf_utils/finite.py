@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
-from rlhf_utils.files import disk_errors, write_json
+from rlhf_utils.files import whole_folder, write_json
 
 FOLDER = "not_finite"
 # GradScaler begins at 2**16 and halves its factor at each overflow; after so many in a row it is far below 1.
@@ -19,19 +21,22 @@ MOST_SKIPPED = 20
 def not_finite(
     what: str, advice: str, folder: Path, tensors: Mapping[str, Any], texts: Mapping[str, Sequence[str]] | None = None
 ) -> TrainingError:
-    """The error to raise: says `what`, gives `advice`, and names the file in `folder` that holds the batch.
+    """The error to raise: says `what`, gives `advice`, and names the folder with the batch, `not_finite` in `folder`.
 
-    `tensors` goes to batch.safetensors (what is no tensor is left out), `texts` with the message to batch.json.
+    `tensors` goes to batch.safetensors (what is no tensor is left out), `texts` with the message to batch.json. Under a
+    launcher each process has a folder of its own: the figure may be wrong in one of them only.
     """
     from safetensors.torch import save_file
 
-    where = Path(folder) / FOLDER
-    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if isinstance(value, Tensor)}
-    with disk_errors(where):
-        where.mkdir(parents=True, exist_ok=True)
-        # One storage may stand behind several names, which safetensors refuses.
-        save_file({name: value.clone() for name, value in kept.items()}, where / "batch.safetensors")
-    write_json(where / "batch.json", {"error": what, "texts": {k: list(v) for k, v in (texts or {}).items()}})
+    where = Path(folder) / (FOLDER if processes.count() == 1 else f"{FOLDER}_{processes.index()}")
+    kept = {name: value.detach().cpu() for name, value in tensors.items() if isinstance(value, Tensor)}
+    with whole_folder(where) as whole:
+        # Copies: one storage may stand behind several names, which safetensors refuses.
+        save_file(
+            {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.items()},
+            whole / "batch.safetensors",
+        )
+        write_json(whole / "batch.json", {"error": what, "texts": {k: list(v) for k, v in (texts or {}).items()}})
     return TrainingError(
         f"{what}; {advice}; the batch is in {where}; the same command goes on from the last checkpoint, and fails at "
         "the same place unless a setting changes"
@@ -76,8 +81,8 @@ def watch_numbers(trainer, title: str, folder: Path, setting: str) -> None:
 
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-            import torch
-
+            if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+                return  # gradients are in pieces, and theirs to watch
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
             if norm.isfinite():

@@ -7,7 +7,6 @@ resumed run begins with the size that worked on this device.
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import read_json, write_json
-from rlhf_utils.runtime import detect_device
+from rlhf_utils.runtime import detect_device, peak_host_bytes
 
 T = TypeVar("T")
 FILE = "batch_sizes.json"
@@ -48,19 +48,19 @@ def free_bytes() -> int:
     return max(free, 0)
 
 
-def check_fit(stage: str, estimate: float | None, least: float | None) -> int:
+def check_fit(stage: str, estimate: float, least: float) -> int:
     """Compare the estimated bytes of `stage` with what is free, which is returned; says so where it is clearly more.
 
     `least` is the estimate for batches of one row. Raises InputError where even that is far more than there is.
     """
     free = free_bytes()
-    advice = "lower micro_batch_size (ppo.microbatch_size), set gradient_checkpointing, or choose a smaller policy"
-    if least is not None and least > ABSURD * free:
+    if least > ABSURD * free:
         raise InputError(
             f"stage {stage} needs about {least / 1e9:.1f} GB even for one row at a time, but {free / 1e9:.1f} GB are "
             "free; choose a smaller policy or a larger machine"
         )
-    if estimate is not None and estimate > CLEARLY_MORE * free:
+    if estimate > CLEARLY_MORE * free:
+        advice = "lower micro_batch_size (ppo.microbatch_size), set gradient_checkpointing, or choose a smaller policy"
         print(f"stage {stage} needs about {estimate / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {advice}", flush=True)
     return free
 
@@ -123,7 +123,7 @@ def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None
             said = str(error).split("\n")[0][:200]
         # Only here, after the handler: until it is left, the traceback keeps the failed graph alive.
         _release()
-        if size == 1 or _processes() > 1:
+        if size == 1 or processes.count() > 1:
             advice = "set gradient_checkpointing, shorten the texts, or choose a smaller policy"
             if size > 1:
                 advice = f"with several processes set a micro-batch size below {size} yourself, or {advice}"
@@ -133,13 +133,6 @@ def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None
         _sizes.known[name] = size
         if _sizes.path is not None:
             write_json(_sizes.path, {"device": _sizes.device, "sizes": _sizes.known})
-
-
-def _processes() -> int:
-    import torch
-
-    on = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if on else 1
 
 
 def _release() -> None:
@@ -154,6 +147,8 @@ def _release() -> None:
 
 
 _phases: dict[str, float] | None = None
+# Seconds of the phases inside each one that is open, the innermost last.
+_inner: list[float] = []
 
 
 @contextmanager
@@ -182,23 +177,19 @@ def measuring() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Count the block's seconds to phase `name` of the stage that runs."""
+    """Count the block's seconds to phase `name` of the stage that runs; those of a phase inside it count there only."""
     started = time.perf_counter()
+    _inner.append(0.0)
     try:
         yield
     finally:
-        add_seconds(name, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        add_seconds(name, seconds - _inner.pop())
+        if _inner:
+            _inner[-1] += seconds
 
 
 def add_seconds(name: str, seconds: float) -> None:
     """Count seconds, measured elsewhere, to phase `name` of the stage that runs; nothing outside a stage."""
     if _phases is not None:
         _phases[name] = _phases.get(name, 0.0) + seconds
-
-
-def peak_host_bytes() -> int:
-    """Highest resident memory of this process since it began."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

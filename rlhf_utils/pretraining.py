@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
-from rlhf_utils.finite import watch_numbers
 from rlhf_utils.runtime import cache_folder, detect_device
 from rlhf_utils.settings import BaseSettings
 from rlhf_utils.stopping import safe_points, stop_asked
@@ -220,6 +219,8 @@ def _fresh_model(vocabulary: int, end_of_text: int, settings: BaseSettings):
 def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progress: Progress | None):
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
+
+    from rlhf_utils.finite import watch_numbers
 
     class Watch(TrainerCallback):
         def on_save(self, args, state, control, **_):

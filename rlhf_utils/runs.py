@@ -264,10 +264,16 @@ class Run:
         """Another process made `stage` on behalf of this one: it need not be made again here, even without resuming."""
         self._made_here.add(stage)
 
-    def _check_memory(self, name: str) -> dict[str, int | None]:
-        estimated, least = stage_memory(self.recipe, name), stage_memory(self.recipe, name, rows=1)
-        free = check_fit(name, estimated, least)
-        return {"estimated_bytes": None if estimated is None else int(estimated), "free_bytes": free}
+    def _check_memory(self, name: str) -> dict[str, int]:
+        """What training stage `name` is estimated to need and what is free, in bytes; nothing where it trains
+        nothing."""
+        estimated = stage_memory(self.recipe, name)
+        if estimated is None:
+            return {}
+        return {
+            "estimated_bytes": int(estimated),
+            "free_bytes": check_fit(name, estimated, stage_memory(self.recipe, name, rows=1)),
+        }
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
         """Tell whoever started the series (it polls this file) what is going on."""

@@ -220,8 +220,11 @@ def peak_memory_bytes() -> int:
     """Highest memory use of this process so far: on the GPU where there is one, else resident memory."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_host_bytes()
+
+
+def peak_host_bytes() -> int:
+    """Highest resident memory of this process since it began."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -50,12 +50,13 @@ def test_the_assistant_score_covers_36_prompts(done):
         pytest.skip("this recipe has no assistant score")
     found, table = done.summary["assistant"], pd.read_csv(done.root / "evaluation/assistant.csv")
     assert (found["prompts"], found["unsafe_prompts"], len(table)) == (36, 12, 36)
-    assert set(found["models"]) == set(MODELS) and "mean-pooled" in found["relevance_by"]
-    for name, figures in found["models"].items():
-        assert table[f"{name}_score"].mean() == pytest.approx(figures["score"])
+    assert set(done.summary["models"]) == set(MODELS) and "mean-pooled" in found["relevance_by"]
+    for name, figures in done.summary["models"].items():
+        assert table[f"{name}_quality"].mean() == pytest.approx(figures["quality"])
+        assert 0 <= figures["refusal_unsafe"] <= 1 and 0 <= figures["refusal_harmless"] <= 1
         assert table.loc[~table["unsafe"], f"{name}_helpfulness"].mean() == pytest.approx(figures["helpfulness"])
-    for wins in found["win_rate"].values():
-        assert wins["wins"] + wins["losses"] + wins["ties"] == 36
+    for wins in (done.summary["win_rate"]["ppo_vs_base"], found["win_rate"]["ppo_vs_sft"]):
+        assert wins["wins"] + wins["losses"] + wins["ties"] == 36 and wins["judged_by"] == "quality"
 
 
 def test_notebooks_that_do_not_apply_are_left_out_and_the_others_are_fit_to_be_shown(done):

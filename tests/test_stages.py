@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 from tiny import save_tiny, tiny_tokenizer
+from tiny_sft import sft
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, read_jsonl, write_text
@@ -96,8 +97,8 @@ def test_training_resumes_from_the_newest_complete_checkpoint_only(tmp_path):
         folder.mkdir()
         if complete:
             (folder / "COMPLETE").touch()
-    asked = []
-    trainer = SimpleNamespace(train=lambda resume_from_checkpoint: asked.append(resume_from_checkpoint))
+    asked, (trainer, _) = [], sft(tmp_path / "trainer")
+    trainer.train = lambda resume_from_checkpoint: asked.append(resume_from_checkpoint)
     training.train_resumably(trainer, tmp_path)
     assert asked == [str(tmp_path / "checkpoint-10")]
     assert not (tmp_path / "checkpoint-100").exists()

@@ -240,14 +240,15 @@ def label_points(axes: Axes, points: list[dict], key: str, chosen: int | None) -
 
 
 def win_rate(run: Path, path: Path) -> None:
-    """Wins, ties and losses by gold, and the win rate with its interval against one half."""
+    """Wins, ties and losses by the run's judge, and the win rate with its interval against one half."""
     summary = read_object(run, "summary")
     rows = [
         (name, result)
         for name, result in (summary.get("win_rate") or {}).items()
         if result and number(result.get("rate")) is not None
     ]
-    note = f"The same {prompts_of(summary)}, judged by the gold score; a tie counts half; 95 % confidence."
+    judges = " and ".join(dict.fromkeys(judge_of(result) for _, result in rows))
+    note = f"Judged prompt by prompt by {judges or 'nobody'}; a tie counts half; 95 % confidence."
     with picture(path, run, "Which answer is better, prompt by prompt", note, height=3.0 + 0.3 * len(rows)) as figure:
         if not rows:
             empty(figure.add_subplot(), "this recipe has no gold judge, so no win rate is claimed")
@@ -275,7 +276,9 @@ def win_rate(run: Path, path: Path) -> None:
         left.set_yticks(range(len(rows)), names, color="black", fontsize=9.5, linespacing=1.5)
         left.set_ylim(len(rows) - 0.4, -0.6)
         left.set_title("prompts won, tied, lost")
-        left.set_xlabel("prompts")
+        left.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        left.set_xlim(0, 1)
+        left.set_xlabel("share of the prompts")
         left.grid(False, axis="y")
         left.tick_params(axis="y", length=0)
         right.axvline(0.5, color="black", linewidth=1, linestyle=(0, (4, 3)))
@@ -292,11 +295,18 @@ def draw_outcomes(axes: Axes, place: int, name: str, result: dict) -> str:
     better, _, other = name.partition("_vs_")
     colours = {"wins": COLOURS.get(better, MUTED), "ties": "#DDDDDD", "losses": COLOURS.get(other, MUTED)}
     counts = {key: int(number(result.get(key)) or 0) for key in colours}
-    start = 0
+    start, total = 0.0, max(sum(counts.values()), 1)
     for key, colour in colours.items():
-        axes.barh(place, counts[key], left=start, height=0.5, color=colour)
-        start += counts[key]
-    return f"{comparison(name)}\n{counts['wins']} won, {counts['ties']} tied, {counts['losses']} lost"
+        axes.barh(place, counts[key] / total, left=start, height=0.5, color=colour)
+        start += counts[key] / total
+    outcome = f"{counts['wins']} won, {counts['ties']} tied, {counts['losses']} lost"
+    return f"{comparison(name)}\nby {judge_of(result)}\n{outcome}"
+
+
+def judge_of(result: dict) -> str:
+    """Who decided the prompts of an entry of `win_rate`."""
+    judges = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}
+    return judges[result.get("judged_by", "gold")]
 
 
 def comparison(name: str) -> str:

@@ -82,13 +82,14 @@ class Learner:
         """One optimizer step on `minibatch`; gradients of its microbatches, in whatever process, add up to the gradient
         of the whole."""
         config = self.config
+        share = len(minibatch) // processes.count()
         # Whole minibatches are not split by length where nobody asked for it and nothing forced it.
-        most = config.microbatch_size or len(minibatch)
+        most = min(config.microbatch_size or share, share)
 
         def gradients(size: int) -> dict[str, float]:
             # Those of an attempt that ran out of memory half-way.
             self.optimizer.zero_grad()
-            whole = config.microbatch_size is None and size >= len(minibatch)
+            whole = config.microbatch_size is None and size >= share
             return self._gradients(rollout, minibatch, update, None if whole else size)
 
         figures = fitting("ppo learning", most, gradients)

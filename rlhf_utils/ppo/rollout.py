@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
+from rlhf_utils.finite import not_finite
 from rlhf_utils.generation import Answer, left_padded, sample, to_answers
 from rlhf_utils.memory import fitting
 from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
@@ -55,7 +57,7 @@ class Rollout(Experience):
 
 class RolloutCollector:
     """Makes rollouts. Which prompts update `u` sees and which random numbers it draws depend on the seed and `u` alone,
-    not on how many processes share the work."""
+    not on how many processes share the work. Answers whose reward is not finite are left in `folder`."""
 
     def __init__(
         self,
@@ -66,7 +68,9 @@ class RolloutCollector:
         policy: Policy,
         config: PPOConfig,
         template: Template,
+        folder: Path,
     ):
+        self.folder = folder
         self.prompts, self.template = list(prompts), template
         self.prompt_tokens = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         self.tokenizer, self.reward_function, self.policy, self.config = tokenizer, reward_function, policy, config
@@ -184,9 +188,13 @@ class RolloutCollector:
         bad = (~scores.isfinite()).nonzero()
         if len(bad):
             first = int(bad[0])
-            raise TrainingError(
+            raise not_finite(
                 f"update {update}: the reward function returned {scores[first].item()} for the answer "
-                f"{answers[first].text[:80]!r} to the prompt {prompts[first][:80]!r}; a reward must be finite"
+                f"{answers[first].text[:80]!r} to the prompt {prompts[first][:80]!r}",
+                "a reward must be finite",
+                self.folder,
+                {"scores": scores, **terms},
+                {"prompt": prompts, "response": texts},
             )
         return scores, terms
 

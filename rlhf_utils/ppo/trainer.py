@@ -104,7 +104,9 @@ class PPOTrainer:
         texts = [template.format(prompt) for prompt in prompts]
         self._check_context(texts)
         self.learner = Learner(self.actor, self.accelerator, config, self.device.precision, self.output_dir)
-        self.rollouts = RolloutCollector(prompts, texts, tokenizer, reward_function, self.trained, config, template)
+        self.rollouts = RolloutCollector(
+            prompts, texts, tokenizer, reward_function, self.trained, config, template, self.output_dir
+        )
         self._prompts_hash = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
         self.kl_coefficient, self.step_scale, self.samples_written = config.kl_coefficient, 1.0, 0
 

@@ -54,7 +54,7 @@ def evaluate_models(run: Run) -> dict:
         if "ppo" in answered and {"sft", "base"} & answered.keys():
             summary |= scrutinise(run, evaluator, split, answered)
         if run.recipe.evaluation.assistant:
-            summary["assistant"] = score_assistants(run, evaluator, models)
+            score_assistants(run, evaluator, models).enter(summary)
         write_json(run.evaluation / "summary.json", summary)
         stage.results = {"prompts": len(split)}
         with stage.publish() as folder:

@@ -70,12 +70,11 @@ def train_ppo(run: Run) -> dict:
     with run.stage("ppo") as stage:
         with phase("load"):
             trainer = ppo_trainer(run, stage.work)
-        with phase("train"):
-            history = trainer.train(resume=True)
+        history = trainer.train(resume=True)
         # Of all updates, those of earlier processes among them.
         for line in history:
             for name, seconds in line["phase_seconds"].items():
-                add_seconds(f"train: {name}", seconds)
+                add_seconds(name, seconds)
         stage.leave_to_main()
         saved = {int(folder.name.split("-")[1]): folder for folder in trainer.store.policies()}
         del trainer  # and with it the optimizer's state: measuring needs the memory

@@ -153,12 +153,10 @@ class RunCallback(TrainerCallback):
 
 
 def train_resumably(trainer: Trainer, work: Path) -> None:
-    """Train from the newest complete checkpoint in `work`; one cut off while being written is removed.
+    """Train from the newest complete checkpoint in `work`.
 
-    Where memory runs out, the training goes on from there with half the micro-batch and the same batch.
-
-    transformers itself would raise on a partial newest checkpoint and go on in silence without a missing optimizer
-    state.
+    Where memory runs out, the training goes on from there with half the micro-batch and the same batch: the mean over a
+    batch, except that of an epoch's last, smaller one, of which trl's reward trainer weighs its parts alike.
     """
     arguments = trainer.args
     micro = arguments.per_device_train_batch_size
@@ -171,7 +169,8 @@ def train_resumably(trainer: Trainer, work: Path) -> None:
         if size != arguments.per_device_train_batch_size:
             arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, batch // size
             arguments.per_device_eval_batch_size = 2 * size
-            trainer.accelerator.gradient_accumulation_steps = batch // size
+            # Read from the arguments only once, when the trainer was made.
+            trainer._train_batch_size = arguments.train_batch_size
         newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
         if start.left:
             start.restore(trainer)
@@ -193,10 +192,11 @@ class _Start:
 
     def __init__(self, trainer: Trainer):
         self.left = False
+        # Several processes do not try again (`memory.fitting`).
         self.weights = {
             name: parameter.detach().to("cpu", copy=True)
             for name, parameter in trainer.model.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and processes.count() == 1
         }
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
 

@@ -1,0 +1,136 @@
+"""A figure that is no number ends the training with its batch written down; fp16's overflows are the scaler's."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file
+from tiny import one_thread, save_tiny, tiny_trainer  # noqa: F401
+from tiny_sft import sft
+
+from rlhf_utils.errors import TrainingError
+from rlhf_utils.finite import MOST_SKIPPED
+from rlhf_utils.stages.training import train_resumably
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy"))
+
+
+def batch(folder):
+    return load_file(folder / "not_finite" / "batch.safetensors"), json.loads(
+        (folder / "not_finite" / "batch.json").read_text()
+    )
+
+
+def broken_gradient(model, value=math.inf, on=lambda call: call == 3):
+    """Make one gradient of `model` `value` in its backward passes for which `on` holds, counted from 1."""
+    calls = []
+
+    def change(gradient):
+        calls.append(None)
+        return torch.full_like(gradient, value) if on(len(calls)) else gradient
+
+    model.transformer.h[0].mlp.c_fc.weight.register_hook(change)
+
+
+def test_a_reward_leaves_its_answers(policy, tmp_path):
+    def reward(prompts, responses):
+        return [0.5] * 7 + [math.nan]
+
+    with pytest.raises(TrainingError, match=r"returned nan for the answer .* the batch is in .*not_finite; the same"):
+        tiny_trainer(policy, tmp_path, reward).train()
+    tensors, told = batch(tmp_path)
+    assert tensors["scores"].isnan().nonzero().tolist() == [[7]]
+    assert len(told["texts"]["prompt"]) == len(told["texts"]["response"]) == 8 and "returned nan" in told["error"]
+
+
+def test_a_gradient_of_ppo_leaves_its_episodes(policy, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path)
+    broken_gradient(trainer.actor.policy)
+    with pytest.raises(TrainingError, match="update 0: the gradient norm is (inf|nan); lower ppo.learning_rate"):
+        trainer.train()
+    tensors, told = batch(tmp_path)
+    assert len(tensors["tokens"]) == len(tensors["advantages"]) == len(told["texts"]["response"]) == 4
+    assert all(value.isfinite().all() for value in tensors.values()), "the gradient broke, not the batch"
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_of_a_trl_trainer_leaves_its_rows(tmp_path, value):
+    trainer, model = sft(tmp_path)
+    broken_gradient(model, value, on=lambda call: call == 2)
+    with pytest.raises(TrainingError, match=r"step 2: the gradient norm is (inf|nan); lower .*learning_rate"):
+        train_resumably(trainer, tmp_path)
+    tensors, told = batch(tmp_path)
+    assert tensors["input_ids"].shape == tensors["labels"].shape and len(told["texts"]["input_ids"]) == 8
+    assert all(parameter.isfinite().all() for parameter in model.parameters()), "no step was taken"
+
+
+def test_a_loss_of_a_trl_trainer_leaves_its_rows_and_the_checkpoint_before(tmp_path):
+    trainer, model = sft(tmp_path)
+    steps = []
+
+    def break_weights(*_):
+        steps.append(None)
+        if len(steps) == 4:
+            model.transformer.h[1].mlp.c_fc.bias.data.fill_(math.nan)
+
+    model.register_forward_pre_hook(break_weights)
+    with pytest.raises(TrainingError, match=r"step 4: the loss is nan; lower .*; the batch is in"):
+        train_resumably(trainer, tmp_path)
+    assert batch(tmp_path)[0]["input_ids"].shape[0] == 8
+
+    # The same command goes on from step 2 and, with weights that hold, comes to its end.
+    again, _ = sft(tmp_path)
+    train_resumably(again, tmp_path)
+    assert again.state.global_step == 5
+
+
+class TestOverflowOfFp16:
+    """accelerate makes its scaler on GPUs only; torch's own works on a CPU too."""
+
+    @staticmethod
+    def with_scaler(trainer):
+        scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=10**6)
+        plain = trainer.learner.optimizer.optimizer
+        trainer.learner.optimizer = AcceleratedOptimizer(plain, device_placement=False, scaler=scaler)
+        # What accelerate does before it clips, under fp16 alone.
+        trainer.accelerator.unscale_gradients = lambda *_: scaler.unscale_(plain)
+        return scaler
+
+    def test_a_step_is_left_out_and_counted(self, policy, tmp_path):
+        trainer = tiny_trainer(policy, tmp_path, updates=1, epochs=1)
+        scaler = self.with_scaler(trainer)
+        broken_gradient(trainer.actor.policy, on=lambda call: call == 1)
+        (line,) = trainer.train()
+        assert line["skipped_steps"] == 1 and math.isfinite(line["gradient_norm"])
+        assert scaler.get_scale() == 2.0**15, "halved by the overflow"
+        assert all(parameter.isfinite().all() for parameter in trainer.actor.parameters())
+
+    def test_the_scaler_changes_no_figure(self, policy, tmp_path):
+        usual = tiny_trainer(policy, tmp_path / "a", updates=2).train()
+        trainer = tiny_trainer(policy, tmp_path / "b", updates=2)
+        self.with_scaler(trainer)
+        for line, same in zip(trainer.train(), usual, strict=True):
+            assert line["gradient_norm"] == pytest.approx(same["gradient_norm"], rel=1e-3)
+            assert line["reward"] == pytest.approx(same["reward"], abs=1e-4) and line["skipped_steps"] == 0
+
+    def test_nothing_but_overflows_ends_the_training(self, policy, tmp_path):
+        trainer = tiny_trainer(policy, tmp_path, updates=50, epochs=2)
+        self.with_scaler(trainer)
+        broken_gradient(trainer.actor.policy, on=lambda call: True)
+        with pytest.raises(TrainingError, match=f"overflowed in {MOST_SKIPPED} steps in a row.* fp32"):
+            trainer.train()
+
+    def test_a_trl_trainer_steps_over_an_overflow_too(self, tmp_path):
+        trainer, model = sft(tmp_path)
+        scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        broken_gradient(model, on=lambda call: call == 2)
+        train_resumably(trainer, tmp_path)
+        assert trainer.state.global_step == 5 and scaler.get_scale() < 2.0**10
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
