@@ -248,7 +248,7 @@ def win_rate(run: Path, path: Path) -> None:
         if result and number(result.get("rate")) is not None
     ]
     judges = " and ".join(dict.fromkeys(judge_of(result) for _, result in rows))
-    note = f"Judged prompt by prompt by {judges or 'nobody'}; a tie counts half; 95 % confidence."
+    note = f"Judged by {judges or 'nobody'}; a tie counts half; 95 % confidence."
     with picture(path, run, "Which answer is better, prompt by prompt", note, height=3.0 + 0.3 * len(rows)) as figure:
         if not rows:
             empty(figure.add_subplot(), "this recipe has no gold judge, so no win rate is claimed")

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from rlhf_utils.errors import InputError  # noqa: E402
 from rlhf_utils.files import content_hash, read_json, read_jsonl  # noqa: E402
+from rlhf_utils.runtime import cache_folder  # noqa: E402
 
 STAGES = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")
 # Long enough to be hit between two checkpoints.
@@ -64,8 +65,8 @@ class Series:
         self.command = [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", str(folder), *arguments]
         self.root, self.errors = folder / "instruct-tiny", folder / "stderr.txt"
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        if cache:
-            self.environment["RLHF_CACHE"] = str(cache)
+        self.cache = cache or cache_folder()
+        self.environment["RLHF_CACHE"] = str(self.cache)
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> subprocess.Popen:
@@ -86,13 +87,14 @@ class Series:
         except (FileNotFoundError, InputError):
             return {}
 
-    def kept_at(self) -> Iterator[float]:
-        """When each piece of unfinished work was put away."""
-        for pattern in ("checkpoint-*/COMPLETE", "**/update-*/state.json", "*.json"):
-            for path in (self.root / "checkpoints" / ".work").glob(f"*/{pattern}"):
-                yield path.stat().st_mtime
-        for path in Path(self.environment.get("RLHF_CACHE", "-")).glob("base/.*.work/checkpoint-*/COMPLETE"):
+
+def kept_at(root: Path, cache: Path) -> Iterator[float]:
+    """When each piece of unfinished work of the run in `root`, and of base models in `cache`, was put away."""
+    for pattern in ("checkpoint-*/COMPLETE", "**/update-*/state.json", "*.json"):
+        for path in (root / "checkpoints" / ".work").glob(f"*/{pattern}"):
             yield path.stat().st_mtime
+    for path in cache.glob("base/.*.work/checkpoint-*/COMPLETE"):
+        yield path.stat().st_mtime
 
 
 def end_within(series: Series, name: str, way: str, delay: float, tally: Tally) -> bool:
@@ -117,7 +119,7 @@ def end_within(series: Series, name: str, way: str, delay: float, tally: Tally) 
             member.send_signal(number)
     status = process.wait(PATIENCE_SECONDS)
     tally.ways.append(way)
-    tally.repeated.append(max(0.0, asked - max([began, *series.kept_at()])))
+    tally.repeated.append(max(0.0, asked - max([began, *kept_at(series.root, series.cache)])))
     if number != signal.SIGKILL:
         errors = series.errors.read_text(encoding="utf-8")
         if status not in (128 + number, 0) or "Traceback" in errors:
@@ -165,12 +167,15 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(f"{name} differs")
     if not names:
         found.append("there are no weights")
-    for name in ("evaluation/summary.json", "evaluation/frontier.json", "evaluation/reward_model.json"):
-        if _figures(read_json(one / name), CLOCKS) != _figures(read_json(other / name), CLOCKS):
+    for name in sorted({path.name for root in (one, other) for path in (root / "evaluation").glob("*.json")}):
+        name = f"evaluation/{name}"
+        if not ((one / name).is_file() and (other / name).is_file()):
+            found.append(f"{name} is there only once")
+        elif _figures(read_json(one / name), CLOCKS) != _figures(read_json(other / name), CLOCKS):
             found.append(f"{name} differs")
     if (one / "evaluation/samples.csv").read_bytes() != (other / "evaluation/samples.csv").read_bytes():
         found.append("evaluation/samples.csv differs")
-    for stage in ("sft", "sft_qlora", "reward_model", "ppo"):
+    for stage in sorted(path.parent.name for path in one.glob("checkpoints/*/metrics.jsonl")):
         ignored = CLOCKS | (WINDOWED if stage != "ppo" else set())
         lines = [read_jsonl(root / "checkpoints" / stage / "metrics.jsonl") for root in (one, other)]
         if _figures(lines[0], ignored) != _figures(lines[1], ignored):

@@ -1,7 +1,9 @@
 """The soak without notebooks: every stage in processes of its own, ended at random moments. Twenty kills in minutes.
 
-    python tests/soak/stages.py --kills 20 [--seed 0] [--folder FOLDER]
+    python tests/soak/stages.py --kills 20 [--seed 0] [--folder FOLDER] [--recipe imdb] [--set KEY=VALUE ...]
 
+Every stage of the recipe; `--set evaluation.judge_model=true` and `--set evaluation.overoptimise.updates=4` add the two
+that are left out otherwise.
 The processes are forks of one that has imported everything, so that what is ended is work and not the start of Python.
 Locks, checkpoints and resuming are those of a notebook by itself; `soak.py` has the series and its kernels as well.
 """
@@ -23,7 +25,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
@@ -33,44 +36,67 @@ from test_series import REDUCED
 from rlhf_utils.files import read_json
 from rlhf_utils.recipes import parse_assignments
 from rlhf_utils.runs import Run
-from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.evaluation import evaluate_models
-from rlhf_utils.stages.ppo import train_ppo
-from rlhf_utils.stages.reward_model import train_reward_model
-from rlhf_utils.stages.sft import train_full, train_qlora
+from rlhf_utils.stages.overoptimise import overoptimise
+from rlhf_utils.stages.ready import MAKERS as TRAINED
 from rlhf_utils.stopping import Stopped, terminable
-from soak.soak import LONGER, PATIENCE_SECONDS, STAGES, WAYS, Series, Tally, differences, table
+from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, differences, kept_at, table
 
-MAKERS: dict[str, Callable[[Run], object]] = dict(
-    zip(
-        STAGES,
-        (make_base, make_data, train_full, train_qlora, train_reward_model, train_ppo, evaluate_models),
-        strict=True,
-    )
-)
+MAKERS: dict[str, Callable[[Run], object]] = {
+    **TRAINED,
+    "evaluation": evaluate_models,
+    "overoptimise": overoptimise,
+}
 
 
-def begin(name: str, folder: Path) -> int:
-    """Make stage `name` of the run in `folder` in a new process; returns its number."""
-    process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ["RLHF_CACHE"] = str(folder / "cache")
-        with terminable():
-            MAKERS[name](Run.open("instruct", "tiny", folder, parse_assignments([*REDUCED, *LONGER])))
-        status = 0
-    except KeyboardInterrupt as error:
-        status = 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+@dataclass
+class Side:
+    """A run in `folder`, which is made stage by stage."""
+
+    folder: Path
+    recipe: str
+    settings: Sequence[str]
+
+    @property
+    def root(self) -> Path:
+        return self.folder / f"{self.recipe}-tiny"
+
+    def open(self) -> Run:
+        return Run.open(self.recipe, "tiny", self.folder, parse_assignments([*REDUCED, *LONGER, *self.settings]))
+
+    def begin(self, name: str) -> int:
+        """Make stage `name` in a new process; returns its number."""
+        process = os.fork()
+        if process:
+            return process
+        status = 1
+        try:
+            log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.environ["RLHF_CACHE"] = str(self.folder / "cache")
+            with terminable():
+                MAKERS[name](self.open())
+            status = 0
+        except KeyboardInterrupt as error:
+            status = 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def forget(self, name: str) -> None:
+        """Have stage `name` made again from nothing."""
+        for path in (
+            self.root / "checkpoints" / name,
+            self.root / "evaluation" / f"{name}.json",
+            self.folder / "cache",
+        ):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def ended(process: int) -> int:
@@ -85,30 +111,29 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def interrupt(name: str, folder: Path, kills: int, most: float, source: random.Random, numbers: list[int]) -> Tally:
+def interrupt(side: Side, name: str, kills: int, most: float, source: random.Random, numbers: list[int]) -> Tally:
     """Begin stage `name` and end it `kills` times, at most `most` seconds after its beginning; then make it."""
-    tally, work = Tally(), Series(folder, (), folder / "cache")
+    tally = Tally()
     by_number = {number: way for way, (number, _) in reversed(WAYS.items())}
     while len(tally.ways) < kills:
         number = numbers[0]
-        process, began = begin(name, folder), time.time()
+        process, began = side.begin(name), time.time()
         time.sleep(source.uniform(0.1, most))
         if os.waitpid(process, os.WNOHANG)[0]:
             # Too late: the machine has become faster. Once more, from nothing.
             most *= 0.5
-            shutil.rmtree(folder / "instruct-tiny" / "checkpoints" / name, ignore_errors=True)
-            shutil.rmtree(folder / "cache", ignore_errors=True)
+            side.forget(name)
             continue
         asked = time.time()
         os.kill(process, number)
         status = ended(process)
-        tally.repeated.append(max(0.0, asked - max([began, *work.kept_at()])))
+        tally.repeated.append(max(0.0, asked - max([began, *kept_at(side.root, side.folder / "cache")])))
         numbers.append(numbers.pop(0))
         tally.ways.append(by_number[number])
         if status not in (-signal.SIGKILL if number == signal.SIGKILL else 128 + number, 0):
             tally.wrong.append(f"{by_number[number]} ended with {status}")
-    if status := ended(begin(name, folder)):
-        tally.wrong.append(f"did not go on, but ended with {status}; see {folder / 'log.txt'}")
+    if status := ended(side.begin(name)):
+        tally.wrong.append(f"did not go on, but ended with {status}; see {side.folder / 'log.txt'}")
     return tally
 
 
@@ -117,26 +142,29 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep both runs there (default: a temporary folder)")
+    parser.add_argument("--recipe", default="instruct")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        straight, killed = folder / "straight", folder / "killed"
-        for each in (straight, killed):
-            each.mkdir(parents=True)
-        for name in STAGES:
-            if status := ended(begin(name, straight)):
-                raise SystemExit(f"{name} ended with {status}; see {straight / 'log.txt'}")
-        record = read_json(straight / "instruct-tiny" / "run.json")["stages"]
-        print({name: record[name]["seconds"] for name in STAGES}, file=sys.stderr, flush=True)
+        straight, killed = (Side(folder / name, options.recipe, options.settings) for name in ("straight", "killed"))
+        for side in (straight, killed):
+            side.folder.mkdir(parents=True)
+        names = list(straight.open().stages)
+        for name in names:
+            if status := ended(straight.begin(name)):
+                raise SystemExit(f"{name} ended with {status}; see {straight.folder / 'log.txt'}")
+        record = read_json(straight.root / "run.json")["stages"]
+        print({name: record[name]["seconds"] for name in names}, file=sys.stderr, flush=True)
         source, numbers = random.Random(options.seed), [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT]
         tallies = {}
-        for i, name in enumerate(STAGES):
-            kills = options.kills // len(STAGES) + (len(STAGES) - 1 - i < options.kills % len(STAGES))
-            tallies[name] = interrupt(name, killed, kills, record[name]["seconds"] + 1.0, source, numbers)
+        for i, name in enumerate(names):
+            kills = options.kills // len(names) + (len(names) - 1 - i < options.kills % len(names))
+            tallies[name] = interrupt(killed, name, kills, record[name]["seconds"] + 1.0, source, numbers)
             print(name, tallies[name], file=sys.stderr, flush=True)
         print(table(tallies))
         wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
-        wrong += [] if wrong else differences(straight / "instruct-tiny", killed / "instruct-tiny")
+        wrong += [] if wrong else differences(straight.root, killed.root)
     for what in wrong:
         print(f"LOST {what}")
     print("weights and figures are those of the run in one go" if not wrong else f"{len(wrong)} differences or losses")
