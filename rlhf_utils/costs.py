@@ -133,7 +133,7 @@ def _download(recipe: Recipe, shape: Shape) -> float:
     return data + policy + sum(4.0 * OTHERS.get(name, shape.parameters) for name in ready)
 
 
-def _tokens(recipe: Recipe) -> tuple[float, float]:
+def tokens_of(recipe: Recipe) -> tuple[float, float]:
     """Mean tokens of a prompt and of an answer."""
     if recipe.form == "continuation":
         return sum(recipe.data.prompt_tokens) / 2, FILLED * recipe.data.max_response_tokens
@@ -147,7 +147,7 @@ def _seconds(recipe: Recipe, shape: Shape) -> float:
 
 def work(recipe: Recipe, shape: Shape) -> dict[str, Work]:
     """What each stage of a run computes; measuring the policies along the way counts as evaluation."""
-    rows, prompt, answer = rows_of(recipe), *_tokens(recipe)
+    rows, prompt, answer = rows_of(recipe), *tokens_of(recipe)
     pass_flops, text, ppo = 2.0 * shape.parameters, prompt + answer, recipe.ppo
     found: dict[str, Work] = {}
     if recipe.policy == EMBEDDED:
@@ -196,7 +196,7 @@ def stage_memory(recipe: Recipe, stage: str, rows: int | None = None) -> float |
     text = 0.7 * (recipe.data.max_prompt_tokens + recipe.data.max_response_tokens)
     if stage == "ppo":
         settings = recipe.ppo
-        prompt, _ = _tokens(recipe)
+        prompt, _ = tokens_of(recipe)
         # The policy, its reference (the policy itself under an adapter), and the reward model.
         states = trained + 2 * frozen if settings.method == "full" else 2 * frozen
         rows = rows or settings.microbatch_size or settings.minibatch_size
@@ -209,12 +209,14 @@ def stage_memory(recipe: Recipe, stage: str, rows: int | None = None) -> float |
     else:
         settings, states = recipe.sft, trained if stage == "sft" else frozen
         rows, with_logits = rows or settings.micro_batch_size or settings.batch_size, text
-    return RUNTIME + states + _activations(recipe, shape, rows, text, with_logits, settings.gradient_checkpointing)
+    return RUNTIME + states + activations(recipe, shape, rows, text, with_logits, settings.gradient_checkpointing)
 
 
-def _activations(
-    recipe: Recipe, shape: Shape, rows: float, tokens: float, with_logits: float, checkpointing: bool
+def activations(
+    recipe: Recipe, shape: Shape, rows: float, tokens: float, with_logits: float, checkpointing: bool = False
 ) -> float:
+    """Bytes kept for the backward pass of `rows` rows of `tokens` tokens, `with_logits` of which have logits over the
+    vocabulary."""
     # With checkpointing the input of every layer, and one layer at a time as it is computed again.
     layer = ACTIVATION[recipe.scale]
     per_width = WEIGHT * shape.layers + layer if checkpointing else layer * shape.layers

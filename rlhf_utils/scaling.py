@@ -80,13 +80,13 @@ def plan_sft(recipe: Recipe, shape: Shape, cluster: Cluster) -> Plan | None:
         if gpus < 8 and method not in ("alone", "DDP"):
             break
         rows = _rows(
-            settings.batch_size // gpus, held, cluster, lambda rows: costs._activations(recipe, shape, rows, text, text)
+            settings.batch_size // gpus, held, cluster, lambda rows: costs.activations(recipe, shape, rows, text, text)
         )
         if rows:
             # FSDP fetches every layer for the forward and for the backward pass of each microbatch.
             passes = 1 if method != "FSDP" else 1.5 * settings.batch_size / gpus / rows
             exchange = steps * passes * _reduced(WEIGHT * weights, cluster)
-            memory = held + costs._activations(recipe, shape, rows, text, text)
+            memory = held + costs.activations(recipe, shape, rows, text, text)
             return _plan(method, rows, memory, costs.work(recipe, shape)["sft"], exchange, shape, cluster)
     return None
 
@@ -98,7 +98,7 @@ def plan_reward_model(recipe: Recipe, shape: Shape, cluster: Cluster) -> Plan | 
     held = WEIGHT * shape.parameters + (WEIGHT + GRADIENT + ADAM + DDP_BUCKETS) * adapter
 
     def needs(rows: float) -> float:
-        return costs._activations(recipe, shape, 2 * rows, text, 0)
+        return costs.activations(recipe, shape, 2 * rows, text, 0)
 
     rows = _rows(settings.batch_size // cluster.gpus, held, cluster, needs)
     if not rows:
@@ -112,14 +112,14 @@ def plan_reward_model(recipe: Recipe, shape: Shape, cluster: Cluster) -> Plan | 
 def plan_ppo(recipe: Recipe, shape: Shape, cluster: Cluster) -> Plan | None:
     """PPO with a reward model of the policy's size under DDP: every weight where that fits, else a LoRA adapter, whose
     reference is the policy itself."""
-    ppo, (prompt, _) = recipe.ppo, costs._tokens(recipe)
+    ppo, (prompt, _) = recipe.ppo, costs.tokens_of(recipe)
     said, buckets = ppo.max_new_tokens, DDP_BUCKETS if cluster.gpus > 1 else 0
     weights, trained = WEIGHT * shape.parameters, WEIGHT + GRADIENT + ADAM + buckets
     sampled = ppo.rollout_batch_size // cluster.gpus * kv_cache(shape, 2 * prompt + said)
 
     def needs(rows: float) -> float:
         # Sampling and learning take turns.
-        return max(sampled, costs._activations(recipe, shape, rows, 2 * prompt + said, said))
+        return max(sampled, costs.activations(recipe, shape, rows, 2 * prompt + said, said))
 
     adapter = _adapter(shape, ppo.lora.rank)
     methods = {

@@ -2,8 +2,9 @@
 
     python tests/soak/stages.py --kills 20 [--seed 0] [--folder FOLDER] [--recipe imdb] [--set KEY=VALUE ...]
 
-Every stage of the recipe; `--set evaluation.judge_model=true` and `--set evaluation.overoptimise.updates=4` add the two
-that are left out otherwise.
+Every stage that the recipe has: with `--set evaluation.overoptimise.updates=6` the demonstration of cheating too, with
+data of people and `--set data.shares.judge=0.2` the second judge.
+
 The processes are forks of one that has imported everything, so that what is ended is work and not the start of Python.
 Locks, checkpoints and resuming are those of a notebook by itself; `soak.py` has the series and its kernels as well.
 """
