@@ -200,6 +200,17 @@ def table(tallies: dict[str, Tally]) -> str:
     return "\n".join(lines)
 
 
+def verdict(tallies: dict[str, Tally], straight: Path, killed: Path) -> int:
+    """Print what came of it; returns the exit status."""
+    print(table(tallies))
+    wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
+    wrong += [] if wrong else differences(straight, killed)
+    for what in wrong:
+        print(f"LOST {what}")
+    print("weights and figures are those of the run in one go" if not wrong else f"{len(wrong)} differences or losses")
+    return 1 if wrong else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
@@ -222,13 +233,7 @@ def main() -> int:
         killed = Series(folder / "killed", settings, folder / "killed" / "cache")
         tallies = interrupt(killed, [(name, source.uniform(0.0, durations[name])) for name in moments])
         print(f"both runs: {time.monotonic() - started:.0f} s", file=sys.stderr)
-        print(table(tallies))
-        wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
-        wrong += [] if wrong else differences(straight.root, killed.root)
-    for what in wrong:
-        print(f"LOST {what}")
-    print("weights and figures are those of the run in one go" if not wrong else f"{len(wrong)} differences or losses")
-    return 1 if wrong else 0
+        return verdict(tallies, straight.root, killed.root)
 
 
 if __name__ == "__main__":

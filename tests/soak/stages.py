@@ -41,7 +41,7 @@ from rlhf_utils.stages.evaluation import evaluate_models
 from rlhf_utils.stages.overoptimise import overoptimise
 from rlhf_utils.stages.ready import MAKERS as TRAINED
 from rlhf_utils.stopping import Stopped, terminable
-from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, differences, kept_at, table
+from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, kept_at, verdict
 
 MAKERS: dict[str, Callable[[Run], object]] = {
     **TRAINED,
@@ -163,13 +163,7 @@ def main() -> int:
             kills = options.kills // len(names) + (len(names) - 1 - i < options.kills % len(names))
             tallies[name] = interrupt(killed, name, kills, record[name]["seconds"] + 1.0, source, numbers)
             print(name, tallies[name], file=sys.stderr, flush=True)
-        print(table(tallies))
-        wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
-        wrong += [] if wrong else differences(straight.root, killed.root)
-    for what in wrong:
-        print(f"LOST {what}")
-    print("weights and figures are those of the run in one go" if not wrong else f"{len(wrong)} differences or losses")
-    return 1 if wrong else 0
+        return verdict(tallies, straight.root, killed.root)
 
 
 if __name__ == "__main__":
