@@ -31,11 +31,11 @@ from rlhf_utils.files import read_json
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import LoraSettings
 
-# A hub id, `owner/name:subfolder` for a folder inside a hub repository, or a folder on this machine; in each of them a
-# model or a LoRA adapter, which is merged into its base when it is loaded.
+# A hub id, with `:subfolder` for a folder inside the repository and `@revision` for a branch, tag or commit of it, or a
+# folder on this machine; in each of them a model or a LoRA adapter, which is merged into its base when it is loaded.
 Source = str | Path
 ADAPTER_CONFIG = "adapter_config.json"
-_HUB_SUBFOLDER = re.compile(r"([\w.-]+/[\w.-]+):([\w./-]+)", re.ASCII)
+_HUB_NAME = re.compile(r"((?:[\w.-]+/)?[\w.-]+)(?::([\w./-]+))?(?:@([\w./-]+))?", re.ASCII)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -152,15 +152,15 @@ def lora_config(settings: LoraSettings, task: str):
     )
 
 
-def merge_adapter(base: PreTrainedModel, adapter: Source, subfolder: str | None = None) -> PreTrainedModel:
+def merge_adapter(base: PreTrainedModel, adapter: Source) -> PreTrainedModel:
     """`base` (in fp32) with the LoRA adapter at `adapter` added into its weights.
 
     Merging into the fp32 base is exact to 4e-7; merging into the 4-bit base it was trained on costs about 7 %.
     """
     from peft import PeftModel
 
-    where = {"subfolder": subfolder} if subfolder else {}
-    return PeftModel.from_pretrained(base, str(adapter), **where).merge_and_unload()
+    name, where = hub_name(adapter)
+    return PeftModel.from_pretrained(base, name, **where).merge_and_unload()
 
 
 def fp32_trainables(model: nn.Module) -> None:
@@ -230,23 +230,29 @@ def adapter_base(source: Source) -> str | None:
         alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
         about = folder / ADAPTER_CONFIG if alone else None
     else:
-        about = _hub_adapter(*_hub_name(source))
+        name, where = hub_name(source)
+        about = _hub_adapter(name, **where)
     if about is None:
         return None
-    base = read_json(about).get("base_model_name_or_path")
+    settings = read_json(about)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not base:
         raise InputError(f"{source} is an adapter that does not say of which model (base_model_name_or_path); add it")
-    return base
+    return base if not revision or is_folder(base) else f"{base}@{revision}"
 
 
 @lru_cache
-def _hub_adapter(name: str, subfolder: str | None) -> Path | None:
+def _hub_adapter(name: str, subfolder: str | None = None, revision: str | None = None) -> Path | None:
     """The adapter's configuration in a hub repository that holds no model; None where it does, or none is reached."""
     prefix = f"{subfolder}/" if subfolder else ""
+
+    def there(file: str) -> bool:
+        return file_exists(name, f"{prefix}{file}", revision=revision)
+
     try:
-        if file_exists(name, f"{prefix}config.json") or not file_exists(name, f"{prefix}{ADAPTER_CONFIG}"):
+        if there("config.json") or not there(ADAPTER_CONFIG):
             return None
-        return Path(hf_hub_download(name, ADAPTER_CONFIG, subfolder=subfolder))
+        return Path(hf_hub_download(name, ADAPTER_CONFIG, subfolder=subfolder, revision=revision))
     except Exception:  # of several libraries; loading it as a model says what is wrong
         return None
 
@@ -257,9 +263,8 @@ def _load_model(kind, source: Source, **settings) -> PreTrainedModel:
     model = _from_pretrained(kind, base or source, dtype=torch.float32, **settings)
     if base is None:
         return model
-    name, subfolder = _hub_name(source)
     try:
-        return merge_adapter(model, name, subfolder)
+        return merge_adapter(model, source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:300]
         raise InputError(f"the adapter at {source} does not fit {base}: {reason}") from None
@@ -278,10 +283,15 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _hub_name(source: Source) -> tuple[str, str | None]:
-    """`owner/name:subfolder` as its two parts; anything else has no subfolder."""
-    parts = None if is_folder(source) else _HUB_SUBFOLDER.fullmatch(str(source))
-    return (parts[1], parts[2]) if parts else (str(source), None)
+def hub_name(source: Source) -> tuple[str, dict[str, str]]:
+    """`owner/name:subfolder@revision` as the hub's id and the keywords `subfolder` and `revision`, each where it is
+    given; a folder is its path, and has neither."""
+    if is_folder(source):
+        return str(Path(source).expanduser()), {}
+    parts = _HUB_NAME.fullmatch(str(source))
+    if parts is None:
+        return str(source), {}
+    return parts[1], {key: value for key, value in (("subfolder", parts[2]), ("revision", parts[3])) if value}
 
 
 def _from_pretrained(kind, source: Source, **settings):
@@ -290,19 +300,22 @@ def _from_pretrained(kind, source: Source, **settings):
         raise InputError(
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
         )
-    name, subfolder = _hub_name(source)
+    name, where = hub_name(source)
     if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
         settings["use_safetensors"] = True
         if is_folder(source):
             check_weights(source)
     try:
-        return kind.from_pretrained(
-            str(path) if is_folder(source) else name, **({"subfolder": subfolder} if subfolder else {}), **settings
-        )
+        return kind.from_pretrained(name, **where, **settings)
     except (OSError, ValueError, SafetensorError) as error:
         if path.exists():
             reason = str(error).strip().split("\n")[0][:300]
             raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
+        if all(part in str(error) for part in ("does not appear to have a file named", "safetensors")):
+            raise InputError(
+                f"{source} has no safetensors on the hub, and pickled weights could run code, so they are not read; "
+                "name a revision that has them (NAME@REVISION), or convert the weights and give the folder"
+            ) from None
         raise InputError(
             f"cannot load {source} from the Hugging Face hub: it does not exist, needs HF_TOKEN, or there is no "
             "network; use --set policy=FOLDER for a local model, or --scale tiny, which needs none"

@@ -213,8 +213,8 @@ class RewardTerms(Section):
 
 
 class ReadyModels(Section):
-    """Finished models to use in place of training: a hub id, `owner/name:subfolder`, a folder, or a LoRA adapter's
-    folder."""
+    """Finished models to use in place of training: a hub id, `owner/name:subfolder@revision` (either part may be
+    left out), a folder, or a LoRA adapter's folder."""
 
     sft: str | None = None
     sft_qlora: str | None = None

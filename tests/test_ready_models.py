@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,32 +94,91 @@ def test_an_adapter_that_cannot_be_used_is_told(base, tmp_path, damage, words):
 
 
 @pytest.mark.parametrize(
-    "source, expected",
+    "source, name, where",
     [
-        ("owner/name", ("owner/name", None)),
-        ("gpt2", ("gpt2", None)),
-        ("owner/name:sub", ("owner/name", "sub")),
-        ("owner/name:sub/folder-2", ("owner/name", "sub/folder-2")),
-        ("./here:there", ("./here:there", None)),
+        ("owner/name", "owner/name", {}),
+        ("gpt2", "gpt2", {}),
+        ("gpt2@607a30d", "gpt2", {"revision": "607a30d"}),
+        ("owner/name:sub", "owner/name", {"subfolder": "sub"}),
+        ("owner/name@v1.0", "owner/name", {"revision": "v1.0"}),
+        ("owner/name:sub/folder-2@refs/pr/1", "owner/name", {"subfolder": "sub/folder-2", "revision": "refs/pr/1"}),
+        ("./here:there", "here:there", {}),
+        ("/tmp/run@home", "/tmp/run@home", {}),
     ],
 )
-def test_a_subfolder_stands_behind_a_colon(source, expected):
-    assert models._hub_name(source) == expected
+def test_a_subfolder_and_a_revision_stand_behind_the_name(source, name, where):
+    assert models.hub_name(source) == (name, where)
 
 
-def test_a_hub_name_with_a_subfolder_reaches_transformers(base, monkeypatch):
+PINNED = {"subfolder": "sub", "revision": "abc123"}
+
+
+@pytest.fixture
+def hub(base, monkeypatch) -> list[tuple]:
+    """Answers every loader with `base`; holds what it was asked for."""
     asked = []
 
-    def from_pretrained(name, **settings):
-        asked.append((name, settings.pop("subfolder", None)))
-        return type(tiny_model()).from_pretrained(base, **settings)
+    def instead(kind):
+        real = kind.from_pretrained
 
-    monkeypatch.setattr(models, "file_exists", lambda name, path: path.endswith("sub/config.json"))
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(models, "load_config", lambda source: tiny_model().config)
+        def from_pretrained(name, **settings):
+            if str(name).startswith("owner/"):
+                asked.append((kind.__name__, name, {key: settings.pop(key) for key in PINNED if key in settings}))
+                name = base
+            # Loaders call one another, with the folder.
+            return real(name, **settings)
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+
+    for kind in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+        instead(getattr(models, kind))
+    monkeypatch.setattr(models, "file_exists", lambda name, path, revision: path.endswith("sub/config.json"))
     models._hub_adapter.cache_clear()
-    load_policy("owner/name:sub", CPU)
-    assert asked == [("owner/name", "sub")]
+    return asked
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda name: load_policy(name, CPU),
+        lambda name: models.load_policy_4bit(name, CPU),
+        lambda name: load_reward_model(name, CPU),
+        lambda name: models.load_classifier(name, CPU, ("NEGATIVE", "POSITIVE")),
+        load_tokenizer,
+        models.load_classifier_tokenizer,
+        models.load_config,
+    ],
+    ids=["policy", "4 bit", "reward model", "classifier", "tokenizer", "its tokenizer", "config"],
+)
+def test_every_loader_reads_the_revision_and_the_subfolder(hub, load):
+    load("owner/name:sub@abc123")
+    assert hub and all(asked[1:] == ("owner/name", PINNED) for asked in hub), hub
+
+
+def test_an_adapter_is_read_at_its_revision_and_its_base_at_the_one_it_names(base, hub, tmp_path, monkeypatch):
+    about, asked = tmp_path / "adapter_config.json", []
+    about.write_text(json.dumps({"base_model_name_or_path": "owner/base", "revision": "v2"}))
+    monkeypatch.setattr(models, "file_exists", lambda name, path, revision: path == "adapter_config.json")
+    monkeypatch.setattr(models, "hf_hub_download", lambda *names, **where: asked.append((names, where)) or about)
+    monkeypatch.setattr(
+        "peft.PeftModel.from_pretrained",
+        lambda model, name, **where: asked.append((name, where)) or SimpleNamespace(merge_and_unload=lambda: model),
+    )
+    load_policy("owner/adapter@v1", CPU)
+    assert {where["revision"] for _, where in asked} == {"v1"} and asked[-1][0] == "owner/adapter"
+    assert {(name, where.get("revision")) for _, name, where in hub} == {("owner/base", "v2")}
+
+
+def test_a_hub_model_without_safetensors_is_refused_in_one_line(monkeypatch):
+    def from_pretrained(name, **settings):
+        raise OSError(f"{name} does not appear to have a file named model.safetensors. Set `use_safetensors=False`")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(models, "adapter_base", lambda source: None)
+    monkeypatch.setattr(models, "load_config", lambda source: tiny_model().config)
+    with pytest.raises(InputError, match=r"owner/old has no safetensors on the hub, .*NAME@REVISION") as told:
+        load_policy("owner/old", CPU)
+    assert "\n" not in str(told.value)
 
 
 # A run on ready models

@@ -18,7 +18,7 @@ from rlhf_utils.data import PreparedData
 from rlhf_utils.files import write_text
 from rlhf_utils.metrics import mean_interval, win_rate
 from rlhf_utils.metrics.assistant import is_refusal, repetition, safety
-from rlhf_utils.models import load_policy, trunk_and_head
+from rlhf_utils.models import hub_name, load_policy, trunk_and_head
 from rlhf_utils.rewards import FluencyReward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
@@ -143,7 +143,8 @@ def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
     if name and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
-        encoder = SentenceTransformer(name, device=evaluator.device.kind)
+        source, where = hub_name(name)
+        encoder = SentenceTransformer(source, device=evaluator.device.kind, **where)
         return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
     return lambda texts: _mean_states(evaluator, texts), "mean-pooled states of the SFT model"
 
