@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
@@ -83,6 +84,35 @@ def test_every_requirement_is_a_range_with_both_ends(needed):
     for requirement in needed.values():
         operators = {specifier.operator for specifier in requirement.specifier}
         assert operators == {">=", "<"}, f"{requirement} wants a lower and an upper bound"
+
+
+@pytest.fixture(scope="module")
+def lowest() -> list[str]:
+    """The constraints that `make test-lowest` installs with."""
+    listed = subprocess.run(["make", "-s", "lowest"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()
+
+
+def test_the_lowest_versions_are_the_lower_ends(needed, lowest):
+    ends = {f"{name}=={s.version}" for name, r in needed.items() for s in r.specifier if s.operator == ">="}
+    assert {f"{canonicalize_name(line.partition('==')[0])}=={line.partition('==')[2]}" for line in lowest} == ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["lowest", "newest"])
+def test_either_end_of_all_ranges_can_be_installed_together(end, lowest, locked, tmp_path):
+    """With the locked torch: an older one is several GB with CUDA wherever no CPU index is given."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    probe = [*pip, "--retries", "0", "--timeout", "5", "index", "versions", "pip"]
+    if subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("no package index can be reached")
+    constraints = tmp_path / "constraints.txt"
+    ends = [line for line in lowest if not line.startswith("torch==")] if end == "lowest" else []
+    constraints.write_text("\n".join([*ends, f"torch=={locked['torch']}"]))
+    newer = ["--upgrade", "--upgrade-strategy", "eager"] if end == "newest" else []
+    command = [*pip, "install", "--dry-run", "--quiet", *newer, "-r", "requirements.txt", "-c", str(constraints)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_lock_is_plain_and_complete(needed, locked, pyproject):
