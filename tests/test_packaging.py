@@ -26,6 +26,7 @@ PACKAGING_FILES = [
     ".ci/run",
     ".gitignore",
     ".github/workflows/ci.yml",
+    ".github/workflows/versions.yml",
 ]
 # Colab and Kaggle install what stands above this line of requirements.txt.
 LOCAL_MARK = "# --- local only ---"
