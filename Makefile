@@ -68,7 +68,8 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@if [ -f $@ ]; then echo "Requirements changed: updating .venv"; \
 	else echo "Installing into .venv (about 3 minutes, once)" && $(PYTHON) -m venv --clear .venv; fi >&2
 	@rm -f $@
-	@$(PY) -m pip install -qq -c constraints.txt -e ".[dev]" || { $(FAILED); }
+	@# Not by -c, which leaves out what pip builds with; newer pips read the second name for that.
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PY) -m pip install -qq -e ".[dev]" || { $(FAILED); }
 	@touch $@
 
 clean:

@@ -96,7 +96,8 @@ def test_the_lock_is_plain_and_complete(needed, locked, pyproject):
     odd = [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[^\s+@/]+", line)]
     assert not odd, f"not a plain pin: {odd}"
     assert len(lines) == len(locked), "a package is pinned twice"
-    wanted = {**needed, **requirements("\n".join(pyproject["project"]["optional-dependencies"]["dev"]))}
+    build, dev = pyproject["build-system"]["requires"], pyproject["project"]["optional-dependencies"]["dev"]
+    wanted = {**needed, **requirements("\n".join([*build, *dev]))}
     assert not wanted.keys() - locked.keys(), "constraints.txt lacks some"
     wrong = [f"{r}, not {locked[name]}" for name, r in wanted.items() if locked[name] not in r.specifier]
     assert not wrong, f"constraints.txt is outside the range: {wrong}"
