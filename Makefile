@@ -1,6 +1,9 @@
 # make run                                   the whole series at the smallest scale
 # make run ARGS="--scale t4"                 any argument of `python -m rlhf_utils run`
 # make test ARGS="-m 'not slow'"             any argument of pytest
+# make test-lowest                           the fast tests with the lowest versions that requirements.txt allows
+# make test-newest                           the same with the newest ones
+# make test-lowest TORCH=2.13.0              either of them with this torch
 # make run PYTHON=python3.12                 the interpreter that .venv is made from (`make clean` first to change it)
 #
 # On Linux pip takes the CUDA build of torch unless it is given PyTorch's CPU wheel index (pytorch.org, "Start locally")
@@ -8,21 +11,49 @@
 
 PYTHON ?= python3
 ARGS ?=
+TORCH ?=
 PY := .venv/bin/python
 # Written last, so that an interrupted installation is begun anew.
 INSTALLED := .venv/.installed
+
+# What test-lowest and test-newest take: uv's names for the ends, and torch.
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
+TORCH_newest := $(shell grep '^torch>=' requirements.txt)
+TORCH_lowest := $(shell sed -nE 's/^torch>=([^,]+),.*/torch==\1/p' requirements.txt)
+
+define CHECK_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Python 3.11 or newer is needed, and $(PYTHON) is not; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+endef
+FAILED = echo "The installation failed (the lines above say why); the same command tries again." >&2; exit 1
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint notebooks clean clean-outputs
+.PHONY: run test test-lowest test-newest lint notebooks clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
 
 test: $(INSTALLED)
 	@$(PY) -m pytest $(ARGS)
+
+# In an environment made anew each time, because the newest versions change. It stays, for a look at what failed.
+test-lowest test-newest: test-%:
+	$(CHECK_PYTHON)
+	@echo "Installing the $* versions into .venv-$*" >&2; $(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python -m pip install -qq "uv>=0.9,<1" || { $(FAILED); }
+	@# torch by pip, which is told where its builds are, and alone: what it needs follows in the same resolution as the rest.
+	@pip=".venv-$*/bin/python -m pip install -qq --no-deps"; \
+	if [ -n "$(TORCH)" ]; then $$pip "torch==$(TORCH)"; \
+	else $$pip "$(TORCH_$*)" || $$pip -c constraints.txt torch; fi || { $(FAILED); }
+	@.venv-$*/bin/python -m pip freeze | grep '^torch==' > .venv-$*/torch.txt
+	@.venv-$*/bin/uv pip install -q --python .venv-$*/bin/python --resolution $(RESOLUTION_$*) \
+		-c .venv-$*/torch.txt -e ".[dev]" || { $(FAILED); }
+	@echo "The $* versions that requirements.txt allows, with $$(cat .venv-$*/torch.txt) of $(TORCH_newest)" >&2
+	@.venv-$*/bin/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
@@ -33,17 +64,16 @@ notebooks: $(INSTALLED)
 	@$(PY) -m rlhf_utils.published outputs/instruct-tiny
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "Python 3.11 or newer is needed, and $(PYTHON) is not; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(CHECK_PYTHON)
 	@if [ -f $@ ]; then echo "Requirements changed: updating .venv"; \
 	else echo "Installing into .venv (about 3 minutes, once)" && $(PYTHON) -m venv --clear .venv; fi >&2
 	@rm -f $@
-	@$(PY) -m pip install -qq -c constraints.txt -e ".[dev]" || { \
-		echo "The installation failed (the lines above say why); the same command tries again." >&2; exit 1; }
+	@# Not by -c, which leaves out what pip builds with; newer pips read the second name for that.
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PY) -m pip install -qq -e ".[dev]" || { $(FAILED); }
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 

@@ -84,7 +84,7 @@ def watch_numbers(trainer, title: str, folder: Path, setting: str) -> None:
             if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
                 return  # gradients are in pieces, and theirs to watch
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = torch.stack(torch._foreach_norm(gradients)).norm()
+            norm = torch.nn.utils.get_total_norm(gradients)
             if norm.isfinite():
                 seen["skipped"] = 0
             elif trainer.accelerator.scaler is None:

@@ -28,7 +28,7 @@ NEW = 20
 @pytest.fixture(scope="module")
 def model():
     """Ends after a few tokens on average, so that rows of one batch end at different times."""
-    return tiny_model(eos_nats=4.0)
+    return tiny_model(eos_nats=3.5)
 
 
 def draw(model, rows, seed=0, extra=0, new=NEW, temperature=0.8, filler=EOS, **more):

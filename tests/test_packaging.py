@@ -7,7 +7,7 @@ import re
 import sys
 import tomllib
 from fnmatch import fnmatch
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,17 @@ PACKAGING_FILES = [
     ".ci/run",
     ".gitignore",
     ".github/workflows/ci.yml",
+    ".github/workflows/versions.yml",
 ]
 # Colab and Kaggle install what stands above this line of requirements.txt.
 LOCAL_MARK = "# --- local only ---"
 # Imported only where they are: the platforms' own, Jupyter's forms, and the extra `embeddings`.
 PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers"}
+
+# What torch's own CUDA build brings.
+CUDA = ("nvidia", "cuda", "triton")
+# Which of the Makefile's environments this is: .venv, .venv-lowest, .venv-newest, or none of them.
+ENVIRONMENT = Path(sys.prefix).name
 
 
 def requirement_lines(text: str) -> list[str]:
@@ -90,15 +96,55 @@ def test_the_lock_is_plain_and_complete(needed, locked, pyproject):
     odd = [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[^\s+@/]+", line)]
     assert not odd, f"not a plain pin: {odd}"
     assert len(lines) == len(locked), "a package is pinned twice"
-    wanted = {**needed, **requirements("\n".join(pyproject["project"]["optional-dependencies"]["dev"]))}
+    build, dev = pyproject["build-system"]["requires"], pyproject["project"]["optional-dependencies"]["dev"]
+    wanted = {**needed, **requirements("\n".join([*build, *dev]))}
     assert not wanted.keys() - locked.keys(), "constraints.txt lacks some"
     wrong = [f"{r}, not {locked[name]}" for name, r in wanted.items() if locked[name] not in r.specifier]
     assert not wrong, f"constraints.txt is outside the range: {wrong}"
 
 
+def installed_for(name: str, extras: frozenset[str]) -> dict[str, Version]:
+    """What an installed package takes here, itself included: name -> version. What else lies there is left out."""
+    versions, open_ends = {}, [(canonicalize_name(name), extras)]
+    seen = set(open_ends)
+    while open_ends:
+        name, extras = open_ends.pop()
+        versions[name] = Version(distribution(name).version)
+        for requirement in map(Requirement, distribution(name).requires or []):
+            wanted = canonicalize_name(requirement.name), frozenset(requirement.extras)
+            applies = not requirement.marker or any(requirement.marker.evaluate({"extra": e}) for e in {"", *extras})
+            if applies and wanted not in seen:
+                seen.add(wanted)
+                open_ends.append(wanted)
+    return versions
+
+
+def test_a_local_install_takes_what_is_locked_and_nothing_else(locked):
+    if ENVIRONMENT != ".venv" or not (Path(sys.prefix) / ".installed").is_file():
+        pytest.skip("not the environment that `make` installs with constraints.txt")
+    taken = installed_for(PACKAGE.name, frozenset({"dev"}))
+    assert taken.keys() > {"torch", "pytest", "jupyterlab"}
+    del taken[canonicalize_name(PACKAGE.name)]
+    unlocked = [n for n in taken if n not in locked and not n.startswith(CUDA)]
+    assert not unlocked, f"constraints.txt does not say which version: {unlocked}"
+    moved = {n: str(v) for n, v in taken.items() if n in locked and v.public != locked[n].public}
+    assert not moved, f"not the version of constraints.txt: {moved}"
+
+
+def test_the_lower_ends_can_be_installed_together(needed, pyproject):
+    if ENVIRONMENT != ".venv-lowest":
+        pytest.skip("not the environment of `make test-lowest`")
+    ranges = {**needed, **requirements("\n".join(pyproject["project"]["optional-dependencies"]["dev"]))}
+    # Which torch can be had depends on the machine; the command says which it took.
+    del ranges["torch"]
+    ends = {name: Version(s.version) for name, r in ranges.items() for s in r.specifier if s.operator == ">="}
+    above = {name: version for name in ends if Version(version := distribution(name).version) != ends[name]}
+    assert not above, f"what other packages need is above the lower end in requirements.txt: {above}"
+
+
 def test_torch_is_pinned_and_no_cuda_library_is(locked):
     assert str(locked["torch"]) == "2.13.0"
-    assert not [name for name in locked if name.startswith(("nvidia", "cuda", "triton"))]
+    assert not [name for name in locked if name.startswith(CUDA)]
 
 
 def test_every_import_of_the_package_is_required(needed):

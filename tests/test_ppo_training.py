@@ -190,7 +190,8 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
     folders = trainer.store.policies()
     assert [folder.name for folder in folders] == ["update-000002", "update-000004", "update-000005"]
     best = trainer.store.best(history, None)
-    assert best == max(folders[:2], key=lambda folder: history[int(folder.name[-1])]["reward"])
+    # Of equals the later one: which rewards are equal depends on the random weights, and they on transformers' version.
+    assert best == max(folders[:2], key=lambda folder: (history[int(folder.name[-1])]["reward"], folder))
     assert [folder for folder in folders if (folder / "training").is_dir()] == [best, folders[-1]]
     saved = load_policy(folders[-1] / "policy", CPU)
     for name, tensor in trainer.policy().state_dict().items():
