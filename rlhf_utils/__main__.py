@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from rlhf_utils import processes
-from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.errors import InputError, TrainingError, visible
 from rlhf_utils.runtime import prepare_environment
 from rlhf_utils.stopping import Stopped, terminable
 
@@ -210,7 +210,7 @@ def _rank(options: argparse.Namespace) -> None:
     ranked = [
         {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
     ]
-    print(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False))
+    print(visible(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False)))
 
 
 def _playground(options: argparse.Namespace) -> None:

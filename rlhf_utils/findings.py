@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf_utils.errors import visible
 from rlhf_utils.plots.evaluation import comparison, judge_of, models_of
 from rlhf_utils.plots.results import bounds, number
 from rlhf_utils.plots.reward_model import accuracies
@@ -57,7 +58,7 @@ def text_summary(summary: dict) -> str:
     rows += [[row["name"], *(cell.value for cell in row["cells"])] for row in table["rows"]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", *sentences(summary)])
+    return visible("\n".join([*lines, "", *sentences(summary)]))
 
 
 def headlines(summary: dict, judges: list) -> list[Headline]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shlex
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from rlhf_utils.bootstrap import repository_address
-from rlhf_utils.errors import InputError
+from rlhf_utils.errors import InputError, visible
 from rlhf_utils.files import read_json
 from rlhf_utils.findings import model_table, sentences
 from rlhf_utils.models import copy_model
@@ -59,7 +60,7 @@ def model_card(run: Run, stage: str) -> str:
         dataset=_public(recipe.dataset),
         policy=_public(recipe.policy) or "a small GPT-2 trained by the series itself",
         data=_public(recipe.dataset) or "the series' embedded world, or a file of the author's",
-        headlines=sentences(summary) if summary else [],
+        headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
         **table,
         prompts=summary.get("prompts"),
         usage=_usage(run, stage),
@@ -129,3 +130,8 @@ def _changes(run: Run) -> str:
 
 def _is_path(value: str) -> bool:
     return value != EMBEDDED and Path(value).expanduser().exists()
+
+
+def _markdown(text: str) -> str:
+    """A sentence, which may quote a phrase of a model, as Markdown that shows just that."""
+    return html.escape(visible(text), quote=False).replace("`", "\\`").replace("](", "]\\(")

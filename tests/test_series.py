@@ -58,8 +58,15 @@ def run_command(folder: Path, *extra: str) -> list[str]:
     return [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", str(folder), *settings, *extra]
 
 
+# Looked for afterwards in whatever the runs leave and say.
+SECRETS = {
+    "HF_TOKEN": "hf_PlantedForTheTestOfTheSeries0000",
+    "WANDB_API_KEY": "planted5d41402abc4b2a76b9719d911017c592",
+}
+
+
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **SECRETS, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def call(command: Sequence[str], cwd: Path) -> SimpleNamespace:
@@ -114,6 +121,17 @@ def test_the_series_goes_on_after_a_kill_and_after_a_failure(told):
     assert told.repaired.status == 0, told.repaired.err
     assert [": complete, skipped" in line for line in told.repaired.err if ":" in line[6:]][:6] == [True] * 6
     assert sum(": done in " in line for line in told.repaired.err) == 3
+
+
+@pytest.mark.slow
+def test_no_secret_is_in_what_a_run_leaves_and_says(told):
+    """Killed, failed, repaired, skipped: in no file, notebook, record or line of it."""
+    files = [path for path in told.root.parents[1].rglob("*") if path.is_file()]
+    assert len(files) > 100 and any(path.suffix == ".ipynb" for path in files)
+    for secret in SECRETS.values():
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
+        for done in (told.failed, told.repaired, told.again):
+            assert secret not in "\n".join([done.out, *done.err])
 
 
 @pytest.mark.slow

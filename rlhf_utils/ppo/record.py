@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_utils.errors import InputError
+from rlhf_utils.errors import InputError, visible
 from rlhf_utils.files import append_text, read_json, write_json, write_text
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
@@ -70,7 +70,7 @@ def samples_table(samples: Sequence[dict]) -> str:
     """Samples of an update, one line each: reward, the end of the prompt, the start of the answer."""
 
     def cut(text: str, width: int, end: bool = False) -> str:
-        text = " ".join(text.split())
+        text = visible(" ".join(text.split()))
         if len(text) <= width:
             return text.ljust(width)
         return "…" + text[1 - width :] if end else text[: width - 1] + "…"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils import processes
-from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.errors import InputError, TrainingError, visible
 from rlhf_utils.files import disk_errors
 from rlhf_utils.memory import remembering
 from rlhf_utils.models import checkpoint_gradients
@@ -188,7 +188,7 @@ class PPOTrainer:
         self.record.add(line)
         for name, text in line["warnings"].items():
             if len(history) == 1 or name not in history[-2]["warnings"]:
-                tqdm.write(f"update {line['update'] + 1}: {text}")
+                tqdm.write(visible(f"update {line['update'] + 1}: {text}"))
         if line["update"] % self.config.sample_every == 0 or len(history) == self.config.updates:
             samples = self.record.add_samples(line["update"], rollout)
             self.samples_written += len(samples)

@@ -1,0 +1,134 @@
+"""No code from data or models, and no text of theirs that a page or a terminal takes for its own."""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from made_up_run import make_run
+
+from rlhf_utils.errors import InputError, TrainingError, visible
+from rlhf_utils.findings import text_summary
+from rlhf_utils.hub import _markdown
+from rlhf_utils.ppo.record import samples_table
+from rlhf_utils.report import write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(ROOT.glob("0*/*.ipynb"))
+# They run code that stands in what they read, or hand text to a shell.
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "jsonpickle", "commands", "pty"}
+CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
+         "yaml.full_load", "pandas.read_pickle", "pd.read_pickle", "numpy.load", "np.load"}  # fmt: skip
+
+
+def sources() -> list[tuple[str, str]]:
+    paths = [*ROOT.glob("rlhf_utils/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    found = [(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in paths]
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        found += [
+            (f"{path.relative_to(ROOT)} {cell['id']}", "".join(cell["source"]))
+            for cell in cells
+            if cell["cell_type"] == "code"
+        ]
+    return found
+
+
+def dangers(code: str) -> list[str]:
+    """What in `code` could run what it reads."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found += [name for name in names if name.split(".")[0] in MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if name in CALLS:
+            found.append(name)
+        if given.get("shell", "False") != "False" or given.get("trust_remote_code", "False") != "False":
+            found.append(ast.unparse(node)[:80])
+        if name in ("torch.load", "load") and "weights_only" in given and given["weights_only"] != "True":
+            found.append(ast.unparse(node)[:80])
+        if name == "torch.load" and "weights_only" not in given:
+            found.append("torch.load without weights_only=True")
+        if given.get("use_safetensors", "True") != "True" or given.get("safe_serialization", "True") != "True":
+            found.append(ast.unparse(node)[:80])
+    return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle", "from dill import loads", "eval(text)", "os.system(text)", "run(text, shell=True)",
+        "load(x, trust_remote_code=True)", "load(x, trust_remote_code=asked)", "torch.load(path)",
+        "torch.load(path, weights_only=False)", "yaml.load(text)", "np.load(path)", "save(x, safe_serialization=False)",
+    ],
+)  # fmt: skip
+def test_what_would_run_code_is_found(code):
+    assert dangers(code)
+
+
+def test_nothing_that_is_read_is_run():
+    found = {place: dangers(code) for place, code in sources()}
+    assert len(found) > 150 and not {place: what for place, what in found.items() if what}
+
+
+def test_pages_escape_by_themselves():
+    """Every jinja environment but that of the Markdown card, whose texts are escaped one by one."""
+    settings = [
+        (place, ast.unparse(node))
+        for place, code in sources()
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("jinja2.Environment")
+    ]
+    assert len(settings) >= 4
+    assert [place for place, call in settings if "autoescape=True" not in call] == ["rlhf_utils/hub.py"]
+    unescaped = {
+        path.name: re.findall(r"\{\{[^}]*\|\s*safe\b[^}]*\}\}|autoescape false", path.read_text(encoding="utf-8"))
+        for path in (ROOT / "rlhf_utils" / "templates").glob("*.html.j2")
+    }
+    assert unescaped and not any(unescaped.values()), unescaped
+
+
+CLEAR, TITLE, TURNED, EIGHT_BIT = "\x1b[2J", "\x1b]0;owned\x07", "\u202e", "\x9b31m"
+HOSTILE = f"<script>alert(1)</script>{CLEAR}{TITLE}{TURNED}{EIGHT_BIT}\r\x00| a ](http://evil.example) `b`"
+
+
+def is_harmless(text: str) -> bool:
+    return not any(part in text for part in ("\x1b", "\x9b", "\x07", "\r", "\x00", "\u202e"))
+
+
+def test_a_terminal_shows_control_characters_as_text():
+    assert visible("plain, größer 漢字 🎈\n and so on") == "plain, größer 漢字 🎈\n and so on"
+    assert visible("\x1b[2J\u202e\x9b") == "\\u001b[2J\\u202e\\u009b"
+    assert json.loads(visible(json.dumps({"text": HOSTILE}, ensure_ascii=False))) == {"text": HOSTILE}
+
+
+def test_errors_samples_and_summaries_are_safe_to_print():
+    for error in (InputError, TrainingError):
+        assert is_harmless(str(error(f"row 3: {HOSTILE}"))) and "alert(1)" in str(error(HOSTILE))
+    table = samples_table([{"update": 0, "reward": 1.0, "prompt": HOSTILE[-38:], "response": HOSTILE}])
+    assert is_harmless(table) and "\\u001b[2J" in table
+    verdict = {"level": "suspected", "text": f"{HOSTILE} is in 90% of answers", "evidence": []}
+    assert is_harmless(text_summary({"hacking": verdict})) and "alert(1)" in text_summary({"hacking": verdict})
+
+
+def test_a_model_card_takes_no_markup_from_a_phrase():
+    card = _markdown(f"The phrase {HOSTILE!s} is in every answer")
+    assert is_harmless(card) and "<script>" not in card and "](http" not in card and " `b" not in card
+    assert _markdown("gold: +1.2 [0.9, 1.4]") == "gold: +1.2 [0.9, 1.4]"
+
+
+def test_the_report_shows_phrases_and_answers_as_text(tmp_path):
+    root = make_run(tmp_path)
+    path = root / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["hacking"] = {**summary.get("hacking", {}), "level": "suspected", "text": HOSTILE, "evidence": [HOSTILE]}
+    path.write_text(json.dumps(summary))
+    page = write_report(root).read_text(encoding="utf-8")
+    assert "<script>alert" not in page and html.escape("<script>alert(1)</script>") in page
