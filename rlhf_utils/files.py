@@ -134,13 +134,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`."""
+    """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`; one that
+    was killed just before its last step has moved the folder aside, and it is put back."""
     for path in folder.parent.glob(f".{folder.name}.*"):
         parts = path.name.removeprefix(f".{folder.name}.").split(".")
         if len(parts) == 2 and parts[0].isdigit() and parts[1] in ("partial", "replaced"):
             process = int(parts[0])
             if process == os.getpid() or not psutil.pid_exists(process):
-                shutil.rmtree(path, ignore_errors=True)
+                if parts[1] == "replaced" and not folder.exists():
+                    os.replace(path, folder)
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:

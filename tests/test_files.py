@@ -93,6 +93,19 @@ def test_whole_folder_clears_away_what_killed_processes_left(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([in_use.name, "stage"])
 
 
+def test_whole_folder_puts_back_what_a_killed_process_had_moved_aside(tmp_path):
+    """The moment between its two renames: the old folder has gone, and the new one has not come."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name, text in (("replaced", "old"), ("partial", "new")):
+        (tmp_path / f".stage.{dead.pid}.{name}").mkdir()
+        (tmp_path / f".stage.{dead.pid}.{name}" / "file").write_text(text)
+    with pytest.raises(ValueError, match="no"), files.whole_folder(tmp_path / "stage"):
+        assert (tmp_path / "stage" / "file").read_text() == "old"
+        raise ValueError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
 @pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
 def test_whole_folder_keeps_the_old_content_when_the_block_fails(tmp_path, failure):
     folder = tmp_path / "stage"
