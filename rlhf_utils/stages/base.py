@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf_utils.data import PreparedData, check_rows, load_rows, prepare, pretraining_texts
 from rlhf_utils.errors import InputError
+from rlhf_utils.memory import phase
 from rlhf_utils.models import adapter_base, copy_model, load_config, load_policy, load_tokenizer, save_model
 from rlhf_utils.pretraining import cached_base
 from rlhf_utils.recipes import Recipe
@@ -26,12 +27,13 @@ def make_base(run: Run) -> dict:
         if recipe.policy == EMBEDDED:
             run.progress("training the small base model (once per machine)")
             texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
-            source = cached_base(
-                texts,
-                recipe.base,
-                recipe.seed,
-                lambda step, total, loss: run.progress(f"training the base model: loss {loss:.2f}", step, total),
-            )
+            with phase("train"):
+                source = cached_base(
+                    texts,
+                    recipe.base,
+                    recipe.seed,
+                    lambda step, total, loss: run.progress(f"training the base model: loss {loss:.2f}", step, total),
+                )
             copy_model(source, folder)
             stage.results = {"documents": len(texts)}
         else:
