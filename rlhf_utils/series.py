@@ -24,10 +24,11 @@ from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.locks import series_lock
+from rlhf_utils.names import is_there, local_path
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import HEADLESS
-from rlhf_utils.settings import EMBEDDED, flat
+from rlhf_utils.settings import flat
 from rlhf_utils.stopping import Listener, Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +131,7 @@ def _names_a_path(key: str) -> bool:
 
 
 def _exists(path: Any) -> bool:
-    return isinstance(path, str) and path not in ("", EMBEDDED) and Path(path).expanduser().exists()
+    return isinstance(path, str) and is_there(path)
 
 
 def _check_input(run: Run, chosen: list[Notebook]) -> None:
@@ -194,7 +195,7 @@ def _chosen(only: list[str] | None) -> list[Notebook]:
 
 def _as_seen_from_root(folder: str) -> str:
     """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
-    path = Path(folder).expanduser()
+    path = local_path(folder)
     return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
 
 

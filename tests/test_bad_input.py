@@ -213,6 +213,17 @@ def test_policies(cli, tmp_path, case):  # noqa: F811
     refused(cli(*run_with(tmp_path / "policy")), *words)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a" * 5000, "cannot load"), ("~nobody-of-this-name/model", "not a model folder")],
+    ids=["too long for a path", "in the home of nobody"],
+)
+def test_names_that_are_no_path(cli, name, words):  # noqa: F811
+    for key in ("policy", "models.sft", "models.reward_model"):
+        if words != "cannot load" or key == "policy":
+            refused(cli(*run_with(Path(name), key)), words)
+
+
 def test_policies_of_two_vocabularies(cli, tmp_path):  # noqa: F811
     save_tiny(tmp_path / "policy")
     tokenizer = save_tiny(tmp_path / "sft") / "tokenizer.json"
