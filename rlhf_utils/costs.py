@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlhf_utils.names import hub_name
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.settings import EMBEDDED
 
@@ -105,7 +106,7 @@ def shape_of(recipe: Recipe) -> Shape | None:
     if recipe.policy == EMBEDDED:
         base = recipe.base
         return Shape(base.layers, base.width, base.vocabulary, base.context)
-    return SHAPES.get(recipe.policy)
+    return SHAPES.get(hub_name(recipe.policy)[0])
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -130,7 +131,7 @@ def _download(recipe: Recipe, shape: Shape) -> float:
     data = 0.0 if recipe.dataset == EMBEDDED else DATASETS.get(recipe.dataset, (0, 0.0))[1]
     policy = 0.0 if recipe.policy == EMBEDDED else 4.0 * shape.parameters
     ready = [name for name in recipe.models.model_dump().values() if name]
-    return data + policy + sum(4.0 * OTHERS.get(name, shape.parameters) for name in ready)
+    return data + policy + sum(4.0 * OTHERS.get(hub_name(name)[0], shape.parameters) for name in ready)
 
 
 def tokens_of(recipe: Recipe) -> tuple[float, float]:

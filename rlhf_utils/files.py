@@ -128,9 +128,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             if folder.exists():
                 os.replace(folder, replaced)
             os.replace(temporary, folder)
-            shutil.rmtree(replaced, ignore_errors=True)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_leftovers(folder)
 
 
 def _remove_leftovers(folder: Path) -> None:

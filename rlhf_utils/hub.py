@@ -15,6 +15,7 @@ from rlhf_utils.errors import InputError, visible
 from rlhf_utils.files import read_json
 from rlhf_utils.findings import model_table, sentences
 from rlhf_utils.models import copy_model
+from rlhf_utils.names import hub_name, is_there
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import hub_token
@@ -38,6 +39,7 @@ def model_card(run: Run, stage: str) -> str:
         raise InputError(f"stage {stage!r} leaves no model; choose one of {', '.join(ROLES)}")
     run.require(stage)
     recipe, record = run.recipe, run.record()
+    policy = _public(recipe.policy)
     made = read_json(run.folder(stage) / "stage.json")["made"]
     summary_file = run.evaluation / "summary.json"
     summary = read_json(summary_file) if run.is_complete("evaluation") else {}
@@ -56,9 +58,10 @@ def model_card(run: Run, stage: str) -> str:
         address=repository_address(),
         pipeline="text-classification" if stage == "reward_model" else "text-generation",
         # A path of this machine means nothing elsewhere.
-        base=_public(recipe.policy),
+        # The hub takes no revision there.
+        base=hub_name(policy)[0] if policy else None,
         dataset=_public(recipe.dataset),
-        policy=_public(recipe.policy) or "a small GPT-2 trained by the series itself",
+        policy=policy or "a small GPT-2 trained by the series itself",
         data=_public(recipe.dataset) or "the series' embedded world, or a file of the author's",
         headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
         **table,
@@ -101,7 +104,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
 
 
 def _public(source: str) -> str | None:
-    return None if source == EMBEDDED or _is_path(source) else source
+    return None if source == EMBEDDED or is_there(source) else source
 
 
 def _usage(run: Run, stage: str) -> str:
@@ -125,11 +128,7 @@ def _changes(run: Run) -> str:
     found = flat(run.recipe.model_dump(mode="json"))
     changed = [(key, value) for key, value in found.items() if usual.get(key) != value]
     plain = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in changed]
-    return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in plain if not _is_path(value))
-
-
-def _is_path(value: str) -> bool:
-    return value != EMBEDDED and Path(value).expanduser().exists()
+    return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in plain if not is_there(value))
 
 
 def _markdown(text: str) -> str:

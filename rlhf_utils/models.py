@@ -4,7 +4,6 @@ that say so."""
 from __future__ import annotations
 
 import importlib.util
-import re
 import shutil
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import file_exists, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -28,14 +28,11 @@ from transformers import (
 from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
+from rlhf_utils.names import Source, hub_name, is_folder, is_there, local_path
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import LoraSettings
 
-# A hub id, with `:subfolder` for a folder inside the repository and `@revision` for a branch, tag or commit of it, or a
-# folder on this machine; in each of them a model or a LoRA adapter, which is merged into its base when it is loaded.
-Source = str | Path
 ADAPTER_CONFIG = "adapter_config.json"
-_HUB_NAME = re.compile(r"((?:[\w.-]+/)?[\w.-]+)(?::([\w./-]+))?(?:@([\w./-]+))?", re.ASCII)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -158,8 +155,20 @@ def merge_adapter(base: PreTrainedModel, adapter: Source) -> PreTrainedModel:
     Merging into the fp32 base is exact to 4e-7; merging into the 4-bit base it was trained on costs about 7 %.
     """
     from peft import PeftModel
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     name, where = hub_name(adapter)
+    if is_folder(adapter):
+        check_weights(adapter)
+    else:
+        try:
+            hf_hub_download(name, SAFETENSORS_WEIGHTS_NAME, **where)
+        except EntryNotFoundError:
+            # peft would read pickled ones instead.
+            raise InputError(
+                f"the adapter {adapter} has no safetensors on the hub, or cannot be reached; name a revision that has "
+                "them (NAME@REVISION), or convert the weights and give the folder"
+            ) from None
     return PeftModel.from_pretrained(base, name, **where).merge_and_unload()
 
 
@@ -207,7 +216,7 @@ def copy_model(source: Path, folder: Path) -> None:
 def check_weights(source: Source) -> None:
     """Raise InputError where the folder at `source` has no safetensors: pickled weights can run code when they are
     read, so they are not."""
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if any(folder.glob("*.safetensors")):
         return
     if pickled := next(folder.glob("*.bin"), None) or next(folder.glob("*.pt"), None):
@@ -218,15 +227,10 @@ def check_weights(source: Source) -> None:
     raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
 
 
-def is_folder(source: Source) -> bool:
-    """Whether `source` is meant as a folder of this machine, also where there is none."""
-    return Path(source).expanduser().exists() or str(source).startswith((".", "/", "~"))
-
-
 def adapter_base(source: Source) -> str | None:
     """What the LoRA adapter at `source` was trained on; None where `source` is a model of its own."""
     if is_folder(source):
-        folder = Path(source).expanduser()
+        folder = local_path(source)
         alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
         about = folder / ADAPTER_CONFIG if alone else None
     else:
@@ -272,9 +276,9 @@ def _load_model(kind, source: Source, **settings) -> PreTrainedModel:
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
     base = adapter_base(source)
-    own = base is None or (is_folder(source) and (Path(source).expanduser() / "tokenizer_config.json").is_file())
+    own = base is None or (is_folder(source) and (local_path(source) / "tokenizer_config.json").is_file())
     if own and is_folder(source):
-        folder = Path(source).expanduser()
+        folder = local_path(source)
         if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
             raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
     tokenizer = _from_pretrained(AutoTokenizer, source if own else base)
@@ -283,19 +287,8 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def hub_name(source: Source) -> tuple[str, dict[str, str]]:
-    """`owner/name:subfolder@revision` as the hub's id and the keywords `subfolder` and `revision`, each where it is
-    given; a folder is its path, and has neither."""
-    if is_folder(source):
-        return str(Path(source).expanduser()), {}
-    parts = _HUB_NAME.fullmatch(str(source))
-    if parts is None:
-        return str(source), {}
-    return parts[1], {key: value for key, value in (("subfolder", parts[2]), ("revision", parts[3])) if value}
-
-
 def _from_pretrained(kind, source: Source, **settings):
-    path = Path(source).expanduser()
+    path = local_path(source)
     if is_folder(source) and not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise InputError(
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
@@ -308,7 +301,7 @@ def _from_pretrained(kind, source: Source, **settings):
     try:
         return kind.from_pretrained(name, **where, **settings)
     except (OSError, ValueError, SafetensorError) as error:
-        if path.exists():
+        if is_there(source):
             reason = str(error).strip().split("\n")[0][:300]
             raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
         if all(part in str(error) for part in ("does not appear to have a file named", "safetensors")):

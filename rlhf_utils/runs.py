@@ -24,6 +24,7 @@ from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.locks import stage_lock
 from rlhf_utils.memory import check_fit, measuring, phase, remembering
+from rlhf_utils.names import is_there, local_path
 from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.runtime import reach_drive
@@ -37,7 +38,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
         self.recipe = recipe
-        self.root = Path(output_dir).expanduser() / f"{recipe.name}-{recipe.scale}"
+        self.root = local_path(output_dir) / f"{recipe.name}-{recipe.scale}"
         self.checkpoints = self.root / "checkpoints"
         self.evaluation = self.root / "evaluation"
         self.plots = self.root / "plots"
@@ -140,11 +141,7 @@ class Run:
                 stage,
                 self.recipe.section_hash(*self._settings(stage)),
                 *(self.fingerprint(name) for name in self.needs(stage)),
-                *(
-                    content_hash(path)
-                    for source in self._sources(stage)
-                    if source != EMBEDDED and (path := Path(source).expanduser()).exists()
-                ),
+                *(content_hash(local_path(source)) for source in self._sources(stage) if is_there(source)),
             ]
             self._fingerprints[stage] = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return self._fingerprints[stage]

@@ -24,6 +24,7 @@ from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.locks import series_lock
+from rlhf_utils.names import is_folder, is_there, local_path
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import HEADLESS
@@ -78,7 +79,7 @@ def run_series(
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in chosen if _applies(run, notebook)]
     _check_input(run, chosen)
-    begun_here = not os.path.exists(run.root)
+    begun = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
     run.make_folders()
     parameters = {
         "recipe": recipe,
@@ -92,8 +93,12 @@ def run_series(
             _say_what_it_needs(run, chosen, fresh)
             _execute_all(run, chosen, parameters)
         except InputError:
-            if begun_here and not any(run.checkpoints.glob("*/stage.json")):
+            if begun and not any(run.checkpoints.glob("*/stage.json")):
                 shutil.rmtree(run.root, ignore_errors=True)
+                # Made for this run; one that something else has been put into stays.
+                with contextlib.suppress(OSError):
+                    for folder in begun[1:]:
+                        folder.rmdir()
             raise
     return run
 
@@ -130,7 +135,7 @@ def _names_a_path(key: str) -> bool:
 
 
 def _exists(path: Any) -> bool:
-    return isinstance(path, str) and path not in ("", EMBEDDED) and Path(path).expanduser().exists()
+    return isinstance(path, str) and is_there(path)
 
 
 def _check_input(run: Run, chosen: list[Notebook]) -> None:
@@ -147,9 +152,8 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
             made.add(stage)
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
-    if any(
-        _names_a_path(key) and _exists(value) for key, value in flat(recipe.model_dump()).items() if key != "dataset"
-    ):
+    named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
+    if any(value and value != EMBEDDED and is_folder(value) for value in named):
         from rlhf_utils.stages.named import check_named_models  # imports torch, which takes seconds
 
         check_named_models(run)
@@ -194,7 +198,7 @@ def _chosen(only: list[str] | None) -> list[Notebook]:
 
 def _as_seen_from_root(folder: str) -> str:
     """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
-    path = Path(folder).expanduser()
+    path = local_path(folder)
     return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
 
 

@@ -213,6 +213,16 @@ def test_policies(cli, tmp_path, case):  # noqa: F811
     refused(cli(*run_with(tmp_path / "policy")), *words)
 
 
+def test_a_policy_in_the_home_of_nobody(cli):  # noqa: F811
+    refused(cli(*run_with(Path("~nobody-of-this-name/model"))), "~nobody-of-this-name", "not a model folder")
+
+
+@pytest.mark.slow
+def test_a_policy_that_the_series_finds_nowhere(cli):  # noqa: F811
+    """Known only when the first notebook asks the hub; the name is too long to be a path, too."""
+    refused(cli(*run_with(Path("a" * 5000))), "cannot load")
+
+
 def test_policies_of_two_vocabularies(cli, tmp_path):  # noqa: F811
     save_tiny(tmp_path / "policy")
     tokenizer = save_tiny(tmp_path / "sft") / "tokenizer.json"

@@ -31,6 +31,11 @@ def test_every_recipe_has_an_estimate(name, scale):
         assert found.seconds < 11 * 60
 
 
+def test_a_pinned_model_costs_what_the_model_costs():
+    plain, pinned = (load_recipe("instruct", "t4", {"policy": name}) for name in ("gpt2", "gpt2@607a30d"))
+    assert costs.estimate(plain) == costs.estimate(pinned) != costs.Estimate(None, None, None)
+
+
 def test_an_unknown_policy_has_none():
     found = costs.estimate(load_recipe("instruct", "t4", {"policy": "somebody/something"}))
     assert found == costs.Estimate(None, None, None)

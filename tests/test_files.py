@@ -106,6 +106,24 @@ def test_whole_folder_puts_back_what_a_killed_process_had_moved_aside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
+@pytest.mark.parametrize("step", range(2))
+def test_whole_folder_interrupted_at_one_of_its_renames_leaves_the_old_content(tmp_path, monkeypatch, step):
+    folder, real, done = tmp_path / "stage", os.replace, []
+
+    def replace(source, target):
+        done.append(source)
+        if len(done) == step + 1:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    folder.mkdir()
+    (folder / "old").touch()
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(folder) as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
 def test_whole_folder_keeps_the_old_content_when_the_block_fails(tmp_path, failure):
     folder = tmp_path / "stage"

@@ -63,6 +63,15 @@ def test_no_path_of_this_machine_is_in_the_card(run, tmp_path):
     assert "--set seed=7" in card
 
 
+def test_the_card_names_the_repository_of_a_pinned_policy(run):
+    """The hub refuses a card whose `base_model` is not the id of a repository."""
+    other = Run(run.recipe.model_copy(update={"policy": "owner/name:sub@v1.0"}), run.root.parent)
+    other._fingerprints = {stage: run.fingerprint(stage) for stage in run.stages}
+    card = model_card(other, "ppo")
+    assert yaml.safe_load(card.split("---\n", 2)[1])["base_model"] == "owner/name"
+    assert "| policy it started from | `owner/name:sub@v1.0` |" in card
+
+
 def test_a_stage_without_a_model_is_refused(run):
     with pytest.raises(InputError, match="'data' leaves no model; choose one of base, sft"):
         model_card(run, "data")

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from tiny import CPU, save_tiny, tiny_model, tiny_tokenizer, token_rows
 
 from rlhf_utils import models
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.models import load_policy, load_reward_model, load_tokenizer, lora_config, save_model
+from rlhf_utils.names import hub_name
 from rlhf_utils.recipes import load_recipe, recipe_names
 from rlhf_utils.runs import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes
@@ -107,7 +109,7 @@ def test_an_adapter_that_cannot_be_used_is_told(base, tmp_path, damage, words):
     ],
 )
 def test_a_subfolder_and_a_revision_stand_behind_the_name(source, name, where):
-    assert models.hub_name(source) == (name, where)
+    assert hub_name(source) == (name, where)
 
 
 PINNED = {"subfolder": "sub", "revision": "abc123"}
@@ -179,6 +181,25 @@ def test_a_hub_model_without_safetensors_is_refused_in_one_line(monkeypatch):
     with pytest.raises(InputError, match=r"owner/old has no safetensors on the hub, .*NAME@REVISION") as told:
         load_policy("owner/old", CPU)
     assert "\n" not in str(told.value)
+
+
+def test_pickled_adapters_are_not_read(base, tmp_path, monkeypatch):
+    """peft would take adapter_model.bin where there is nothing else."""
+    adapter = save_adapter(tmp_path / "adapter", base)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"pickled weights \(adapter_model.bin\)"):
+        load_policy(adapter, CPU)
+
+    def hf_hub_download(name, file, **where):
+        if file.endswith(".safetensors"):
+            raise EntryNotFoundError(f"404 for {file}")
+        return adapter / file
+
+    monkeypatch.setattr(models, "file_exists", lambda name, path, revision: path == "adapter_config.json")
+    monkeypatch.setattr(models, "hf_hub_download", hf_hub_download)
+    models._hub_adapter.cache_clear()
+    with pytest.raises(InputError, match="owner/old@v1 has no safetensors on the hub"):
+        load_policy("owner/old@v1", CPU)
 
 
 # A run on ready models

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlhf_utils.data.local import read_local, rows_of_splits, suffix_of
 from rlhf_utils.errors import InputError
+from rlhf_utils.names import is_there, local_path
 from rlhf_utils.settings import EMBEDDED, DataSettings
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -41,7 +40,7 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
         return _embedded(settings, seed)
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
-    path = Path(os.path.expanduser(dataset))
+    path = local_path(dataset)
     if is_local(dataset):
         folder = path / settings.data_dir if settings.data_dir and path.is_dir() else path
         train, test, fingerprint = read_local(folder, settings.split, settings.test_split)
@@ -53,12 +52,7 @@ def is_local(dataset: str) -> bool:
     """An existing path, or a name that cannot be a hub id, or one that ends like a file we read."""
     if dataset == EMBEDDED:
         return False
-    path = Path(os.path.expanduser(dataset))
-    try:
-        exists = path.exists()
-    except (OSError, ValueError):
-        exists = False
-    return exists or suffix_of(path) is not None or not _HUB_ID.fullmatch(dataset)
+    return is_there(dataset) or suffix_of(local_path(dataset)) is not None or not _HUB_ID.fullmatch(dataset)
 
 
 def _embedded(settings: DataSettings, seed: int) -> Rows:

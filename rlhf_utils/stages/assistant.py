@@ -18,7 +18,8 @@ from rlhf_utils.data import PreparedData
 from rlhf_utils.files import write_text
 from rlhf_utils.metrics import mean_interval, win_rate
 from rlhf_utils.metrics.assistant import is_refusal, repetition, safety
-from rlhf_utils.models import hub_name, load_policy, trunk_and_head
+from rlhf_utils.models import load_policy, trunk_and_head
+from rlhf_utils.names import hub_name
 from rlhf_utils.rewards import FluencyReward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED

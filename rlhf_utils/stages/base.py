@@ -8,6 +8,7 @@ from rlhf_utils.data import PreparedData, check_rows, load_rows, prepare, pretra
 from rlhf_utils.errors import InputError
 from rlhf_utils.memory import phase
 from rlhf_utils.models import adapter_base, copy_model, load_config, load_policy, load_tokenizer, save_model
+from rlhf_utils.names import local_path
 from rlhf_utils.pretraining import cached_base
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.runs import Run
@@ -46,7 +47,7 @@ def fetch_policy(run: Run, source: str, folder: Path) -> None:
     """Put the ready policy at `source` into `folder`: any hub id, folder or adapter that `rlhf_utils.models` reads."""
     tokenizer = load_tokenizer(source)
     check_context(run.recipe, source)
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir() and adapter_base(source) is None:
         copy_model(path, folder)
     else:

@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.models import adapter_base, check_weights, is_folder, load_config, load_tokenizer
+from rlhf_utils.models import adapter_base, check_weights, load_config, load_tokenizer
+from rlhf_utils.names import is_folder
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.stages.base import check_context
