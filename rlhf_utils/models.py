@@ -160,6 +160,11 @@ def merge_adapter(base: PreTrainedModel, adapter: Source) -> PreTrainedModel:
     name, where = hub_name(adapter)
     if is_folder(adapter):
         check_weights(adapter)
+        if not (local_path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
+            # peft would look for pickled ones, whatever other safetensors lie there.
+            raise InputError(
+                f"the adapter {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; save it again with save_pretrained"
+            )
     else:
         try:
             hf_hub_download(name, SAFETENSORS_WEIGHTS_NAME, **where)

@@ -200,6 +200,9 @@ def test_pickled_adapters_are_not_read(base, tmp_path, monkeypatch):
     models._hub_adapter.cache_clear()
     with pytest.raises(InputError, match="owner/old@v1 has no safetensors on the hub"):
         load_policy("owner/old@v1", CPU)
+    (adapter / "other.safetensors").touch()
+    with pytest.raises(InputError, match=r"has no adapter_model.safetensors; save it again"):
+        load_policy(adapter, CPU)
 
 
 # A run on ready models

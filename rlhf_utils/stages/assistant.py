@@ -145,7 +145,12 @@ def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
         from sentence_transformers import SentenceTransformer
 
         source, where = hub_name(name)
-        encoder = SentenceTransformer(source, device=evaluator.device.kind, **where)
+        encoder = SentenceTransformer(
+            source,
+            device=evaluator.device.kind,
+            revision=where.get("revision"),
+            model_kwargs={"use_safetensors": True},
+        )
         return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
     return lambda texts: _mean_states(evaluator, texts), "mean-pooled states of the SFT model"
 
