@@ -38,7 +38,7 @@ run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
 
 test: $(INSTALLED)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # In an environment made anew each time, because the newest versions change. It stays, for a look at what failed.
 test-lowest test-newest: test-%:

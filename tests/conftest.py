@@ -1,4 +1,4 @@
-"""What every test runs in: no network, two threads, no display, and a model cache of its own."""
+"""What every test runs in: no network, no more than two threads, no display, and a model cache of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 
 @pytest.fixture(scope="session", autouse=True)
