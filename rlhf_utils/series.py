@@ -79,7 +79,7 @@ def run_series(
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in chosen if _applies(run, notebook)]
     _check_input(run, chosen)
-    begun = [folder for folder in (run.root, *run.root.parents) if not folder.exists()]
+    begun = [folder for folder in (run.root, *run.root.parents) if not os.path.exists(folder)]
     run.make_folders()
     parameters = {
         "recipe": recipe,
