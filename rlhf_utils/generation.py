@@ -72,8 +72,7 @@ def sample(
     the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
     from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the
     prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers that it
-    would draw there. Where memory runs out, fewer rows
-    are sampled at once, with the same random numbers.
+    would draw there. Where memory runs out, fewer rows are sampled at once, with the same random numbers.
     """
     # Drawn all at once, so that a generator is left the same however early the answers end.
     first, of = place or (0, len(prompts))

@@ -261,7 +261,8 @@ def win_rate(run: Path, path: Path) -> None:
             colour = COLOURS.get(name.split("_vs_")[0], MUTED)
             if interval is not None:
                 right.plot(interval, (place, place), color=colour, linewidth=3, alpha=0.55, solid_capstyle="butt")
-            right.plot(rate, place, marker="o", markersize=8, color=colour)
+            # A rate of 1 is on the frame, and still a whole dot.
+            right.plot(rate, place, marker="o", markersize=8, color=colour, clip_on=False)
             text = right.annotate(
                 with_interval(rate, interval),
                 (min(max(rate, 0.24), 0.76), place),
