@@ -1,3 +1,7 @@
 """RLHF for GPT-2, end to end: supervised fine-tuning, reward modelling, PPO and evaluation."""
 
+from rlhf_utils.neighbors import settle
+
 __version__ = "0.1.0"
+
+settle()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.neighbors import is_met, parse, settle, version_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL_ONLY = "# --- local only ---"
@@ -35,7 +35,7 @@ def ready() -> None:
     package that had been loaded has changed.
     """
     os.chdir(_own_copy() if ATTACHED in ROOT.parents else ROOT)
-    unmet = [line for line in requirements() if not _met(line)]
+    unmet = [line for line in requirements() if not is_met(line)]
     if not unmet:
         return
     blocked = [line for line in unmet if name_of(line) in NEVER_TOUCHED]
@@ -48,7 +48,9 @@ def ready() -> None:
     print(f"installing {', '.join(name_of(line) for line in unmet)} ...", flush=True)
     _install(unmet)
     importlib.invalidate_caches()
-    changed = [name for name, version in before.items() if _version(name) != version]
+    # What has come may refuse what was there.
+    settle()
+    changed = [name for name, version in before.items() if version_of(name) != version]
     if changed:
         raise InputError(
             f"{', '.join(changed)} had been loaded before and has changed: restart the kernel "
@@ -70,7 +72,7 @@ def as_installed(line: str) -> str:
 
 def name_of(line: str) -> str:
     """The package that a line of requirements.txt is about."""
-    return re.match(r"[A-Za-z0-9._-]+", line).group()
+    return parse(line).name
 
 
 def pip(*arguments: str, advice: str) -> None:
@@ -152,23 +154,4 @@ def _loaded_versions() -> dict[str, str]:
     """The packages whose modules this process has loaded, with their versions."""
     owners = importlib.metadata.packages_distributions()
     names = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
-    return {name: version for name in sorted(names) if (version := _version(name))}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _met(line: str) -> bool:
-    version = _version(name_of(line))
-    return version is not None and all(_compare(version, *bound) for bound in re.findall(r"(>=|<)\s*([\d.]+)", line))
-
-
-def _compare(version: str, operator: str, bound: str) -> bool:
-    numbers = [[int(part) for part in re.findall(r"\d+", text)[:4]] for text in (version.split("+")[0], bound)]
-    width = max(map(len, numbers))
-    have, limit = ([*number, *[0] * (width - len(number))] for number in numbers)
-    return have >= limit if operator == ">=" else have < limit
+    return {name: version for name in sorted(names) if (version := version_of(name))}

@@ -228,8 +228,9 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    # The kernel inherits it: nobody is there to click on a form.
-    os.environ[HEADLESS] = "1"
+    # The kernel inherits both: nobody is there to click on a form, and its debugger, which nobody attaches to, need not
+    # warn on stderr that Python's own frozen modules cannot be stepped into.
+    os.environ |= {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     target = run.notebooks / f"{notebook.name}.ipynb"
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"

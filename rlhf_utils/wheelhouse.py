@@ -31,6 +31,7 @@ from rlhf_utils.bootstrap import (
 )
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import whole_folder, write_json
+from rlhf_utils.neighbors import parse
 
 # What wheels are in fact built for, up to the glibc (2.35) of Ubuntu 22.04, which both services run on; every further
 # name costs pip seconds.
@@ -70,7 +71,8 @@ def download(folder: Path, python: str, scratch: Path) -> None:
     whichever of them the service ships. `scratch` is a folder for what pip has to be told.
     """
     lines = requirements()
-    lowest = {name_of(line): re.search(r">=\s*([\d.]+)", line)[1] for line in lines if name_of(line) in NEVER_TOUCHED}
+    held = [parse(line) for line in lines if name_of(line) in NEVER_TOUCHED]
+    lowest = {r.name: bound.version for r in held for bound in r.specifier if bound.operator == ">="}
     constraints = scratch / "constraints.txt"
     with constraints.open("w") as file:
         for name, version in lowest.items():

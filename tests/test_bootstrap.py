@@ -115,23 +115,6 @@ def test_what_pip_complains_of_is_one_line(pip, versions, monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    "version, line, met",
-    [
-        ("2.8.0", "x>=2.8,<3", True),
-        ("2.13.0+cu126", "x>=2.8,<3", True),
-        ("2.7.9", "x>=2.8,<3", False),
-        ("3.0", "x>=2.8,<3", False),
-        ("1.0.0", "x>=1,<2", True),
-        ("0.10", "x>=0.9", True),
-        ("2025.3.2", "x>=4", True),
-    ],
-)
-def test_version_ranges(versions, version, line, met):
-    versions["x"] = version
-    assert bootstrap._met(line) is met
-
-
 def test_the_metapackage_of_jupyter_is_not_among_what_is_installed():
     names = {bootstrap.name_of(line) for line in bootstrap.requirements()}
     assert "trl" in names and "jupyter" not in names

@@ -1,12 +1,10 @@
-"""Colab, Kaggle and a plain machine, simulated: their variables, modules, folders, GPUs and lists of packages."""
+"""Colab, Kaggle and a plain machine, simulated: their variables, modules, folders and GPUs."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 import types
@@ -18,17 +16,16 @@ import papermill
 import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
-from pretended import cut_off, make_interpreter
+from pretended import cut_off
 from tiny import save_tiny
 
-from rlhf_utils import bootstrap, runtime
+from rlhf_utils import runtime
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import whole_folder, write_text
 from rlhf_utils.notebook import start
 from rlhf_utils.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
-COLAB_PACKAGES = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
 VARIABLES = (
     "COLAB_RELEASE_TAG",
     "KAGGLE_KERNEL_RUN_TYPE",
@@ -307,63 +304,3 @@ def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
 
 def test_failures_of_training_are_one_line_too():
     assert TrainingError("loss is NaN")._render_traceback_() == ["error: loss is NaN"]
-
-
-@pytest.fixture(scope="module")
-def shipped() -> dict[str, str]:
-    """Name -> version of what Colab ships."""
-    if not COLAB_PACKAGES.is_file():
-        pytest.skip("no list of Colab's packages beside the checkout")
-    return dict(re.findall(r"^([\w.-]+)==(\S+)$", COLAB_PACKAGES.read_text(), flags=re.MULTILINE))
-
-
-def normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def asked_of_pip(shipped: dict[str, str], monkeypatch) -> list[str]:
-    """What the first cell would have pip install on Colab."""
-    known = {normalised(name): version for name, version in shipped.items()}
-    calls = []
-    monkeypatch.setattr(bootstrap, "_version", lambda name: known.get(normalised(name)))
-    monkeypatch.setattr(bootstrap.importlib.metadata, "version", bootstrap._version)
-    monkeypatch.setattr(bootstrap, "pip", lambda *arguments, advice: calls.append(arguments))
-    monkeypatch.chdir(ROOT)
-    bootstrap.ready()
-    return list(calls[0])
-
-
-def test_what_is_installed_on_colab(shipped, monkeypatch):
-    command, *packages = asked_of_pip(shipped, monkeypatch)
-    held = {package for package in packages if "==" in package}
-    assert held == {f"{name}=={shipped[name]}" for name in bootstrap.NEVER_TOUCHED}
-    names = {bootstrap.name_of(package) for package in packages if package not in held}
-    assert {"trl", "datasets", "papermill"} <= names and "jupyter" not in names and len(names) < 10
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-def test_on_colab_nothing_moves_but_what_is_too_old(shipped, monkeypatch, tmp_path, python):
-    """pip, told that all of Colab's packages are installed, says what it would do."""
-    interpreter = sys.executable if python == bootstrap.this_python() else shutil.which(f"python{python}")
-    if not interpreter or subprocess.run([interpreter, "-V"], capture_output=True).returncode:
-        pytest.skip(f"no Python {python} here")
-    command, *packages = asked_of_pip(shipped, monkeypatch)
-    monkeypatch.undo()
-    colab = make_interpreter(tmp_path / "colab", shipped, interpreter)
-    report = tmp_path / "report.json"
-    done = subprocess.run(
-        [colab, "-I", "-m", "pip", command, "--dry-run", "--quiet", "--report", report, *packages],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if "Could not find a version that satisfies the requirement trl" in done.stderr:
-        pytest.skip("no package index is reached")
-    assert done.returncode == 0, done.stderr
-    resolved = [item["metadata"] for item in json.loads(report.read_text())["install"]]
-    moved = {normalised(about["name"]) for about in resolved} & {normalised(name) for name in shipped}
-    assert moved == {name for name in map(bootstrap.name_of, packages) if name in shipped} - set(
-        bootstrap.NEVER_TOUCHED
-    )
-    assert {"trl", "bitsandbytes", "papermill"} <= {about["name"] for about in resolved}

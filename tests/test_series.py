@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
+from reduced import REDUCED
 from soak.soak import Series, differences, interrupt
 
 from rlhf_utils import series
@@ -28,29 +29,6 @@ from rlhf_utils.series import SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("base", "sft", "sft_qlora", "ppo")
-# Everything the series does, as little of it as possible.
-REDUCED = (
-    "base.layers=1",
-    "base.heads=2",
-    "base.width=32",
-    "base.vocabulary=400",
-    "base.steps=40",
-    "base.batch_size=8",
-    "base.documents=600",
-    "data.embedded_rows=600",
-    "data.embedded_test_rows=100",
-    "generation.max_new_tokens=16",
-    "ppo.updates=2",
-    "ppo.rollout_batch_size=16",
-    "ppo.minibatch_size=8",
-    "ppo.epochs=1",
-    "ppo.max_new_tokens=16",
-    "ppo.save_every=1",
-    "evaluation.prompts=24",
-    "evaluation.reward_pairs=40",
-    "evaluation.frontier_prompts=16",
-    "evaluation.bootstrap_samples=200",
-)
 
 
 def run_command(folder: Path, *extra: str) -> list[str]:

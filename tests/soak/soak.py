@@ -219,7 +219,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.kills < 1:
         parser.error("--kills must be at least 1")
-    from test_series import REDUCED  # which itself runs a short form of this
+    from reduced import REDUCED
 
     with tempfile.TemporaryDirectory() as temporary:
         folder, settings = options.folder or Path(temporary), (*REDUCED, *LONGER)

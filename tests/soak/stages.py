@@ -32,7 +32,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
-from test_series import REDUCED
+from reduced import REDUCED
 
 from rlhf_utils.files import read_json
 from rlhf_utils.recipes import parse_assignments
