@@ -3,7 +3,10 @@
 # make test ARGS="-m 'not slow'"             any argument of pytest
 # make test-lowest                           the fast tests with the lowest versions that requirements.txt allows
 # make test-newest                           the same with the newest ones
-# make test-lowest TORCH=2.13.0              either of them with this torch
+# make test-colab                            the reduced series on the packages that Colab ships, with a CPU build of torch
+# make test-kaggle                           the same for Kaggle
+# make test-colab PLATFORMS=FOLDER           where the platforms' own lists of packages lie
+# make test-lowest TORCH=2.13.0              any of these four with this torch
 # make run PYTHON=python3.12                 the interpreter that .venv is made from (`make clean` first to change it)
 #
 # On Linux pip takes the CUDA build of torch unless it is given PyTorch's CPU wheel index (pytorch.org, "Start locally")
@@ -12,6 +15,7 @@
 PYTHON ?= python3
 ARGS ?=
 TORCH ?=
+PLATFORMS ?= ../shared/platforms
 PY := .venv/bin/python
 # Written last, so that an interrupted installation is begun anew.
 INSTALLED := .venv/.installed
@@ -21,6 +25,10 @@ RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 TORCH_newest := $(shell grep '^torch>=' requirements.txt)
 TORCH_lowest := $(shell sed -nE 's/^torch>=([^,]+),.*/torch==\1/p' requirements.txt)
+
+# What `pip freeze` prints there; Kaggle's image is built on one of Colab's.
+LIST_colab := $(PLATFORMS)/colab-gpu-pip-freeze.txt
+LIST_kaggle := $(PLATFORMS)/kaggle-base-gpu-pip-freeze.txt
 
 define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -32,7 +40,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-lowest test-newest lint notebooks clean clean-outputs
+.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
@@ -55,6 +63,13 @@ test-lowest test-newest: test-%:
 	@echo "The $* versions that requirements.txt allows, with $$(cat .venv-$*/torch.txt) of $(TORCH_newest)" >&2
 	@.venv-$*/bin/python -m pytest -m "not slow" $(ARGS)
 
+# Also in an environment made anew, which stays.
+test-colab test-kaggle: test-%:
+	@[ -f "$(LIST_$*)" ] || { echo "$(LIST_$*) is missing, the list of what $* ships; name its folder: make test-$* PLATFORMS=FOLDER" >&2; exit 2; }
+	$(CHECK_PYTHON)
+	@$(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python tools/try_platform.py $* "$(LIST_$*)" $(TORCH)
+
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
@@ -73,7 +88,7 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-colab .venv-kaggle .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 

@@ -27,11 +27,12 @@ PACKAGING_FILES = [
     ".gitignore",
     ".github/workflows/ci.yml",
     ".github/workflows/versions.yml",
+    ".github/workflows/platforms.yml",
 ]
 # Colab and Kaggle install what stands above this line of requirements.txt.
 LOCAL_MARK = "# --- local only ---"
-# Imported only where they are: the platforms' own, Jupyter's forms, and the extra `embeddings`.
-PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers"}
+# Imported only where they are: the platforms' own, Jupyter's forms, the extra `embeddings`; pip instead of packaging.
+PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers", "pip"}
 
 # What torch's own CUDA build brings.
 CUDA = ("nvidia", "cuda", "triton")
