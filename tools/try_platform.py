@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from reduced import REDUCED  # noqa: E402
 
-from rlhf_utils.bootstrap import name_of, requirements  # noqa: E402
+from rlhf_utils.bootstrap import NEVER_TOUCHED, name_of, requirements  # noqa: E402
 
 # What Kaggle puts on top of Colab's image; "" is the newest.
 MOVED = {
@@ -86,15 +86,18 @@ def main() -> int:
     left_out = fill(pins, torch[0] if torch else None)
     before = installed()
     say(f"{len(before)} packages, {sum(before.get(n) == v for n, v in pins.items())} of them at {platform}'s version")
-    if left_out:
-        print(f"left out: {', '.join(left_out)}")
+    say(f"left out: {', '.join(left_out) or 'nothing'}")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ |= VARIABLES[platform] | {"RLHF_CACHE": f"{scratch}/cache", "HF_HUB_OFFLINE": "1"}
         if not first_cell():
             return 1
-        moved = {name for name, version in installed().items() if before.get(name, version) != version}
-        print(f"first cell: moved {', '.join(sorted(moved)) or 'nothing'}; "
-              f"added {', '.join(sorted(installed().keys() - before.keys()))}")  # fmt: skip
+        after = installed()
+        moved = {name: f"{name} {was} -> {after.get(name)}" for name, was in before.items() if after.get(name) != was}
+        say(f"the first cell moved {', '.join(moved.values()) or 'nothing'}, added {len(after.keys() - before.keys())}")
+        uninvited = moved.keys() - {canonicalize_name(name_of(line)) for line in requirements()}
+        if uninvited or moved.keys() & set(NEVER_TOUCHED):
+            print(f"the first cell must not touch {', '.join(sorted(uninvited | moved.keys() & set(NEVER_TOUCHED)))}")
+            return 1
         passed = [series(name, arguments, Path(scratch) / "out") for name, arguments in RUNS.items()]
     return 0 if all(passed) else 1
 
