@@ -115,8 +115,9 @@ def installed() -> dict[str, str]:
 def fill(pins: dict[str, str], torch: str | None) -> list[str]:
     """Install torch and the platform's version of all that our requirements are known to need, import and look for;
     returns what could not be installed."""
-    pip("--no-deps", *([f"torch=={torch}"] if torch else ["-c", str(ROOT / "constraints.txt"), "torch"]))
-    ours = [line for line in requirements() if canonicalize_name(name_of(line)) not in {"torch"}]
+    if pip("--no-deps", *([f"torch=={torch}"] if torch else ["-c", str(ROOT / "constraints.txt"), "torch"])):
+        sys.exit("this torch cannot be had here; TORCH=VERSION names another")
+    ours = [line for line in requirements() if canonicalize_name(name_of(line)) != "torch"]
     names = {canonicalize_name(name_of(line)) for line in ours}
     left_out: list[str] = []
 
@@ -134,6 +135,8 @@ def fill(pins: dict[str, str], torch: str | None) -> list[str]:
         get({"pip", "setuptools", "papermill"} | names, folders)
         found = looked_for(names, folders)
         get(found | needed(folders), folders)
+    # This torch is not the platform's; what it needs beyond that is not for the first cell to bring.
+    pip(f"torch=={installed()['torch']}")
     return sorted([*left_out, *(name for name in found & pins.keys() if not usable(name))])
 
 
@@ -145,18 +148,23 @@ def site() -> Path:
     return Path(importlib.util.find_spec("pip").origin).parents[1]
 
 
-def pip(*arguments: str) -> bool:
-    command = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments]
-    return subprocess.run(command).returncode == 0
+def pip(*arguments: str) -> str:
+    """Have pip install this; returns what it could not find, "" where all went well."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 0:
+        return ""
+    if found := re.search(r"No matching distribution found for ([\w.-]+)", done.stderr):
+        return found[1]
+    sys.exit(done.stderr)
 
 
 def install(names: list[str], pins: dict[str, str]) -> list[str]:
-    """Install these as they are pinned, from wheels; returns what cannot be had for this Python, found by halving."""
-    lines = [f"{name}=={pins[name]}" if pins[name] else name for name in names]
-    if pip("-q", "--no-deps", "--only-binary", ":all:", *lines):
-        return []
-    half = len(names) // 2
-    return install(names[:half], pins) + install(names[half:], pins) if half else names
+    """Install these as they are pinned, from wheels; returns what cannot be had for this Python."""
+    lines = {name: f"{name}=={pins[name]}" if pins[name] else name for name in names}
+    while lines and (missing := pip("--no-deps", "--only-binary", ":all:", *lines.values())):
+        del lines[canonicalize_name(missing)]
+    return [name for name in names if name not in lines]
 
 
 def needed(folders: tuple[Path, ...]) -> set[str]:
@@ -189,12 +197,11 @@ def first_cell() -> bool:
         for output in notebook.cells[0].outputs:
             print(output.get("text") or "\\n".join(output.get("traceback", ())), end="")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", execute], input=source, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1300
-    )
-    good = done.returncode == 0 and re.fullmatch(r"(installing [\w ,.-]+ \.\.\.\n)?", done.stdout)
-    say(f"the first cell says: {done.stdout or 'nothing'}")
-    return bool(good)
+    command = [sys.executable, "-c", execute]
+    done = subprocess.run(command, input=source, cwd=ROOT, capture_output=True, text=True, timeout=1300)
+    # stderr is what the platform's own kernel says when it starts, such as that frozen modules cannot be debugged.
+    say(f"the first cell says: {done.stdout.strip() or 'nothing'}{done.stderr if done.returncode else ''}")
+    return done.returncode == 0 and bool(re.fullmatch(r"(installing [\w ,.-]+ \.\.\.\n)?", done.stdout))
 
 
 def series(name: str, arguments: tuple[str, ...], folder: Path) -> bool:
