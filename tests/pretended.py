@@ -9,10 +9,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 
-def make_interpreter(folder: Path, packages: dict[str, str], python: str = sys.executable) -> Path:
+def make_interpreter(folder: Path, packages: dict[str, str]) -> Path:
     """A virtual environment in `folder` where `packages` (name -> version) are installed as far as pip can see; returns
     its interpreter."""
-    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
     [site] = (folder / "lib").glob("*/site-packages")
     ours = Path(str(distribution("pip").locate_file("")))
     for path in (ours / "pip", *ours.glob("pip-*.dist-info")):
