@@ -79,9 +79,19 @@ def _ppo_bytes(recipe: Recipe, shape: Shape, size: float) -> StageBytes:
 
 def adapter_parameters(shape: Shape, lora: LoraSettings) -> int:
     """Weights of a LoRA adapter on GPT-2's matrices: rank x (inputs + outputs) for each of them, in every layer."""
-    width = shape.width
-    sizes = {"c_attn": 4 * width, "c_fc": 5 * width, "c_proj": (1 + 1 + 4 + 1) * width}
-    return shape.layers * lora.rank * sum(sizes.get(module, 0) for module in lora.modules)
+    widths = {
+        ("attn.c_attn", "attention", "attention_in"): 1 + 3,
+        ("attn.c_proj", "attention", "attention_out"): 1 + 1,
+        ("mlp.c_fc", "mlp", "mlp_in"): 1 + 4,
+        ("mlp.c_proj", "mlp", "mlp_out"): 4 + 1,
+    }
+    wanted = set(lora.modules)
+    meant = [
+        size
+        for (name, *places), size in widths.items()
+        if wanted & {name, name.partition(".")[2], *places, "all-linear"}
+    ]
+    return shape.layers * lora.rank * shape.width * sum(meant)
 
 
 def _parameters_of(ready: str | None, shape: Shape) -> float:

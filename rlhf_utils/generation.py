@@ -14,6 +14,7 @@ from rlhf_utils.models import trunk_and_head
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import GenerationSettings
 from rlhf_utils.template import TEMPLATE, Template
+from rlhf_utils.tokens import continuations, start_tokens
 
 # Once this share of the answers has ended, their rows are taken out of the batch.
 COMPACT_AT = 0.5
@@ -204,7 +205,7 @@ def answer_prompts(
     give
     every model the same random numbers.
     """
-    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    encoded = start_tokens(tokenizer, prompts)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers: list[Answer | None] = [None] * len(encoded)
     generator = torch.Generator().manual_seed(seed)
@@ -220,16 +221,22 @@ def answer_prompts(
             sampled = sample(
                 model, tokens, mask, settings.max_new_tokens, settings.temperature, tokenizer.eos_token_id, generator
             )
-        for i, answer in zip(batch, to_answers(sampled, tokenizer, template), strict=True):
+        asked = [encoded[i] for i in batch]
+        for i, answer in zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True):
             answers[i] = answer
     model.train(was_training)
     return answers
 
 
-def to_answers(sampled: Sampled, tokenizer: PreTrainedTokenizerBase, template: Template = TEMPLATE) -> list[Answer]:
-    """Decode sampled tokens into text, as a response of `template`."""
+def to_answers(
+    prompts: Sequence[Sequence[int]],
+    sampled: Sampled,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template = TEMPLATE,
+) -> list[Answer]:
+    """Decode the tokens sampled after `prompts` (token ids) into text, as responses of `template`."""
     kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
-    texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
+    texts = continuations(tokenizer, prompts, kept)
     return [
         Answer(template.response(text), tokens, ended)
         for text, tokens, ended in zip(texts, kept, sampled.ended.tolist(), strict=True)

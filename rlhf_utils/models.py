@@ -6,12 +6,11 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import file_exists, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -20,32 +19,48 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
+from rlhf_utils.lora import merged_with_names
 from rlhf_utils.names import Source, hub_name, is_folder, is_there, local_path
 from rlhf_utils.runtime import Device
-from rlhf_utils.settings import LoraSettings
+from rlhf_utils.weights import read_model, some
 
+# To see whether a model's weights fit it: their names and shapes are read, and nothing else.
+SHAPES_ONLY = Device("meta", "shapes only", "fp32", 0)
 ADAPTER_CONFIG = "adapter_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
-_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-def load_config(source: Source) -> PretrainedConfig:
-    """The configuration of the model at `source`; no weights are loaded."""
-    return _from_pretrained(AutoConfig, adapter_base(source) or source)
+def reads_ahead(config: PretrainedConfig) -> bool:
+    """Whether a model sees the tokens that follow, as BERT and T5 do."""
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return masked or config.is_encoder_decoder
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
+    """The configuration of the model at `source`; no weights are loaded. `base` is the base of an adapter, in place of
+    the one it names."""
+    below = adapter_base(source, base)
+    return load_config(below) if below else _from_pretrained(AutoConfig, source)
+
+
+def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them
-    apart."""
-    tokenizer = _tokenizer(source)
+    apart. One that does not name its EOS has the model's."""
+    tokenizer = load_classifier_tokenizer(source, base)
+    if tokenizer.eos_token_id is None and (ends := eos_ids(load_config(source, base))):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer at {source} has no end-of-text token, so answers could never end; add an eos_token"
@@ -53,19 +68,23 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(source: Source, device: Device, dropout: bool = False) -> PreTrainedModel:
+def eos_ids(source: object) -> list[int]:
+    """The token ids that end a text, of a model, its configuration or its tokenizer: none, one or several."""
+    settings = getattr(source, "generation_config", None) or getattr(source, "config", source)
+    found = getattr(settings, "eos_token_id", None)
+    if found is None:
+        return []
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def load_policy(source: Source, device: Device, dropout: bool = False, base: str | None = None) -> PreTrainedModel:
     """A causal language model in fp32 on `device`.
 
     Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
     show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
     """
-    model = _load_model(
-        AutoModelForCausalLM,
-        source,
-        **_fast_gelu(source),
-        **({} if dropout else _dropout_off(source)),
-    )
-    return model.to(device.kind)
+    model = _load_policy(source, base, **_where(source, base, device))
+    return (model if dropout else without_dropout(model)).to(device.kind)
 
 
 def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
@@ -82,15 +101,9 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
     )
-    model = _from_pretrained(
-        AutoModelForCausalLM,
-        source,
-        dtype=torch.float32,
-        quantization_config=settings,
-        device_map={"": place},
-        **_fast_gelu(source),
-        **_dropout_off(source),
-    )
+    if adapter_base(source):
+        raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
+    model = without_dropout(_load_policy(source, quantization_config=settings, device_map={"": place}))
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             # On CPUs with AVX512-BF16 an evaluation pass would repack the weights into a form that cannot be trained.
@@ -98,35 +111,39 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
     return model
 
 
-def load_reward_model(source: Source, device: Device | None = None) -> PreTrainedModel:
-    """A sequence classifier with one output logit, dropout off. A language model at `source` gets a fresh random
-    head."""
-    model = _load_model(
-        AutoModelForSequenceClassification,
-        source,
-        num_labels=1,
-        **_fast_gelu(source),
-        **_dropout_off(source),
-    )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id
-    return model.to(device.kind) if device else model
+def load_reward_model(
+    source: Source, device: Device | None = None, fresh_head: bool = False, base: str | None = None
+) -> PreTrainedModel:
+    """A sequence classifier with one output, dropout off.
+
+    With `fresh_head` a language model at `source` gets a random head, which is about to be trained. Raises InputError
+    where there is no trained head otherwise, and where it has more outputs than one.
+    """
+    return _load_classifier(source, device, fresh_head, base, num_labels=1)
 
 
-def load_classifier(source: Source, device: Device, labels: Sequence[str] | None = None) -> PreTrainedModel:
+def load_classifier(
+    source: Source, device: Device, labels: Sequence[str] | None = None, base: str | None = None
+) -> PreTrainedModel:
     """A text classifier, dropout off; with `labels` a language model gets a fresh random head for them."""
     heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
-    model = _load_model(
-        AutoModelForSequenceClassification, source, **heads, **_fast_gelu(source), **_dropout_off(source)
-    )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = model.config.eos_token_id
-    return model.to(device.kind)
+    return _load_classifier(source, device, labels is not None, base, **heads)
 
 
-def load_classifier_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a classifier, which need not have an end-of-text token."""
-    return _tokenizer(source)
+    below = adapter_base(source, base)
+    own = below is None or (is_folder(source) and (local_path(source) / "tokenizer_config.json").is_file())
+    if not own:
+        return load_classifier_tokenizer(below)
+    if is_folder(source):
+        folder = local_path(source)
+        if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+            raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
+    tokenizer = _from_pretrained(AutoTokenizer, source)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def has_bitsandbytes() -> bool:
@@ -134,47 +151,15 @@ def has_bitsandbytes() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def lora_config(settings: LoraSettings, task: str):
-    """peft's configuration for `settings`; `task` is `CAUSAL_LM` or `SEQ_CLS` (whose `score` head peft trains and
-    saves)."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        task_type=task,
-        target_modules=list(settings.modules),
-        fan_in_fan_out=True,
-    )
-
-
-def merge_adapter(base: PreTrainedModel, adapter: Source) -> PreTrainedModel:
-    """`base` (in fp32) with the LoRA adapter at `adapter` added into its weights.
-
-    Merging into the fp32 base is exact to 4e-7; merging into the 4-bit base it was trained on costs about 7 %.
-    """
-    from peft import PeftModel
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
-
-    name, where = hub_name(adapter)
-    if is_folder(adapter):
-        check_weights(adapter)
-        if not (local_path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
-            # peft would look for pickled ones, whatever other safetensors lie there.
-            raise InputError(
-                f"the adapter {adapter} has no {SAFETENSORS_WEIGHTS_NAME}; save it again with save_pretrained"
-            )
-    else:
-        try:
-            hf_hub_download(name, SAFETENSORS_WEIGHTS_NAME, **where)
-        except EntryNotFoundError:
-            # peft would read pickled ones instead.
-            raise InputError(
-                f"the adapter {adapter} has no safetensors on the hub, or cannot be reached; name a revision that has "
-                "them (NAME@REVISION), or convert the weights and give the folder"
-            ) from None
-    return PeftModel.from_pretrained(base, name, **where).merge_and_unload()
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with every dropout of it off, whatever it is called: layers, and rates in modules or configuration."""
+    for owner in (model.config, *model.modules()):
+        if isinstance(owner, nn.modules.dropout._DropoutNd):
+            owner.p = 0.0
+        for name, value in vars(owner).items():
+            if "drop" in name and type(value) in (int, float):
+                setattr(owner, name, 0.0)
+    return model
 
 
 def fp32_trainables(model: nn.Module) -> None:
@@ -219,77 +204,127 @@ def copy_model(source: Path, folder: Path) -> None:
 
 
 def check_weights(source: Source) -> None:
-    """Raise InputError where the folder at `source` has no safetensors: pickled weights can run code when they are
-    read, so they are not."""
+    """Raise InputError where the folder at `source` has no weights."""
     folder = local_path(source)
-    if any(folder.glob("*.safetensors")):
-        return
-    if pickled := next(folder.glob("*.bin"), None) or next(folder.glob("*.pt"), None):
+    if not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
+        raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
+
+
+def adapter_base(source: Source, base: str | None = None) -> str | None:
+    """What the LoRA adapter at `source` was trained on, or `base` where it is given; None where `source` is a model of
+    its own."""
+    settings = _adapter_settings(source)
+    if settings is None or base:
+        return base if settings else None
+    named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not named:
         raise InputError(
-            f"{source} holds pickled weights ({pickled.name}), which could run code; save it again with "
-            "save_pretrained(..., safe_serialization=True)"
+            f"{source} is an adapter that does not say of which model (base_model_name_or_path); name its base with "
+            "--set models.adapter_base=FOLDER_OR_ID"
         )
-    raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
+    if is_folder(named) and not is_there(named):
+        raise InputError(
+            f"the adapter {source} belongs to the base {named}, which is not there; say where the base is with "
+            "--set models.adapter_base=FOLDER_OR_ID"
+        )
+    return named if not revision or is_folder(named) else f"{named}@{revision}"
 
 
-def adapter_base(source: Source) -> str | None:
-    """What the LoRA adapter at `source` was trained on; None where `source` is a model of its own."""
+def _adapter_settings(source: Source) -> dict | None:
+    """The adapter_config.json at `source`; None where `source` is a model of its own."""
     if is_folder(source):
         folder = local_path(source)
-        alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
-        about = folder / ADAPTER_CONFIG if alone else None
+        about, weights = folder / ADAPTER_CONFIG, next(folder.glob("adapter_model.*"), None)
+        if not about.is_file() or (weights is None and (folder / "config.json").is_file()):
+            return None
     else:
         name, where = hub_name(source)
         about = _hub_adapter(name, **where)
-    if about is None:
-        return None
-    settings = read_json(about)
-    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not base:
-        raise InputError(f"{source} is an adapter that does not say of which model (base_model_name_or_path); add it")
-    return base if not revision or is_folder(base) else f"{base}@{revision}"
+    return read_json(about) if about else None
 
 
 @lru_cache
 def _hub_adapter(name: str, subfolder: str | None = None, revision: str | None = None) -> Path | None:
-    """The adapter's configuration in a hub repository that holds no model; None where it does, or none is reached."""
+    """The adapter's configuration in a hub repository; None where it holds a model, or none is reached."""
     prefix = f"{subfolder}/" if subfolder else ""
 
     def there(file: str) -> bool:
         return file_exists(name, f"{prefix}{file}", revision=revision)
 
     try:
-        if there("config.json") or not there(ADAPTER_CONFIG):
+        if not there(ADAPTER_CONFIG):
             return None
         return Path(hf_hub_download(name, ADAPTER_CONFIG, subfolder=subfolder, revision=revision))
     except Exception:  # of several libraries; loading it as a model says what is wrong
         return None
 
 
-def _load_model(kind, source: Source, **settings) -> PreTrainedModel:
-    """A model in fp32; an adapter is merged into the fp32 weights of its base."""
-    base = adapter_base(source)
-    model = _from_pretrained(kind, base or source, dtype=torch.float32, **settings)
-    if base is None:
-        return model
+def _load_policy(source: Source, base: str | None = None, **settings) -> PreTrainedModel:
+    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), **settings)
+    if headless:
+        raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
+    return model
+
+
+def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
+    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
+    model, headless = _load_model(
+        AutoModelForSequenceClassification, source, base, tasks, **heads, **_where(source, base, device)
+    )
+    if headless and not fresh_head:
+        raise InputError(
+            f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
+            "name a model that was saved as a sequence classifier"
+        )
+    if model.config.pad_token_id is None:
+        # Only transformers' own forward pass asks for it: here lengths say what is padding.
+        model.config.pad_token_id = next(iter(eos_ids(model)), 0)
+    without_dropout(model)
+    return model.to(device.kind) if device else model
+
+
+def _where(source: Source, base: str | None, device: Device | None) -> dict[str, str]:
+    """On the meta device nothing is allocated; the weights of an adapter can only be put on real ones."""
+    return {"device_map": "meta"} if device == SHAPES_ONLY and adapter_base(source, base) is None else {}
+
+
+def _load_model(
+    kind, source: Source, base: str | None, tasks: Sequence[str], **settings
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
+    into the fp32 weights of its base."""
+    below = adapter_base(source, base)
+    if below is None:
+        config = load_config(source)
+        if getattr(config, "quantization_config", None):
+            raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
+        if getattr(config, "activation_function", "") == "gelu_new":
+            settings["activation_function"] = "gelu_pytorch_tanh"
+        model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
+        return _plain(model), headless
+    task = _adapter_settings(source).get("task_type")
+    if task and task not in tasks:
+        raise InputError(f"{source} is an adapter of another task ({task}); one of {' or '.join(tasks)} is wanted here")
+    # The base of a classifier's adapter may well be a language model.
+    model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
     try:
-        return merge_adapter(model, source)
+        merged, own = merged_with_names(model, source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:300]
-        raise InputError(f"the adapter at {source} does not fit {base}: {reason}") from None
+        raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
+    return merged, headless - own
 
 
-def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    base = adapter_base(source)
-    own = base is None or (is_folder(source) and (local_path(source) / "tokenizer_config.json").is_file())
-    if own and is_folder(source):
-        folder = local_path(source)
-        if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-            raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
-    tokenizer = _from_pretrained(AutoTokenizer, source if own else base)
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` without settings that would keep it from being saved or used: how somebody sampled from it, and a
+    padding id that is none."""
+    pad = model.config.pad_token_id
+    if pad is not None and not 0 <= pad < model.config.vocab_size:
+        model.config.pad_token_id = None
+    if getattr(model, "generation_config", None) is not None:
+        ids = {name: getattr(model.generation_config, name) for name in _TOKEN_IDS}
+        model.generation_config = GenerationConfig(**ids | {"pad_token_id": model.config.pad_token_id})
+    return model
 
 
 def _from_pretrained(kind, source: Source, **settings):
@@ -299,38 +334,21 @@ def _from_pretrained(kind, source: Source, **settings):
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
         )
     name, where = hub_name(source)
+    load = kind.from_pretrained
     if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
-        settings["use_safetensors"] = True
+        load = partial(read_model, kind, source=source)
         if is_folder(source):
             check_weights(source)
     try:
-        return kind.from_pretrained(name, **where, **settings)
+        return load(name, **where, **settings)
     except (OSError, ValueError, SafetensorError) as error:
         if is_there(source):
             reason = str(error).strip().split("\n")[0][:300]
             raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
-        if all(part in str(error) for part in ("does not appear to have a file named", "safetensors")):
-            raise InputError(
-                f"{source} has no safetensors on the hub, and pickled weights could run code, so they are not read; "
-                "name a revision that has them (NAME@REVISION), or convert the weights and give the folder"
-            ) from None
         raise InputError(
             f"cannot load {source} from the Hugging Face hub: it does not exist, needs HF_TOKEN, or there is no "
             "network; use --set policy=FOLDER for a local model, or --scale tiny, which needs none"
         ) from None
-
-
-def _fast_gelu(source: Source) -> dict[str, str]:
-    return (
-        {"activation_function": "gelu_pytorch_tanh"}
-        if getattr(load_config(source), "activation_function", "") == "gelu_new"
-        else {}
-    )
-
-
-def _dropout_off(source: Source) -> dict[str, float]:
-    config = load_config(source)
-    return {name: value for name, value in _NO_DROPOUT.items() if hasattr(config, name)}
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from rlhf_utils.settings import GenerationSettings
 from rlhf_utils.stages.evaluation import compared_models
 from rlhf_utils.stages.judge import gold_judge
 from rlhf_utils.template import NEXT_ASSISTANT, NEXT_HUMAN
+from rlhf_utils.tokens import start_tokens
 
 Turns = Sequence[tuple[str, str]]
 
@@ -103,7 +104,7 @@ class Playground:
 
     def _check_length(self, name: str, text: str, new: int) -> None:
         limit = getattr(self.models[name].config, "max_position_embeddings", None)
-        length = len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        length = len(start_tokens(self.tokenizer, [text])[0])
         if limit and length + new > limit:
             raise InputError(
                 f"{length} tokens with {new} to come are more than the {limit} that {LABELS[name]} reads; ask "

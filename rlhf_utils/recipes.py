@@ -79,6 +79,8 @@ class Recipe(Section):
         for name in ("assistant", "overoptimise"):
             if self.form == "continuation" and getattr(self.evaluation, name) is not None:
                 raise ValueError(f"evaluation.{name} is about answers to prompts; a recipe of continuations has none")
+        if self.form == "continuation" and self.ppo.critic == "separate":
+            raise ValueError("ppo.critic separate starts from a reward model of one output, and a classifier has more")
         if self.policy == EMBEDDED:
             # Learned position embeddings end at `context`: longer text cannot be represented, only cut off in silence.
             if self.longest_text > self.base.context:

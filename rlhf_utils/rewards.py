@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,9 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, write_json
-from rlhf_utils.models import load_classifier, load_classifier_tokenizer, load_reward_model, load_tokenizer
+from rlhf_utils.models import (
+    load_classifier,
+    load_classifier_tokenizer,
+    load_config,
+    load_reward_model,
+    reads_ahead,
+)
+from rlhf_utils.names import Source
 from rlhf_utils.runtime import Device
 from rlhf_utils.template import TEMPLATE, Template
+from rlhf_utils.tokens import continued_tokens, cut_tokens, read_tokens
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Tensor]
 # Beside a saved reward model: the scale of its rewards, or the label of a classifier that is paid for.
@@ -33,34 +43,95 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def score_tokens(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: Device, batch_size: int = 64) -> Tensor:
-    """The reward model's logit for each token list [n], read at the list's last token.
+def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: Device, batch_size: int = 64) -> Tensor:
+    """A sequence classifier's logits [n, labels] for token lists of at most `positions(model)` tokens.
 
-    Every score in this project comes from here. Sequences are right-padded, so a causal trunk never sees padding, and
-    the position is known by length, never by token id (GPT-2's pad is its EOS): the score of a text does not depend
-    on the
-    batch it stands in. Sequences longer than the model's context raise InputError.
+    Every score in this project comes from here. Rows are right-padded and their length is known, so a row's logits
+    depend neither on the batch it stands in nor on which token id is the padding. A causal model (GPT-2, Llama) has its
+    `score` head read the state of a row's last token; an encoder (BERT) runs its own forward with the attention mask.
+    The head is computed in fp32 whatever precision the caller is in.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(map(len, rows))
-    if limit and longest > limit:
-        raise InputError(f"a text of {longest} tokens is longer than the reward model's {limit}; shorten it")
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    scores = torch.empty(len(rows))
+    logits = torch.empty(len(rows), model.config.num_labels)
     was_training = model.training
     model.eval()
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         tokens, lengths = right_padded([rows[i] for i in batch], model.config.pad_token_id)
-        with torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None):
-            states = model.base_model(input_ids=tokens.to(device.kind)).last_hidden_state
-        last = states[torch.arange(len(batch)), lengths - 1]
-        scores[batch] = model.score(last.float()).squeeze(-1).float().cpu()
+        tokens = tokens.to(device.kind)
+        autocast = torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None)
+        if reads_last_token(model):
+            with autocast:
+                states = model.base_model(input_ids=tokens).last_hidden_state
+            last = states[torch.arange(len(batch)), lengths - 1]
+            with torch.autocast(device.kind, enabled=False):
+                found = model.score(last.float())
+        else:
+            mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
+            with autocast, _fp32_heads(model, device):
+                found = model(input_ids=tokens, attention_mask=mask).logits
+        logits[batch] = found.float().cpu()
     model.train(was_training)
-    return scores
+    return logits
 
 
-class RewardModel:
+def reads_last_token(model: PreTrainedModel) -> bool:
+    """Whether a sequence classifier is a causal model with a linear `score` head, and no encoder."""
+    return hasattr(model, "score")
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """Tokens that `model` reads at most; None where nothing limits it."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from their padding id on.
+    first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    return limit - first - 1 if limit and first is not None else limit
+
+
+@contextmanager
+def _fp32_heads(model: PreTrainedModel, device: Device) -> Iterator[None]:
+    """Inside the block, what `model` has beside its trunk computes in fp32."""
+
+    def in_fp32(forward):
+        def computed(states: Tensor, *others, **named):
+            with torch.autocast(device.kind, enabled=False):
+                return forward(states.float(), *others, **named)
+
+        return computed
+
+    heads = [child for child in model.children() if child is not model.base_model]
+    for head in heads:
+        head.forward = in_fp32(head.forward)
+    try:
+        yield
+    finally:
+        for head in heads:
+            del head.forward
+
+
+class _Reader:
+    """A sequence classifier with its own tokenizer. `cut` counts the texts that were longer than it reads: these lose
+    the beginning of their prompt."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device):
+        self.model, self.tokenizer, self.device, self.cut = model.eval(), tokenizer, device, 0
+
+    def _read(self, starts: Sequence[str], ends: Sequence[str]) -> Tensor:
+        """Logits [n, labels] of texts, each a start and the end that continues it."""
+        rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
+        if most and (long := sum(len(row) > most for row in rows)):
+            if not self.cut:
+                print(
+                    f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads; they "
+                    "and later ones are cut from the left of the prompt",
+                    file=sys.stderr,
+                )
+            self.cut += long
+            rows = cut_tokens(self.tokenizer, rows, most)
+        return class_logits(self.model, rows, self.device)
+
+
+class RewardModel(_Reader):
     """A trained reward model as a reward function, in units of the SFT model's own spread.
 
     `scores = (logit - mean) / std`, mean and std taken over answers of the SFT model, so that 0 is an average SFT
@@ -76,13 +147,13 @@ class RewardModel:
         mean: float = 0.0,
         std: float = 1.0,
     ):
-        self.model, self.tokenizer, self.device = model, tokenizer, device
+        super().__init__(model, tokenizer, device)
         self.mean, self.std = mean, std
 
     @classmethod
     def load(cls, folder: str | Path, device: Device) -> RewardModel:
         """The reward model in `folder`, with the scale written beside it where there is one."""
-        model, tokenizer = load_reward_model(folder, device), load_tokenizer(folder)
+        model, tokenizer = load_reward_model(folder, device), load_classifier_tokenizer(folder)
         scale_file = Path(folder) / SCALE_FILE
         scale = read_json(scale_file) if scale_file.is_file() else {"mean": 0.0, "std": 1.0}
         return cls(model, tokenizer, device, scale["mean"], scale["std"])
@@ -102,14 +173,16 @@ class RewardModel:
 
     def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """The model's own logits [n], before scaling."""
-        texts = [TEMPLATE.text(p, r) for p, r in zip(prompts, responses, strict=True)]
-        return score_tokens(self.model, self.tokenizer(texts, add_special_tokens=False)["input_ids"], self.device)
+        if len(prompts) != len(responses):
+            raise ValueError(f"{len(responses)} responses to {len(prompts)} prompts")
+        starts, ends = [TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses]
+        return self._read(starts, ends).squeeze(1)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return (self.logits(prompts, responses) - self.mean) / self.std
 
 
-class ClassifierReward:
+class ClassifierReward(_Reader):
     """The logit of one label of a text classifier, read from prompt and response as one text.
 
     model, tokenizer: any `AutoModelForSequenceClassification` and its own tokenizer
@@ -117,7 +190,7 @@ class ClassifierReward:
     joint: what stands between prompt and response: nothing, where the response is a continuation as it was sampled
 
     The logit and not the probability: it keeps rising where the probability is already 1. Raises InputError for a label
-    that the classifier does not have, and for a text longer than it reads.
+    that the classifier does not have.
     """
 
     def __init__(
@@ -131,8 +204,8 @@ class ClassifierReward:
         labels = {name: index for index, name in model.config.id2label.items()}
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
-        self.model, self.tokenizer, self.label, self.device = model.eval(), tokenizer, int(labels[label]), device
-        self.joint = joint
+        super().__init__(model, tokenizer, device)
+        self.label, self.joint = int(labels[label]), joint
 
     @classmethod
     def load(cls, folder: str | Path, device: Device) -> ClassifierReward:
@@ -142,43 +215,34 @@ class ClassifierReward:
         return cls(model, tokenizer, about["label"], device, about["joint"])
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return self._read(prompts, responses)[:, self.label]
+        return self._logits(prompts, responses)[:, self.label]
 
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Probability of the label [n]."""
-        return self._read(prompts, responses).softmax(dim=1)[:, self.label]
+        return self._logits(prompts, responses).softmax(dim=1)[:, self.label]
 
-    def _read(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        texts = [f"{p}{self.joint}{r}" for p, r in zip(prompts, responses, strict=True)]
-        rows = self.tokenizer(texts)["input_ids"]
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit and (longest := max(map(len, rows))) > limit:
-            raise InputError(f"a text of {longest} tokens is longer than the classifier's {limit}; shorten it")
-        return class_logits(self.model, self.tokenizer, rows, self.device)
-
-
-@torch.no_grad()
-def class_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: Device
-) -> Tensor:
-    """A classifier's logits [n, labels] for token lists; what stands in the same batch makes no difference."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    logits = torch.empty(len(rows), model.config.num_labels)
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), 64):
-        batch = order[start : start + 64]
-        padded = tokenizer.pad({"input_ids": [rows[i] for i in batch]}, return_tensors="pt", padding_side="right")
-        with torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None):
-            logits[batch] = model(**padded.to(device.kind)).logits.float().cpu()
-    model.train(was_training)
-    return logits
+    def _logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return self._read(prompts, [self.joint + response for response in responses])
 
 
 def load_reward(folder: str | Path, device: Device) -> RewardModel | ClassifierReward:
     """The reward that a run's `reward_model` stage left in `folder`."""
     kind = ClassifierReward if (Path(folder) / LABEL_FILE).is_file() else RewardModel
     return kind.load(folder, device)
+
+
+def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
+    """Raise InputError where the reward model at `source` cannot become the critic of a policy with `tokenizer`."""
+    if reads_ahead(load_config(source, base)):
+        raise InputError(
+            f"ppo.critic separate: the reward model {source} reads a text as a whole, and a critic has to read it "
+            "token by token; set ppo.critic=shared"
+        )
+    if load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"ppo.critic separate: the reward model {source} has another vocabulary than the policy, whose tokens a "
+            "critic has to read; set ppo.critic=shared"
+        )
 
 
 class FluencyReward:
@@ -198,9 +262,9 @@ class FluencyReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        encode, template = self.tokenizer, self.template
-        starts = encode([template.format(p) for p in prompts], add_special_tokens=False)["input_ids"]
-        ends = encode([template.completion(r) for r in responses], add_special_tokens=False)["input_ids"]
+        template = self.template
+        asked, said = [template.format(p) for p in prompts], [template.completion(r) for r in responses]
+        starts, ends = zip(*continued_tokens(self.tokenizer, asked, said), strict=True)
         scores = torch.full((len(starts),), -math.log(self.model.config.vocab_size))
         spoken = [i for i, response in enumerate(responses) if response.strip()]
         spoken.sort(key=lambda i: len(starts[i]) + len(ends[i]))

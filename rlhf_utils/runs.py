@@ -112,6 +112,11 @@ class Run:
         return getattr(self.recipe.models, stage, None)
 
     @property
+    def adapter_base(self) -> str | None:
+        """The base of every named model that is an adapter; None where each names its own."""
+        return self.recipe.models.adapter_base
+
+    @property
     def fetched(self) -> tuple[str, ...]:
         """The stages in which nothing is trained, each after those it needs: ready models, the base model published as
         the fine-tuned one, and, where models are ready, what they are measured with."""
@@ -151,10 +156,11 @@ class Run:
         settings, ready = STAGES[stage].settings, self.ready_model(stage)
         if stage == "data" and "base" not in self.stages:
             settings = STAGES["base"].settings
-        if not ready:
-            return settings
-        # A ready reward model is measured on the data and scaled by the fine-tuned policy's answers all the same.
-        return (f"models.{stage}", *(settings if stage == "reward_model" else ("name", "scale")))
+        if ready:
+            # A ready reward model is measured on the data and scaled by the fine-tuned policy's answers all the same.
+            settings = (f"models.{stage}", *(settings if stage == "reward_model" else ("name", "scale")))
+        base = ("models.adapter_base",) if self.adapter_base and (ready or stage == "base") else ()
+        return (*settings, *base)
 
     def _sources(self, stage: str) -> list[str]:
         """Data and models outside the run that `stage` reads."""

@@ -148,7 +148,7 @@ def hub_token() -> str | None:
 class Device:
     """The device to compute on and the precision it does well."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: Literal["cpu", "cuda", "meta"]
     name: str
     precision: Precision
     memory_bytes: int

@@ -24,11 +24,11 @@ from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.locks import series_lock
-from rlhf_utils.names import is_folder, is_there, local_path
+from rlhf_utils.names import is_there, local_path
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import HEADLESS
-from rlhf_utils.settings import EMBEDDED, flat
+from rlhf_utils.settings import EMBEDDED, LORA_PLACES, flat
 from rlhf_utils.stopping import Listener, Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,7 +153,8 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
     named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
-    if any(value and value != EMBEDDED and is_folder(value) for value in named):
+    adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
+    if any(value and value != EMBEDDED for value in named) or any({*a.modules} - {*LORA_PLACES} for a in adapters):
         from rlhf_utils.stages.named import check_named_models  # imports torch, which takes seconds
 
         check_named_models(run)

@@ -172,13 +172,21 @@ class TrainingSettings(Section):
         return self
 
 
+# Places in a model for a LoRA adapter, whatever the architecture calls its layers.
+LORA_PLACES = ("attention", "attention_in", "attention_out", "mlp", "mlp_in", "mlp_out", "all-linear")
+
+
 class LoraSettings(Section):
-    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A on the named modules."""
+    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A.
+
+    modules: where it is put, in the names of `LORA_PLACES` or in the architecture's own (`c_attn`, `q_proj`). In a
+        place, `in` is what reads the block's input, `out` its last layer; `all-linear` is both of both
+    """
 
     rank: Count = 16
     alpha: Positive = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    modules: tuple[str, ...] = ("c_attn", "c_proj")
+    modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("attention", "mlp_out")
 
 
 class QloraSettings(LoraSettings):
@@ -186,7 +194,7 @@ class QloraSettings(LoraSettings):
     same."""
 
     learning_rate: Positive = 2e-4
-    modules: tuple[str, ...] = ("c_attn", "c_proj", "c_fc")
+    modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("attention", "mlp")
 
 
 class RewardModelSettings(TrainingSettings):
@@ -214,12 +222,16 @@ class RewardTerms(Section):
 
 class ReadyModels(Section):
     """Finished models to use in place of training: a hub id, `owner/name:subfolder@revision` (either part may be
-    left out), a folder, or a LoRA adapter's folder."""
+    left out), a folder, or a LoRA adapter's folder.
+
+    adapter_base: the base of those that are adapters, in place of the one that their adapter_config.json names
+    """
 
     sft: str | None = None
     sft_qlora: str | None = None
     reward_model: str | None = None
     ppo: str | None = None
+    adapter_base: str | None = None
 
 
 class GenerationSettings(Section):

@@ -62,7 +62,7 @@ def made(tmp_path_factory) -> Run:
         with run.stage(name) as stage, stage.publish() as target:
             if name == "reward_model":
                 torch.manual_seed(0)
-                save_model(load_reward_model(policy), load_tokenizer(policy), target)
+                save_model(load_reward_model(policy, fresh_head=True), load_tokenizer(policy), target)
     return run
 
 

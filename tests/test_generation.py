@@ -99,7 +99,8 @@ def test_an_answer_stops_at_its_first_eos_which_belongs_to_it(model):
 def test_an_answer_can_be_empty():
     sampled = draw(tiny_model(eos_nats=60.0), ROWS)
     assert sampled.tokens.tolist() == [[EOS]] * len(ROWS) and sampled.ended.all()
-    assert {(answer.text, tuple(answer.tokens)) for answer in to_answers(sampled, tiny_tokenizer())} == {("", (EOS,))}
+    answers = to_answers(ROWS, sampled, tiny_tokenizer())
+    assert {(answer.text, tuple(answer.tokens)) for answer in answers} == {("", (EOS,))}
 
 
 def test_a_model_that_never_ends_is_cut_off_and_says_so():

@@ -11,6 +11,7 @@ from tiny import CPU, one_thread, save_tiny, tiny_model, token_rows  # noqa: F40
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.models import (
     copy_model,
     fp32_trainables,
@@ -18,8 +19,6 @@ from rlhf_utils.models import (
     load_policy_4bit,
     load_reward_model,
     load_tokenizer,
-    lora_config,
-    merge_adapter,
     parameter_counts,
     save_model,
     trunk_and_head,
@@ -44,7 +43,7 @@ def adapted(model, task: str):
     from peft import get_peft_model
 
     torch.manual_seed(1)
-    model = get_peft_model(model, lora_config(LORA, task))
+    model = get_peft_model(model, lora_config(LORA, task, model.config))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)
@@ -86,7 +85,7 @@ def test_another_activation_is_left_alone(folder, tmp_path):
 
 def test_a_reward_model_has_one_output_no_dropout_and_knows_its_padding(folder):
     torch.manual_seed(0)
-    model = load_reward_model(folder, CPU)
+    model = load_reward_model(folder, CPU, fresh_head=True)
     assert outputs(model).shape == (len(TOKENS), 1) and dropouts(model) == {0.0}
     assert model.config.pad_token_id == model.config.eos_token_id == load_tokenizer(folder).eos_token_id
     trunk = load_policy(folder, CPU).transformer(TOKENS).last_hidden_state
@@ -101,7 +100,11 @@ def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_re
     assert load_tokenizer(tmp_path / "no-pad").pad_token_id == tokenizer.eos_token_id
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "no-eos")
-    shutil.copy2(folder / "config.json", tmp_path / "no-eos")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "no-eos" / "config.json").write_text(json.dumps({**config, "eos_token_id": [0, 5]}))
+    named = load_tokenizer(tmp_path / "no-eos")
+    assert (named.eos_token_id, named.pad_token_id) == (0, 0), "the model's own, and the first of several"
+    (tmp_path / "no-eos" / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
     with pytest.raises(InputError, match="no end-of-text token.*add an eos_token"):
         load_tokenizer(tmp_path / "no-eos")
 
@@ -116,10 +119,10 @@ def test_merging_an_adapter_is_exact(folder, tmp_path):
 
 
 def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path):
-    model = adapted(load_reward_model(folder, CPU), "SEQ_CLS")
+    model = adapted(load_reward_model(folder, CPU, fresh_head=True), "SEQ_CLS")
     model.save_pretrained(tmp_path / "adapter")
     torch.manual_seed(99)
-    merged = merge_adapter(load_reward_model(folder, CPU), tmp_path / "adapter").eval()
+    merged = merge_adapter(load_reward_model(folder, CPU, fresh_head=True), tmp_path / "adapter").eval()
     torch.testing.assert_close(outputs(merged), outputs(model), rtol=0, atol=1e-5)
     save_model(merged, load_tokenizer(folder), tmp_path / "saved")
     again = GPT2ForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
@@ -143,7 +146,7 @@ def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters()), "nothing is stored in 4 bits"
     assert dropouts(model) == {0.0}
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    model = get_peft_model(model, lora_config(LORA, "CAUSAL_LM"))
+    model = get_peft_model(model, lora_config(LORA, "CAUSAL_LM", model.config))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()

@@ -33,7 +33,7 @@ def finished(folder, recipe: str, stages: tuple[str, ...]) -> Run:
         with run.stage(name) as stage, stage.publish() as target:
             if name == "reward_model":
                 torch.manual_seed(0)
-                save_model(load_reward_model(policy), load_tokenizer(policy), target)
+                save_model(load_reward_model(policy, fresh_head=True), load_tokenizer(policy), target)
                 write_json(run.evaluation / "reward_model.json", {})
             elif name != "data":
                 copy_model(policy, target)

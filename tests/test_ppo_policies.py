@@ -26,7 +26,7 @@ def policy(tmp_path_factory):
 def reward_model(tmp_path_factory, policy):
     folder = tmp_path_factory.mktemp("reward")
     torch.manual_seed(5)
-    reward = RewardModel(load_reward_model(policy, CPU), tiny_tokenizer(), CPU, mean=0.5, std=2.0)
+    reward = RewardModel(load_reward_model(policy, CPU, fresh_head=True), tiny_tokenizer(), CPU, mean=0.5, std=2.0)
     save_model(reward.model, reward.tokenizer, folder)
     reward.save_scale(folder)
     return folder

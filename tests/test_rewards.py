@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
     """A reward model with a head wide enough for scores to differ, as `save_model` leaves it."""
     source = save_tiny(tmp_path_factory.mktemp("policy"))
     torch.manual_seed(3)
-    model = load_reward_model(source, CPU)
+    model = load_reward_model(source, CPU, fresh_head=True)
     model.score.weight.data.normal_()
     target = tmp_path_factory.mktemp("reward")
     save_model(model, load_tokenizer(source), target)

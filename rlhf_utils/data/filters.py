@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rlhf_utils.data.schemas import EMPTY, Example, Kind
 from rlhf_utils.settings import DataSettings
 from rlhf_utils.template import NEXT_ASSISTANT, TEMPLATE
+from rlhf_utils.tokens import continued_tokens
 
 READ = "rows read"
 IDENTICAL = "chosen and rejected are the same tokens"
@@ -193,17 +194,12 @@ def _measure(examples: list[Example], tokenizer) -> list[_Size]:
     sizes = []
     for start in range(0, len(examples), _BATCH):
         batch = examples[start : start + _BATCH]
-        prompts = tokenize(tokenizer, [TEMPLATE.format(example.prompt) for example in batch])
+        prompts = [TEMPLATE.format(example.prompt) for example in batch]
         chosen, rejected = (
-            tokenize(tokenizer, [TEMPLATE.completion(text) if text else "" for text in texts])
+            continued_tokens(tokenizer, prompts, [TEMPLATE.completion(text) if text else "" for text in texts])
             for texts in ([e.chosen for e in batch], [e.rejected for e in batch])
         )
-        for prompt, better, worse in zip(prompts, chosen, rejected, strict=True):
+        for (prompt, better), (_, worse) in zip(chosen, rejected, strict=True):
             longest = max(len(better), len(worse))
             sizes.append(_Size(len(prompt), longest + 1 if longest else 0, bool(worse) and better == worse))
     return sizes
-
-
-def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token lists of texts, without special tokens and without a warning for long ones."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

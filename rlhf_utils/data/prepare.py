@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place, tokenize
+from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place
 from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows
@@ -12,6 +12,7 @@ from rlhf_utils.data.splits import SPLITS, shares_of, split_of
 from rlhf_utils.errors import InputError
 from rlhf_utils.settings import DataSettings
 from rlhf_utils.template import TEMPLATE, Template
+from rlhf_utils.tokens import continuations, start_tokens
 
 IN_TEST = "prompt also in the test split"
 
@@ -139,11 +140,11 @@ def _cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, see
     if not examples:
         return []
     least, most = settings.prompt_tokens
-    encoded = tokenize(tokenizer, [example.prompt[: 40 * most] for example in examples])
+    encoded = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples])
     cut = []
     for example, tokens in zip(examples, encoded, strict=True):
         drawn = int.from_bytes(place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
-        decoded = tokenizer.decode(tokens[: least + drawn], clean_up_tokenization_spaces=False)
+        (decoded,) = continuations(tokenizer, [[]], [tokens[: least + drawn]])
         # A cut inside a character of several bytes decodes to something that the text does not begin with.
         prompt = os.path.commonprefix([example.prompt, decoded]).strip() or example.prompt.split()[0]
         cut.append(Example(prompt, extra={**example.extra, "text": example.prompt}))

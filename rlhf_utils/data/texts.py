@@ -10,6 +10,7 @@ from rlhf_utils.data.sources import load_rows
 from rlhf_utils.data.splits import shares_of, split_of
 from rlhf_utils.settings import EMBEDDED, DataSettings
 from rlhf_utils.template import TEMPLATE
+from rlhf_utils.tokens import continuations, start_tokens
 
 _HELD_OUT = ("development", "evaluation")
 
@@ -37,5 +38,5 @@ def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed
 
 def beginnings(texts: Sequence[str], tokenizer, most: int) -> list[str]:
     """The first `most` tokens of each text, as text."""
-    rows = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
-    return tokenizer.batch_decode(rows)
+    rows = [row[:most] for row in start_tokens(tokenizer, texts)]
+    return continuations(tokenizer, [[]] * len(rows), rows)

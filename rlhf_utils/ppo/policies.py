@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.models import (
     fp32_trainables,
     has_bitsandbytes,
     load_policy,
     load_policy_4bit,
-    lora_config,
-    merge_adapter,
     save_model,
 )
 from rlhf_utils.ppo.actor_critic import ActorCritic
@@ -79,7 +78,8 @@ class AdapterPolicy:
         # An adapter's start is random; it is the seed's, and nobody else's random numbers change by it.
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            self.model = get_peft_model(load(source, device), lora_config(config.lora, "CAUSAL_LM"))
+            model = load(source, device)
+            self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
         fp32_trainables(self.model)
         self._start = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 

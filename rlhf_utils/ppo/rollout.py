@@ -22,6 +22,7 @@ from rlhf_utils.ppo.policies import Policy
 from rlhf_utils.rewards import RewardFunction, RewardMixture, right_padded
 from rlhf_utils.settings import PPOConfig
 from rlhf_utils.template import Template
+from rlhf_utils.tokens import start_tokens
 
 
 @dataclass
@@ -72,7 +73,7 @@ class RolloutCollector:
     ):
         self.folder = folder
         self.prompts, self.template = list(prompts), template
-        self.prompt_tokens = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        self.prompt_tokens = start_tokens(tokenizer, texts)
         self.tokenizer, self.reward_function, self.policy, self.config = tokenizer, reward_function, policy, config
 
     def prompt_indices(self, update: int) -> list[int]:
@@ -118,7 +119,7 @@ class RolloutCollector:
             keep_hidden=actor.critic is None,
             place=(mine.start, len(everything)),
         )
-        answers = to_answers(sampled, self.tokenizer, self.template)
+        answers = to_answers(rows, sampled, self.tokenizer, self.template)
         after_sampling = time.perf_counter()
 
         prompts = [self.prompts[i] for i in indices]

@@ -26,11 +26,12 @@ from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_cr
 from rlhf_utils.ppo.record import Record, metrics_line, samples_table
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.ppo.trackers import Trackers
-from rlhf_utils.rewards import RewardFunction
+from rlhf_utils.rewards import RewardFunction, check_critic
 from rlhf_utils.runtime import Device, detect_device
 from rlhf_utils.settings import PPOConfig
 from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.template import TEMPLATE, Template
+from rlhf_utils.tokens import start_tokens
 
 # Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
 _FREE_SETTINGS = {
@@ -82,6 +83,8 @@ class PPOTrainer:
             raise InputError(
                 "ppo.critic separate starts from a reward model; give PPOTrainer(critic=FOLDER), and only then"
             )
+        if critic is not None:
+            check_critic(critic, tokenizer)
         processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
         processes.start()
@@ -216,7 +219,7 @@ class PPOTrainer:
 
     def _check_context(self, texts: Sequence[str]) -> None:
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
-        longest = max(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        longest = max(map(len, start_tokens(self.tokenizer, texts)))
         if limit and longest + self.config.max_new_tokens > limit:
             raise InputError(
                 f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {self.config.max_new_tokens}, but "

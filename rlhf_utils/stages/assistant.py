@@ -24,6 +24,7 @@ from rlhf_utils.rewards import FluencyReward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.stages.evaluator import Evaluator
+from rlhf_utils.tokens import start_tokens
 
 _REFERENCES = 100
 Embed = Callable[[Sequence[str]], Tensor]
@@ -162,10 +163,7 @@ def _mean_states(evaluator: Evaluator, texts: Sequence[str]) -> Tensor:
     tokenizer, found = evaluator.tokenizer, []
     for start in range(0, len(texts), 32):
         # An empty answer still needs a state: that of the end of text.
-        rows = [
-            ids or [tokenizer.eos_token_id]
-            for ids in tokenizer(list(texts[start : start + 32]), add_special_tokens=False)["input_ids"]
-        ]
+        rows = [ids or [tokenizer.eos_token_id] for ids in start_tokens(tokenizer, texts[start : start + 32])]
         tokens, lengths = right_padded(rows, tokenizer.pad_token_id)
         states = trunk(input_ids=tokens.to(evaluator.device.kind)).last_hidden_state.float().cpu()
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None])[..., None]

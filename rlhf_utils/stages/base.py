@@ -7,8 +7,7 @@ from pathlib import Path
 from rlhf_utils.data import PreparedData, check_rows, load_rows, prepare, pretraining_texts
 from rlhf_utils.errors import InputError
 from rlhf_utils.memory import phase
-from rlhf_utils.models import adapter_base, copy_model, load_config, load_policy, load_tokenizer, save_model
-from rlhf_utils.names import local_path
+from rlhf_utils.models import copy_model, load_config, load_policy, load_tokenizer, save_model
 from rlhf_utils.pretraining import cached_base
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.runs import Run
@@ -45,14 +44,12 @@ def make_base(run: Run) -> dict:
 
 def fetch_policy(run: Run, source: str, folder: Path) -> None:
     """Put the ready policy at `source` into `folder`: any hub id, folder or adapter that `rlhf_utils.models` reads."""
-    tokenizer = load_tokenizer(source)
+    base = run.adapter_base
     check_context(run.recipe, source)
-    path = local_path(source)
-    if path.is_dir() and adapter_base(source) is None:
-        copy_model(path, folder)
-    else:
-        run.progress(f"loading {source}")
-        save_model(load_policy(source, detect_device(), dropout=True), tokenizer, folder)
+    run.progress(f"loading {source}")
+    # Loaded and saved, not copied: a folder may hold weights in several formats, or under names that are none.
+    model = load_policy(source, detect_device(), dropout=True, base=base)
+    save_model(model, load_tokenizer(source, base), folder)
 
 
 def publish_ready(run: Run, name: str) -> dict:
@@ -75,7 +72,7 @@ def publish_ready(run: Run, name: str) -> dict:
 
 def check_context(recipe: Recipe, policy: str | Path) -> None:
     """Raise InputError where prompt and answer can grow beyond what the model at `policy` has positions for."""
-    context = getattr(load_config(policy), "max_position_embeddings", None)
+    context = getattr(load_config(policy, recipe.models.adapter_base), "max_position_embeddings", None)
     if context and recipe.longest_text > context:
         raise InputError(
             f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions but the context of "

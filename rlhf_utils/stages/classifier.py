@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,18 +24,17 @@ from transformers import (
 from rlhf_utils.data import PreparedData
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import write_json
+from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.memory import phase
 from rlhf_utils.metrics import accuracy_of, calibration
 from rlhf_utils.models import (
     load_classifier,
     load_classifier_tokenizer,
     load_tokenizer,
-    lora_config,
-    merge_adapter,
     parameter_counts,
     save_model,
 )
-from rlhf_utils.rewards import LABEL_FILE, class_logits
+from rlhf_utils.rewards import LABEL_FILE, class_logits, positions
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.stages.length import length_alone
@@ -52,8 +52,10 @@ def classifier_trainer(run: Run, work: Path) -> Trainer:
     arguments = common_arguments(run, settings, len(train), work)
     # Of trl's trainers: here the texts are cut while they are tokenised.
     del arguments["max_length"]
+    model = _fresh_head(run)
+    model.config.pad_token_id = tokenizer.pad_token_id
     trainer = Trainer(
-        model=get_peft_model(_fresh_head(run), lora_config(settings.lora, "SEQ_CLS")),
+        model=get_peft_model(model, lora_config(settings.lora, "SEQ_CLS", model.config)),
         args=TrainingArguments(**arguments),
         train_dataset=train,
         eval_dataset=labelled_tokens(data.splits["development"], tokenizer, run.recipe.data.max_response_tokens),
@@ -82,7 +84,9 @@ def make_classifier(run: Run) -> dict:
         about, untrained = {"method": "ready", "source": ready}, None
         if ready:
             run.progress(f"loading {ready}")
-            model, tokenizer = load_classifier(ready, detect_device()), load_classifier_tokenizer(ready)
+            base = run.adapter_base
+            model = load_classifier(ready, detect_device(), base=base)
+            tokenizer = load_classifier_tokenizer(ready, base)
         else:
             tokenizer = load_tokenizer(run.folder("sft"))
             with phase("load"):
@@ -130,7 +134,7 @@ def classifier_report(
     the report. A margin is the logit of the true label minus the larger of the others.
     """
     held_out, device = data.first("evaluation", run.recipe.evaluation.reward_pairs), detect_device()
-    most = min(run.recipe.data.max_response_tokens, getattr(model.config, "max_position_embeddings", 10**9))
+    most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
     whole = tokenizer(list(held_out["text"]), verbose=False)["input_ids"]
     rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
     labels = torch.tensor(held_out["label"])
@@ -138,10 +142,10 @@ def classifier_report(
         raise InputError(
             f"the texts have label {int(labels.max())}, but the classifier knows {model.config.num_labels} labels"
         )
-    found = margins(class_logits(model, tokenizer, rows, device), labels)
+    found = margins(class_logits(model, rows, device), labels)
     right, fresh = accuracy_of(found.tolist()), None
     if untrained is not None:
-        fresh = accuracy_of(margins(class_logits(untrained, tokenizer, rows, device), labels).tolist())
+        fresh = accuracy_of(margins(class_logits(untrained, rows, device), labels).tolist())
     train = data.splits["reward"]
     common = Counter(train["label"]).most_common(1)[0][0]
     return {

@@ -17,6 +17,7 @@ from rlhf_utils.rewards import ClassifierReward, load_reward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
 from rlhf_utils.stages.judge import judge_of
+from rlhf_utils.tokens import start_tokens
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Evaluator:
         """`Answered.kl` and `Answered.surprise` of answers that `policy` sampled."""
         settings, kl, surprise = self.run.recipe.generation, [], []
         texts = [self.run.recipe.template.format(prompt) for prompt in prompts]
-        prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        prompts = start_tokens(self.tokenizer, texts)
         for start in range(0, len(prompts), settings.batch_size):
             part = list(zip(prompts, answers, strict=True))[start : start + settings.batch_size]
             tokens, _ = right_padded([prompt + answer.tokens for prompt, answer in part], self.tokenizer.pad_token_id)

@@ -1,67 +1,121 @@
-"""What can be known of the models that a recipe names before anything is trained: those in folders of this machine."""
+"""What can be known of the models that a recipe names before anything is trained."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import GPT2Config, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.models import adapter_base, check_weights, load_config, load_tokenizer
+from rlhf_utils.lora import lora_modules
+from rlhf_utils.models import (
+    SHAPES_ONLY,
+    adapter_base,
+    check_weights,
+    load_classifier,
+    load_classifier_tokenizer,
+    load_config,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    reads_ahead,
+)
 from rlhf_utils.names import is_folder
+from rlhf_utils.rewards import check_critic
 from rlhf_utils.runs import Run
+from rlhf_utils.runtime import quiet_libraries
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.stages.base import check_context
-
-
-def check_named_models(run: Run) -> None:
-    """Raise InputError for a named folder that is no model, holds the wrong kind of model, or does not go with the
-    others. Hub models are read when their stage is made."""
-    recipe = run.recipe
-    policies = {"policy": recipe.policy, **{f"models.{name}": run.ready_model(name) for name in _POLICIES}}
-    for key, source in policies.items():
-        if source and source != EMBEDDED and is_folder(source):
-            _check_policy(run, key, source)
-    known = recipe.policy
-    if known != EMBEDDED and is_folder(known):
-        vocabulary = load_tokenizer(known).get_vocab()
-        for key, source in policies.items():
-            if source and is_folder(source) and load_tokenizer(source).get_vocab() != vocabulary:
-                raise InputError(f"{key} {source} has another vocabulary than {known}; all policies of a run share one")
-    reward = run.ready_model("reward_model")
-    if reward and is_folder(reward):
-        _check_reward_model(run, reward)
-
 
 _POLICIES = ("sft", "sft_qlora", "ppo")
 
 
+def check_named_models(run: Run) -> None:
+    """Raise InputError for a name that is no model, is the wrong kind of model, has weights that do not fit it, or does
+    not go with the others; and for LoRA modules that the policy does not have."""
+    quiet_libraries()
+    recipe = run.recipe
+    named = {"policy": recipe.policy, **{f"models.{name}": run.ready_model(name) for name in _POLICIES}}
+    policies = {key: source for key, source in named.items() if source and source != EMBEDDED}
+    for key, source in policies.items():
+        _check_policy(run, key, source)
+    vocabularies = {source: load_tokenizer(source, run.adapter_base).get_vocab() for source in policies.values()}
+    for key, source in policies.items():
+        first, vocabulary = next(iter(vocabularies.items()))
+        if vocabularies[source] != vocabulary:
+            raise InputError(f"{key} {source} has another vocabulary than {first}; all policies of a run share one")
+    if reward := run.ready_model("reward_model"):
+        _check_reward_model(run, reward)
+        if recipe.ppo.critic == "separate" and not recipe.models.ppo and policies:
+            tokenizer = load_tokenizer(next(iter(policies.values())), run.adapter_base)
+            check_critic(reward, tokenizer, run.adapter_base)
+    _check_lora(run)
+
+
 def _check_policy(run: Run, key: str, source: str) -> None:
-    config = load_config(source)
+    config = load_config(source, run.adapter_base)
     kind = config.model_type
     # A masked language model would load as a causal one and look into the future.
-    reads_ahead = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder or reads_ahead:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or reads_ahead(config):
         raise InputError(f"{key} {source} is a {kind} model, which does not write text from left to right; name a GPT")
-    check_weights(source)
-    words = len(load_tokenizer(source))
+    if is_folder(source):
+        check_weights(source)
+    words = len(load_tokenizer(source, run.adapter_base))
     if words > config.vocab_size:
         raise InputError(
             f"{key} {source}: its tokenizer has {words} tokens and the model embeds {config.vocab_size}; save the two "
             "that belong together"
         )
     check_context(run.recipe, source)
+    if is_folder(source):
+        load_policy(source, SHAPES_ONLY, base=run.adapter_base)
 
 
 def _check_reward_model(run: Run, source: str) -> None:
-    config, label = load_config(source), run.recipe.reward_model.label
-    check_weights(source)
-    if run.recipe.form == "continuation" and label not in config.id2label.values():
+    base, label, form = run.adapter_base, run.recipe.reward_model.label, run.recipe.form
+    config = load_config(source, base)
+    if is_folder(source):
+        check_weights(source)
+    if adapter_base(source, base) is None:
+        _check_head(run, source, config)
+    if form == "continuation" and label not in config.id2label.values():
         raise InputError(
             f"models.reward_model {source} has no label {label!r}; choose one of "
             f"{', '.join(map(str, config.id2label.values()))} with --set reward_model.label=..."
         )
-    if run.recipe.form == "dialogue" and adapter_base(source) is None and config.num_labels != 1:
+    words = len(load_classifier_tokenizer(source, base))
+    if words > config.vocab_size:
         raise InputError(
-            f"models.reward_model {Path(source).name} has {config.num_labels} outputs; a reward model has one"
+            f"models.reward_model {source}: its tokenizer has {words} tokens and the model embeds {config.vocab_size}; "
+            "save the two that belong together"
         )
+    if is_folder(source):
+        (load_reward_model if form == "dialogue" else load_classifier)(source, SHAPES_ONLY, base=base)
+
+
+def _check_head(run: Run, source: str, config: PretrainedConfig) -> None:
+    kinds = config.architectures or []
+    if kinds and not any("SequenceClassification" in kind for kind in kinds):
+        raise InputError(
+            f"models.reward_model {source} is a {kinds[0]}, which has no trained head for scores; name a model that "
+            "was saved as a sequence classifier"
+        )
+    if kinds and run.recipe.form == "dialogue" and config.num_labels != 1:
+        names = ", ".join(map(str, config.id2label.values()))
+        raise InputError(
+            f"models.reward_model {source} has {config.num_labels} outputs ({names}); the reward model of a dialogue "
+            "has one"
+        )
+
+
+def _check_lora(run: Run) -> None:
+    recipe = run.recipe
+    source = recipe.models.sft or recipe.policy
+    config = GPT2Config() if source == EMBEDDED else load_config(source, run.adapter_base)
+    settings = {
+        "sft_qlora": recipe.qlora,
+        "reward_model": recipe.reward_model.lora,
+        "ppo": recipe.ppo.lora if recipe.ppo.method != "full" else None,
+    }
+    for stage, lora in settings.items():
+        if lora and stage in run.stages and not run.ready_model(stage):
+            lora_modules(lora, config)

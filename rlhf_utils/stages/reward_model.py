@@ -14,15 +14,15 @@ from trl import RewardConfig, RewardTrainer
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import read_json, write_json
 from rlhf_utils.generation import answer_prompts
+from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.memory import phase
 from rlhf_utils.metrics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models import (
     fp32_trainables,
+    load_classifier_tokenizer,
     load_policy,
     load_reward_model,
     load_tokenizer,
-    lora_config,
-    merge_adapter,
     parameter_counts,
     save_model,
 )
@@ -57,15 +57,16 @@ def reward_trainer(
     train = preference_tokens(pairs.select(range(min(most or len(pairs), len(pairs)))), tokenizer)
     # The head starts at random: the seed makes it the same head in every run and after every restart.
     set_seed(run.recipe.seed + seed)
+    model = load_reward_model(run.folder("sft"), fresh_head=True)
     arguments = common_arguments(run, settings, len(train), work)
     arguments |= {"seed": run.recipe.seed + seed, "data_seed": run.recipe.seed + seed}
     trainer = RewardTrainer(
-        model=load_reward_model(run.folder("sft")),
+        model=model,
         args=RewardConfig(**arguments),
         train_dataset=train,
         eval_dataset=preference_tokens(data.splits["development"], tokenizer),
         processing_class=tokenizer,
-        peft_config=lora_config(settings.lora, "SEQ_CLS"),
+        peft_config=lora_config(settings.lora, "SEQ_CLS", model.config),
         callbacks=[RunCallback(run, "reward model" if split == "reward" else "second reward model")],
     )
     trainer.remove_callback(PrinterCallback)
@@ -185,9 +186,12 @@ def _measure_ready(run: Run) -> dict:
         run.progress(f"loading {source}")
         data, device = PreparedData.load(run.folder("data")), detect_device()
         held_out = data.first("evaluation", run.recipe.evaluation.reward_pairs)
-        reward = RewardModel(load_reward_model(source, device).eval(), load_tokenizer(source), device)
+        base = run.adapter_base
+        model, tokenizer = load_reward_model(source, device, base=base), load_classifier_tokenizer(source, base)
+        reward = RewardModel(model, tokenizer, device)
         run.progress("reward model: measuring held-out pairs")
-        report = reward_report(margins(reward, held_out), None, data.splits["reward"], held_out, reward.tokenizer)
+        report = reward_report(margins(reward, held_out), None, data.splits["reward"], held_out, tokenizer)
+        report["texts_cut"] = reward.cut
         _calibrate_on_sft(run, reward, data.splits["development"])
         stage.results = {"method": "ready", "source": source, **{key: report[key] for key in _REPORTED}}
         write_json(run.evaluation / "reward_model.json", report)
@@ -259,7 +263,7 @@ def by_length(found: torch.Tensor, differences: Sequence[int]) -> list[dict]:
 
 def _fresh_head(run: Run, seed: int = 0):
     set_seed(run.recipe.seed + seed)
-    return load_reward_model(run.folder("sft"), detect_device()).eval()
+    return load_reward_model(run.folder("sft"), detect_device(), fresh_head=True).eval()
 
 
 def _calibrate_on_sft(run: Run, reward: RewardModel, split: Dataset) -> None:
@@ -267,7 +271,7 @@ def _calibrate_on_sft(run: Run, reward: RewardModel, split: Dataset) -> None:
     sft = load_policy(run.folder("sft"), reward.device).eval()
     answers = answer_prompts(
         sft,
-        reward.tokenizer,
+        load_tokenizer(run.folder("sft")),
         [TEMPLATE.format(p) for p in prompts],
         run.recipe.generation,
         reward.device,

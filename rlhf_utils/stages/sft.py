@@ -14,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from rlhf_utils.data import PreparedData, beginnings
 from rlhf_utils.files import read_json, write_json, write_jsonl
 from rlhf_utils.generation import answer_prompts
+from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.memory import phase
 from rlhf_utils.metrics import rouge_scores
 from rlhf_utils.models import (
@@ -23,8 +24,6 @@ from rlhf_utils.models import (
     load_policy,
     load_policy_4bit,
     load_tokenizer,
-    lora_config,
-    merge_adapter,
     parameter_counts,
     save_model,
 )
@@ -95,7 +94,7 @@ def train_qlora(run: Run) -> dict:
         with phase("load"):
             model = (load_policy_4bit if quantised else load_policy)(run.folder("base"), detect_device())
             trainer = sft_trainer(
-                run, model, lora_config(settings, "CAUSAL_LM"), settings.learning_rate, stage.work, method
+                run, model, lora_config(settings, "CAUSAL_LM", model.config), settings.learning_rate, stage.work, method
             )
 
         def merged() -> PreTrainedModel:

@@ -22,6 +22,7 @@ from rlhf_utils.runtime import detect_device
 from rlhf_utils.settings import TrainingSettings
 from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.template import TEMPLATE
+from rlhf_utils.tokens import continued_tokens, read_tokens
 from rlhf_utils.trainer_checkpoints import mark_complete, newest_complete
 
 _LINES_LOGGED = 40
@@ -97,15 +98,12 @@ def total_steps(settings: TrainingSettings, rows: int) -> int:
 def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """A split as trl's SFT trainer takes it tokenised: `input_ids` of prompt + answer + EOS, `completion_mask` 1 on
     answer and EOS."""
-    prompts = tokenizer([TEMPLATE.format(p) for p in split["prompt"]], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([TEMPLATE.completion(r) for r in split["chosen"]], add_special_tokens=False)["input_ids"]
-    answers = [answer + [tokenizer.eos_token_id] for answer in answers]
+    prompts, answers = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split["chosen"]]
+    rows = continued_tokens(tokenizer, prompts, answers)
     return Dataset.from_dict(
         {
-            "input_ids": [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)],
-            "completion_mask": [
-                [0] * len(prompt) + [1] * len(answer) for prompt, answer in zip(prompts, answers, strict=True)
-            ],
+            "input_ids": [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in rows],
+            "completion_mask": [[0] * len(prompt) + [1] * (len(answer) + 1) for prompt, answer in rows],
         }
     )
 
@@ -114,12 +112,12 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     """A split as trl's reward trainer takes it tokenised: `chosen_ids`, `rejected_ids`.
 
     Without EOS: the score is read at the answer's last token, in training as in every later use
-    (`rewards.score_tokens`).
+    (`rewards.class_logits`).
     """
 
     def ids(column: str) -> list[list[int]]:
-        texts = [TEMPLATE.text(p, r) for p, r in zip(split["prompt"], split[column], strict=True)]
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+        starts, ends = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split[column]]
+        return read_tokens(tokenizer, starts, ends)
 
     return Dataset.from_dict({"chosen_ids": ids("chosen"), "rejected_ids": ids("rejected")})
 
