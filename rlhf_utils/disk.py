@@ -67,7 +67,8 @@ def stage_bytes(recipe: Recipe, stage: str, shape: Shape) -> StageBytes:
 def _ppo_bytes(recipe: Recipe, shape: Shape, size: float) -> StageBytes:
     """Every policy along the way stays, for the frontier; what resuming needs stays for the newest and the best."""
     ppo = recipe.ppo
-    saves = -(-ppo.updates // ppo.save_every)
+    # With a budget also the last policy within it.
+    saves = -(-ppo.updates // ppo.save_every) + (ppo.kl_budget is not None)
     learnt = shape.parameters if ppo.method == "full" else adapter_parameters(shape, ppo.lora)
     policy = size + (WEIGHT * learnt if ppo.method != "full" else 0.0)
     if ppo.critic == "separate":

@@ -8,7 +8,7 @@ from rlhf_utils.errors import visible
 from rlhf_utils.plots.evaluation import comparison, judge_of, models_of
 from rlhf_utils.plots.results import bounds, number
 from rlhf_utils.plots.reward_model import accuracies
-from rlhf_utils.plots.style import LABELS, decimal
+from rlhf_utils.plots.style import LABELS, decimal, with_interval
 
 # Figure of summary.json, its title in the table, decimals.
 COLUMNS = (
@@ -81,6 +81,8 @@ def headlines(summary: dict, judges: list) -> list[Headline]:
         else:
             text = f"PPO is worse than {other} on {name}: {change}."
         lines.append(Headline(text, warning=key == "gold" and verdict < 0))
+    if text := (summary.get("kl_budget") or {}).get("stopped"):
+        lines.append(Headline(f"PPO and its KL budget: {text}.", warning=True))
     if verdict := summary.get("hacking"):
         lines.append(Headline(verdict["text"], warning=verdict["level"] != "none"))
     if verdicts["reward"] is not None and verdicts["gold"] is None:
@@ -141,7 +143,7 @@ def assistant_table(summary: dict) -> list[dict]:
     return [
         {
             "model": LABELS[name],
-            "score": percentless(figures["quality"], figures["quality_ci95"]),
+            "score": with_interval(figures["quality"], bounds(figures["quality_ci95"])),
             **{
                 title: cell(figures.get(key), None, 2).value
                 for key, title in (
@@ -194,11 +196,6 @@ def cell(value: object, interval: object, digits: int) -> Cell:
     return Cell(decimal(known, digits), "" if ends is None else bracket(ends, digits))
 
 
-def percentless(value: float, interval: list[float]) -> str:
-    """`0.71 [0.65, 0.77]`."""
-    return f"{decimal(value)} {bracket(tuple(interval), 2)}"
-
-
 def percent(value: float, interval: object) -> str:
     """`92.3% [90.9%, 93.6%]`."""
     ends = bounds(interval) if isinstance(interval, list) else interval
@@ -208,6 +205,8 @@ def percent(value: float, interval: object) -> str:
 def model_table(summary: dict) -> dict:
     """Models by figures; a column that is null for every model is left out."""
     models = models_of(summary)
+    temperature = number(summary.get("kl_to_sft_temperature"))
+    titles = {} if temperature is None else {"kl_to_sft": f"KL to SFT at temperature {temperature:g} (nats)"}
     shown = [c for c in COLUMNS if any(number(found.get(c[0])) is not None for found in models.values())]
     rows = [
         {
@@ -216,7 +215,7 @@ def model_table(summary: dict) -> dict:
         }
         for name, found in models.items()
     ]
-    return {"columns": [title for _, title, _ in shown], "rows": rows}
+    return {"columns": [titles.get(key, title) for key, title, _ in shown], "rows": rows}
 
 
 def agreement_sentence(summary: dict) -> str:

@@ -25,7 +25,7 @@ from rlhf_utils.judging import outcome
 from rlhf_utils.judging.pairs import KEY, PAIRS
 from rlhf_utils.plots import applicable, draw
 from rlhf_utils.plots.evaluation import models_of
-from rlhf_utils.plots.results import figures, number, read_object, read_samples, run_caption
+from rlhf_utils.plots.results import bounds, figures, number, read_object, read_samples, run_caption
 from rlhf_utils.plots.reward_model import accuracies
 from rlhf_utils.plots.style import COLOURS, LABELS, decimal, with_interval
 
@@ -92,7 +92,7 @@ def judged(run: Path) -> list[dict]:
             "judge": kind,
             "comparison": f"{one} vs {other}",
             **{key: result[key] for key in ("wins", "ties", "losses")},
-            "rate": with_interval(result["rate"], tuple(result["ci95"])),
+            "rate": with_interval(result["rate"], bounds(result["ci95"])),
         }
         for kind, result in found["judges"].items()
     ]

@@ -242,8 +242,8 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
         with disk_errors(running):
             listener.run(
                 lambda: papermill.execute_notebook(
-                    str(ROOT / notebook.path),
-                    str(running),
+                    _unformatted(ROOT / notebook.path),
+                    _unformatted(running),
                     parameters=parameters,
                     kernel_name="python3",
                     progress_bar=False,
@@ -283,6 +283,11 @@ def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
     run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=round(time.time() - started, 1))
     if listener.asked is not None:
         raise Stopped(listener.asked)
+
+
+def _unformatted(path: Path) -> str:
+    """`path` for papermill, which puts its parameters into paths by `str.format`."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _signal_kernels(number: int) -> None:

@@ -246,7 +246,10 @@ class PPOConfig(Section):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) on whole answers.
 
     Units: batches count episodes (one prompt with one answer), lengths count tokens, KL is in nats per answer,
-    the KL coefficient is reward per nat. `lora` matters for the methods lora and qlora (the same on 4-bit weights).
+    the KL coefficient is reward per nat. `kl_budget` and `kl_target` are nats per answer of the distribution that is
+    sampled from while training, at `temperature`. `value_clip_range` is in standard deviations of the
+    returns. The learning rate rises linearly over the first `warmup_ratio` of all steps. `lora` matters for
+    the methods lora and qlora (the same on 4-bit weights).
     `microbatch_size` episodes are learnt from at once (None for all), fewer where memory runs out;
     `gradient_checkpointing` computes the layers again in the backward pass instead of keeping them.
     """
@@ -265,6 +268,7 @@ class PPOConfig(Section):
     learning_rate: Positive = 1e-5
     value_learning_rate: Positive | None = None
     final_learning_rate_ratio: Fraction = 0.1
+    warmup_ratio: Fraction = 0.05
     gamma: Fraction = 1.0
     gae_lambda: Fraction = 0.95
     clip_range: Positive = 0.2
@@ -274,7 +278,6 @@ class PPOConfig(Section):
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     kl_target: Positive = 6.0
     kl_horizon: Positive = 10_000.0
-    kl_estimator: Literal["k1", "k3"] = "k1"
     kl_budget: Positive | None = None
     kl_budget_action: Literal["stop", "shrink"] = "stop"
     missing_eos_penalty: NonNegative = 1.0
@@ -290,6 +293,16 @@ class PPOConfig(Section):
     sample_every: Count = 8
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_estimator(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "kl_estimator" in values:
+            raise ValueError(
+                "kl_estimator is no setting any more: the KL penalty is always k1, since the gradient of a k3 penalty "
+                "is not that of the KL; leave it out"
+            )
+        return values
 
     @model_validator(mode="after")
     def _batches_divide(self):

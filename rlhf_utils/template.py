@@ -48,9 +48,11 @@ class Template:
         return self.format(prompt) + self.completion(response)
 
     def completion(self, response: str) -> str:
-        """Text of an answer: one blank, then the response; of a continuation: the response as it is."""
-        # The blank stands here and not in the prompt, because " word" with its blank is one GPT-2 token.
-        return self.joint + self.response(response)
+        """Text of an answer: one blank, then the response, and nothing for an empty one; of a continuation: the
+        response as it is."""
+        # The blank stands here and not in the prompt, because " word" with its blank is one GPT-2 token. Alone at the
+        # end of a text it would be another token, one that no model here has met.
+        return self.joint + text if (text := self.response(response)) else ""
 
     def response(self, sampled: str) -> str:
         """The response in text that a model wrote after `format(prompt)`."""

@@ -225,7 +225,8 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
         kl = 2.1 * (1 - math.exp(-update / 15))
         reward, judged = -0.04 + 0.28 * kl, 4.35 + 0.9 * kl - 0.17 * kl * kl
         points.append(
-            {"update": update, "kl": kl, "reward": reward, "reward_ci95": [reward - 0.12, reward + 0.12]}
+            {"update": update, "kl": 1.3 * kl, "kl_to_sft": kl}
+            | {"reward": reward, "reward_ci95": [reward - 0.12, reward + 0.12]}
             | {"gold": judged if gold else None, "gold_ci95": [judged - 0.2, judged + 0.2] if gold else None}
         )
     curve = [{"update": u, "reward": 0.1 * u, "gold": 5 - 0.05 * u, "kl": 0.4 * u} for u in range(12)]
@@ -236,8 +237,9 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
             "points": points,
             "chosen_update": 32,
             "rule": "highest lower end of gold within the KL budget",
+            "kl_to_sft_temperature": 0.7,
             "best_of_n": [
-                {"n": n, "kl": math.log(n) - (n - 1) / n, "reward": 0.3 * math.log(n), "reward_ci95": None}
+                {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n, "reward": 0.3 * math.log(n), "reward_ci95": None}
                 | {"gold": 4.3 + 0.4 * math.log(n) if gold else None, "gold_ci95": None}
                 for n in (1, 2, 4, 8, 16)
             ],

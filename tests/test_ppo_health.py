@@ -55,6 +55,13 @@ def test_each_trouble_is_told_with_its_figures(last, name, words):
     assert re.search(words, found[name]) and "\n" not in found[name]
 
 
+@pytest.mark.parametrize(("action", "words"), [("stop", "training ends"), ("shrink", "has left the responses")])
+def test_what_a_passed_budget_does_is_said_with_the_temperature_it_is_about(action, words):
+    config = PPOConfig(kl_budget=10.0, kl_budget_action=action, temperature=0.9)
+    told = warnings_of(history(kl=11.0), config)["over_budget"]
+    assert words in told and "at temperature 0.9" in told
+
+
 def test_a_reward_that_does_not_move_is_told_once_there_is_enough_to_go_by():
     flat = [{**HEALTHY, "reward": 0.01 * (i % 2)} for i in range(30)]
     assert "reward_flat" not in warnings_of(flat[:9], PPOConfig())

@@ -18,8 +18,11 @@ from tiny import (
 )
 
 from rlhf_utils.errors import InputError, TrainingError
+from rlhf_utils.files import read_json
 from rlhf_utils.generation import answer_prompts
 from rlhf_utils.models import load_policy
+from rlhf_utils.ppo import learner
+from rlhf_utils.ppo.objective import value_loss
 from rlhf_utils.ppo.record import samples_table
 from rlhf_utils.settings import GenerationSettings
 from rlhf_utils.template import TEMPLATE
@@ -49,13 +52,17 @@ def first_letters(trainer, letter, tokens):
     return sum(tiny_tokenizer().decode(answer.tokens[:1]) == letter for answer in answers) / len(answers)
 
 
-@pytest.mark.parametrize("tokens", [1, 5], ids=["bandit", "reward four tokens later"])
-def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens):
+@pytest.mark.parametrize(
+    "tokens, unit, least",
+    [(1, 1.0, 0.0), (5, 1.0, 0.0), (5, 200.0, -6000.0)],
+    ids=["bandit", "reward four tokens later", "raw rewards"],
+)
+def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens, unit, least):
     """One of 257 tokens is rewarded, and with five tokens only as the first of them, while the reward comes with the
-    last: the credit has to find its way back."""
+    last: the credit has to find its way back. In which unit, and how far from 0, rewards are, is of no account."""
 
     def reward(prompts, responses):
-        return torch.tensor([float(response.startswith("b")) for response in responses])
+        return torch.tensor([least + unit * float(response.startswith("b")) for response in responses])
 
     trainer = tiny_trainer(
         save_tiny(tmp_path / "policy", spread=0.05),
@@ -79,16 +86,6 @@ def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens):
 # Stopping and failing
 
 
-def test_the_kl_budget_stops_training_for_good(policy, tmp_path):
-    settings = dict(updates=8, learning_rate=1e-2, kl_budget=0.05, save_every=100)
-    history = tiny_trainer(policy, tmp_path, **settings).train()
-    assert 1 < len(history) < 8
-    assert history[-1]["kl"] > 0.05 and all(line["kl"] <= 0.05 for line in history[:-1])
-    again = tiny_trainer(policy, tmp_path, **settings)
-    assert again.train() == history
-    assert again.store.policies()[-1].name == f"update-{len(history):06d}"
-
-
 def test_over_the_kl_budget_the_steps_shrink(policy, tmp_path):
     settings = dict(updates=6, learning_rate=1e-2, final_learning_rate_ratio=1.0, kl_budget_action="shrink")
     history = tiny_trainer(policy, tmp_path, kl_budget=0.05, **settings).train()
@@ -105,6 +102,66 @@ def test_the_adaptive_controller_moves_the_coefficient(policy, tmp_path):
         error = min(max(line["kl"] / 0.1 - 1, -0.2), 0.2)
         assert following["kl_coefficient"] == pytest.approx(line["kl_coefficient"] * (1 + error * 8 / 80))
     assert history[0]["kl_coefficient"] == 0.05 != history[1]["kl_coefficient"]
+
+
+def test_the_rate_rises_step_by_step_and_the_first_update_stays_within_the_clip(policy, tmp_path):
+    """Adam's first steps are as large as the rate: without a rise the first update alone leaves the clip range."""
+    settings = dict(updates=10, learning_rate=1e-3, final_learning_rate_ratio=0.5, epochs=4)
+    clipped = {}
+    for ratio in (0.0, 0.25):
+        trainer = tiny_trainer(policy, tmp_path / str(ratio), warmup_ratio=ratio, **settings)
+        steps = trainer.learner.steps
+        rates = [trainer.learner.learning_rates(u, s, 1.0)[0] for u in range(10) for s in range(steps)]
+        rising = math.ceil(ratio * 10 * steps)
+        assert rates[rising] == max(rates[rising:]) and rates[-1] == pytest.approx(0.5e-3)
+        assert rates[:rising] == pytest.approx([1e-3 * (s + 1) / (rising + 1) for s in range(rising)], rel=0.2)
+        trainer.on_update = stop_after_the_first(clipped, ratio)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    assert clipped[0.25] < 0.5 * clipped[0.0], clipped
+
+
+def stop_after_the_first(found: dict, name: float):
+    def on_update(line):
+        found[name] = line["clip_fraction"]
+        raise KeyboardInterrupt
+
+    return on_update
+
+
+def test_the_objective_in_the_metrics_is_what_is_paid(policy, tmp_path):
+    """Scaled, clipped, less where an answer does not end, and less the price of its KL."""
+    settings = dict(reward_scale=3.0, reward_clip=2.0, missing_eos_penalty=0.7, kl_coefficient=0.3, learning_rate=5e-3)
+    trainer, rollouts = tiny_trainer(policy, tmp_path, **settings), []
+    collect = trainer.rollouts.collect
+    trainer.rollouts.collect = lambda *how: rollouts.append(collect(*how)) or rollouts[-1]
+    history = trainer.train()
+    assert history[-1]["kl"] > 0.05
+    for line, rollout in zip(history, rollouts, strict=False):
+        paid = []
+        for answer, score, row, other in zip(
+            rollout.answers, rollout.scores, rollout.logprobs, rollout.reference_logprobs, strict=True
+        ):
+            kept = max(-2.0, min(2.0, 3.0 * score.item())) - (0.0 if answer.ended else 0.7)
+            paid.append(kept - 0.3 * (row - other).sum().item())
+        assert line["objective"] == pytest.approx(sum(paid) / len(paid), abs=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1.0, 100.0])
+def test_the_values_may_move_as_far_as_the_unit_of_the_rewards_asks(policy, tmp_path, unit, monkeypatch):
+    """Raw logits of some reward model: a clip range of 0.2 of them would be nothing, or no limit at all."""
+
+    def reward(prompts, responses):
+        return [unit * len(response) for response in responses]
+
+    trainer, rollouts = tiny_trainer(policy, tmp_path, reward, updates=1, kl_coefficient=0.0), []
+    collect = trainer.rollouts.collect
+    trainer.rollouts.collect = lambda *how: rollouts.append(collect(*how)) or rollouts[-1]
+    ranges = []
+    monkeypatch.setattr(learner, "value_loss", lambda *how: ranges.append(how[-1]) or value_loss(*how))
+    trainer.train()
+    returns = rollouts[0].returns[rollouts[0].episodes.mask]
+    assert ranges == pytest.approx([0.2 * returns.std(correction=0).item()] * len(ranges)) and ranges[0] > 0.1 * unit
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -189,6 +246,8 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
     assert all(sample["prompt"] in PROMPTS and sample["reward"] == sample["response"].count("e") for sample in samples)
     folders = trainer.store.policies()
     assert [folder.name for folder in folders] == ["update-000002", "update-000004", "update-000005"]
+    states = [read_json(folder / "state.json") for folder in folders]
+    assert [state["kl"] for state in states[:2]] == [history[2]["kl"], history[4]["kl"]] and states[2]["kl"] is not None
     best = trainer.store.best(history, None)
     # Of equals the later one: which rewards are equal depends on the random weights, and they on transformers' version.
     assert best == max(folders[:2], key=lambda folder: (history[int(folder.name[-1])]["reward"], folder))

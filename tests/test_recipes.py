@@ -135,6 +135,7 @@ def test_refused_overrides(overrides, words):
         ({"ppo.minibatch_size": 60}, ["rollout_batch_size 128", "minibatch_size 60"]),
         ({"ppo.microbatch_size": 7}, ["minibatch_size 64", "microbatch_size 7"]),
         ({"ppo.kl_budget": None, "ppo.kl_budget_action": "shrink"}, ["kl_budget is not set"]),
+        ({"ppo.kl_estimator": "k3"}, ["kl_estimator is no setting any more", "always k1"]),
         ({"sft.batch_size": 24, "sft.micro_batch_size": 5}, ["sft: batch_size 24", "micro_batch_size 5"]),
         ({"reward_model.batch_size": 16, "reward_model.micro_batch_size": 5}, ["reward_model: batch_size 16"]),
         ({"base.context": 64}, ["base.context is 64"]),

@@ -74,7 +74,8 @@ def kill_within(stage: str, root: Path, command: Sequence[str], cwd: Path) -> No
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> SimpleNamespace:
     """One run with everything that can happen to it: killed, failed, repaired, and called once more."""
-    folder = tmp_path_factory.mktemp("series")
+    folder = tmp_path_factory.mktemp("series") / "of {seed}, %d 'quotes\", $HOME & #ü [x]"
+    folder.mkdir()
     root, command = folder / "out" / "instruct-tiny", run_command(Path("out"))
     kill_within("sft", root, command, folder)
     killed = read_json(root / "run.json")

@@ -34,6 +34,19 @@ class Interval:
         """`[low, high]` as it is written to `summary.json`; None (null) when the spread is unknown."""
         return None if self.low is None or self.high is None else [self.low, self.high]
 
+    def __format__(self, spec: str) -> str:
+        """`0.53 [0.41, 0.66]`, each number by `spec`; the mean alone when the spread is unknown."""
+        ends = "" if self.low is None or self.high is None else f" [{self.low:{spec}}, {self.high:{spec}}]"
+        return f"{self.mean:{spec}}{ends}"
+
+    def is_above(self, value: float = 0.0) -> bool:
+        """True when the whole interval is known to lie above `value`."""
+        return self.low is not None and self.low > value
+
+    def is_below(self, value: float = 0.0) -> bool:
+        """True when the whole interval is known to lie below `value`."""
+        return self.high is not None and self.high < value
+
     def excludes(self, value: float = 0.0) -> bool:
         """True when the interval is known and `value` lies outside it."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high

@@ -152,7 +152,7 @@ def draw_scores(axes: Axes, models: dict[str, dict], key: str, title: str, unit:
 def frontier(run: Path, path: Path) -> None:
     """Reward and gold against the distance from SFT, checkpoint by checkpoint, with the chosen one marked."""
     content = read_object(run, "frontier")
-    points = [point for point in content.get("points") or [] if number(point.get("kl")) is not None]
+    points = [point for point in content.get("points") or [] if distance(point) is not None]
     chosen = content.get("chosen_update")
     rule = content.get("rule")
     note = "Each point is a PPO checkpoint, its number the update; 95 % confidence."
@@ -165,8 +165,16 @@ def frontier(run: Path, path: Path) -> None:
         left, right = figure.subplots(1, 2)
         draw_frontier(left, points, "reward", chosen, REWARD, "reward (what PPO optimised)")
         draw_frontier(right, points, "gold", chosen, GOLD, "gold score (held-out judge)")
+        temperature = number(content.get("kl_to_sft_temperature"))
         for axes, key in ((left, "reward"), (right, "gold")):
             draw_best_of_n(axes, best, key)
+            if axes.get_xlabel() and temperature is not None:
+                axes.set_xlabel(f"{axes.get_xlabel()} at temperature {temperature:g}")
+
+
+def distance(point: dict) -> float | None:
+    """KL to the SFT model of the responses that were measured; runs of version 0.1 knew only one KL."""
+    return number(point.get("kl_to_sft", point.get("kl")))
 
 
 def draw_frontier(axes: Axes, points: list[dict], key: str, chosen: int | None, colour: str, title: str) -> None:
@@ -175,15 +183,15 @@ def draw_frontier(axes: Axes, points: list[dict], key: str, chosen: int | None, 
     if not shown:
         empty(axes, "this recipe has no gold judge" if key == "gold" else "no reward was measured")
         return
-    axes.plot([p["kl"] for p in shown], [p[key] for p in shown], color=colour, linewidth=1.3, alpha=0.6)
+    axes.plot([distance(p) for p in shown], [p[key] for p in shown], color=colour, linewidth=1.3, alpha=0.6)
     for point in shown:
         interval = bounds(point.get(f"{key}_ci95"))
         if interval is not None:
-            axes.plot((point["kl"],) * 2, interval, color=colour, linewidth=1.3, alpha=0.5)
-        axes.plot(point["kl"], point[key], marker="o", markersize=5.5, color=colour)
+            axes.plot((distance(point),) * 2, interval, color=colour, linewidth=1.3, alpha=0.5)
+        axes.plot(distance(point), point[key], marker="o", markersize=5.5, color=colour)
         if point["update"] == chosen:
             axes.plot(
-                point["kl"],
+                distance(point),
                 point[key],
                 marker="o",
                 markersize=13,
@@ -202,15 +210,15 @@ def draw_best_of_n(axes: Axes, best: list[dict], key: str) -> None:
     shown = [point for point in best if number(point.get(key)) is not None]
     if not shown:
         return
-    axes.plot([p["kl"] for p in shown], [p[key] for p in shown], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.plot([distance(p) for p in shown], [p[key] for p in shown], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
     for point in shown:
         interval = bounds(point.get(f"{key}_ci95"))
         if interval is not None:
-            axes.plot((point["kl"],) * 2, interval, color=MUTED, linewidth=1, alpha=0.5)
-        axes.plot(point["kl"], point[key], marker="s", markersize=3.5, color=MUTED)
+            axes.plot((distance(point),) * 2, interval, color=MUTED, linewidth=1, alpha=0.5)
+        axes.plot(distance(point), point[key], marker="s", markersize=3.5, color=MUTED)
         axes.annotate(
             f"{point['n']}",
-            (point["kl"], point[key]),
+            (distance(point), point[key]),
             xytext=(4, -9),
             textcoords="offset points",
             fontsize=7.5,
@@ -223,14 +231,14 @@ def label_points(axes: Axes, points: list[dict], key: str, chosen: int | None) -
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     named: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p["update"] not in (0, chosen), -p["update"])):
-        at = ((point["kl"] - left) / (right - left), (point[key] - bottom) / (top - bottom))
+        at = ((distance(point) - left) / (right - left), (point[key] - bottom) / (top - bottom))
         if any(math.dist(at, other) < 0.09 for other in named):
             continue
         named.append(at)
         first = point["update"] == 0
         label = axes.annotate(
             "SFT" if first else str(point["update"]),
-            (point["kl"], point[key]),
+            (distance(point), point[key]),
             xytext=(8, -10) if first else (-7, 6),
             textcoords="offset points",
             ha="left" if first else "right",

@@ -46,6 +46,8 @@ STYLE = {
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "text.color": INK,
+    # Names of runs and folders stand in pictures, and may well hold dollar signs.
+    "text.parse_math": False,
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "legend.fontsize": 9,

@@ -29,9 +29,14 @@ def warnings_of(history: Sequence[dict], config: PPOConfig) -> dict[str, str]:
             "of the distribution that was sampled from (temperature, masks, top-k)"
         )
     if config.kl_budget is not None and now["kl"] > config.kl_budget:
+        cause = (
+            "training ends, and the policy before it, which is within, is the result"
+            if config.kl_budget_action == "stop"
+            else "the policy has left the responses that the reward model knows"
+        )
         found["over_budget"] = (
-            f"KL of {now['kl']:.1f} nats per answer is over the budget of {config.kl_budget:g}: the policy has left "
-            "the answers that the reward model knows; raise kl_coefficient or lower learning_rate"
+            f"KL of {now['kl']:.1f} nats per response at temperature {config.temperature:g} is over the budget of "
+            f"{config.kl_budget:g}: {cause}; raise kl_coefficient or lower learning_rate"
         )
     best_eos = max(line["eos_rate"] for line in history)
     if now["eos_rate"] < best_eos - EOS_FALL:

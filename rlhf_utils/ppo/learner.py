@@ -19,6 +19,19 @@ from rlhf_utils.ppo.objective import policy_loss, value_loss
 from rlhf_utils.ppo.rollout import Rollout, seeded
 from rlhf_utils.settings import PPOConfig
 
+# What `learn` returns, as it stands in the metrics of an update that nothing was learnt from.
+NOT_LEARNT = dict.fromkeys(
+    (
+        "policy_loss",
+        "value_loss",
+        "clip_fraction",
+        "value_clip_fraction",
+        "update_kl",
+        "ratio_error",
+        "gradient_norm",
+        "learning_rate",
+    )
+) | {"skipped_steps": 0}
 # How far sampling and a fresh forward pass may differ per token (nats) before something is wrong with masks or
 # positions.
 SAME = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.1}
@@ -44,31 +57,48 @@ class Learner:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def learn(self, rollout: Rollout, update: int, step_scale: float) -> dict[str, float | None]:
-        """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses."""
+        """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses, and
+        the policy's learning rate in the last step."""
         config = self.config
         self.actor.train()
-        for group, rate in zip(self.optimizer.param_groups, self.learning_rates(update, step_scale), strict=True):
-            group["lr"] = rate
+        step = 0
         totals: dict[str, list[float]] = {}
         for epoch in range(config.epochs):
             order = torch.randperm(len(rollout.episodes), generator=seeded(config.seed, 3, update, epoch)).to(
                 rollout.scores.device
             )
             for minibatch in order.split(config.minibatch_size):
+                rates = self.learning_rates(update, step, step_scale)
+                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
                 figures = self._step(rollout, minibatch, update)
+                step += 1
                 if epoch == 0 and not totals:
                     self._check_ratio(figures["ratio_error"], update)
                 for name, value in figures.items():
                     totals.setdefault(name, []).append(value)
         skipped = sum(totals.pop("skipped"))
-        return {name: _finite_mean(values) for name, values in totals.items()} | {"skipped_steps": int(skipped)}
+        means = {name: _finite_mean(values) for name, values in totals.items()}
+        return means | {"skipped_steps": int(skipped), "learning_rate": rates[0]}
 
-    def learning_rates(self, update: int, step_scale: float) -> tuple[float, float]:
-        """Linear decay from the configured rates (policy, critic) to `final_learning_rate_ratio` of them."""
+    def learning_rates(self, update: int, step: int, step_scale: float) -> tuple[float, float]:
+        """The rates (policy, critic) of optimizer step `step` of an update: linear decay over the updates to
+        `final_learning_rate_ratio` of the configured ones, after a linear rise over the first `warmup_ratio` of all
+        steps.
+
+        Adam's first steps move every weight by nearly the whole rate, whatever the size of its gradient.
+        """
         config = self.config
         done = update / max(config.updates - 1, 1)
-        scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * step_scale
+        warming = math.ceil(config.warmup_ratio * config.updates * self.steps)
+        risen = min(1.0, (update * self.steps + step + 1) / (warming + 1))
+        scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * risen * step_scale
         return config.learning_rate * scale, self._value_rate * scale
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an update."""
+        return self.config.epochs * self.config.rollout_batch_size // self.config.minibatch_size
 
     @property
     def _value_rate(self) -> float:
@@ -113,6 +143,7 @@ class Learner:
     def _gradients(self, rollout: Rollout, minibatch: Tensor, update: int, size: int | None) -> dict[str, float]:
         """Add up the gradients of `minibatch` in microbatches of at most `size`; returns its losses."""
         config = self.config
+        value_range = config.value_clip_range and config.value_clip_range * rollout.spread
         tokens = rollout.episodes.mask[minibatch].sum()
         figures: dict[str, float] = {}
         if processes.count() > 1:
@@ -130,9 +161,10 @@ class Learner:
             old_logprobs = rollout.logprobs[rows, :width]
             policy = policy_loss(logprobs, old_logprobs, rollout.advantages[rows, :width], part.mask, config.clip_range)
             value = value_loss(
-                values, rollout.values[rows, :width], rollout.returns[rows, :width], part.mask, config.value_clip_range
+                values, rollout.values[rows, :width], rollout.returns[rows, :width], part.mask, value_range
             )
-            loss = policy.loss + config.value_coefficient * value.loss
+            # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
+            loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
             if not loss.isfinite():
                 raise self._failure(
                     f"update {update}: the loss is {loss.item()}",

@@ -32,18 +32,17 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) ->
     """Per-token estimate of KL(policy || reference) from tokens that the policy sampled; same shape as the inputs.
 
     With d = log pi(a) - log pi_ref(a) (Schulman 2020, http://joschu.net/blog/kl-approx.html):
-    k1 = d           unbiased; single tokens may be negative, the mean over many must not be
-    k2 = d^2 / 2     biased, never negative
+    k1 = d              unbiased; single tokens may be negative, the mean over many must not be
     k3 = e^-d - 1 + d   unbiased, never negative
+
+    As a penalty in the reward only k1 will do: the gradient of the mean of k3 is not that of the KL.
     """
     difference = logprobs - reference_logprobs
     if estimator == "k1":
         return difference
-    if estimator == "k2":
-        return difference.square() / 2
     if estimator == "k3":
         return torch.expm1(-difference) + difference
-    raise ValueError(f"unknown KL estimator {estimator!r}; use k1, k2 or k3")
+    raise ValueError(f"unknown KL estimator {estimator!r}; use k1 or k3")
 
 
 def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:

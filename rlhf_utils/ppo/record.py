@@ -94,7 +94,11 @@ def phrase_shares(texts: Sequence[str]) -> Counter[str]:
 
 def metrics_line(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
     """What the experience of an update says: rewards, KL in nats per answer, entropy in nats per token, lengths in
-    tokens."""
+    tokens.
+
+    `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what an
+    answer is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
+    """
     mask, answers = rollout.episodes.mask, len(rollout.scores)
     kl = {
         name: kl_estimate(rollout.logprobs, rollout.reference_logprobs, name)
@@ -104,23 +108,40 @@ def metrics_line(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
         .item()
         for name in ("k1", "k3")
     }
-    reward = rollout.scores.mean().item()
     variance = explained_variance(rollout.values, rollout.returns, mask).item()
     return {
         "update": update,
         "episodes": (update + 1) * answers,
-        "reward": reward,
+        "reward": rollout.scores.mean().item(),
         "reward_std": rollout.scores.std(correction=0).item(),
         "reward_terms": {name: term.mean().item() for name, term in rollout.terms.items()},
         "kl": kl["k1"],
         "kl_k3": kl["k3"],
         "kl_coefficient": kl_coefficient,
-        "objective": reward - kl_coefficient * kl["k1"],
+        "objective": rollout.rewards.sum(dim=1).mean().item(),
         "entropy": masked_mean(rollout.entropy, mask).item(),
         "explained_variance": variance if math.isfinite(variance) else None,
         "response_tokens": int(mask.sum()) / answers,
         "eos_rate": sum(answer.ended for answer in rollout.answers) / answers,
     }
+
+
+def times(rollout: Rollout, seconds: float) -> dict:
+    """Seconds of an update in all and by phase, and tokens a second."""
+    learning = seconds - sum(rollout.seconds.values())
+    return {
+        "tokens_per_second": int(rollout.episodes.mask.sum()) / seconds,
+        "seconds": seconds,
+        "phase_seconds": {**rollout.seconds, "learning": learning},
+    }
+
+
+def progress(line: dict) -> str:
+    """An update's figures in a few words."""
+    return (
+        f"reward {line['reward']:+.2f}, KL {line['kl']:.2f} nats, EOS {line['eos_rate']:.0%}, "
+        f"{line['tokens_per_second']:.0f} tokens/s"
+    )
 
 
 def _append(path: Path, lines: list[dict]) -> None:

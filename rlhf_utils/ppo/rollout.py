@@ -17,7 +17,12 @@ from rlhf_utils.finite import not_finite
 from rlhf_utils.generation import Answer, left_padded, sample, to_answers
 from rlhf_utils.memory import fitting
 from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
-from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
+from rlhf_utils.ppo.objective import (
+    advantages_and_returns,
+    kl_estimate,
+    masked_whiten,
+    shaped_rewards,
+)
 from rlhf_utils.ppo.policies import Policy
 from rlhf_utils.rewards import RewardFunction, RewardMixture, right_padded
 from rlhf_utils.settings import PPOConfig
@@ -49,11 +54,15 @@ class Experience:
 
 @dataclass
 class Rollout(Experience):
-    """The experience of an update and what is learnt from it: `advantages`, `returns` [B, R], 0 outside the mask."""
+    """The experience of an update and what is learnt from it: `rewards` (what is paid per token, the KL penalty in it),
+    `advantages`, `returns` [B, R], 0 outside the mask; `spread`, the standard deviation of the returns (1 where they
+    are all the same), says in which unit the rewards are."""
 
     episodes: Episodes
+    rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    spread: float
 
 
 class RolloutCollector:
@@ -97,7 +106,17 @@ class RolloutCollector:
         device = actor.value_head.weight.device
         parts = processes.gathered(_moved(self._experience(actor, update), torch.device("cpu")))
         experience = _moved(_joined(parts), device)
+        if update == 0 and actor.critic is None:
+            self._begin_at_the_mean(actor, experience)
         return self._shaped(experience, kl_coefficient)
+
+    def _begin_at_the_mean(self, actor: ActorCritic, found: Experience) -> None:
+        """Let a critic that knows nothing expect the mean of the first rewards: raw scores may lie far from 0, and that
+        distance would be the larger part of every advantage until the critic has learnt it."""
+        bias = actor.value_head.bias
+        change = self._paid(found).mean() - bias
+        found.values = (found.values + change).masked_fill(~found.mask, 0.0)
+        bias.add_(change)
 
     def _experience(self, actor: ActorCritic, update: int) -> Experience:
         """This process's share of the episodes of `update`."""
@@ -158,13 +177,15 @@ class RolloutCollector:
         """What is to be learnt from the experience of all processes."""
         config = self.config
         episodes = self._episodes(found.prompt_tokens, found.answers, found.mask)
-        ended = torch.tensor([answer.ended for answer in found.answers], device=found.mask.device)
-        kl = kl_estimate(found.logprobs, found.reference_logprobs, config.kl_estimator)
-        rewards = shaped_rewards(self._shaped_scores(found.scores, ended), kl, found.mask, kl_coefficient)
+        kl = kl_estimate(found.logprobs, found.reference_logprobs, "k1")
+        rewards = shaped_rewards(self._paid(found), kl, found.mask, kl_coefficient)
         advantages, returns = advantages_and_returns(rewards, found.values, found.mask, config.gamma, config.gae_lambda)
+        spread = returns[found.mask].std(correction=0).item() or 1.0
         if config.whiten_advantages:
             advantages = masked_whiten(advantages, found.mask)
-        return Rollout(**vars(found), episodes=episodes, advantages=advantages, returns=returns)
+        return Rollout(
+            **vars(found), episodes=episodes, rewards=rewards, advantages=advantages, returns=returns, spread=spread
+        )
 
     def _episodes(self, rows: list[list[int]], answers: list[Answer], mask: Tensor) -> Episodes:
         """Prompts and answers as token rows on the device of `mask` [B, R]."""
@@ -218,9 +239,10 @@ class RolloutCollector:
             )
         return found.to(torch.float32)
 
-    def _shaped_scores(self, scores: Tensor, ended: Tensor) -> Tensor:
-        """Scores as the policy is paid them: scaled, clipped, and less where the answer does not end."""
-        paid = scores * self.config.reward_scale
+    def _paid(self, found: Experience) -> Tensor:
+        """Scores [B] as the policy is paid them: scaled, clipped, and less where the answer does not end."""
+        ended = torch.tensor([answer.ended for answer in found.answers], device=found.scores.device)
+        paid = found.scores * self.config.reward_scale
         if self.config.reward_clip is not None:
             paid = paid.clamp(-self.config.reward_clip, self.config.reward_clip)
         return paid - self.config.missing_eos_penalty * (~ended).float()

@@ -18,12 +18,12 @@ from rlhf_utils.errors import InputError, TrainingError, visible
 from rlhf_utils.files import disk_errors
 from rlhf_utils.memory import remembering
 from rlhf_utils.models import checkpoint_gradients
-from rlhf_utils.ppo.checkpoint import CheckpointStore
+from rlhf_utils.ppo.checkpoint import CheckpointStore, Snapshot
 from rlhf_utils.ppo.health import warnings_of
-from rlhf_utils.ppo.learner import SAME, Learner
+from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient
 from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_critic
-from rlhf_utils.ppo.record import Record, metrics_line, samples_table
+from rlhf_utils.ppo.record import Record, metrics_line, progress, samples_table, times
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.ppo.trackers import Trackers
 from rlhf_utils.rewards import RewardFunction, check_critic
@@ -111,11 +111,15 @@ class PPOTrainer:
             prompts, texts, tokenizer, reward_function, self.trained, config, template, self.output_dir
         )
         self._prompts_hash = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
-        self.kl_coefficient, self.step_scale, self.samples_written = config.kl_coefficient, 1.0, 0
+        self._begin()
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of
         metrics.jsonl.
+
+        Each policy is measured by a rollout before anything is learnt from it, the last one too. With
+        `kl_budget_action: stop` the first that is over the KL budget ends the training: the policy before it is the
+        result, and the last line of the metrics is the measurement, with no losses.
 
         Raises InputError where the checkpoint is of other settings or prompts, TrainingError where a figure is not
         finite, `stopping.Stopped` after a checkpoint where SIGINT or SIGTERM asked for it.
@@ -132,47 +136,58 @@ class PPOTrainer:
                 disable=None if processes.is_main() else True,
             ) as bar,
         ):
-            while not self._finished(history) and not stop_asked():
-                rollout, line = self._update(len(history))
+            while not self.finished:
+                update = len(history)
+                rollout, line = self._collect(update)
+                over = self._over_budget(update, line["kl"])
+                if over and self.config.kl_budget_action == "stop":
+                    self._end_within_budget(history, rollout, line)
+                    trackers.log(line)
+                    break
+                self._keep_within_budget(update, line["kl"], over)
+                if self._save_where_due(history, line["kl"]):
+                    break
+                line = self._learn(rollout, line)
                 history.append(line)
                 self._write_down(history, rollout)
                 trackers.log(line)
                 bar.set_postfix_str(progress(line))
                 bar.update()
                 self._adapt(line)
-                due = len(history) % self.config.save_every == 0 or self._finished(history)
-                if due or stop_asked():
-                    self._save(history, on_request=not due)
         return history
 
     def policy(self) -> torch.nn.Module:
         """The policy as it is now: a causal language model, with its adapter if it has one."""
         return self.actor.policy
 
-    def _update(self, update: int) -> tuple[Rollout, dict]:
+    def _collect(self, update: int) -> tuple[Rollout, dict]:
+        """A rollout of the present policy, and the line of metrics as far as it measures that policy."""
         started = time.perf_counter()
         self.actor.eval()
         with self.accelerator.autocast():
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
         if update == 0:
             self._check_first(rollout)
-        losses = self.learner.learn(rollout, update, self.step_scale)
         seconds = time.perf_counter() - started
         gold = self._gold(rollout)
         if not processes.is_main():
             return rollout, processes.from_main({})
         line = {
             **metrics_line(rollout, update, self.kl_coefficient),
-            **losses,
             **self.record.spreading_phrase(update, [answer.text for answer in rollout.answers]),
             "gold": gold,
-            "learning_rate": self.learner.learning_rates(update, self.step_scale)[0],
-            "tokens_per_second": int(rollout.episodes.mask.sum()) / seconds,
-            "seconds": seconds,
-            "phase_seconds": {**rollout.seconds, "learning": seconds - sum(rollout.seconds.values())},
+            **NOT_LEARNT,
+            **times(rollout, seconds),
         }
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
         return rollout, processes.from_main(line)
+
+    def _learn(self, rollout: Rollout, line: dict) -> dict:
+        """Learn from the rollout; returns its line with the losses."""
+        started = time.perf_counter()
+        losses = self.learner.learn(rollout, line["update"], self.step_scale)
+        seconds = line["seconds"] + time.perf_counter() - started
+        return processes.from_main({**line, **losses, **times(rollout, seconds)})
 
     def _gold(self, rollout: Rollout) -> float | None:
         if self.judge is None:
@@ -192,7 +207,7 @@ class PPOTrainer:
         for name, text in line["warnings"].items():
             if len(history) == 1 or name not in history[-2]["warnings"]:
                 tqdm.write(visible(f"update {line['update'] + 1}: {text}"))
-        if line["update"] % self.config.sample_every == 0 or len(history) == self.config.updates:
+        if line["update"] % self.config.sample_every == 0 or len(history) == self.config.updates or self.finished:
             samples = self.record.add_samples(line["update"], rollout)
             self.samples_written += len(samples)
             tqdm.write(samples_table(samples))
@@ -210,12 +225,41 @@ class PPOTrainer:
             over = line["kl"] > config.kl_budget
             self.step_scale = self.step_scale * 0.5 if over else min(1.0, self.step_scale * 2.0)
 
-    def _finished(self, history: list[dict]) -> bool:
-        """Whether every update is done, or the KL budget is passed and that ends the training."""
-        config = self.config
-        stops = config.kl_budget is not None and config.kl_budget_action == "stop"
-        over = stops and bool(history) and history[-1]["kl"] > config.kl_budget
-        return over or len(history) >= config.updates
+    def _over_budget(self, update: int, kl: float) -> bool:
+        # At update 0 policy and reference are one model, whatever rounding says of their KL.
+        return self.config.kl_budget is not None and update > 0 and kl > self.config.kl_budget
+
+    def _keep_within_budget(self, update: int, kl: float, over: bool) -> None:
+        """Remember the present policy where it is within the KL budget; where it is not and training goes on all the
+        same, write down the last one that was."""
+        if self.config.kl_budget is None:
+            return
+        if not over:
+            self._last_within = None  # two of them at once would need twice the memory
+            self._last_within = Snapshot(self.actor, update, kl)
+        elif self._last_within:
+            self.store.save_within_budget(self._last_within, self.actor, self.trained, self.tokenizer)
+            self._last_within = None
+
+    def _end_within_budget(self, history: list[dict], rollout: Rollout, line: dict) -> None:
+        """End with the last policy within the KL budget. From the rollout of the one that has left it nothing is
+        learnt; its figures are the last line of the metrics."""
+        last = self._last_within
+        last.put_back(self.actor)
+        self.finished = True
+        history.append(line)
+        self._write_down(history, rollout)
+        self._save(last.update, history, last.kl, on_request=False)
+
+    def _save_where_due(self, history: list[dict], kl: float) -> bool:
+        """Save the policy, of which `kl` has just been measured, where it is time to; returns whether training ends
+        here."""
+        update = len(history)
+        self.finished, asked = update >= self.config.updates, stop_asked()
+        due = self.finished or update % self.config.save_every == 0
+        if update not in (0, self._saved_at) and (due or asked):
+            self._save(update, history, kl, on_request=not due)
+        return self.finished or asked
 
     def _check_context(self, texts: Sequence[str]) -> None:
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
@@ -239,25 +283,31 @@ class PPOTrainer:
         settings = self.config.model_dump(mode="json", exclude=_FREE_SETTINGS)
         return {**settings, "prompts": self._prompts_hash}
 
-    def _save(self, history: list[dict], on_request: bool) -> None:
+    def _save(self, update: int, history: list[dict], kl: float, on_request: bool) -> None:
         state = {
+            "kl": kl,
+            "lines": len(history),
+            "finished": self.finished,
             "kl_coefficient": self.kl_coefficient,
             "step_scale": self.step_scale,
             "samples_written": self.samples_written,
             "settings": self._settings(),
             "on_request": on_request,
         }
-        self.store.save(len(history), self.accelerator, self.actor, self.trained, self.tokenizer, state)
+        self.store.save(update, self.accelerator, self.actor, self.trained, self.tokenizer, state)
         if processes.is_main():
-            self.store.thin(history, self.config.kl_budget)
+            self.store.thin(update, history, self.config.kl_budget)
+        self._saved_at = update
 
     def _restore(self) -> list[dict]:
         state = self.store.restore(self.accelerator, self.actor, self._check_settings)
         if state is None:
             return self._start_over()
         self.kl_coefficient, self.step_scale = state["kl_coefficient"], state["step_scale"]
-        self.samples_written = state["samples_written"]
-        lines = self.record.cut(state["update"], self.samples_written) if processes.is_main() else []
+        self.samples_written, self.finished = state["samples_written"], state["finished"]
+        self._saved_at, kl = state["update"], state["kl"]
+        self._last_within = None if self._over_budget(self._saved_at, kl) else Snapshot(self.actor, self._saved_at, kl)
+        lines = self.record.cut(state["lines"], self.samples_written) if processes.is_main() else []
         return processes.from_main(lines)
 
     def _check_settings(self, checkpoint: Path, state: dict) -> None:
@@ -278,8 +328,15 @@ class PPOTrainer:
         self.trained.reset()
         reset_critic(self.actor, self.critic, self.device)
         self.learner.optimizer.state.clear()
-        self.kl_coefficient, self.step_scale, self.samples_written = self.config.kl_coefficient, 1.0, 0
+        self._begin()
         return []
+
+    def _begin(self) -> None:
+        self.kl_coefficient, self.step_scale, self.samples_written = self.config.kl_coefficient, 1.0, 0
+        # The update of the newest checkpoint, and the last policy that was measured to be within the KL budget.
+        self._saved_at: int | None = None
+        self._last_within: Snapshot | None = None
+        self.finished = False
 
 
 def _accelerator(device: Device) -> Accelerator:
@@ -292,11 +349,3 @@ def _accelerator(device: Device) -> Accelerator:
             f"this process has already trained in another precision than {device.precision}, and accelerate allows one "
             "per process; restart the kernel, or run each precision in a process of its own"
         ) from error
-
-
-def progress(line: dict) -> str:
-    """An update's figures in a few words."""
-    return (
-        f"reward {line['reward']:+.2f}, KL {line['kl']:.2f} nats, EOS {line['eos_rate']:.0%}, "
-        f"{line['tokens_per_second']:.0f} tokens/s"
-    )

@@ -114,6 +114,9 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         "prompts": len(split),
         "judge": about_judge(run),
         "decoding": run.recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
+        # Of `kl_to_sft` in `models`; the budget is about another KL.
+        "kl_to_sft_temperature": run.recipe.generation.temperature,
+        "kl_budget": kl_budget(run),
         "reward_model": {
             key: reward_model[key]
             for key in ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
@@ -121,6 +124,20 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         "models": models,
         "paired": paired,
         "win_rate": wins,
+    }
+
+
+def kl_budget(run: Run) -> dict | None:
+    """The budget in nats per response (None for no limit), the temperature of the distribution that it is about, the KL
+    of the published policy as training measured it, and what the budget did; None where no PPO was trained."""
+    if "ppo" not in run.stages or run.ready_model("ppo"):
+        return None
+    results, settings = run.results("ppo"), run.recipe.ppo
+    return {
+        "nats": settings.kl_budget,
+        "temperature": settings.temperature,
+        "published": results["published_kl"],
+        "stopped": results["stopped"],
     }
 
 
@@ -172,9 +189,15 @@ def frontier(stage: Stage, evaluator: Evaluator) -> dict:
     """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
     and best-of-n of the SFT model."""
     run = stage.run
-    prompts = len(development_prompts(run))
-    best = stage.once("best-of-n", partial(best_of_n, run, evaluator))
+    about = {
+        "prompts": len(development_prompts(run)),
+        "kl_temperature": None if run.ready_model("ppo") else run.recipe.ppo.temperature,
+        "kl_to_sft_temperature": run.recipe.generation.temperature,
+        "best_of_n": stage.once("best-of-n", partial(best_of_n, run, evaluator)),
+    }
     if run.ready_model("ppo"):
-        points = measure_policies(stage, evaluator, [(0, run.folder("sft")), (1, run.folder("ppo"))])
-        return {"points": points, "chosen_update": None, "rule": None, "prompts": prompts, "best_of_n": best}
-    return {**read_json(run.folder("ppo") / "frontier.json"), "prompts": prompts, "best_of_n": best}
+        # What training measured of a ready policy nobody here knows.
+        policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
+        points = measure_policies(stage, evaluator, policies)
+        return {"points": points, "chosen_update": None, "rule": None, **about}
+    return {**read_json(run.folder("ppo") / "frontier.json"), **about}

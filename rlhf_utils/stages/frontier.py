@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import comb
 from pathlib import Path
@@ -12,13 +12,13 @@ from statistics import fmean, stdev
 from datasets import Dataset
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.errors import TrainingError
 from rlhf_utils.metrics import mean_interval
 from rlhf_utils.models import load_policy
 from rlhf_utils.runs import Run, Stage
 from rlhf_utils.stages.evaluator import Evaluator
 
-RULE = "the least KL within one standard error of the best {by} on development prompts, under the KL budget"
+RULE = "the least KL within one standard error of the best {by} on development prompts, of those within the KL budget"
+NONE_WITHIN = "no policy that PPO made is within the KL budget, so it is the model PPO started from"
 BEST_OF = (1, 2, 4, 8, 16)
 
 
@@ -27,26 +27,34 @@ def development_prompts(run: Run) -> Dataset:
     return PreparedData.load(run.folder("data")).first("development", run.recipe.evaluation.frontier_prompts)
 
 
-def measure_policies(stage: Stage, evaluator: Evaluator, folders: Sequence[tuple[int, Path]]) -> list[dict]:
-    """One point for each `(update, folder)`: KL, reward and gold on the development prompts, with intervals."""
+def measure_policies(
+    stage: Stage, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
+) -> list[dict]:
+    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals.
+
+    There are two KLs to the SFT model, in nats per response: `kl`, which the budget is about, is that of the
+    distribution PPO samples from, at `ppo.temperature`, as training measured it; `kl_to_sft` is that of the responses
+    here, at the temperature of every comparison, `generation.temperature`.
+    """
     split = development_prompts(stage.run)
 
-    def point(update: int, folder: Path) -> dict:
+    def point(update: int, folder: Path, kl: float | None) -> dict:
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
-        figures = {"update": update, "kl": fmean(found.kl)}
+        figures = {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)}
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
             interval = mean_interval(values, seed=stage.run.recipe.seed) if values is not None else None
             figures |= {
                 name: interval.mean if interval else None,
                 f"{name}_ci95": interval.as_list() if interval else None,
-                f"{name}_error": stdev(values) / math.sqrt(len(values)) if values is not None else None,
+                # Of one prompt nobody knows how far another one would be off.
+                f"{name}_error": stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None,
             }
         return figures
 
     points = []
-    for i, (update, folder) in enumerate(folders):
-        stage.run.progress("measuring the policies along the way", i, len(folders))
-        points.append(stage.once(f"policy-{update}", partial(point, update, folder)))
+    for i, (update, (folder, kl)) in enumerate(policies.items()):
+        stage.run.progress("measuring the policies along the way", i, len(policies))
+        points.append(stage.once(f"policy-{update}", partial(point, update, folder, kl)))
     return points
 
 
@@ -55,18 +63,14 @@ def choose(points: Sequence[dict], budget: float | None) -> dict:
 
     Of the points within `budget` nats: the one of least KL whose mean is within one standard error of the best mean, by
     gold where there is a judge, else by reward (the one-standard-error rule of Breiman et al. 1984: of what cannot be
-    told apart, the simplest). Point 0, the policy PPO started from, is not among them. Raises TrainingError where no
-    point is within the budget.
+    told apart, the simplest). Point 0, the policy PPO started from, is used only where no other one is within.
     """
     within = [point for point in points if point["update"] > 0 and (budget is None or point["kl"] <= budget)]
     if not within:
-        raise TrainingError(
-            f"no saved policy is within the KL budget of {budget:g} nats; lower ppo.learning_rate, raise "
-            "ppo.kl_coefficient, or lower ppo.save_every"
-        )
+        return {"chosen_update": 0, "rule": NONE_WITHIN}
     by = "gold" if within[0]["gold"] is not None else "reward"
     best = max(within, key=lambda point: point[by])
-    good = [point for point in within if point[by] >= best[by] - best[f"{by}_error"]]
+    good = [point for point in within if point[by] >= best[by] - (best[f"{by}_error"] or 0.0)]
     return {"chosen_update": min(good, key=lambda point: point["kl"])["update"], "rule": RULE.format(by=by)}
 
 
@@ -85,7 +89,7 @@ def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
     gold = evaluator.judge(prompts * most, texts) if evaluator.judge else None
     points = []
     for n in BEST_OF:
-        point = {"n": n, "kl": math.log(n) - (n - 1) / n}
+        point = {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
         for name, values in {"reward": reward, "gold": gold}.items():
             if values is None:
                 point |= {name: None, f"{name}_ci95": None}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import link_or_copy, write_json
 from rlhf_utils.memory import add_seconds, phase
 from rlhf_utils.models import copy_model, load_policy, load_tokenizer
-from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.ppo.trainer import progress
+from rlhf_utils.ppo import PPOConfig, PPOTrainer
+from rlhf_utils.ppo.checkpoint import update_name
+from rlhf_utils.ppo.record import progress
 from rlhf_utils.rewards import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
@@ -26,7 +28,7 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
     updates = run.recipe.ppo.updates
 
     def report(line: dict) -> None:
-        done, text = line["update"] + 1, f"PPO: {progress(line)}"
+        done, text = min(line["update"] + 1, updates), f"PPO: {progress(line)}"
         run.progress(text, done, updates)
         if done % max(1, updates // 8) == 0 or done == 1:
             print(f"update {done:>4}/{updates}   {text}", flush=True)
@@ -76,25 +78,45 @@ def train_ppo(run: Run) -> dict:
             for name, seconds in line["phase_seconds"].items():
                 add_seconds(name, seconds)
         stage.leave_to_main()
-        saved = {int(folder.name.split("-")[1]): folder for folder in trainer.store.policies()}
+        policies = {0: (run.folder("sft"), 0.0)} | trainer.store.measured()
         del trainer  # and with it the optimizer's state: measuring needs the memory
         evaluator = Evaluator(run)
-        policies = [(0, run.folder("sft")), *((update, folder / "policy") for update, folder in saved.items())]
         with phase("evaluate"):
             points = measure_policies(stage, evaluator, policies)
         decision = choose(points, run.recipe.ppo.kl_budget)
-        chosen = saved[decision["chosen_update"]]
+        chosen, kl = policies[decision["chosen_update"]]
+        learnt = [line for line in history if line["learning_rate"] is not None]
         stage.results = {
-            "updates": len(history),
-            "published": chosen.name,
+            "updates": len(learnt),
+            "published": update_name(decision["chosen_update"]),
+            "published_kl": kl,
             "rule": decision["rule"],
+            "stopped": stopped(history, run.recipe.ppo, decision["chosen_update"]),
             **{key: history[-1][key] for key in ("episodes", "reward", "kl", "eos_rate")},
         }
         with stage.publish() as folder:
-            copy_model(chosen / "policy", folder)
+            copy_model(chosen, folder)
             for name in ("metrics.jsonl", "samples.jsonl"):
                 shutil.copy2(stage.work / name, folder / name)
-            for policy in saved.values():
-                shutil.copytree(policy / "policy", folder / "frontier" / policy.name, copy_function=link_or_copy)
+            for update, (policy, _) in policies.items():
+                if update:
+                    shutil.copytree(policy, folder / "frontier" / update_name(update), copy_function=link_or_copy)
             write_json(folder / "frontier.json", {"points": points, **decision})
     return run.results("ppo")
+
+
+def stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | None:
+    """What the KL budget did to a training, in a sentence; None where it did nothing."""
+    if settings.kl_budget is None or all(line["kl"] <= settings.kl_budget for line in history[1:]):
+        return None
+    first = next(line for line in history[1:] if line["kl"] > settings.kl_budget)
+    budget = f"ppo.kl_budget={settings.kl_budget:g} nats per response at temperature {settings.temperature:g}"
+    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''}"
+    text = f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}"
+    text += ": the training stopped there" if first["learning_rate"] is None else ": the steps were made smaller"
+    if chosen:
+        return f"{text}, and a policy within the budget is used, that of update {chosen}"
+    return (
+        f"{text}, no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
+        "ppo.kl_coefficient or the budget"
+    )

@@ -34,7 +34,7 @@ from rlhf_utils.stages.length import length_alone
 from rlhf_utils.stages.training import RunCallback, common_arguments, preference_tokens, train_resumably, write_history
 from rlhf_utils.template import TEMPLATE
 
-_SCALE_PROMPTS = 200
+_SCALE_PROMPTS, _SCALE_LEAST = 200, 16
 # Added to the recipe's seed for the second reward model and the weak one: their heads and batches are others.
 _JUDGE_SEED = 1000
 _WEAK_SEED = 2000
@@ -268,6 +268,8 @@ def _fresh_head(run: Run, seed: int = 0):
 
 def _calibrate_on_sft(run: Run, reward: RewardModel, split: Dataset) -> None:
     prompts = list(split["prompt"])[:_SCALE_PROMPTS]
+    # The spread of very few answers says little, that of one nothing: few prompts are answered several times.
+    prompts *= -(-_SCALE_LEAST // len(prompts))
     sft = load_policy(run.folder("sft"), reward.device).eval()
     answers = answer_prompts(
         sft,

@@ -40,10 +40,10 @@ def scrutinise(run: Run, evaluator: Evaluator, split: Dataset, answered: dict[st
     }
 
 
-def reward_range(run: Run, evaluator: Evaluator, answered: dict[str, Answered]) -> dict:
+def reward_range(run: Run, evaluator: Evaluator, answered: dict[str, Answered]) -> dict | None:
     """Quantiles of the reward of the better and the worse texts of held-out data and of every model's answers, and the
     share of each model's answers above the 99th percentile of the better ones: there nobody has taught the reward model
-    anything."""
+    anything. None where there is no better text."""
     rows = PreparedData.load(run.folder("data")).first("evaluation", _DATA_ROWS)
     texts: dict[str, list[float]] = {}
     if "label" in rows.column_names:
@@ -55,12 +55,14 @@ def reward_range(run: Run, evaluator: Evaluator, answered: dict[str, Answered]) 
     else:
         for side in ("chosen", "rejected"):
             texts[f"{side} answers"] = evaluator.reward(list(rows["prompt"]), list(rows[side])).tolist()
-    better = next(iter(texts.values()))
+    better, models = next(iter(texts.values())), {name: found.reward for name, found in answered.items()}
+    if not better:
+        # Few labelled texts may all be of one kind.
+        return None
     top = float(np.quantile(better, 0.99))
-    models = {name: found.reward for name, found in answered.items()}
     return {
         "quantiles": list(QUANTILES),
-        "data": {name: np.quantile(values, QUANTILES).tolist() for name, values in texts.items()},
+        "data": {name: np.quantile(values, QUANTILES).tolist() for name, values in texts.items() if values},
         "models": {name: np.quantile(values, QUANTILES).tolist() for name, values in models.items()},
         "above_data": {name: fmean(value > top for value in values) for name, values in models.items()},
     }

@@ -1,0 +1,167 @@
+"""The KL budget: the last policy within it is always there, however the training ends or is cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
+
+from rlhf_utils.files import content_hash, read_json
+from rlhf_utils.models import load_policy
+from rlhf_utils.ppo import PPOTrainer
+from rlhf_utils.stages.frontier import choose
+from rlhf_utils.stopping import Stopped
+
+UPDATES = 6
+# With a constant rate the first updates are the same however many follow.
+STEADY = {"learning_rate": 1e-3, "final_learning_rate_ratio": 1.0, "warmup_ratio": 0.0}
+STEADY |= {"rollout_batch_size": 32, "minibatch_size": 16, "sample_every": 100}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy"), eos_nats=3.0)
+
+
+@pytest.fixture(scope="module")
+def free(policy, tmp_path_factory) -> dict:
+    """A training without a budget, every policy of which is kept; `budget` lies between two of them, `last` is the last
+    one within."""
+    folder = tmp_path_factory.mktemp("free")
+    trainer = tiny_trainer(policy, folder, updates=UPDATES, save_every=1, **STEADY)
+    history = trainer.train()
+    kl = [line["kl"] for line in history]
+    over = next(n for n in range(3, UPDATES) if kl[n] > 1.1 * max(kl[:n]))
+    hashes = {update: weights_in(path) for update, (path, _) in trainer.store.measured().items()}
+    return {"history": history, "budget": (max(kl[:over]) + kl[over]) / 2, "last": over - 1, "weights": hashes}
+
+
+def weights_in(policy: Path) -> str:
+    return content_hash(policy / "model.safetensors")
+
+
+def trainer_of(policy: Path, folder: Path, free: dict, save_every: int = 100, **settings) -> PPOTrainer:
+    settings = STEADY | {"updates": UPDATES, "save_every": save_every} | settings
+    return tiny_trainer(policy, folder, kl_budget=free["budget"], **settings)
+
+
+def check_stopped(trainer: PPOTrainer, history: list[dict], free: dict, folder: Path) -> None:
+    """It ended with the last policy within, and from the rollout of the one after it nothing was learnt."""
+    last = free["last"]
+    assert [line["kl"] for line in history] == [line["kl"] for line in free["history"][: last + 2]]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert without_timing(lines) == without_timing(history)
+    assert history[-1]["policy_loss"] is history[-1]["learning_rate"] is None
+    assert "training ends" in history[-1]["warnings"]["over_budget"]
+    measured = trainer.store.measured()
+    assert max(measured) == last and measured[last][1] == free["history"][last]["kl"] <= free["budget"]
+    assert {update: weights_in(path) for update, (path, _) in measured.items()} == {
+        update: free["weights"][update] for update in measured
+    }
+    saved = load_policy(measured[last][0], trainer.device).state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.policy().state_dict().items())
+
+
+def test_the_last_policy_within_is_the_result_though_it_was_never_due(policy, free, tmp_path, capsys):
+    trainer = trainer_of(policy, tmp_path, free)
+    history = trainer.train()
+    check_stopped(trainer, history, free, tmp_path)
+    assert list(trainer.store.measured()) == [free["last"]]
+    assert "at temperature 1 is over the budget" in capsys.readouterr().out
+
+    def not_again(_):
+        raise AssertionError("it was trained again")
+
+    again = trainer_of(policy, tmp_path, free)
+    again.on_update = not_again
+    assert again.train() == history
+    check_stopped(again, history, free, tmp_path)
+
+
+@pytest.mark.parametrize(("save_every", "back"), [(1, 0), (1, 1), (2, 2), (100, 1)])
+def test_cut_off_within_any_update_it_ends_the_same(policy, free, tmp_path, save_every, back):
+    """`back` updates before the end; 0 is after the last line was written and before the policy is saved."""
+    cut = trainer_of(policy, tmp_path, free, save_every)
+
+    def die(line):
+        if line["update"] == free["last"] + 1 - back:
+            raise KeyboardInterrupt
+
+    cut.on_update = die
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    trainer = trainer_of(policy, tmp_path, free, save_every)
+    check_stopped(trainer, trainer.train(), free, tmp_path)
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_asked_to_stop_before_the_end_it_ends_the_same(policy, free, tmp_path, back):
+    """With `back` 1 the policy that is over the budget has been made, and nobody knows that it is."""
+    asked = trainer_of(policy, tmp_path, free)
+    asked.on_update = lambda line: line["update"] == free["last"] + 1 - back and os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+        asked.train()
+    trainer = trainer_of(policy, tmp_path, free)
+    check_stopped(trainer, trainer.train(), free, tmp_path)
+
+
+def test_the_very_last_policy_is_measured_too(policy, free, tmp_path):
+    """As many updates as it takes to leave the budget: no update is left that would notice."""
+    trainer = trainer_of(policy, tmp_path, free, updates=free["last"] + 1)
+    check_stopped(trainer, trainer.train(), free, tmp_path)
+
+
+def test_where_training_goes_on_the_last_policy_within_is_kept_beside(policy, free, tmp_path):
+    def shrinking(folder: Path) -> PPOTrainer:
+        return trainer_of(policy, folder, free, kl_budget_action="shrink")
+
+    trainer = shrinking(tmp_path / "straight")
+    history = trainer.train()
+    measured = trainer.store.measured()
+    assert len(history) == UPDATES and max(measured) == UPDATES
+    within = [n for n in range(UPDATES) if n == 0 or history[n]["kl"] <= free["budget"]]
+    crossings = [n for n in within if n + 1 < UPDATES and n + 1 not in within]
+    assert crossings, "this training never leaves the budget"
+    assert set(measured) == {crossings[-1], UPDATES} and measured[crossings[-1]][1] == history[crossings[-1]]["kl"]
+    cut = shrinking(tmp_path / "cut")
+
+    def die(line):
+        if line["update"] == crossings[-1] + 1:
+            raise KeyboardInterrupt
+
+    cut.on_update = die
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    again = shrinking(tmp_path / "cut")
+    assert without_timing(again.train()) == without_timing(history)
+    found = again.store.measured()
+    assert {n: (weights_in(path), kl) for n, (path, kl) in found.items()} == {
+        n: (weights_in(path), kl) for n, (path, kl) in measured.items()
+    }
+
+
+def test_a_budget_that_the_first_update_breaks_leaves_the_policy_it_began_with(policy, tmp_path):
+    for action in ("stop", "shrink"):
+        trainer = tiny_trainer(
+            policy, tmp_path / action, learning_rate=1e-2, kl_budget=1e-6, kl_budget_action=action, save_every=100
+        )
+        trainer.train()
+        measured = trainer.store.measured()
+        assert 0 in measured and weights_in(measured[0][0]) == weights_in(policy)
+        figures = {"reward": 1.0, "reward_error": 0.1, "gold": None}
+        points = [{"update": update, "kl": kl, **figures} for update, (_, kl) in measured.items()]
+        decision = choose(points, 1e-6)
+        assert decision["chosen_update"] == 0 and "it is the model PPO started from" in decision["rule"]
+
+
+def test_every_checkpoint_says_what_was_measured_of_it(policy, free, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path, updates=2, save_every=1)
+    history = trainer.train()
+    states = [read_json(folder / "state.json") for folder in trainer.store.policies()]
+    assert [state["update"] for state in states] == [1, 2] and states[0]["kl"] == history[1]["kl"]
+    assert states[1]["kl"] not in (None, history[1]["kl"])

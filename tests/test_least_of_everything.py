@@ -1,0 +1,114 @@
+"""One row, one prompt, one pair, one update: every figure is there or null, and every text can be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import one_thread, save_tiny  # noqa: F401
+
+from rlhf_utils.comparison import compare
+from rlhf_utils.files import read_json
+from rlhf_utils.findings import text_summary
+from rlhf_utils.hacking import Answers, judge_gain
+from rlhf_utils.metrics import mean_interval
+from rlhf_utils.plots.style import picture
+from rlhf_utils.report import write_report
+from rlhf_utils.runs import Run
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.evaluation import evaluate_models
+from rlhf_utils.stages.ppo import train_ppo
+from rlhf_utils.stages.reward_model import train_reward_model
+from rlhf_utils.stages.sft import train_full, train_qlora
+
+ONE = {f"data.split_rows.{name}": 1 for name in ("sft", "reward", "ppo", "development", "evaluation")}
+ONE |= {f"evaluation.{name}": 1 for name in ("prompts", "reward_pairs", "frontier_prompts")}
+ONE |= {f"ppo.{name}": 1 for name in ("updates", "rollout_batch_size", "minibatch_size", "epochs", "save_every")}
+SHORT = {"data.max_prompt_tokens": 40, "data.max_response_tokens": 24, "generation.max_new_tokens": 10}
+SHORT |= {"ppo.max_new_tokens": 10, "evaluation.bootstrap_samples": 100}
+
+
+def open_run(folder: Path, policy: Path, **settings) -> Run:
+    rows = [{"prompt": f"Question {i}?", "chosen": f"zz {i} zzz", "rejected": f"qq {i} qqq"} for i in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"dataset": str(folder / "rows.jsonl"), "policy": str(policy)}
+    return Run.open("instruct", "tiny", folder / "out", sources | SHORT | ONE | settings)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("policy"), eos_nats=3.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, policy) -> Run:
+    run = open_run(tmp_path_factory.mktemp("one"), policy)
+    for make in (make_base, make_data, train_full, train_qlora, train_reward_model, train_ppo, evaluate_models):
+        make(run)
+    return run
+
+
+def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run):
+    summary = read_json(run.evaluation / "summary.json")
+    assert summary["prompts"] == 1 and summary["models"]["ppo"]["reward"] is not None
+    assert summary["models"]["ppo"]["reward_ci95"] is None
+    assert summary["paired"]["ppo_vs_sft"]["reward"]["ci95"] is None
+    assert summary["hacking"]["level"] == "none"
+    points = read_json(run.evaluation / "frontier.json")["points"]
+    assert [point["reward_error"] for point in points] == [None] * len(points)
+
+
+def test_it_is_said_drawn_reported_and_compared(run, tmp_path):
+    assert "No difference between PPO and SFT is shown" in text_summary(read_json(run.evaluation / "summary.json"))
+    assert write_report(run.root).stat().st_size > 10_000
+    assert compare([run.root], tmp_path)[0]["seeds"] == "1"
+
+
+def test_summary_and_frontier_say_which_kl_is_meant_and_at_which_temperature(run):
+    summary, frontier = (read_json(run.evaluation / f"{name}.json") for name in ("summary", "frontier"))
+    assert summary["kl_to_sft_temperature"] == frontier["kl_to_sft_temperature"] == run.recipe.generation.temperature
+    budget = summary["kl_budget"]
+    assert (budget["nats"], budget["temperature"]) == (run.recipe.ppo.kl_budget, run.recipe.ppo.temperature)
+    [chosen] = [point for point in frontier["points"] if point["update"] == frontier["chosen_update"]]
+    assert chosen["kl"] == budget["published"] and chosen["kl_to_sft"] != chosen["kl"]
+
+
+def test_a_budget_that_nothing_keeps_leaves_the_sft_model_and_is_not_paid_for_twice(run, policy):
+    """The last of those that use `run`: PPO is trained anew in its folder."""
+    tight = {"ppo.kl_budget": 1e-6, "ppo.updates": 3, "ppo.save_every": 100, "ppo.learning_rate": 1e-2}
+    tight |= {"ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4}
+    result = train_ppo(open_run(run.root.parents[1], policy, **tight))
+    assert (result["updates"], result["published"]) == (1, "update-000000") and abs(result["published_kl"]) < 1e-3
+    assert "the SFT model itself is used; lower ppo.learning_rate" in result["stopped"]
+    weights = [(run.folder(name) / "model.safetensors").read_bytes() for name in ("sft", "ppo")]
+    assert weights[0] == weights[1]
+    again = open_run(run.root.parents[1], policy, **tight)
+    assert again.skips("ppo") and train_ppo(again) == result
+    assert "PPO and its KL budget: after 1 update the policy was" in text_summary(evaluate_models(again))
+
+
+@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_the_panel_judges_a_single_answer(prompts, judged):
+    def answers(reward: float) -> Answers:
+        many = [reward] * prompts
+        return Answers(["so it is"] * prompts, [True] * prompts, many, many if judged else None, [1.0] * prompts)
+
+    found = judge_gain(["why?"] * prompts, answers(0.0), answers(1.0), lambda p, r: [0.0] * len(p), None)
+    assert "+1.00" in found.evidence[0] and ("[" in found.evidence[0]) == (prompts > 1)
+    assert (found.level == "none") if prompts == 1 or judged else True
+
+
+def test_an_interval_is_written_without_the_ends_it_does_not_have():
+    one, two = mean_interval([0.5]), mean_interval([1.0, 1.0])
+    assert f"{one:.2f}" == "0.50" and f"{two:+.1f}" == "+1.0 [+1.0, +1.0]"
+    assert not one.is_above() and not one.is_below(9.0) and two.is_above() and two.is_below(2.0)
+
+
+def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path):
+    run = tmp_path / "costs $5 {and $x_{"
+    run.mkdir()
+    with picture(tmp_path / "a.png", run, "$x{$ and $", "from $HOME to $\\frac$") as figure:
+        figure.add_subplot().set_yticks([0], ["$a{$"])
+    assert (tmp_path / "a.png").stat().st_size > 1000
