@@ -25,7 +25,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.names import Source, hub_name, is_folder, is_there, local_path
@@ -73,9 +72,8 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
     arXiv:2305.14314)."""
     import bitsandbytes
 
-    # Of several processes accelerate wants to see each one's own GPU named.
-    alone = device.kind == "cpu" or processes.count() == 1
-    place = device.kind if alone else f"cuda:{torch.cuda.current_device()}"
+    # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
+    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -197,12 +195,6 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         "trainable_parameters": sum(size(p) for p in parameters if p.requires_grad),
         "total_parameters": sum(size(p) for p in parameters),
     }
-
-
-def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The transformer and the language-model head of a causal LM, also inside a peft wrapper (adapters stay active)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.base_model, inner.get_output_embeddings()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
