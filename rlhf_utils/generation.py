@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from rlhf_utils.language_model import end_ids, language_model, only_tokens_of
 from rlhf_utils.memory import fitting, phase
-from rlhf_utils.models import trunk_and_head
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import GenerationSettings
 from rlhf_utils.template import TEMPLATE, Template
@@ -59,7 +59,7 @@ def sample(
     prompt_mask: Tensor,
     max_new_tokens: int,
     temperature: float,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     generator: torch.Generator,
     keep_hidden: bool = False,
     place: tuple[int, int] | None = None,
@@ -67,25 +67,26 @@ def sample(
     """Sample one answer per row of the left-padded `prompts` [B, P] from the unmodified distribution at `temperature`.
 
     No top-k and no repetition penalty, so the kept log-probabilities (of the temperature-scaled distribution) are
-    those a
-    fresh forward pass gives. An answer ends with its first EOS, which belongs to it. `generator` lives on the CPU,
-    so that
-    the same seed draws the same uniform numbers on every device. `keep_hidden` also returns the trunk's state [B, R, D]
-    from which each token was drawn (what a value head on the same trunk reads). `place` (first, of) says that the
-    prompts are those from `first` on of a batch of `of`, which is sampled in parts: each draws the numbers that it
-    would draw there. Where memory runs out, fewer rows are sampled at once, with the same random numbers.
+    those a fresh forward pass gives. An answer ends with its first EOS, which belongs to it; `eos_id` may name several.
+    `generator` lives on the CPU, so that the same seed draws the same uniform numbers on every device. `keep_hidden`
+    also returns the trunk's state [B, R, D] from which each token was drawn (what a value head on the same trunk
+    reads). `place` (first, of) says that the prompts are those from `first` on of a batch of `of`, which is sampled in
+    parts: each draws the numbers that it would draw there. Where memory runs out, fewer rows are sampled at once, with
+    the same random numbers.
     """
     # Drawn all at once, so that a generator is left the same however early the answers end.
     first, of = place or (0, len(prompts))
     draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + len(prompts)]
 
+    eos_ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
+
     def parts(size: int) -> list[Sampled]:
         return [
-            _sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], temperature, eos_id, keep_hidden)
+            _sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], temperature, eos_ids, keep_hidden)
             for rows in torch.arange(len(prompts)).split(size)
         ]
 
-    return _joined(fitting("sampling", len(prompts), parts), eos_id)
+    return _joined(fitting("sampling", len(prompts), parts), eos_ids[0])
 
 
 def _joined(parts: list[Sampled], eos_id: int) -> Sampled:
@@ -121,11 +122,12 @@ def _sample_rows(
     prompt_mask: Tensor,
     uniform: Tensor,
     temperature: float,
-    eos_id: int,
+    eos_ids: list[int],
     keep_hidden: bool,
 ) -> Sampled:
     """`sample` of these rows at once, with the random numbers `uniform` [R, B, 1]."""
-    trunk, head = trunk_and_head(model)
+    parts = language_model(model)
+    trunk, eos_id = parts.trunk, eos_ids[0]
     batch, device, max_new_tokens = len(prompts), prompts.device, len(uniform)
     rows = torch.arange(batch, device=device)
     tokens = torch.full((batch, max_new_tokens), eos_id, dtype=torch.long, device=device)
@@ -135,7 +137,7 @@ def _sample_rows(
     hidden = None
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
 
-    draws = uniform.to(device)
+    draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
     cache, attention = DynamicCache(config=trunk.config), prompt_mask
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -145,7 +147,7 @@ def _sample_rows(
             input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
         )
         state = output.last_hidden_state[:, -1]
-        distribution = torch.log_softmax(head(state).float() / temperature, dim=-1)
+        distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
         chosen = _inverse_cdf(probabilities, draws[step, rows])
         tokens[rows, step] = chosen
@@ -156,7 +158,7 @@ def _sample_rows(
             if hidden is None:
                 hidden = torch.zeros((batch, max_new_tokens, state.shape[-1]), device=device)
             hidden[rows, step] = state.float()
-        ended[rows[chosen == eos_id]] = True
+        ended[rows[torch.isin(chosen, ending)]] = True
         keep = ~ended[rows]
         if not keep.any():
             break
@@ -168,7 +170,7 @@ def _sample_rows(
             cache.batch_select_indices(index)
             rows, inputs, positions, attention = rows[index], inputs[index], positions[index], attention[index]
     # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its answer.
-    ends = (tokens == eos_id) & mask
+    ends = torch.isin(tokens, ending) & mask
     after_end = ends.long().cumsum(dim=1) - ends.long() > 0
     mask &= ~after_end
     width = int(mask.sum(dim=1).max())
@@ -211,16 +213,13 @@ def answer_prompts(
     generator = torch.Generator().manual_seed(seed)
     was_training = model.training
     model.eval()
+    only_tokens_of(tokenizer, model)
+    ending = end_ids(tokenizer, model)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         tokens, mask = left_padded([encoded[i] for i in batch], tokenizer.pad_token_id, device.kind)
-        with (
-            phase("sample"),
-            torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None),
-        ):
-            sampled = sample(
-                model, tokens, mask, settings.max_new_tokens, settings.temperature, tokenizer.eos_token_id, generator
-            )
+        with phase("sample"), device.autocast():
+            sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
         asked = [encoded[i] for i in batch]
         for i, answer in zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True):
             answers[i] = answer

@@ -26,7 +26,6 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from rlhf_utils import processes
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.lora import merged_with_names
@@ -92,9 +91,8 @@ def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
     arXiv:2305.14314)."""
     import bitsandbytes
 
-    # Of several processes accelerate wants to see each one's own GPU named.
-    alone = device.kind == "cpu" or processes.count() == 1
-    place = device.kind if alone else f"cuda:{torch.cuda.current_device()}"
+    # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
+    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -182,12 +180,6 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
         "trainable_parameters": sum(size(p) for p in parameters if p.requires_grad),
         "total_parameters": sum(size(p) for p in parameters),
     }
-
-
-def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The transformer and the language-model head of a causal LM, also inside a peft wrapper (adapters stay active)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.base_model, inner.get_output_embeddings()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, write_json
+from rlhf_utils.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
+from rlhf_utils.memory import fitting
 from rlhf_utils.models import (
     load_classifier,
     load_classifier_tokenizer,
@@ -30,7 +32,6 @@ RewardFunction = Callable[[Sequence[str], Sequence[str]], Tensor]
 # Beside a saved reward model: the scale of its rewards, or the label of a classifier that is paid for.
 SCALE_FILE = "reward_scale.json"
 LABEL_FILE = "reward_label.json"
-_IGNORED = -100
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -259,25 +260,32 @@ class FluencyReward:
         template: Template = TEMPLATE,
     ):
         self.model, self.tokenizer, self.device, self.template = model.eval(), tokenizer, device, template
+        only_tokens_of(tokenizer, model)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         template = self.template
         asked, said = [template.format(p) for p in prompts], [template.completion(r) for r in responses]
         starts, ends = zip(*continued_tokens(self.tokenizer, asked, said), strict=True)
-        scores = torch.full((len(starts),), -math.log(self.model.config.vocab_size))
-        spoken = [i for i, response in enumerate(responses) if response.strip()]
-        spoken.sort(key=lambda i: len(starts[i]) + len(ends[i]))
-        for first in range(0, len(spoken), 16):
-            batch = spoken[first : first + 16]
-            tokens, lengths = right_padded([starts[i] + ends[i] for i in batch], self.model.config.eos_token_id)
-            targets = tokens[:, 1:].clone()
-            for row, i in enumerate(batch):
-                targets[row, : len(starts[i]) - 1] = _IGNORED
-                targets[row, lengths[row] - 1 :] = _IGNORED
-            logits = self.model(tokens.to(self.device.kind)).logits[:, :-1].float().cpu().transpose(1, 2)
-            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=_IGNORED)
-            scores[batch] = -losses.sum(dim=1) / (targets != _IGNORED).sum(dim=1)
+        scores = torch.full((len(starts),), -math.log(language_model(self.model).head.weight.shape[0]))
+        spoken = torch.tensor([i for i, response in enumerate(responses) if response.strip()], dtype=torch.long)
+        if not len(spoken):
+            return scores
+        tokens, _ = right_padded([starts[i] + ends[i] for i in spoken], 0)
+        said = torch.tensor([len(ends[i]) for i in spoken])
+        mask = torch.arange(int(said.max())) < said[:, None]
+        kind = self.device.kind
+        episodes = Episodes(tokens.to(kind), torch.tensor([len(starts[i]) for i in spoken]).to(kind), mask.to(kind))
+        everything = torch.arange(len(spoken), device=kind)
+
+        def likelihood(size: int) -> Tensor:
+            sums = torch.zeros(len(spoken))
+            with self.device.autocast():
+                for rows in episodes.by_length(everything, size):
+                    sums[rows.cpu()] = answer_logprobs(self.model, episodes.select(rows), 1.0).sum(dim=1).cpu()
+            return sums
+
+        scores[spoken] = fitting("fluency", 16, likelihood) / said
         return scores
 
 

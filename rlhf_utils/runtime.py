@@ -160,6 +160,12 @@ class Device:
 
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
+    def autocast(self) -> torch.autocast:
+        """The block computes in this device's precision, whatever autocast it stands in."""
+        import torch
+
+        return torch.autocast(self.kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
     @property
     def trainer_flags(self) -> dict[str, bool]:
         """`bf16`, `fp16` and `use_cpu` for transformers and trl; trl's own default, bf16=True, fails on CPUs and

@@ -11,6 +11,7 @@ from tiny import CPU, one_thread, save_tiny, tiny_model, token_rows  # noqa: F40
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.language_model import language_model
 from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.models import (
     copy_model,
@@ -21,7 +22,6 @@ from rlhf_utils.models import (
     load_tokenizer,
     parameter_counts,
     save_model,
-    trunk_and_head,
 )
 from rlhf_utils.settings import LoraSettings
 
@@ -131,11 +131,11 @@ def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path)
 
 def test_the_trunk_and_head_inside_an_adapter_are_the_adapted_ones(folder):
     model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
-    trunk, head = trunk_and_head(model)
+    parts = language_model(model)
     with torch.no_grad():
-        torch.testing.assert_close(head(trunk(TOKENS).last_hidden_state), outputs(model))
+        torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
     plain = load_policy(folder, CPU)
-    assert trunk_and_head(plain) == (plain.transformer, plain.lm_head)
+    assert language_model(plain).trunk is plain.transformer and language_model(plain).head is plain.lm_head
 
 
 def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):

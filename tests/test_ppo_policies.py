@@ -9,8 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import content_hash
+from rlhf_utils.language_model import language_model
 from rlhf_utils.models import has_bitsandbytes, load_policy, load_reward_model, save_model
+from rlhf_utils.ppo import PPOConfig
+from rlhf_utils.ppo.policies import AdapterPolicy
 from rlhf_utils.rewards import RewardModel
+from rlhf_utils.runtime import Device
 from rlhf_utils.settings import LoraSettings
 
 ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(not has_bitsandbytes(), reason="no bitsandbytes"))]
@@ -61,8 +65,40 @@ def test_an_adapters_policy_is_saved_as_a_plain_model(policy, tmp_path):
         assert (load_policy(policy, CPU).eval()(tokens).logits - expected).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_frozen_layers_kept_in_16_bits_compute_what_autocast_computes(policy, precision):
+    """In fp32 they would be cast anew for every token sampled."""
+    device = Device("cpu", "", precision, 2**33)
+    adapted = AdapterPolicy(policy, device, PPOConfig(method="lora", lora=LORA))
+    whole, tokens = AdapterPolicy(policy, CPU, PPOConfig(method="lora", lora=LORA)), torch.arange(1, 40)[None]
+    for model in (adapted.model, whole.model):
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.manual_seed(len(name))
+                parameter.data.normal_(std=0.1)
+    halves = {p.dtype for n, p in adapted.model.named_parameters() if "lora_" not in n and ".c_" in n}
+    others = {p.dtype for n, p in adapted.model.named_parameters() if "lora_" in n or ".c_" not in n}
+    assert halves == {device.autocast_dtype} and others == {torch.float32}
+    with torch.no_grad():
+        with device.autocast():
+            found, expected = (language_model(p.model).trunk(tokens).last_hidden_state for p in (adapted, whole))
+        outside = adapted.model(tokens).logits
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(outside, whole.model(tokens).logits, rtol=0, atol=0.5)
+
+
+def test_what_is_saved_comes_from_fp32_weights_in_any_precision(policy, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path, method="lora", lora=LORA, precision="bf16", learning_rate=1e-9, updates=1)
+    trainer.train()
+    saved = load_policy(trainer.store.policies()[-1] / "policy", CPU).state_dict()
+    for name, weight in load_policy(policy, CPU).state_dict().items():
+        torch.testing.assert_close(saved[name], weight, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "how", [{"method": method, "lora": LORA} for method in ("lora", "qlora")] + [{"critic": "separate"}]
+    "how",
+    [{"method": method, "lora": LORA} for method in ("lora", "qlora")]
+    + [{"critic": "separate"}, {"method": "lora", "lora": LORA, "precision": "bf16"}],
 )
 def test_every_kind_resumes_exactly(policy, reward_model, tmp_path, how):
     if how.get("method") == "qlora" and not has_bitsandbytes():
@@ -135,7 +171,5 @@ def test_a_separate_critic_needs_its_model_and_only_it(policy, reward_model, tmp
 
 
 def test_dropout_in_the_adapter_is_refused():
-    from rlhf_utils.ppo import PPOConfig
-
     with pytest.raises(ValueError, match="lora.dropout must be 0"):
         PPOConfig(method="lora", lora=LoraSettings(dropout=0.1))

@@ -38,8 +38,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(["any text"], VOCABULARY, CONTEXT)
 
 
-def tiny_model(seed: int = 0, eos_nats: float = 0.0, spread: float = 0.25, eos_id: int = 0) -> GPT2LMHeadModel:
-    """Random weights wide enough (`spread`) for words and positions to matter; `eos_nats` is added to the EOS logit."""
+def tiny_model(
+    seed: int = 0, eos_nats: float = 0.0, spread: float = 0.25, eos_id: int = 0, offset: float = 0.0
+) -> GPT2LMHeadModel:
+    """Random weights wide enough (`spread`) for words and positions to matter; `eos_nats` is added to the EOS logit,
+    `offset` to all of them (those of the public GPT-2 lie around -100)."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -56,6 +59,9 @@ def tiny_model(seed: int = 0, eos_nats: float = 0.0, spread: float = 0.25, eos_i
         end = model.transformer.wte.weight.data[eos_id]
         # The head is the embedding itself, so a bias along one embedding raises that token's logit in every state.
         model.transformer.ln_f.bias.data += eos_nats * end / end.square().sum()
+    if offset:
+        model.transformer.wte.weight.data[:, 0] = spread
+        model.transformer.ln_f.weight.data[0], model.transformer.ln_f.bias.data[0] = 0.0, offset / spread
     return model.eval()
 
 

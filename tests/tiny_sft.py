@@ -11,11 +11,13 @@ from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 
-def sft(work: Path, checkpointing: bool = False, micro: int = 8) -> tuple[SFTTrainer, PreTrainedModel]:
+def sft(
+    work: Path, checkpointing: bool = False, micro: int = 8, offset: float = 0.0
+) -> tuple[SFTTrainer, PreTrainedModel]:
     """A trainer that keeps its checkpoints in `work`, and its model."""
     rows = token_rows([5 + i % 7 for i in range(20)])
     data = Dataset.from_dict({"input_ids": rows, "completion_mask": [[0, 0] + [1] * (len(r) - 2) for r in rows]})
-    model = tiny_model()
+    model = tiny_model(offset=offset)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -11,8 +11,10 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.language_model import language_model, only_tokens_of
 from rlhf_utils.lora import lora_config, merge_adapter
 from rlhf_utils.models import (
     fp32_trainables,
@@ -67,7 +69,9 @@ class AdapterPolicy:
     """A LoRA adapter learns, on frozen weights in fp32 or in 4 bits; the reference is the model with the adapter off.
 
     What is saved is the adapter merged into the fp32 weights. For 4-bit weights these differ from what was trained on
-    by the rounding to 4 bits; the adapter itself is saved beside it in `adapter/`.
+    by the rounding to 4 bits; the adapter itself is saved beside it in `adapter/`. Under 16-bit autocast the frozen
+    linear layers are stored in the 16 bits that autocast would cast them to at every token sampled: the same results
+    from half the memory.
     """
 
     def __init__(self, source: Source, device: Device, config: PPOConfig):
@@ -81,6 +85,8 @@ class AdapterPolicy:
             model = load(source, device)
             self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
         fp32_trainables(self.model)
+        if device.autocast_dtype is not None:
+            _store_frozen(self.model, device.autocast_dtype)
         self._start = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     @contextmanager
@@ -100,9 +106,28 @@ class AdapterPolicy:
         save_model(merge_adapter(load_policy(self.source, on_cpu), folder / "adapter"), tokenizer, folder)
 
 
-def load_ppo_policy(source: Source, device: Device, config: PPOConfig) -> Policy:
-    """The policy at `source`, to be trained as `config.method` says."""
-    return FullPolicy(source, device) if config.method == "full" else AdapterPolicy(source, device, config)
+def _store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
+    too."""
+    head = language_model(model).head
+    for layer in model.modules():
+        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
+        if kept and not layer.weight.requires_grad:
+            layer.to(dtype)
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
+            layer.register_forward_hook(
+                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
+            )
+
+
+def load_ppo_policy(source: Source, device: Device, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """The policy at `source`, to be trained as `config.method` says; it and its reference say tokens of `tokenizer`
+    alone."""
+    policy = FullPolicy(source, device) if config.method == "full" else AdapterPolicy(source, device, config)
+    with policy.reference() as reference:
+        for model in (policy.model, reference):
+            only_tokens_of(tokenizer, model)
+    return policy
 
 
 def make_actor_critic(policy: Policy, critic: Source | None, device: Device) -> ActorCritic:
@@ -112,10 +137,11 @@ def make_actor_critic(policy: Policy, critic: Source | None, device: Device) -> 
     `RewardModel`.
     """
     if critic is None:
-        return ActorCritic(policy.model, policy.model.config.hidden_size).to(device.kind)
+        return ActorCritic(policy.model, language_model(policy.model).width).to(device.kind)
     reward = RewardModel.load(critic, device)
     trunk = reward.model.base_model.train()
-    return ActorCritic(policy.model, trunk.config.hidden_size, trunk, _head_in_units(reward)).to(device.kind)
+    weight, bias = _head_in_units(reward)
+    return ActorCritic(policy.model, weight.shape[1], trunk, (weight, bias)).to(device.kind)
 
 
 def reset_critic(actor: ActorCritic, critic: Source | None, device: Device) -> None:

@@ -15,14 +15,10 @@ from rlhf_utils import processes
 from rlhf_utils.errors import TrainingError
 from rlhf_utils.finite import not_finite
 from rlhf_utils.generation import Answer, left_padded, sample, to_answers
+from rlhf_utils.language_model import Episodes, answer_logprobs, end_ids
 from rlhf_utils.memory import fitting
-from rlhf_utils.ppo.actor_critic import ActorCritic, Episodes, answer_logprobs
-from rlhf_utils.ppo.objective import (
-    advantages_and_returns,
-    kl_estimate,
-    masked_whiten,
-    shaped_rewards,
-)
+from rlhf_utils.ppo.actor_critic import ActorCritic
+from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
 from rlhf_utils.ppo.policies import Policy
 from rlhf_utils.rewards import RewardFunction, RewardMixture, right_padded
 from rlhf_utils.settings import PPOConfig
@@ -133,7 +129,7 @@ class RolloutCollector:
             prompt_mask,
             config.max_new_tokens,
             config.temperature,
-            self.tokenizer.eos_token_id,
+            end_ids(self.tokenizer, actor.policy),
             seeded(config.seed, 2, update),
             keep_hidden=actor.critic is None,
             place=(mine.start, len(everything)),
@@ -151,7 +147,7 @@ class RolloutCollector:
                 episodes, lambda part: answer_logprobs(reference, part, config.temperature)
             )
         if actor.critic is None:
-            values = actor.value_head(sampled.hidden).squeeze(-1).float().masked_fill(~sampled.mask, 0.0)
+            values = actor.value_head(sampled.hidden).squeeze(-1).masked_fill(~sampled.mask, 0.0)
         else:
             values = self._by_parts(episodes, actor.values)
         seconds = {

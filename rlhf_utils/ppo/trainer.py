@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +22,7 @@ from rlhf_utils.models import checkpoint_gradients
 from rlhf_utils.ppo.checkpoint import CheckpointStore, Snapshot
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
-from rlhf_utils.ppo.objective import adapted_kl_coefficient
+from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_critic
 from rlhf_utils.ppo.record import Record, metrics_line, progress, samples_table, times
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
@@ -98,7 +99,7 @@ class PPOTrainer:
         self.record = Record(self.output_dir)
         self.trackers = Trackers(config, self.output_dir)
         self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_checkpoints)
-        self.trained = load_ppo_policy(policy, self.device, config)
+        self.trained = load_ppo_policy(policy, self.device, config, tokenizer)
         self.actor = make_actor_critic(self.trained, critic, self.device)
         if config.gradient_checkpointing:
             for model in (self.actor.policy, self.actor.critic):
@@ -124,6 +125,7 @@ class PPOTrainer:
         Raises InputError where the checkpoint is of other settings or prompts, TrainingError where a figure is not
         finite, `stopping.Stopped` after a checkpoint where SIGINT or SIGTERM asked for it.
         """
+        _accelerator(self.device)  # Another training of this process may have left it in another precision.
         history = self._restore() if resume else self._start_over()
         with (
             remembering(self.output_dir),
@@ -272,10 +274,10 @@ class PPOTrainer:
 
     def _check_first(self, rollout: Rollout) -> None:
         """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
-        worst = (rollout.logprobs - rollout.reference_logprobs).abs().max().item()
-        if worst > SAME[self.device.precision]:
+        difference = masked_mean((rollout.logprobs - rollout.reference_logprobs).square(), rollout.mask) ** 0.5
+        if difference > SAME[self.device.precision]:
             raise TrainingError(
-                f"update 0: policy and reference differ by {worst:.2g} nats on a token although they are the same "
+                f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
                 "model; padding, positions or dropout are handled differently in sampling and in scoring"
             )
 
@@ -340,12 +342,7 @@ class PPOTrainer:
 
 
 def _accelerator(device: Device) -> Accelerator:
-    precision = "no" if device.precision == "fp32" else device.precision
-    try:
-        return Accelerator(mixed_precision=precision, cpu=device.kind == "cpu")
-    except ValueError as error:
-        # accelerate keeps one state for the whole process and refuses another one.
-        raise InputError(
-            f"this process has already trained in another precision than {device.precision}, and accelerate allows one "
-            "per process; restart the kernel, or run each precision in a process of its own"
-        ) from error
+    """accelerate in this device's precision, whatever else this process has trained in before: accelerate keeps one
+    state for all, and refuses to change it."""
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=device.precision.replace("fp32", "no"), cpu=device.kind == "cpu")

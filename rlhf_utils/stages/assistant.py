@@ -16,9 +16,10 @@ from torch import Tensor
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import write_text
+from rlhf_utils.language_model import language_model
 from rlhf_utils.metrics import mean_interval, win_rate
 from rlhf_utils.metrics.assistant import is_refusal, repetition, safety
-from rlhf_utils.models import load_policy, trunk_and_head
+from rlhf_utils.models import load_policy
 from rlhf_utils.names import hub_name
 from rlhf_utils.rewards import FluencyReward, right_padded
 from rlhf_utils.runs import Run
@@ -159,7 +160,7 @@ def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
 @torch.no_grad()
 def _mean_states(evaluator: Evaluator, texts: Sequence[str]) -> Tensor:
     """Mean of the trunk's last states over the tokens of each text [n, D]."""
-    trunk, _ = trunk_and_head(evaluator.reference)
+    trunk = language_model(evaluator.reference).trunk
     tokenizer, found = evaluator.tokenizer, []
     for start in range(0, len(texts), 32):
         # An empty answer still needs a state: that of the end of text.

@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch import nn
 
 from rlhf_utils.generation import Answer, answer_prompts
+from rlhf_utils.language_model import Episodes, answer_logprobs, only_tokens_of
 from rlhf_utils.metrics import rouge_per_sample
 from rlhf_utils.models import load_policy, load_tokenizer
-from rlhf_utils.ppo.actor_critic import Episodes, answer_logprobs
 from rlhf_utils.rewards import ClassifierReward, load_reward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import detect_device
@@ -85,6 +85,8 @@ class Evaluator:
         self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]
     ) -> tuple[list[float], list[float]]:
         """`Answered.kl` and `Answered.surprise` of answers that `policy` sampled."""
+        for model in (policy, self.reference):
+            only_tokens_of(self.tokenizer, model)
         settings, kl, surprise = self.run.recipe.generation, [], []
         texts = [self.run.recipe.template.format(prompt) for prompt in prompts]
         prompts = start_tokens(self.tokenizer, texts)

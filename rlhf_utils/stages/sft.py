@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data import PreparedData, beginnings
 from rlhf_utils.files import read_json, write_json, write_jsonl
@@ -59,7 +61,16 @@ def sft_trainer(run: Run, model: PreTrainedModel, adapter, learning_rate: float,
     )
     trainer.remove_callback(PrinterCallback)
     fp32_trainables(trainer.model)
+    head_in_fp32(trainer.model)
     return trainer
+
+
+def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
+    """Have trl compute the loss of its `model` from fp32 logits also under autocast: it rounds them to 16 bits, and
+    logits around -100 lose half a nat by that."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    # What trl's own trainer asks for, and the cast.
+    add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))
 
 
 def train_full(run: Run) -> dict:
