@@ -116,7 +116,8 @@ def _scale_and_cap(inner: nn.Module, trunk: nn.Module, head: nn.Module | None) -
     tokens = torch.arange(1, min(9, head.weight.shape[0]), device=head.weight.device)[None]
     with torch.autocast(tokens.device.type, enabled=False):
         inner.eval()
-        own = inner(input_ids=tokens, use_cache=False).logits
+        # The class's, for a trainer leaves one in the model that computes in the trainer's precision.
+        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
         states = trunk(input_ids=tokens, use_cache=False).last_hidden_state
         try:
             sampled = _padded_and_cached(trunk, tokens)

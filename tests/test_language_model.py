@@ -200,6 +200,12 @@ def test_what_cannot_be_sampled_or_has_another_head_is_refused_in_words(architec
         language_model(tiny_model().transformer)
 
 
+def test_a_model_that_a_trainer_left_in_its_own_precision_is_read_all_the_same():
+    model = tiny_model(offset=-100.0)
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    assert language_model(model).scale == 1.0
+
+
 def test_weights_that_are_no_number_are_told_at_once():
     model = tiny_model()
     model.transformer.h[1].mlp.c_proj.weight.data[3, 3] = float("nan")
