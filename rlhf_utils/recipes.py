@@ -128,6 +128,12 @@ class Recipe(Section):
         return frozenset(out)
 
     @property
+    def model_names(self) -> list[str | None]:
+        """Every model that the recipe names; None where it names none."""
+        assistant = self.evaluation.assistant
+        return [self.policy, *self.models.model_dump().values(), assistant.embedder if assistant else None]
+
+    @property
     def longest_text(self) -> int:
         """Positions that the longest prompt with the longest answer and its EOS takes, in tokens."""
         answer = max(self.data.max_response_tokens, self.generation.max_new_tokens, self.ppo.max_new_tokens)

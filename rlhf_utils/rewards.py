@@ -16,6 +16,7 @@ from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json, write_json
 from rlhf_utils.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
 from rlhf_utils.memory import fitting
+from rlhf_utils.metrics.words import words_of
 from rlhf_utils.models import (
     load_classifier,
     load_classifier_tokenizer,
@@ -296,7 +297,7 @@ class LengthPenalty:
         self.words = words
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return torch.tensor([-max(0.0, len(response.split()) / self.words - 1.0) for response in responses])
+        return torch.tensor([-max(0.0, len(words_of(response)) / self.words - 1.0) for response in responses])
 
 
 class RewardMixture:

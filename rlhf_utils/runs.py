@@ -25,10 +25,11 @@ from rlhf_utils.files import content_hash, disk_errors, read_json, whole_folder,
 from rlhf_utils.locks import stage_lock
 from rlhf_utils.memory import check_fit, measuring, phase, remembering
 from rlhf_utils.names import is_there, local_path
+from rlhf_utils.packaged import check_packaged
 from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.runtime import reach_drive
-from rlhf_utils.settings import EMBEDDED, flat
+from rlhf_utils.settings import EMBEDDED, Shares, flat
 from rlhf_utils.stage_graph import STAGES
 from rlhf_utils.template import check_template
 
@@ -38,7 +39,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
         self.recipe = recipe
-        self.root = local_path(output_dir) / f"{recipe.name}-{recipe.scale}"
+        self.root = local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
         self.checkpoints = self.root / "checkpoints"
         self.evaluation = self.root / "evaluation"
         self.plots = self.root / "plots"
@@ -129,6 +130,13 @@ class Run:
             # A ready reward model is scaled by the answers of a fine-tuned policy that is still to be trained.
             found.discard("reward_model")
         return tuple(stage for stage in self.stages if stage in found)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the data that this run reads."""
+        unused = {"sft"} if self.recipe.tuned_policy or self.recipe.models.sft else set()
+        unused |= {"judge"} - {stage.removesuffix("_model") for stage in self.stages}
+        return tuple(name for name in Shares.model_fields if name not in unused)
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -226,6 +234,7 @@ class Run:
 
     def _stage(self, name: str) -> Iterator[Stage]:
         self.require(*self.needs(name))
+        check_packaged(self.recipe.model_names)
         work = self.checkpoints / ".work" / f"{name}-{self.fingerprint(name)[:8]}"
         processes.wait()
         if not processes.is_main():

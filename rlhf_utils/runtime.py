@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.files import disk_errors
 
 if TYPE_CHECKING:
     import torch
@@ -81,10 +85,23 @@ def prepare_environment() -> None:
     """Process-wide settings that must be made before torch and the Hugging Face libraries are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _spare_home()
     pin_one_gpu()
     token = hub_token()
     if token:
         os.environ["HF_TOKEN"] = token
+
+
+def _spare_home() -> None:
+    """Where the home folder cannot be written, name another place for what libraries keep there: left alone, IPython
+    and matplotlib say so in every notebook, and nothing can be downloaded."""
+    home, chosen = os.path.expanduser("~"), os.environ.get("RLHF_CACHE")
+    if os.path.isdir(home) and os.access(home, os.W_OK):
+        return
+    place = cache_folder() if chosen else Path(tempfile.gettempdir()) / "rlhf_utils"
+    names = {"IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib"} | ({"HF_HOME": "huggingface"} if chosen else {})
+    for variable, name in names.items():
+        os.environ.setdefault(variable, str(place / name))
 
 
 def quiet_libraries() -> None:
@@ -217,9 +234,50 @@ def _has_kernels(major: int, minor: int, built_for: list[str]) -> bool:
 
 def cache_folder() -> Path:
     """Folder for what is made once per machine: `$RLHF_CACHE`, else `rlhf_utils` in the user's cache folder."""
-    if chosen := os.environ.get("RLHF_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rlhf_utils"
+    chosen = os.environ.get("RLHF_CACHE")
+    folder = os.path.expanduser(chosen or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rlhf_utils"))
+    if folder.startswith("~"):
+        raise InputError(f"no home folder for the cache {folder}; name a place in the environment variable RLHF_CACHE")
+    return Path(folder)
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write the cache {folder}: {error.strerror}; name another place for it in the environment variable "
+            "RLHF_CACHE"
+        ) from error
+
+
+def check_cache() -> None:
+    """Raise InputError where nothing can be written into the cache."""
+    folder = cache_folder()
+    with _cache_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def cache_entry(name: str) -> Iterator[Path]:
+    """The folder `name` of the cache, which need not be there yet; a second process that wants it waits for the block.
+
+    Raises InputError where the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    folder = cache_folder() / name
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with _cache_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        with disk_errors(folder):
+            yield folder
+    finally:
+        lock.release()
 
 
 def peak_memory_bytes() -> int:

@@ -19,15 +19,16 @@ from typing import Any
 
 import psutil
 
-from rlhf_utils.data import check_rows, is_local, load_rows
+from rlhf_utils.data import check_enough, check_rows, is_local, load_rows
 from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.locks import series_lock
 from rlhf_utils.names import is_there, local_path
+from rlhf_utils.packaged import check_packaged
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
-from rlhf_utils.runtime import HEADLESS
+from rlhf_utils.runtime import HEADLESS, check_cache
 from rlhf_utils.settings import EMBEDDED, LORA_PLACES, flat
 from rlhf_utils.stopping import Listener, Stopped
 
@@ -145,6 +146,7 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
             "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
             "comparison alone (--only 04), or name its base with --set policy=..."
         )
+    check_packaged(run.recipe.model_names)
     made: set[str] = set()
     for notebook in chosen:
         for stage in _makes(run, notebook):
@@ -152,6 +154,8 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
             made.add(stage)
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
+    if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
+        check_cache()
     named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
     adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
     if any(value and value != EMBEDDED for value in named) or any({*a.modules} - {*LORA_PLACES} for a in adapters):
@@ -159,7 +163,9 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
 
         check_named_models(run)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
-        check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe.form)
+        rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
+        check_rows(rows, recipe.form)
+        check_enough(rows, recipe.data, recipe.seed, run.splits)
 
 
 def _makes(run: Run, notebook: Notebook) -> list[str]:
@@ -199,7 +205,7 @@ def _chosen(only: list[str] | None) -> list[Notebook]:
 
 def _as_seen_from_root(folder: str) -> str:
     """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
-    path = local_path(folder)
+    path = local_path(Path(folder))
     return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
 
 

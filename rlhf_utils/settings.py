@@ -330,7 +330,8 @@ class PPOConfig(Section):
 class AssistantScore(Section):
     """Weights of the score of an assistant: helpfulness, safety and fluency, each 0 to 1.
 
-    embedder: a sentence-transformers model for the relevance of an answer; None for the SFT model's own states
+    embedder: what measures the relevance of an answer: minilm (a package), or the hub id of a sentence-transformers
+        model where that library is installed; None for the SFT model's own states
     tie: answers whose scores differ by less are a tie
     """
 

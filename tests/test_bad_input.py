@@ -54,6 +54,21 @@ DATA = {
     "labels but no pairs": ("rows.jsonl", lines({"text": "fine", "label": 1}), ["pairs of answers"]),
     "columns nobody knows": ("rows.csv", b"a,b\n1,2\n", ["columns found: a, b"]),
     "dialogues without an answer": ("rows.jsonl", lines({"chosen": "hello", "rejected": "bye"}), ["rows"]),
+    "fewer rows than splits": (
+        "rows.jsonl",
+        lines(*ROWS),
+        ["too few rows", "sft ", "development 0", "3 rows read", "each of these splits needs 2"],
+    ),
+    "one prompt in all rows": (
+        "rows.jsonl",
+        lines(*({**row, "prompt": "p"} for row in ROWS * 99)),
+        ["too few rows", "1 different prompts"],
+    ),
+    "message lists cut off": (
+        "rows.csv",
+        b"prompt,chosen,rejected\np,\"[{'role': 'user', 'content': 'x\",b\n",
+        ["no row is left", "list in column chosen cannot be read"],
+    ),
     "votes that are words": (
         "rows.jsonl",
         lines({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": "x", "score_A": "many", "score_B": 1}),

@@ -12,6 +12,7 @@ from rlhf_utils.data import (
     FilterReport,
     PreparedData,
     Rows,
+    check_enough,
     prepare,
     prompt_key,
 )
@@ -159,6 +160,20 @@ def test_a_split_that_would_be_empty_is_named():
         made(pairs(4))
     with pytest.raises(InputError, match="shares are all zero"):
         made(pairs(4), pairs(4, "test"), shares=Shares(sft=0, reward=0, ppo=0, development=0, evaluation=1))
+
+
+@pytest.mark.parametrize("rows", [pairs(1), pairs(2), pairs(5), pairs(20), pairs(100) * 3, pairs(1) * 100])
+def test_small_data_are_enough_or_refused_with_every_count(rows):
+    given = Rows(rows, None, "mine", "f")
+    needed = ("sft", "reward", "ppo", "development", "evaluation")
+    try:
+        check_enough(given, DataSettings(), 0, needed)
+    except InputError as error:
+        assert len(rows) <= 100 and "\n" not in str(error)
+        assert all(f"{name} " in str(error) for name in needed) and f"{len(rows)} rows read" in str(error)
+        assert "each of these splits needs 2" in str(error)
+    else:
+        assert len(rows) == 300 and min(len(made(rows).splits[name]) for name in needed) >= 2
 
 
 def test_test_rows_of_another_kind_are_refused():

@@ -45,6 +45,12 @@ ACCEPTED = {
         "pairs",
         ("p", "good", "bad"),
     ),
+    # As yitingxie/rlhf-reward-datasets has them.
+    "prompt that ends before the marker": (
+        {"prompt": "\n\nHuman: p ", "chosen": "Assistant: good", "rejected": "Assistant: bad"},
+        "pairs",
+        ("p", "good", "bad"),
+    ),
     "pairs of messages": (
         {"prompt": [user("p")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
         "pairs",

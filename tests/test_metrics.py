@@ -15,9 +15,12 @@ from rouge_score import rouge_scorer
 
 from rlhf_utils import metrics
 from rlhf_utils.errors import InputError
+from rlhf_utils.metrics.assistant import repetition
+from rlhf_utils.metrics.style import phrases_of, without_phrase
+from rlhf_utils.metrics.words import RougeTokenizer
 
 WORDS = [f"w{i}" for i in range(25)]
-WORDS += ["running", "runs", "The", "cats", "fairly-built", "don't", "été", "数据", "a\tb"]
+WORDS += ["running", "runs", "The", "cats", "fairly-built", "don't", "don’t", "“so”", "5 €", "a\tb"]
 
 
 def random_texts(count: int, seed: int) -> list[str]:
@@ -42,6 +45,37 @@ def test_rouge_known_answer_with_stems():
     got = metrics.rouge_scores(["the cats were running fast"], ["The cat was running, fast!"])
     # Words in common after stemming: the, cat, run, fast - four of five; bigrams: the-cat, run-fast.
     assert got == pytest.approx({"rouge1": 0.8, "rouge2": 0.5, "rougeL": 0.8})
+
+
+SCRIPTS = {
+    "Russian": ("Привет, МИР!", ["привет", "мир"]),
+    "Greek": ("Ο ΣΊΣΥΦΟΣ", ["ο", "σίσυφος"]),
+    "Hindi": ("हिन्दी में लिखो।", ["हिन्दी", "में", "लिखो"]),
+    "Arabic": ("السلام عليكم؟", ["السلام", "عليكم"]),
+    "Persian": ("می\u200cخواهم", ["میخواهم"]),
+    "Korean": ("한국어 단어", ["한국어", "단어"]),
+    "Chinese": ("我喜欢面包。", list("我喜欢面包")),
+    "Japanese": ("パンが好き", list("パンが好き")),
+    "Thai": ("ดีมาก", ["ดี", "ม", "า", "ก"]),
+    "Latin with marks": ("Cafe\u0301 naïve runs", ["café", "naïve", "run"]),
+    "mixed": ("Brot 面包 running 👍🏽️", ["brot", "面", "包", "run"]),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_words_of_every_script_count(name):
+    text, words = SCRIPTS[name]
+    assert RougeTokenizer().tokenize(text) == words
+    found = metrics.rouge_scores([text, "!"], [text, text])
+    assert found["rouge1"] == found["rougeL"] == 0.5 and found["rouge2"] == (0.5 if len(words) > 1 else 0.0)
+    assert metrics.distinct_n([text, text], 1) > 0
+
+
+def test_phrases_and_repetition_in_a_script_without_spaces():
+    assert "您 好 运" in phrases_of("祝您好运")
+    assert without_phrase("祝您好运！祝 您好运 ok", "您 好 运") == "祝！祝 ok"
+    assert without_phrase("Enjoy  the Result! Yes", "the result!") == "Enjoy Yes"
+    assert repetition("好的好的好的好的") > 0.5 and repetition("我喜欢面包") == 0
 
 
 def test_rouge_of_empty_answers_is_zero_and_not_an_error():

@@ -255,7 +255,8 @@ def test_unusable_rows_are_found_before_anything_starts(tmp_path, fake):
 
 
 def test_a_path_relative_to_where_the_command_was_typed(tmp_path, fake, monkeypatch):
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    rows = [f'{{"prompt": "p {i}", "chosen": "a", "rejected": "b"}}\n' for i in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
     monkeypatch.chdir(tmp_path)
     start(Path("out"), {"dataset": "rows.jsonl"}, only=["01_01"])
     parameters = fake.calls[0].parameters

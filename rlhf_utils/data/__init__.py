@@ -1,7 +1,7 @@
 """Data: rows of any known form, one normal form, one prompt template, splits that share no prompt."""
 
 from rlhf_utils.data.filters import FilterReport, FilterStep, prompt_key
-from rlhf_utils.data.prepare import check_rows, prepare
+from rlhf_utils.data.prepare import check_enough, check_rows, prepare
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.schemas import Example, recognise
 from rlhf_utils.data.sources import Rows, is_local, load_rows
@@ -17,6 +17,7 @@ __all__ = [
     "Rows",
     "Template",
     "beginnings",
+    "check_enough",
     "check_rows",
     "check_template",
     "is_local",

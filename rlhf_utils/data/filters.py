@@ -17,6 +17,7 @@ READ = "rows read"
 IDENTICAL = "chosen and rejected are the same tokens"
 DUPLICATE = "prompt seen before"
 NEAR_TIE = "votes too close"
+CUT = "responses cut at a further turn"
 
 _BATCH = 4096
 
@@ -118,6 +119,8 @@ def apply_filters(
     for reason in [EMPTY] + sorted(set(unread) - {EMPTY}):
         left -= unread[reason]
         report.add(split, reason, unread[reason], left)
+    if cut := sum(example.cut for example in examples):
+        report.add(split, f"{CUT}: {cut}", 0, left)
 
     for reason, fits in _content_filters(kind, settings):
         kept = [example for example in examples if fits(example)]

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 
-from rlhf_utils.data.filters import IDENTICAL, READ, FilterReport, apply_filters, conversation_key, place
+from rlhf_utils.data.filters import (
+    IDENTICAL,
+    READ,
+    FilterReport,
+    apply_filters,
+    conversation_key,
+    place,
+    prompt_key,
+)
 from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows
@@ -15,6 +24,8 @@ from rlhf_utils.template import TEMPLATE, Template
 from rlhf_utils.tokens import continuations, start_tokens
 
 IN_TEST = "prompt also in the test split"
+# The spread of a split's figures, and so their intervals, takes two rows.
+LEAST_ROWS = 2
 
 
 def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: Template = TEMPLATE) -> PreparedData:
@@ -49,7 +60,8 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
     if rows.test is not None:
         splits["evaluation"] = held_out
     splits = {name: _at_most(name, split, settings, report) for name, split in splits.items()}
-    _check_sizes(splits, shares, rows, report)
+    needed = [name for name in SPLITS if shares[name] > 0]
+    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line("train"), least=1)
     if kind == "labelled":
         splits = {name: _cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {name: as_dataset(kind, as_rows(kind, splits[name])) for name in SPLITS}
@@ -86,6 +98,20 @@ def check_rows(rows: Rows, form: str) -> None:
             f"{rows.name}: no row is left after the filters ({len(rows.train)} {READ}, {', '.join(reasons)}); "
             "mend the rows"
         )
+
+
+def check_enough(rows: Rows, settings: DataSettings, seed: int, needed: Collection[str]) -> None:
+    """Raise `InputError` where `rows` cannot give every split of `needed` `LEAST_ROWS` rows, however long they are."""
+    kind, examples, _ = read_rows(rows.train, f"{rows.name} (train)")
+    shares, prompts = shares_of(settings, rows.test is not None), {}
+    for example in examples:
+        if kind == "labelled" or example.chosen != example.rejected:
+            prompts.setdefault(prompt_key(example.prompt), []).append(example.prompt)
+    sizes = dict.fromkeys(SPLITS, 0)
+    for same in prompts.values():
+        sizes[split_of(same[0], shares, seed)] += min(len(same), settings.rows_per_prompt)
+    sizes["evaluation"] += len(rows.test or [])
+    _check_sizes(rows.name, sizes, needed, f"{len(rows.train)} {READ}, {len(prompts)} different prompts")
 
 
 def _usable(
@@ -151,11 +177,13 @@ def _cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, see
     return cut
 
 
-def _check_sizes(splits: dict[str, list[Example]], shares: dict[str, float], rows: Rows, report: FilterReport) -> None:
-    empty = [name for name in SPLITS if shares[name] > 0 and not splits[name]]
-    if empty:
-        sizes = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
+def _check_sizes(
+    name: str, sizes: Mapping[str, int], needed: Collection[str], found: str, least: int = LEAST_ROWS
+) -> None:
+    """Raise `InputError` where a split of `needed` has fewer than `least` rows; `found` says what was read."""
+    if short := [split for split in needed if sizes[split] < least]:
         raise InputError(
-            f"{rows.name}: too few rows for {' and '.join(empty)} ({sizes}; {report.line('train')}); "
-            "give more rows or a larger share (--set data.shares.NAME=...)"
+            f"{name}: too few rows for {', '.join(short)} "
+            f"({', '.join(f'{split} {sizes[split]}' for split in needed)}; {found}); each of these splits needs "
+            f"{LEAST_ROWS}: give more rows or a larger share (--set data.shares.NAME=...)"
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rlhf_utils.data.turns import alone, is_spelled, is_spelled_list, spelled
 from rlhf_utils.errors import InputError
 from rlhf_utils.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
 
@@ -24,12 +25,15 @@ EARLIER_DIFFERENCE = "dialogues differ before the last answer"
 NO_PREFERENCE = "no clear preference"
 UNKNOWN_LABEL = "label not understood"
 UNKNOWN_ROLE = "conversation not understood"
+NO_RESPONSE = "response begins with another turn"
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output")
 CONTEXT_COLUMNS = ("input", "context")
 TEXT_COLUMNS = ("text", "review")
 LABEL_COLUMNS = ("label", "sentiment")
+# Where a list of messages may stand, in a CSV as its text.
+_MESSAGE_COLUMNS = {"messages", "chosen", "rejected", *PROMPT_COLUMNS, *RESPONSE_COLUMNS}
 
 _LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
 _DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
@@ -41,13 +45,14 @@ class Example:
 
     prompt: normal form of `Template`; of a labelled row the text itself. chosen: the better answer, or the
     only one. rejected: the worse answer of a pair. extra: what a form knows besides, such as `label` or the
-    answers' scores.
+    answers' scores. cut: whether an answer ran on with a further turn, which was cut off.
     """
 
     prompt: str
     chosen: str | None = None
     rejected: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    cut: bool = False
 
 
 class RowDropped(Exception):
@@ -85,7 +90,8 @@ def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counte
     examples, dropped = [], Counter()
     for row in rows:
         try:
-            examples.append(schema.read(row))
+            example = schema.read(_with_lists(row))
+            examples.append(example if schema.kind == "labelled" else _without_further_turns(example))
         except RowDropped as reason:
             dropped[str(reason)] += 1
     return schema.kind, examples, dropped
@@ -129,9 +135,28 @@ def _prompt(value: Any) -> str:
     return prompt
 
 
-def _answer(value: Any) -> str:
-    """An answer in text; a leading "Assistant:" marker is the template's business and is removed."""
-    return _text(_text(value).removeprefix(ASSISTANT))
+def _with_lists(row: dict) -> dict:
+    """The row with message lists, and the answers of raw Reddit rows, that stand there as text read."""
+    found = {}
+    for name, value in row.items():
+        if is_spelled(value) if name == "answers" else name in _MESSAGE_COLUMNS and is_spelled_list(value):
+            try:
+                found[name] = spelled(value)
+            except ValueError:
+                raise RowDropped(f"list in column {name} cannot be read") from None
+    return {**row, **found} if found else row
+
+
+def _without_further_turns(example: Example) -> Example:
+    """The example with each answer by itself; raises `RowDropped` where nothing of one is left."""
+    answers = {}
+    for name in ("chosen", "rejected"):
+        if text := getattr(example, name):
+            answers[name], cut = alone(text)
+            if not answers[name]:
+                raise RowDropped(NO_RESPONSE if cut else EMPTY)
+            answers["cut"] = cut or answers.get("cut", False)
+    return replace(example, **answers) if answers else example
 
 
 # Lists of messages {"role": ..., "content": ...}, as trl and chat datasets use them.
@@ -167,7 +192,7 @@ def _conversation(messages: Any) -> tuple[str, str]:
 
 
 def _turn(value: Any) -> tuple[str, str]:
-    return _conversation(value) if isinstance(value, list) else ("", _answer(value))
+    return _conversation(value) if isinstance(value, list) else ("", _text(value))
 
 
 # One function per form.

@@ -13,6 +13,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from rlhf_utils.metrics.assistant import is_refusal, repetition
 from rlhf_utils.metrics.text import check_list, distinct_n
+from rlhf_utils.metrics.words import WORD, words_of
 
 PHRASE_WORDS = (2, 5)
 # A phrase in fewer answers than this says nothing about a model.
@@ -68,23 +69,24 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
 
 
 def phrases_of(text: str) -> set[str]:
-    """Every phrase of 2 to 5 words in a text, lower-cased, each once."""
-    words = text.lower().split()
+    """Every phrase of 2 to 5 words (`words_of`) in a text, lower-cased, each once."""
+    words = words_of(text.lower())
     low, high = PHRASE_WORDS
     return {" ".join(words[i : i + n]) for n in range(low, high + 1) for i in range(len(words) - n + 1)}
 
 
 def without_phrase(text: str, phrase: str) -> str:
     """The text with every occurrence of a phrase taken out, whatever its case."""
-    words, wanted = text.split(), phrase.split()
-    kept, i = [], 0
+    words, wanted = list(WORD.finditer(text)), phrase.split()
+    kept, i = "", 0
     while i < len(words):
-        if [word.lower() for word in words[i : i + len(wanted)]] == wanted:
+        if [word[0].lower() for word in words[i : i + len(wanted)]] == wanted:
             i += len(wanted)
         else:
-            kept.append(words[i])
+            spaced = kept and text[words[i].start() - 1].isspace()
+            kept += f" {words[i][0]}" if spaced else words[i][0]
             i += 1
-    return " ".join(kept)
+    return kept
 
 
 def self_bleu(texts: Sequence[str], seed: int = 0) -> float:
@@ -92,7 +94,7 @@ def self_bleu(texts: Sequence[str], seed: int = 0) -> float:
     `SELF_BLEU_SAMPLE` of them; 0.0 for fewer than two."""
     check_list(texts, "texts")
     sample = list(texts) if len(texts) <= SELF_BLEU_SAMPLE else Random(seed).sample(list(texts), SELF_BLEU_SAMPLE)
-    words = [text.lower().split() for text in sample if text.strip()]
+    words = [words_of(text.lower()) for text in sample if text.strip()]
     if len(words) < 2:
         return 0.0
     smooth = SmoothingFunction().method1
@@ -104,7 +106,7 @@ def self_bleu(texts: Sequence[str], seed: int = 0) -> float:
 def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
     """Length in words, repetition, distinct-1 and -2, self-BLEU, share that ends by itself, share that declines."""
     return {
-        "words": fmean(len(text.split()) for text in texts),
+        "words": fmean(len(words_of(text)) for text in texts),
         "repetition": fmean(repetition(text) for text in texts),
         "distinct_1": distinct_n(texts, 1),
         "distinct_2": distinct_n(texts, 2),

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-from rouge_score import rouge_scorer, tokenizers
+from rouge_score import rouge_scorer
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.metrics.words import RougeTokenizer, words_of
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
 
 
-class CachedTokenizer(tokenizers.Tokenizer):
-    """`rouge_score`'s own stemming tokenizer, which remembers each word: stemming is most of the cost of ROUGE."""
-
-    def __init__(self):
-        self._words = lru_cache(maxsize=200_000)(tokenizers.DefaultTokenizer(use_stemmer=True).tokenize)
-
-    def tokenize(self, text: str) -> list[str]:
-        return [word for chunk in text.split() for word in self._words(chunk)]
-
-
-SCORER = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=CachedTokenizer())
+SCORER = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=RougeTokenizer())
 
 
 def rouge_per_sample(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
     """F1 of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) of each prediction against its one reference.
 
-    Returns `{"rouge1": [...], "rouge2": [...], "rougeL": [...]}`, each of length n, in [0, 1]. Words, stems
-    and F1 are those of the `rouge_score` package with its stemmer on: lower case, only a-z and 0-9 make
-    words, so a text without them scores 0, as an empty one does. Raises InputError for empty lists, different
-    lengths, or an entry that is not a string.
+    Returns `{"rouge1": [...], "rouge2": [...], "rougeL": [...]}`, each of length n, in [0, 1]. For English, words,
+    stems and F1 are those of the `rouge_score` package with its stemmer on, which knows words of a-z and 0-9 only; the
+    words of other scripts are split as `RougeTokenizer` says. A text without a word scores 0. Raises InputError for
+    empty lists, different lengths, or an entry that is not a string.
     """
     check_texts(predictions, references)
     scored = [SCORER.score(wanted, said) for said, wanted in zip(predictions, references, strict=True)]
@@ -45,7 +35,8 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams divided by all words, over all texts together (Li et al. 2016), on whitespace words.
+    """Different n-grams divided by all words, over all texts together (Li et al. 2016), on the words of
+    `words_of`: what stands between spaces, or characters of scripts that have none.
 
     No n-gram crosses from one text to the next. In [0, 1]; 0.0 when the texts hold no word. It falls as the
     number of texts grows, so compare only models that answered the same prompts. Raises InputError for an
@@ -57,7 +48,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
-        words = text.split()
+        words = words_of(text)
         total += len(words)
         seen.update(zip(*(words[i:] for i in range(n)), strict=False))
     return len(seen) / total if total else 0.0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlhf_utils.errors import InputError, visible
 from rlhf_utils.files import append_text, read_json, write_json, write_text
+from rlhf_utils.metrics.words import words_of
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
 
@@ -87,7 +88,7 @@ def phrase_shares(texts: Sequence[str]) -> Counter[str]:
     """Share of the texts, 0 to 1, in which each phrase of four words stands, lower-cased."""
     counts: Counter[str] = Counter()
     for text in texts:
-        words = text.lower().split()
+        words = words_of(text.lower())
         counts.update({" ".join(words[i : i + PHRASE_WORDS]) for i in range(len(words) - PHRASE_WORDS + 1)})
     return Counter({phrase: count / len(texts) for phrase, count in counts.items()})
 

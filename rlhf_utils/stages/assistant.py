@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.files import write_text
@@ -20,9 +22,11 @@ from rlhf_utils.language_model import language_model
 from rlhf_utils.metrics import mean_interval, win_rate
 from rlhf_utils.metrics.assistant import is_refusal, repetition, safety
 from rlhf_utils.models import load_policy
-from rlhf_utils.names import hub_name
+from rlhf_utils.names import hub_name, local_path
+from rlhf_utils.packaged import PACKAGED
 from rlhf_utils.rewards import FluencyReward, right_padded
 from rlhf_utils.runs import Run
+from rlhf_utils.runtime import Device
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.stages.evaluator import Evaluator
 from rlhf_utils.tokens import start_tokens
@@ -143,6 +147,8 @@ def _share(flags: Sequence[bool], chosen: Sequence[bool]) -> float | None:
 def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
     """Sentence embeddings where they are asked for and installed, else mean states of the SFT model; and their name."""
     name = run.recipe.evaluation.assistant.embedder
+    if name in PACKAGED:
+        return sentence_encoder(local_path(name), evaluator.device), f"sentence embeddings ({name})"
     if name and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
@@ -155,6 +161,26 @@ def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
         )
         return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
     return lambda texts: _mean_states(evaluator, texts), "mean-pooled states of the SFT model"
+
+
+def sentence_encoder(folder: Path, device: Device) -> Embed:
+    """Sentence embeddings [n, D] of unit length by the encoder in `folder`: the mean of its last states over the tokens
+    of each text (Reimers and Gurevych 2019, arXiv:1908.10084), of which it reads 256 at most, as MiniLM was trained."""
+    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).to(device.kind).eval()
+
+    @torch.no_grad()
+    def embed(texts: Sequence[str]) -> Tensor:
+        found = []
+        for start in range(0, len(texts), 32):
+            batch = tokenizer(
+                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+            ).to(device.kind)
+            mask = batch["attention_mask"][..., None]
+            means = (encoder(**batch).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+            found.append(torch.nn.functional.normalize(means.float(), dim=1).cpu())
+        return torch.cat(found)
+
+    return embed
 
 
 @torch.no_grad()

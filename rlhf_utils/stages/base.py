@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data import PreparedData, check_rows, load_rows, prepare, pretraining_texts
+from rlhf_utils.data import PreparedData, check_enough, check_rows, load_rows, prepare, pretraining_texts
 from rlhf_utils.errors import InputError
 from rlhf_utils.memory import phase
 from rlhf_utils.models import copy_model, load_config, load_policy, load_tokenizer, save_model
@@ -25,6 +25,9 @@ def make_base(run: Run) -> dict:
     recipe = run.recipe
     with run.stage("base") as stage, stage.publish() as folder:
         if recipe.policy == EMBEDDED:
+            if recipe.dataset != EMBEDDED:
+                rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
+                check_enough(rows, recipe.data, recipe.seed, run.splits)
             run.progress("training the small base model (once per machine)")
             texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
             with phase("train"):
@@ -91,14 +94,13 @@ def make_data(run: Run) -> PreparedData:
             rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
             check_rows(rows, recipe.form)
             data = prepare(rows, recipe.data, load_tokenizer(run.tokenizer_folder), recipe.seed, recipe.template)
-            unused = {"sft"} if recipe.tuned_policy or recipe.models.sft else set()
-            unused |= {"judge"} - {stage.removesuffix("_model") for stage in run.stages}
-            if empty := [name for name, split in data.splits.items() if not len(split) and name not in unused]:
+            if empty := [name for name in run.splits if not len(data.splits[name])]:
                 raise InputError(
                     f"{rows.name}: no row is left for {' and '.join(empty)}, and the series needs every split; give "
                     f"data.shares.{empty[0]} a share above 0"
                 )
-            stage.results = {"kind": data.kind, "rows": {name: len(split) for name, split in data.splits.items()}}
+            sizes = {name: len(split) for name, split in data.splits.items()}
+            stage.results = {"kind": data.kind, "rows": sizes}
             with stage.publish() as temporary:
                 data.save(temporary)
     return PreparedData.load(folder)

