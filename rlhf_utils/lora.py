@@ -87,7 +87,9 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
     if not (local_path(adapter) / file).is_file() and not isinstance(cached, str):
         say_pickled(str(adapter))
     try:
-        wrapped = PeftModel.from_pretrained(model, name, **where)
+        if settings.task_type == "CAUSAL_LM":
+            settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
+        wrapped = PeftModel.from_pretrained(model, name, config=settings, **where)
     except KeyError as error:
         raise InputError(f"{adapter} lacks the weight {error.args[0]}; save it again with save_pretrained") from None
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))

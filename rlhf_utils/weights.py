@@ -16,7 +16,7 @@ from rlhf_utils.errors import InputError
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 # What torch.compile, DDP, FSDP and activation checkpointing leave in the names of weights.
-_WRAPPERS = r"(^|\.)(?:(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+_WRAPPERS = "_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 # Buffers that older versions saved with the weights; they are computed now.
 _COMPUTED = re.compile(r"(?:\battn|attention)\.bias$|(?:^|[._])(?:masked_bias|inv_freq|position_ids|bias_mask)$")
 
@@ -31,7 +31,8 @@ def read_model(kind, name: str, source: object, **settings) -> tuple[PreTrainedM
     """
     model, info = _read(kind, name, source, settings)
     if _misfits(model, info) and info["unexpected_keys"]:
-        mapping = {_WRAPPERS: r"\1"} | _prefix(info["missing_keys"], info["unexpected_keys"])
+        mapping = _prefix(info["missing_keys"], info["unexpected_keys"]) or {rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)+": ""}
+        mapping |= {rf"\.{wrapper}\.": "." for wrapper in _WRAPPERS}
         model, info = _read(kind, name, source, {**settings, "key_mapping": mapping})
         # Else save_pretrained would put the wrappers back.
         vars(model).pop("_weight_conversions", None)
@@ -91,8 +92,7 @@ def _read(kind, name: str, source: object, settings: dict) -> tuple[PreTrainedMo
 
 def _prefix(missing: Collection[str], unexpected: Collection[str]) -> dict[str, str]:
     """The renaming that takes off what stands before every name in the file, where that is one and the same."""
-    bare = [re.sub(_WRAPPERS, r"\1", name) for name in unexpected]
-    before = {name[: -len(wanted)] for wanted in missing for name in bare if name.endswith(f".{wanted}")}
+    before = {name[: -len(wanted)] for wanted in missing for name in unexpected if name.endswith(f".{wanted}")}
     return {f"^{re.escape(before.pop())}": ""} if len(before) == 1 else {}
 
 
@@ -102,9 +102,10 @@ def _misfits(model: PreTrainedModel, info: dict) -> dict[str, set[str]]:
     parts = {part for part, _ in model.base_model.named_children()}
 
     def of_trunk(names: Collection[str]) -> set[str]:
-        bare = {name: re.sub(_WRAPPERS, r"\1", name).removeprefix(f"{model.base_model_prefix}.") for name in names}
+        bare = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in names}
         return {name for name, inner in bare.items() if inner.partition(".")[0] in parts}
 
-    extra = {name for name in of_trunk(info["unexpected_keys"]) if not _COMPUTED.search(name)}
-    found = {"missing": of_trunk(info["missing_keys"]), "not of this model": extra}
+    lost, unexpected = of_trunk(info["missing_keys"]), set(info["unexpected_keys"])
+    extra = {name for name in (unexpected if lost else of_trunk(unexpected)) if not _COMPUTED.search(name)}
+    found = {"missing": lost, "not of this model": extra}
     return {what: names for what, names in found.items() if names}

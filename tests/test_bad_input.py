@@ -194,7 +194,7 @@ DAMAGE = {
     ),
     "a masked language model": (masked, ["is a bert model", "left to right"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
-    "pickled weights": (pickled, ["pickled weights (pytorch_model.bin)", "could run code"]),
+    "pickled weights": (pickled, ["its .bin file cannot be read as plain tensors", "never run"]),
     "no tokenizer": (
         lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
         ["has no tokenizer"],

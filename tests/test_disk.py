@@ -163,12 +163,16 @@ def test_weights_of_an_adapter_are_counted_right(tmp_path):
     from peft import get_peft_model
     from tiny import CPU
 
-    from rlhf_utils.models import load_policy, lora_config
+    from rlhf_utils.lora import lora_config
+    from rlhf_utils.models import load_policy
 
-    settings = LoraSettings(rank=3, modules=("c_attn", "c_proj", "c_fc"))
-    model = get_peft_model(load_policy(save_tiny(tmp_path / "policy"), CPU), lora_config(settings, "CAUSAL_LM"))
-    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert disk.adapter_parameters(TINY, settings) == counted
+    save_tiny(tmp_path / "policy")
+    for modules in (("c_attn", "c_proj", "c_fc"), ("attention", "mlp_out"), ("mlp.c_proj", "mlp_in"), ("all-linear",)):
+        settings = LoraSettings(rank=3, modules=modules)
+        model = load_policy(tmp_path / "policy", CPU)
+        model = get_peft_model(model, lora_config(settings, "CAUSAL_LM", model.config))
+        counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert disk.adapter_parameters(TINY, settings) == counted, modules
 
 
 @pytest.mark.parametrize(

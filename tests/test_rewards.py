@@ -12,7 +12,7 @@ from transformers import GPT2ForSequenceClassification
 
 from rlhf_utils.errors import InputError
 from rlhf_utils.models import load_reward_model, load_tokenizer, save_model
-from rlhf_utils.rewards import SCALE_FILE, RewardModel, right_padded, score_tokens
+from rlhf_utils.rewards import SCALE_FILE, RewardModel, class_logits, right_padded
 from rlhf_utils.template import TEMPLATE
 
 RESPONSES = ["yes", "", "No, it is not.", "a much longer answer that goes on", "é 🙂", "x", "y " * 20]
@@ -31,6 +31,10 @@ def folder(tmp_path_factory):
     return target
 
 
+def score_tokens(model, rows, batch_size: int = 64) -> torch.Tensor:
+    return class_logits(model, rows, CPU, batch_size)[:, 0]
+
+
 @pytest.fixture
 def reward(folder) -> RewardModel:
     return RewardModel.load(folder, CPU)
@@ -41,14 +45,14 @@ def test_a_score_is_the_one_transformers_gives_to_the_sequence_alone(folder, rew
     with torch.no_grad():
         expected = torch.stack([theirs(torch.tensor([row])).logits[0, 0] for row in ROWS])
     assert expected.std() > 0.1, "scores that hardly differ would prove nothing"
-    torch.testing.assert_close(score_tokens(reward.model, ROWS, CPU), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(score_tokens(reward.model, ROWS), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_a_score_depends_on_neither_batch_nor_order(reward, batch_size):
-    alone = torch.cat([score_tokens(reward.model, [row], CPU) for row in ROWS])
+    alone = torch.cat([score_tokens(reward.model, [row]) for row in ROWS])
     order = random.Random(0).sample(range(len(ROWS)), len(ROWS))
-    shuffled = score_tokens(reward.model, [ROWS[i] for i in order], CPU, batch_size)
+    shuffled = score_tokens(reward.model, [ROWS[i] for i in order], batch_size)
     torch.testing.assert_close(shuffled, alone[order], rtol=0, atol=1e-5)
 
 
@@ -63,11 +67,11 @@ def test_an_eos_inside_or_at_the_end_is_a_token_like_any_other(reward):
     """Padding has the same id; transformers' own class would read the score before it."""
     eos = reward.tokenizer.eos_token_id
     rows = [[5, eos, 9, 8], [5, 9, eos], [5, 9, eos, eos], [eos], [5, 9]]
-    for row, score in zip(rows, score_tokens(reward.model, rows, CPU), strict=True):
+    for row, score in zip(rows, score_tokens(reward.model, rows), strict=True):
         with torch.no_grad():
             state = reward.model.transformer(torch.tensor([row])).last_hidden_state[0, -1]
             assert score.item() == pytest.approx(reward.model.score(state).item(), abs=1e-5)
-    scores = score_tokens(reward.model, rows[1:3] + rows[-1:], CPU)
+    scores = score_tokens(reward.model, rows[1:3] + rows[-1:])
     assert len({round(score, 4) for score in scores.tolist()}) == 3
 
 
@@ -76,13 +80,17 @@ def test_what_is_scored_is_the_templates_text(reward):
         reward.tokenizer(TEMPLATE.text(prompt, response), add_special_tokens=False)["input_ids"]
         for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
     ]
-    torch.testing.assert_close(reward.logits(PROMPTS, RESPONSES), score_tokens(reward.model, rows, CPU))
+    torch.testing.assert_close(reward.logits(PROMPTS, RESPONSES), score_tokens(reward.model, rows))
 
 
-def test_a_text_over_the_context_is_refused_in_one_line(reward):
-    score_tokens(reward.model, token_rows((CONTEXT,)), CPU)
-    with pytest.raises(InputError, match=f"{CONTEXT + 1} tokens is longer than the reward model's {CONTEXT}"):
-        score_tokens(reward.model, token_rows((3, CONTEXT + 1)), CPU)
+def test_a_text_over_the_context_is_cut_from_the_left_of_its_prompt_and_counted(reward, capsys):
+    prompts, answer = ["why? " * 30, "hm"], "a good answer"
+    long, short = reward.logits(prompts, [answer] * 2)
+    assert reward.cut == 1 and "1 of 2 texts are longer than the 96 tokens" in capsys.readouterr().err
+    kept = reward.tokenizer(TEMPLATE.text(prompts[0], answer))["input_ids"][-CONTEXT:]
+    torch.testing.assert_close(long, score_tokens(reward.model, [kept])[0])
+    torch.testing.assert_close(short, reward.logits(prompts[1:], [answer])[0])
+    assert not capsys.readouterr().err, "said once"
 
 
 def test_more_or_fewer_responses_than_prompts_is_an_error(reward):

@@ -56,7 +56,8 @@ def dangers(code: str) -> list[str]:
             found.append(ast.unparse(node)[:80])
         if name == "torch.load" and "weights_only" not in given:
             found.append("torch.load without weights_only=True")
-        if given.get("use_safetensors", "True") != "True" or given.get("safe_serialization", "True") != "True":
+        pickled = given.get("use_safetensors", "True") != "True" and given.get("weights_only") != "True"
+        if pickled or given.get("safe_serialization", "True") != "True":
             found.append(ast.unparse(node)[:80])
     return found
 
@@ -67,6 +68,7 @@ def dangers(code: str) -> list[str]:
         "import pickle", "from dill import loads", "eval(text)", "os.system(text)", "run(text, shell=True)",
         "load(x, trust_remote_code=True)", "load(x, trust_remote_code=asked)", "torch.load(path)",
         "torch.load(path, weights_only=False)", "yaml.load(text)", "np.load(path)", "save(x, safe_serialization=False)",
+        "load(x, use_safetensors=False)", "load(x, use_safetensors=None, weights_only=False)",
     ],
 )  # fmt: skip
 def test_what_would_run_code_is_found(code):

@@ -1,0 +1,207 @@
+"""Policies and reward models of other families than GPT-2: loaded, adapted, sampled, scored and trained by the code
+that trains GPT-2."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import CONTEXT, ENCODERS, POLICIES, save_encoder, save_policy, tokenizer_of
+from tiny import CPU, PROMPTS, count_letter, one_thread  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf_utils.errors import InputError
+from rlhf_utils.lora import lora_config, lora_modules
+from rlhf_utils.models import load_config, load_policy, load_policy_4bit, load_reward_model, load_tokenizer, save_model
+from rlhf_utils.ppo import PPOConfig, PPOTrainer
+from rlhf_utils.rewards import ClassifierReward, RewardModel, positions
+from rlhf_utils.runtime import Device
+from rlhf_utils.settings import LoraSettings, QloraSettings
+from rlhf_utils.template import TEMPLATE
+from rlhf_utils.tokens import start_tokens
+
+RESPONSES = ["Keep it dry.", "", "no", "a very good one, and a boring film", "x", "y y y", "and"]
+NAMED = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "opt", "gpt_neo"]
+
+
+@pytest.fixture(scope="module", params=list(POLICIES))
+def policy(request, tmp_path_factory):
+    folder = save_policy(tmp_path_factory.mktemp(request.param), request.param)
+    return request.param, folder
+
+
+def ppo(folder, work, method="full", **others):
+    config = PPOConfig(
+        method=method, updates=1, rollout_batch_size=4, minibatch_size=4, epochs=1, max_new_tokens=8, precision="fp32",
+        learning_rate=1e-3,
+    )  # fmt: skip
+    return PPOTrainer(folder, load_tokenizer(folder), count_letter("e"), PROMPTS, config, work, **others)
+
+
+def test_every_dropout_is_off_in_training_mode_and_on_where_it_is_wanted(policy):
+    name, folder = policy
+    tokens = torch.tensor([list(range(5, 25))])
+    model = load_policy(folder, CPU).train()
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, model(tokens).logits)
+        wet = load_policy(folder, CPU, dropout=True).train()
+        # Mistral, Qwen, Gemma and their like have dropout on attention only, which their eager form applies.
+        wet.set_attn_implementation("eager")
+        assert not torch.equal(wet(tokens).logits, wet(tokens).logits)
+
+
+def test_the_recipes_places_are_the_architectures_own_layers(policy):
+    name, folder = policy
+    config = load_config(folder)
+    whole, transposed = lora_modules(QloraSettings(), config)
+    assert whole == sorted(POLICIES[name][2]) and transposed == (name == "gpt2")
+    assert lora_modules(LoraSettings(modules=("all-linear",)), config) == (whole, transposed)
+    parts = [lora_modules(LoraSettings(modules=(place,)), config)[0] for place in ("attention", "mlp_in", "mlp_out")]
+    assert sorted(sum(parts, [])) == whole and all(parts)
+    assert lora_modules(LoraSettings(modules=(whole[0],)), config)[0] == [whole[0]]
+    with pytest.raises(InputError, match=f"no 'c_nothing'.*{whole[0]}"):
+        lora_modules(LoraSettings(modules=("attention", "c_nothing")), config)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_ppo_trains_it_and_leaves_a_model_that_loads_alone(policy, tmp_path, method):
+    """The trainer itself asserts that KL is 0 and the ratio 1 before the first step."""
+    name, folder = policy
+    if method != "lora" and name not in NAMED:
+        pytest.skip("an adapter is enough for these")
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    trainer = ppo(folder, tmp_path, method)
+    (line,) = trainer.train()
+    assert abs(line["kl"]) < 1e-3
+    saved = trainer.store.policies()[-1] / "policy"
+    model, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    before = load_policy(folder, CPU).state_dict()
+    assert any(not torch.equal(weight, before[key]) for key, weight in model.state_dict().items()), "nothing was learnt"
+
+
+def test_gpt2s_adapters_are_where_they_were_before_recipes_named_places(tmp_path):
+    from peft import get_peft_model
+
+    model = load_policy(save_policy(tmp_path, "gpt2"), CPU)
+    for settings, before in ((LoraSettings(), ("c_attn", "c_proj")), (QloraSettings(), ("c_attn", "c_proj", "c_fc"))):
+        found = []
+        for modules in (settings.modules, before):
+            torch.manual_seed(0)
+            again = load_policy(tmp_path, CPU)
+            adapted = get_peft_model(again, lora_config(settings.model_copy(update={"modules": modules}), "CAUSAL_LM",
+                                                        model.config))  # fmt: skip
+            found.append({name: p.clone() for name, p in adapted.named_parameters() if p.requires_grad})
+        assert found[0].keys() == found[1].keys()
+        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_4bit_model_has_no_weight_that_was_not_loaded(policy):
+    pytest.importorskip("bitsandbytes")
+    _, folder = policy
+    plain, small = load_policy(folder, CPU), load_policy_4bit(folder, CPU)
+    tokens = torch.tensor([list(range(5, 25))])
+    with torch.no_grad():
+        a, b = plain(tokens).logits, small(tokens).logits
+    assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9
+
+
+def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):
+    _, folder = policy
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(0)
+    model = load_reward_model(folder, CPU, fresh_head=True)
+    model.score.weight.data.normal_()
+    save_model(model, tokenizer, tmp_path)
+    reward = RewardModel.load(tmp_path, CPU)
+    together = reward(PROMPTS, RESPONSES)
+    alone = torch.cat([reward([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert together.std() > 0.05
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    texts = [TEMPLATE.text(p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    with torch.no_grad():
+        expected = [theirs(torch.tensor(start_tokens(tokenizer, [text]))).logits[0, 0] for text in texts if text]
+    torch.testing.assert_close(together, torch.stack(expected), rtol=0, atol=1e-4)
+
+
+# Reward models that are encoders
+
+
+@pytest.fixture(scope="module", params=list(ENCODERS))
+def encoder(request, tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def read(model, tokenizer, texts):
+    """transformers' own reading of each text alone."""
+    with torch.no_grad():
+        return torch.cat([model.eval()(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+
+
+def test_an_encoder_scores_with_its_own_tokenizer_mask_and_head(encoder):
+    reward = RewardModel.load(encoder, CPU)
+    model = AutoModelForSequenceClassification.from_pretrained(encoder)
+    texts = [TEMPLATE.text(p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    expected = read(model, reward.tokenizer, texts)[:, 0]
+    assert expected.std() > 0.01
+    torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-5)
+
+
+def test_a_text_over_its_context_loses_the_beginning_of_the_prompt(encoder, capsys):
+    reward, model = RewardModel.load(encoder, CPU), AutoModelForSequenceClassification.from_pretrained(encoder)
+    assert positions(reward.model) == CONTEXT
+    prompts, answer = ["so so " * 80, "b " * 300, "short"], "Keep it dry."
+    scores = reward(prompts, [answer] * 3)
+    assert reward.cut == 2 and "2 of 3 texts" in capsys.readouterr().err
+    for prompt, score in zip(prompts, scores, strict=True):
+        ids = reward.tokenizer(TEMPLATE.text(prompt, answer))["input_ids"]
+        kept = [ids[0], *ids[-(CONTEXT - 1) :]] if len(ids) > CONTEXT else ids
+        with torch.no_grad():
+            expected = model.eval()(torch.tensor([kept])).logits[0, 0]
+        torch.testing.assert_close(score, expected, rtol=0, atol=1e-5)
+    reward(prompts, [answer] * 3)
+    assert reward.cut == 4 and not capsys.readouterr().err
+
+
+def test_a_classifier_of_two_labels_pays_one_of_them(tmp_path):
+    folder = save_encoder(tmp_path, "roberta", labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.config.id2label, model.config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
+    reward = ClassifierReward(model, tokenizer_of("encoder"), "POSITIVE", CPU, joint="")
+    texts = ["a boring" + " film", "so" + " good"]
+    expected = read(model, reward.tokenizer, texts)
+    got = reward(["a boring", "so"], [" film", " good"])
+    torch.testing.assert_close(got, expected[:, 1], rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="outputs"):
+        load_reward_model(folder, CPU)
+
+
+@pytest.mark.parametrize("folder", ["encoder", "causal"])
+def test_a_score_is_the_same_wherever_it_is_asked_for(folder, tmp_path):
+    """Inside the autocast of a trainer in 16 bit, and with a trunk in 16 bit: the head is computed in fp32."""
+    if folder == "encoder":
+        save_encoder(tmp_path, "bert")
+    else:
+        model = load_reward_model(save_policy(tmp_path / "policy", "llama"), CPU, fresh_head=True)
+        model.score.weight.data.normal_()
+        save_model(model, tokenizer_of("metaspace, bos"), tmp_path)
+    for device in (CPU, Device("cpu", "16 bit", "bf16", 2**33)):
+        reward = RewardModel.load(tmp_path, device)
+        outside = reward(PROMPTS, RESPONSES)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(reward(PROMPTS, RESPONSES), outside)
+        assert not torch.equal(outside, outside.bfloat16().float()), "rounded to 16 bits"
+
+
+# What cannot be a critic
+
+
+def test_a_critic_that_cannot_be_is_refused_before_anything_is_loaded(encoder, tmp_path):
+    policy = save_policy(tmp_path / "policy", "gpt2")
+    other = save_policy(tmp_path / "other", "llama")
+    save_model(load_reward_model(other, CPU, fresh_head=True), load_tokenizer(other), tmp_path / "reward")
+    for critic, words in ((encoder, "reads a text as a whole"), (tmp_path / "reward", "another vocabulary")):
+        config = PPOConfig(critic="separate", rollout_batch_size=4, minibatch_size=4)
+        with pytest.raises(InputError, match=f"critic separate.*{words}.*critic=shared"):
+            PPOTrainer(policy, load_tokenizer(policy), count_letter("e"), PROMPTS, config, tmp_path, critic=critic)

@@ -1,0 +1,165 @@
+"""Models that people brought and on which the series once failed (`shared/cases`), each taken through its stages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import one_thread  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhf_utils.data import PreparedData
+from rlhf_utils.errors import InputError
+from rlhf_utils.files import read_json, read_jsonl
+from rlhf_utils.models import load_policy
+from rlhf_utils.rewards import load_reward
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import detect_device
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.evaluation import evaluate_models
+from rlhf_utils.stages.evaluator import Evaluator
+from rlhf_utils.stages.named import check_named_models
+from rlhf_utils.stages.ppo import train_ppo
+from rlhf_utils.stages.ready import fetch_ready
+from rlhf_utils.stages.reward_model import train_reward_model
+from rlhf_utils.stages.sft import train_full, train_qlora
+
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
+MODELS = CASES / "models"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CASES.is_dir(), reason="no cases beside the checkout")]
+SMALL = {
+    "data.max_prompt_tokens": 96, "data.max_response_tokens": 96, "data.split_rows.sft": 32,
+    "data.split_rows.reward": 32, "generation.max_new_tokens": 16, "ppo.max_new_tokens": 16, "ppo.updates": 1,
+    "ppo.rollout_batch_size": 16, "ppo.minibatch_size": 8, "ppo.epochs": 1, "reward_model.epochs": 1,
+    "evaluation.prompts": 20, "evaluation.frontier_prompts": 10, "evaluation.reward_pairs": 20,
+    "evaluation.bootstrap_samples": 100,
+}  # fmt: skip
+
+
+def open_run(folder: Path, recipe: str = "instruct", data: str = "pairs.jsonl", **named) -> Run:
+    names = {key.replace("__", "."): str(MODELS / value) for key, value in named.items()}
+    return Run.open(recipe, "tiny", folder, {**SMALL, "dataset": str(CASES / "data" / data), **names})
+
+
+def ready(folder: Path, reward_model: str = "rm_same", sft: str = "good_sft", **named) -> Run:
+    return open_run(folder, models__sft=sft, models__ppo="good_sft", models__reward_model=reward_model, **named)
+
+
+def test_the_prefix_of_torch_compile_comes_off(tmp_path):
+    run = ready(tmp_path, sft="good_sft_orig_mod")
+    check_named_models(run)
+    fetch_ready(run)
+    theirs = AutoModelForCausalLM.from_pretrained(MODELS / "good_sft").state_dict()
+    ours, info = AutoModelForCausalLM.from_pretrained(run.folder("sft"), output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "named, words",
+    [
+        ({"reward_model": "adapter_nohead"}, "adapter_nohead has no trained head"),
+        ({"reward_model": "gpt2"}, "gpt2 is a GPT2LMHeadModel, which has no trained head"),
+        ({"sft": "adapter_far"}, "adapter_far belongs to the base /kaggle/.*models.adapter_base="),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_made(tmp_path, named, words):
+    run = ready(tmp_path, **named)
+    with pytest.raises(InputError, match=words):
+        check_named_models(run)
+
+
+def test_the_base_of_an_adapter_from_elsewhere_can_be_named(tmp_path):
+    run = ready(tmp_path, sft="adapter_far", models__adapter_base="gpt2")
+    check_named_models(run)
+    assert fetch_ready(run)["sft"]["method"] == "ready"
+
+
+def larger_vocabulary(folder: Path) -> str:
+    """A reward model whose tokenizer has more tokens than the policy's."""
+    shutil.copytree(MODELS / "rm_other_small", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"[{i}]" for i in range(400)])
+    tokenizer.save_pretrained(folder)
+    reward = AutoModelForSequenceClassification.from_pretrained(folder)
+    reward.resize_token_embeddings(len(tokenizer))
+    reward.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("reward_model", ["rm_other_small", "larger", "rm_deberta", "rm_padminus"])
+def test_a_ready_reward_model_reads_with_its_own_tokenizer(tmp_path, reward_model):
+    """The SFT model's own reward is 0 by definition, on the answers that the scale was made with."""
+    source = larger_vocabulary(tmp_path / "larger") if reward_model == "larger" else reward_model
+    run = ready(tmp_path / "out", reward_model=source)
+    check_named_models(run)
+    assert fetch_ready(run)["reward_model"]["pairs"] == 20
+    prompts, evaluator = list(PreparedData.load(run.folder("data")).splits["development"]["prompt"]), Evaluator(run)
+    answers = [answer.text for answer in evaluator.answer(evaluator.reference, prompts)]
+    assert answers[0].startswith("Wipe"), "sampled with another tokenizer than the policy's"
+    rewards = load_reward(run.folder("reward_model"), evaluator.device)(prompts, answers)
+    assert abs(rewards.mean()) < 1e-3 and abs(rewards.std() - 1) < 1e-3
+    if reward_model != "rm_padminus":
+        named = {"policy": str(MODELS / "gpt2"), "models.reward_model": str(MODELS / source), "ppo.critic": "separate"}
+        with pytest.raises(InputError, match="ppo.critic separate.*ppo.critic=shared"):
+            check_named_models(Run.open("instruct", "tiny", tmp_path / "critic", {**SMALL, **named}))
+
+
+@pytest.mark.parametrize("policy", ["opt", "qwen2", "llama_nobos", "gpt2_genconfig"])
+def test_the_series_passes_with_the_defaults(tmp_path, policy):
+    run = open_run(tmp_path, policy=policy)
+    check_named_models(run)
+    for make in (make_base, make_data, train_full, train_qlora, train_reward_model, train_ppo):
+        make(run)
+    for stage in ("base", "sft", "sft_qlora", "ppo"):
+        _, info = AutoModelForCausalLM.from_pretrained(run.folder(stage), output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        about = read_json(run.folder(stage) / "generation_config.json")
+        assert not about.keys() & {"temperature", "top_p", "do_sample"}
+    if policy == "opt":
+        assert set(evaluate_models(run)["models"]) == {"base", "sft", "sft_qlora", "ppo"}
+
+
+def test_dropout_by_other_names_is_off_in_ppo(tmp_path):
+    """The trainer asserts that the first update's KL is 0; OPT's dropout is no layer of its own."""
+    run = open_run(tmp_path, models__sft="opt_nobos", models__reward_model="rm_same")
+    check_named_models(run)
+    fetch_ready(run)
+    assert train_ppo(run)["updates"] == 1
+
+
+def test_continuations_keep_their_leading_space(tmp_path):
+    run = open_run(tmp_path, "imdb", "reviews.jsonl", policy="llama_nobos")
+    for make in (make_base, make_data, train_full, train_reward_model, train_ppo):
+        make(run)
+    samples = read_jsonl(run.folder("ppo") / "samples.jsonl")
+    evaluator = Evaluator(run)
+    prompts = list(PreparedData.load(run.folder("data")).splits["ppo"]["prompt"])[:30]
+    answers = evaluator.answer(evaluator.reference, prompts)
+    spaced = [
+        answer.text.startswith(" ")
+        for answer in answers
+        if evaluator.tokenizer.convert_ids_to_tokens(answer.tokens[0]).startswith("▁")
+    ]
+    assert spaced and all(spaced) and samples
+
+
+def test_of_a_hub_repositorys_snapshot_only_the_model_is_taken(tmp_path):
+    source = tmp_path / "snapshot"
+    shutil.copytree(MODELS / "gpt2", source)
+    for name in ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "optimizer.pt", "README.md"):
+        (source / name).write_bytes(b"x" * 1000)
+    run = open_run(tmp_path / "out", policy=str(source))
+    make_base(run)
+    kept = {path.name for path in run.folder("base").iterdir()}
+    assert kept == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "stage.json",
+    }  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(MODELS / "gpt2").state_dict()
+    ours = load_policy(run.folder("base"), detect_device()).state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert json.loads((run.folder("base") / "config.json").read_text())["attn_pdrop"] == 0.1

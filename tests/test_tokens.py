@@ -1,0 +1,86 @@
+"""Text to tokens and back: the special tokens once, boundaries where a sampling model has them, spaces kept."""
+
+from __future__ import annotations
+
+import pytest
+from architectures import TEXTS, tokenizer_of
+from datasets import Dataset
+from tiny import PROMPTS
+
+from rlhf_utils.data.prepare import _cut_prompts
+from rlhf_utils.data.schemas import Example
+from rlhf_utils.data.texts import beginnings
+from rlhf_utils.settings import DataSettings
+from rlhf_utils.stages.training import demonstration_tokens, preference_tokens
+from rlhf_utils.template import TEMPLATE
+from rlhf_utils.tokens import continuations, continued_tokens, cut_tokens, read_tokens, special_tokens, start_tokens
+
+KINDS = ["bytes", "bytes, pad", "bytes, bos", "bytes, bos, pad", "metaspace", "metaspace, bos", "encoder"]
+ANSWERS = ["Keep it dry.", "  a film", "", "no", "x\n\ny", "<b>"]
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(request):
+    return tokenizer_of(request.param)
+
+
+def test_what_a_tokenizer_puts_around_a_text_stands_there_once(tokenizer):
+    before, after = special_tokens(tokenizer)
+    for text in ["a", *TEXTS, *PROMPTS]:
+        (row,) = start_tokens(tokenizer, [text])
+        assert row + after == tokenizer(text)["input_ids"] and row.count(tokenizer.bos_token_id) == len(before)
+    written = start_tokens(tokenizer, ["<s>hello"])[0]
+    assert written.count(tokenizer.bos_token_id) == 1, "a text that brings its own BOS gets no second one"
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_an_answer_is_tokenized_as_it_stands_in_the_text(tokenizer, prompt):
+    """Apart, Metaspace would put a second space before it."""
+    start = TEMPLATE.format(prompt)
+    for answer in ANSWERS:
+        end = TEMPLATE.completion(answer)
+        ((asked, said),) = continued_tokens(tokenizer, [start], [end])
+        assert [asked] == start_tokens(tokenizer, [start]), "what a policy continues is the prompt alone"
+        assert read_tokens(tokenizer, [start], [end])[0] == tokenizer(start + end)["input_ids"]
+        assert continuations(tokenizer, [asked], [said]) == [end]
+
+
+@pytest.mark.parametrize("start, end", [("a bor", "ing film"), ("a boring", " film"), ("a", "nd"), ("good", "")])
+def test_a_text_that_is_cut_inside_a_word_comes_back_whole(tokenizer, start, end):
+    ((asked, said),) = continued_tokens(tokenizer, [start], [end])
+    assert continuations(tokenizer, [asked], [said]) == [end] and [asked] == start_tokens(tokenizer, [start])
+
+
+def test_a_sampled_continuation_keeps_its_leading_space_and_has_no_special_token(tokenizer):
+    begun, whole = start_tokens(tokenizer, ["a boring", "a boring film"])
+    said = [*whole[len(begun) :], tokenizer.eos_token_id]
+    assert continuations(tokenizer, [begun], [said]) == [" film"]
+
+
+def test_bos_stands_once_in_what_every_stage_learns_from(tokenizer):
+    rows = {"prompt": ["How so?"], "chosen": ["Keep it dry."], "rejected": ["no"]}
+    before, after = special_tokens(tokenizer)
+    (taught,) = demonstration_tokens(Dataset.from_dict(rows), tokenizer).to_list()
+    (pair,) = preference_tokens(Dataset.from_dict(rows), tokenizer).to_list()
+    asked, end = start_tokens(tokenizer, [TEMPLATE.format("How so?")])[0], tokenizer.eos_token_id
+    assert taught["input_ids"][: len(asked)] == asked == pair["chosen_ids"][: len(asked)]
+    assert taught["input_ids"] == pair["chosen_ids"][: len(pair["chosen_ids"]) - len(after)] + [end]
+    assert taught["completion_mask"] == [0] * len(asked) + [1] * (len(taught["input_ids"]) - len(asked))
+    for row in (taught["input_ids"], pair["chosen_ids"], pair["rejected_ids"]):
+        assert row.count(tokenizer.bos_token_id) == len(before)
+
+
+def test_a_row_over_the_limit_loses_the_beginning_of_its_text_alone(tokenizer):
+    before, after = special_tokens(tokenizer)
+    (row,) = read_tokens(tokenizer, ["a boring film, " * 9], ["and"])
+    (short,) = cut_tokens(tokenizer, [row], 12)
+    assert len(short) == 12 and short[: len(before)] == before and short[len(before) :] == row[len(before) - 12 :]
+    assert cut_tokens(tokenizer, [row], len(row)) == [row]
+
+
+def test_beginnings_of_texts_are_text_without_special_tokens(tokenizer):
+    text = "a boring film, and a very good one"
+    (begun,) = beginnings([text], tokenizer, 6)
+    assert text.startswith(begun) and 0 < len(begun) < len(text)
+    (example,) = _cut_prompts([Example(text, extra={"label": 1})], DataSettings(prompt_tokens=(4, 4)), tokenizer, 0)
+    assert text.startswith(example.prompt) and 0 < len(example.prompt) < len(text)
