@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 
-GPU = torch.cuda.is_available()
-KIND = "cuda" if GPU else "cpu"
+GPU, KIND = torch.cuda.is_available(), "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = dict(vocab_size=50_257) if GPU else dict(vocab_size=800, n_layer=2, n_embd=32, n_head=2)
 OFFSET, SPREAD = -100.0, 0.05 if GPU else 0.25
 # Batches and lengths are those of scale t4 on a GPU; how much is done is less.
@@ -57,10 +56,9 @@ def main() -> int:
         for precision in able:
             for what in ("ppo-full", "ppo-lora", "ppo-qlora", "resumed-full", "series"):
                 run(found, what, precision, Path(folder))
-    text = json.dumps(found, indent=1)
-    print(text)
+    print(json.dumps(found, indent=1))
     if asked.out:
-        asked.out.write_text(text + "\n")
+        asked.out.write_text(json.dumps(found, indent=1) + "\n")
     return int(any("failed" in case for case in found.values()))
 
 
@@ -90,13 +88,12 @@ def prepare(work: Path) -> None:
 
     tokenizer = train_tokenizer(WORLDS["instruct"].corpus(300, 0), 700)
     ids = {f"{name}_token_id": tokenizer.eos_token_id for name in ("bos", "eos", "pad")}
-    config = GPT2Config(initializer_range=SPREAD, **SHAPE, **ids)
+    config = GPT2Config(initializer_range=SPREAD, num_labels=1, **SHAPE, **ids)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config)
     # One direction of the embeddings and of the final states that all tokens share.
     model.transformer.wte.weight.data[:, 0] = 1.0
     model.transformer.ln_f.weight.data[0], model.transformer.ln_f.bias.data[0] = 0.0, OFFSET
-    config.num_labels = 1
     for name, saved in {"policy": model, "reward": GPT2ForSequenceClassification(config)}.items():
         saved.save_pretrained(work / name)
         tokenizer.save_pretrained(work / name)
@@ -158,18 +155,17 @@ def ppo(what: str, precision: str, work: Path) -> dict:
     from rlhf_utils.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.toyworld import WORLDS
 
-    kind, method = what.split("-")
+    method = what.split("-")[1]
     reward = RewardModel.load(work / "reward", detect_device(precision))
     prompts = [row["prompt"] for row in WORLDS["instruct"].rows("train", 64, 0, 0.0)]
     config = PPOConfig(**PPO, method=method, precision=precision)
     tokenizer, folder = load_tokenizer(work / "policy"), work / f"{what}-{precision}"
     history = PPOTrainer(work / "policy", tokenizer, reward, prompts, config, folder).train()
-    lines = (work / f"ppo-{method}-{precision}" / "metrics.jsonl").read_text().splitlines()
-    straight = {"rewards_not_killed": [json.loads(line)["reward"] for line in lines]} if kind == "resumed" else {}
+    straight = (work / f"ppo-{method}-{precision}/metrics.jsonl").read_text().splitlines()
     return {
         "kl_k3_at_update_0": history[0]["kl_k3"],
         "rewards": [line["reward"] for line in history],
-        **straight,
+        "rewards_not_killed": [json.loads(line)["reward"] for line in straight],
         "skipped_steps": sum(line["skipped_steps"] for line in history),
         "tokens_per_second": round(history[-1]["tokens_per_second"]),
         "phase_seconds": {name: round(seconds, 2) for name, seconds in history[-1]["phase_seconds"].items()},
@@ -195,8 +191,7 @@ def series(what: str, precision: str, work: Path) -> dict:
     for name, about in json.loads((run.root / "run.json").read_text())["stages"].items():
         most = about["peak_device_bytes"] or about["peak_host_bytes"]
         taken[name] = {"seconds": about["seconds"], "peak_gb": round(most / 1e9, 3), "estimated_gb": estimate(name)}
-    rewards = {name: figures["reward"] for name, figures in summary.items()}
-    return {"stages": taken, "rewards": rewards, "kl_of_sft_to_itself": summary["sft"]["kl_to_sft"]}
+    return {"stages": taken, "rewards": {name: figures["reward"] for name, figures in summary.items()}}
 
 
 CASES = {"numbers": numbers, "ppo": ppo, "resumed": ppo, "series": series}

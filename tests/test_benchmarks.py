@@ -49,6 +49,22 @@ def test_ragged_answers_end_at_different_lengths(modules, work, monkeypatch, tmp
     assert min(lengths) == 1 and max(lengths) == 254
 
 
+def test_the_gpu_script_runs_without_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu = importlib.import_module("gpu")
+    gpu.prepare(tmp_path)
+    for precision in ("bf16", "fp16"):
+        found = gpu.numbers("numbers", precision, tmp_path)
+        assert found["outside_clip"] == 0 and found["k3_per_response"] < 0.002 and found["log_ratio_max"] > 0
+    found = gpu.ppo("ppo-lora", "bf16", tmp_path)
+    assert (
+        gpu.ppo("resumed-lora", "bf16", tmp_path)["rewards_not_killed"]
+        == found["rewards"]
+        == found["rewards_not_killed"]
+    )
+    assert found["kl_k3_at_update_0"] < 0.002 and found["peak_gb"] > 0.1
+
+
 def test_figures_are_medians_over_pairs(modules):
     def run(seconds, memory):
         return {
