@@ -40,6 +40,8 @@ MOVED = {
         "jupyter-server": "2.12.5",
         "jupyter-lsp": "1.5.1",
         "ipywidgets": "8.1.5",
+        # ipywidgets 8 brings it; without it tqdm warns in every notebook.
+        "comm": "",
         "papermill": "",
     },
 }
@@ -83,7 +85,7 @@ def main() -> int:
     platform, path, *torch = sys.argv[1:]
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", Path(path).read_text(encoding="utf-8"), flags=re.MULTILINE))
     pins = {canonicalize_name(name): version for name, version in pins.items()} | MOVED[platform]
-    left_out = fill(pins, torch[0] if torch else None)
+    left_out = fill(platform, pins, torch[0] if torch else None)
     before = installed()
     say(f"{len(before)} packages, {sum(before.get(n) == v for n, v in pins.items())} of them at {platform}'s version")
     say(f"left out: {', '.join(left_out) or 'nothing'}")
@@ -112,7 +114,7 @@ def installed() -> dict[str, str]:
     return {canonicalize_name(about.metadata["Name"]): about.version for about in found}
 
 
-def fill(pins: dict[str, str], torch: str | None) -> list[str]:
+def fill(platform: str, pins: dict[str, str], torch: str | None) -> list[str]:
     """Install torch and the platform's version of all that our requirements are known to need, import and look for;
     returns what could not be installed."""
     if pip("--no-deps", *([f"torch=={torch}"] if torch else ["-c", str(ROOT / "constraints.txt"), "torch"])):
@@ -132,7 +134,7 @@ def fill(pins: dict[str, str], torch: str | None) -> list[str]:
         # What the platform lacks is read, not installed: that is the first cell's part.
         pip("--no-deps", "--target", scratch, *(o for o in ours if canonicalize_name(name_of(o)) not in pins))
         folders = (site(), Path(scratch))
-        get({"pip", "setuptools", "papermill"} | names, folders)
+        get({"pip", "setuptools", *MOVED[platform]} | names, folders)
         found = looked_for(names, folders)
         get(found | needed(folders), folders)
     # This torch is not the platform's; what it needs beyond that is not for the first cell to bring.
@@ -212,7 +214,7 @@ def series(name: str, arguments: tuple[str, ...], folder: Path) -> bool:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     other = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
     shown = [
-        f"{path.stem}: {output['text']}"
+        f"{path.stem}: {''.join(output['text'])}"
         for path in sorted(folder.rglob("notebooks/*.ipynb"))
         for cell in json.loads(path.read_text("utf-8"))["cells"]
         for output in cell.get("outputs", ())
