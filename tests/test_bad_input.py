@@ -259,6 +259,16 @@ def test_a_classifier_without_the_label(cli, tmp_path):  # noqa: F811
     refused(cli(*asked), "no label 'POSITIVE'", "bad, good")
 
 
+@pytest.mark.parametrize("setting", ["qlora.modules=[q_proj]", "reward_model.lora.modules=[attention, c_nothing]"])
+def test_a_lora_module_that_the_policy_does_not_have(cli, setting):  # noqa: F811
+    refused(cli("run", "--set", setting), "lora.modules: a gpt2 model has no", "attn.c_attn")
+
+
+def test_a_language_model_as_reward_model(cli, tmp_path):  # noqa: F811
+    save_tiny(tmp_path / "policy")
+    refused(cli(*run_with(tmp_path / "policy", "models.reward_model")), "is a GPT2LMHeadModel", "no trained head")
+
+
 def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811
     from rlhf_utils.models import load_classifier, load_tokenizer, save_model
     from rlhf_utils.runtime import detect_device

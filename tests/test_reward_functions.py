@@ -39,9 +39,11 @@ def test_a_label_the_classifier_does_not_have_is_told_with_the_ones_it_has(class
         ClassifierReward(classifier, tiny_tokenizer(), "positive", CPU)
 
 
-def test_a_text_longer_than_the_classifier_reads_is_refused(classifier):
-    with pytest.raises(InputError, match="101 tokens is longer than the classifier's 80"):
-        ClassifierReward(classifier, tiny_tokenizer(), "POSITIVE", CPU)(["a"], ["b" * 99])
+def test_a_text_longer_than_the_classifier_reads_is_cut_from_the_left(classifier):
+    reward = ClassifierReward(classifier, tiny_tokenizer(), "POSITIVE", CPU)
+    long, whole = reward(["a" * 50, "a" * 30], ["b" * 49, "b" * 49])
+    torch.testing.assert_close(long, whole)
+    assert reward.cut == 1
 
 
 def test_fluency_is_the_mean_log_likelihood_of_the_response():

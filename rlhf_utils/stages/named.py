@@ -56,7 +56,9 @@ def _check_policy(run: Run, key: str, source: str) -> None:
     kind = config.model_type
     # A masked language model would load as a causal one and look into the future.
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or reads_ahead(config):
-        raise InputError(f"{key} {source} is a {kind} model, which does not write text from left to right; name a GPT")
+        raise InputError(
+            f"{key} {source} is a {kind} model, which does not write text from left to right; name a causal LM"
+        )
     if is_folder(source):
         check_weights(source)
     words = len(load_tokenizer(source, run.adapter_base))
