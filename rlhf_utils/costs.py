@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_utils.names import known_as
+from rlhf_utils.names import DATASET, hub_name, known_as
 from rlhf_utils.packaged import PACKAGED
 from rlhf_utils.recipes import Recipe
 from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.snapshots import known_config
 
 GB = 1e9
 
@@ -109,10 +110,15 @@ RUNTIME = 0.6 * GB
 
 
 def shape_of(recipe: Recipe) -> Shape | None:
-    """The shape of the recipe's policy; None for a model that is not listed here."""
+    """The shape of the recipe's policy, by its configuration where that is on this machine; None for a model that is
+    not listed here."""
     if recipe.policy == EMBEDDED:
         base = recipe.base
         return Shape(base.layers, base.width, base.vocabulary, base.context)
+    config = known_config(recipe.policy)
+    if config.get("model_type") == "gpt2":
+        usual = {"n_layer": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024} | config
+        return Shape(usual["n_layer"], usual["n_embd"], usual["vocab_size"], usual["n_positions"])
     return SHAPES.get(known_as(recipe.policy))
 
 
@@ -127,15 +133,19 @@ def estimate(recipe: Recipe) -> Estimate:
 def rows_of(recipe: Recipe) -> dict[str, float]:
     """Rows of each split: what the settings allow of the dataset, before the filters."""
     data = recipe.data
-    rows = data.embedded_rows if recipe.dataset == EMBEDDED else DATASETS.get(recipe.dataset, (20_000, 0.0))[0]
+    rows = data.embedded_rows if recipe.dataset == EMBEDDED else _about_data(recipe)[0]
     rows = min(rows, data.max_rows or rows)
     shares = data.shares.model_dump()
     total = sum(shares.values())
     return {name: min(rows * share / total, getattr(data.split_rows, name) or rows) for name, share in shares.items()}
 
 
+def _about_data(recipe: Recipe) -> tuple[int, float]:
+    return DATASETS.get(hub_name(recipe.dataset, DATASET)[0], (20_000, 0.0))
+
+
 def _download(recipe: Recipe, shape: Shape) -> float:
-    data = 0.0 if recipe.dataset == EMBEDDED else DATASETS.get(recipe.dataset, (0, 0.0))[1]
+    data = 0.0 if recipe.dataset == EMBEDDED else _about_data(recipe)[1]
     policy = 0.0 if recipe.policy in (EMBEDDED, *PACKAGED) else 4.0 * shape.parameters
     ready = [name for name in recipe.models.model_dump().values() if name and name not in PACKAGED]
     return data + policy + sum(4.0 * OTHERS.get(known_as(name), shape.parameters) for name in ready)

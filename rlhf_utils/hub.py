@@ -7,6 +7,7 @@ import json
 import shlex
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 
@@ -15,12 +16,15 @@ from rlhf_utils.errors import InputError, visible
 from rlhf_utils.files import read_json
 from rlhf_utils.findings import model_table, sentences
 from rlhf_utils.models import copy_model
-from rlhf_utils.names import is_there, known_as
+from rlhf_utils.names import DATASET, hub_name, is_there, known_as
 from rlhf_utils.packaged import PACKAGED
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import hub_token
 from rlhf_utils.settings import EMBEDDED, flat
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 ROLES = {
     "base": "the base model",
@@ -31,8 +35,9 @@ ROLES = {
 }
 
 
-def model_card(run: Run, stage: str) -> str:
-    """README.md of the model of `stage`: what it is, the run's figures with their intervals, how to use and remake it.
+def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
+    """README.md of the model of `stage` in `repository`: what it is, the run's figures with their intervals, how to use
+    and remake it.
 
     Raises InputError for a stage that leaves no model, and for one that is not complete.
     """
@@ -61,14 +66,14 @@ def model_card(run: Run, stage: str) -> str:
         # A path of this machine means nothing elsewhere.
         # The hub takes no revision there.
         base=known_as(policy) if policy else None,
-        dataset=_public(recipe.dataset),
+        dataset=hub_name(dataset, DATASET)[0] if (dataset := _public(recipe.dataset)) else None,
         license=PACKAGED[policy].license if policy in PACKAGED else "mit",
         policy=policy or "a small GPT-2 trained by the series itself",
         data=_public(recipe.dataset) or "the series' embedded world, or a file of the author's",
         headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
         **table,
         prompts=summary.get("prompts"),
-        usage=_usage(run, stage),
+        usage=_usage(run, stage, repository),
         format=f"Prompts are worded as `{recipe.template.format('...')!r}`.",
         recipe_hash=record["recipe_hash"],
         template_hash=record["template_hash"],
@@ -79,46 +84,69 @@ def model_card(run: Run, stage: str) -> str:
 
 
 def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:
-    """Upload the model of `stage` with its card to `repository` (`owner/name`); returns its address.
+    """Upload the model of `stage` with its card to `repository` (`owner/name`, or `name` for one of your own), which is
+    made where there is none; returns its address.
 
-    The token is `HF_TOKEN`, or the one of Colab's or Kaggle's secrets. Raises InputError where there is none, and where
-    the hub refuses.
+    The token is `HF_TOKEN`, or the one of Colab's or Kaggle's secrets. Raises InputError where there is none, where the
+    hub refuses, and where `private` is asked for and the repository is there for everybody.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    card, token = model_card(run, stage), hub_token()
+    from rlhf_utils.hub_errors import why_not_written
+
+    token = hub_token()
     if token is None:
         raise InputError("pushing needs a token of the Hugging Face hub with the right to write; set HF_TOKEN")
+    model_card(run, stage)
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        copy_model(run.folder(stage), folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        try:
-            address = api.create_repo(repository, private=private, exist_ok=True)
+    try:
+        new = _made(api, repository, private)
+        if "/" not in repository:
+            repository = f"{api.whoami()['name']}/{repository}"
+        if private and not new and not api.model_info(repository).private:
+            raise InputError(f"{repository} is there already, and public; make it private on its page, or name another")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            copy_model(run.folder(stage), folder)
+            (folder / "README.md").write_text(model_card(run, stage, repository), encoding="utf-8")
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{stage} of {run.root.name}")
-        except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
-            reason = str(error).strip().split("\n")[0][:200]
-            raise InputError(
-                f"cannot push to {repository}: {reason}; check the name, the token and the network"
-            ) from None
-    return str(address)
+    except InputError:
+        raise
+    except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
+        raise InputError(f"cannot push to {repository}: {why_not_written(error)}") from None
+    return f"{constants.ENDPOINT}/{repository}"
+
+
+def _made(api: HfApi, repository: str, private: bool) -> bool:
+    """Make the repository; False where it is there already, which shows in several ways."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repository, private=private, exist_ok=False)
+    except HfHubHTTPError as error:
+        # A token may have the right to write into a repository, and none to make one.
+        if error.response.status_code != 409 and not (
+            error.response.status_code in (401, 402, 403) and "/" in repository and api.repo_exists(repository)
+        ):
+            raise
+        return False
+    return True
 
 
 def _public(source: str) -> str | None:
     return None if source == EMBEDDED or is_there(source) else source
 
 
-def _usage(run: Run, stage: str) -> str:
+def _usage(run: Run, stage: str, repository: str) -> str:
     prompt = run.recipe.template.format("How do I clean my leather sofa?")
     if stage == "reward_model":
         return (
             "from rlhf_utils.rewards import load_reward\nfrom rlhf_utils.runtime import detect_device\n\n"
-            'reward = load_reward("FOLDER_OF_THIS_REPOSITORY", detect_device())\n'
+            f'reward = load_reward("{repository}", detect_device())\n'
             'reward(["a prompt"], ["a response"])'
         )
     return (
-        'from transformers import pipeline\n\ngenerate = pipeline("text-generation", "THIS_REPOSITORY")\n'
+        f'from transformers import pipeline\n\ngenerate = pipeline("text-generation", "{repository}")\n'
         f"generate({prompt!r}, do_sample=True, temperature={run.recipe.generation.temperature:g}, "
         f"max_new_tokens={run.recipe.generation.max_new_tokens})"
     )

@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterator
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_utils.errors import InputError
-from rlhf_utils.names import Source, hub_name, is_folder, local_path
+from rlhf_utils.names import Source
 from rlhf_utils.settings import LORA_PLACES, LoraSettings
+from rlhf_utils.snapshots import model_folder
 from rlhf_utils.weights import say_pickled, some, unreadable
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
@@ -72,24 +72,22 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-    name, where = hub_name(adapter)
-    settings = PeftConfig.from_pretrained(name, **where)
+    folder = model_folder(adapter)
+    settings = PeftConfig.from_pretrained(folder)
     if settings.is_prompt_learning:
         raise InputError(f"{adapter} is a {settings.peft_type.value} adapter; only LoRA and its kin can be merged")
     try:
-        weights = load_peft_weights(name, device="cpu", **where)
+        weights = load_peft_weights(folder, device="cpu")
     except (OSError, SafetensorError):
         raise
     except Exception as error:  # pickle's own, torch's, zip's
         raise unreadable(adapter, error) from None
-    file = "/".join(part for part in (where.get("subfolder"), SAFETENSORS_WEIGHTS_NAME) if part)
-    cached = None if is_folder(adapter) else try_to_load_from_cache(name, file, revision=where.get("revision"))
-    if not (local_path(adapter) / file).is_file() and not isinstance(cached, str):
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         say_pickled(str(adapter))
     try:
         if settings.task_type == "CAUSAL_LM":
             settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
-        wrapped = PeftModel.from_pretrained(model, name, config=settings, **where)
+        wrapped = PeftModel.from_pretrained(model, folder, config=settings)
     except KeyError as error:
         raise InputError(f"{adapter} lacks the weight {error.args[0]}; save it again with save_pretrained") from None
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))

@@ -3,14 +3,14 @@ that say so."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import shutil
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import file_exists, hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -29,13 +29,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.lora import merged_with_names
-from rlhf_utils.names import Source, hub_name, is_folder, is_there, local_path
+from rlhf_utils.names import Source, is_folder, is_there, local_path
 from rlhf_utils.runtime import Device
+from rlhf_utils.snapshots import ADAPTER_CONFIG, model_folder
 from rlhf_utils.weights import read_model, some
 
 # To see whether a model's weights fit it: their names and shapes are read, and nothing else.
 SHAPES_ONLY = Device("meta", "shapes only", "fp32", 0)
-ADAPTER_CONFIG = "adapter_config.json"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
@@ -131,16 +131,20 @@ def load_classifier(
 def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a classifier, which need not have an end-of-text token."""
     below = adapter_base(source, base)
-    own = below is None or (is_folder(source) and (local_path(source) / "tokenizer_config.json").is_file())
-    if not own:
+    folder = model_folder(source, weights=False)
+    if below is not None and not (folder / "tokenizer_config.json").is_file():
         return load_classifier_tokenizer(below)
-    if is_folder(source):
-        folder = local_path(source)
-        if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-            raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
-    tokenizer = _from_pretrained(AutoTokenizer, source)
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
+    return padding(_from_pretrained(AutoTokenizer, source))
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or where it has no padding token one like it that pads with its EOS."""
+    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -224,31 +228,11 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
 
 def _adapter_settings(source: Source) -> dict | None:
     """The adapter_config.json at `source`; None where `source` is a model of its own."""
-    if is_folder(source):
-        folder = local_path(source)
-        about, weights = folder / ADAPTER_CONFIG, next(folder.glob("adapter_model.*"), None)
-        if not about.is_file() or (weights is None and (folder / "config.json").is_file()):
-            return None
-    else:
-        name, where = hub_name(source)
-        about = _hub_adapter(name, **where)
-    return read_json(about) if about else None
-
-
-@lru_cache
-def _hub_adapter(name: str, subfolder: str | None = None, revision: str | None = None) -> Path | None:
-    """The adapter's configuration in a hub repository; None where it holds a model, or none is reached."""
-    prefix = f"{subfolder}/" if subfolder else ""
-
-    def there(file: str) -> bool:
-        return file_exists(name, f"{prefix}{file}", revision=revision)
-
-    try:
-        if not there(ADAPTER_CONFIG):
-            return None
-        return Path(hf_hub_download(name, ADAPTER_CONFIG, subfolder=subfolder, revision=revision))
-    except Exception:  # of several libraries; loading it as a model says what is wrong
+    folder = model_folder(source, weights=False)
+    about, weights = folder / ADAPTER_CONFIG, next(folder.glob("adapter_model.*"), None)
+    if not about.is_file() or (weights is None and (folder / "config.json").is_file()):
         return None
+    return read_json(about)
 
 
 def _load_policy(source: Source, base: str | None = None, **settings) -> PreTrainedModel:
@@ -320,27 +304,21 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _from_pretrained(kind, source: Source, **settings):
-    path = local_path(source)
-    if is_folder(source) and not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+    of_weights = kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
+    folder = model_folder(source, of_weights)
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise InputError(
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
         )
-    name, where = hub_name(source)
     load = kind.from_pretrained
-    if kind in (AutoModelForCausalLM, AutoModelForSequenceClassification):
+    if of_weights:
         load = partial(read_model, kind, source=source)
-        if is_folder(source):
-            check_weights(source)
+        check_weights(folder)
     try:
-        return load(name, **where, **settings)
+        return load(folder, **settings)
     except (OSError, ValueError, SafetensorError) as error:
-        if is_there(source):
-            reason = str(error).strip().split("\n")[0][:300]
-            raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
-        raise InputError(
-            f"cannot load {source} from the Hugging Face hub: it does not exist, needs HF_TOKEN, or there is no "
-            "network; use --set policy=FOLDER for a local model, or --scale tiny, which needs none"
-        ) from None
+        reason = str(error).strip().split("\n")[0][:300]
+        raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

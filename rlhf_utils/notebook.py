@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 
 from rlhf_utils.errors import InputError
+from rlhf_utils.name_check import check_names
 from rlhf_utils.plots import draw
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import (
     DRIVE,
+    HEADLESS,
     detect_device,
     is_attended,
     is_on_drive,
@@ -37,6 +40,9 @@ def start(
     quiet_libraries()
     _refuse_unknown_parameters()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
+    if HEADLESS not in os.environ:
+        # The series has looked at them.
+        check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     device = detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
     if platform_name() == "colab" and is_attended() and not is_on_drive(run.root):

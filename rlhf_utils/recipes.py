@@ -25,6 +25,7 @@ from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.settings import (
     EMBEDDED,
+    UNSET,
     BaseSettings,
     DataSettings,
     EvaluationSettings,
@@ -76,6 +77,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible_together(self):
+        for name in ("dataset", "policy"):
+            if getattr(self, name).strip().lower() in UNSET:
+                raise ValueError(f"{name} cannot be unset; give a file or folder, a hub id, or {EMBEDDED}")
         for name in ("assistant", "overoptimise"):
             if self.form == "continuation" and getattr(self.evaluation, name) is not None:
                 raise ValueError(f"evaluation.{name} is about answers to prompts; a recipe of continuations has none")

@@ -26,6 +26,7 @@ from rlhf_utils.models import (
 )
 from rlhf_utils.names import Source
 from rlhf_utils.runtime import Device
+from rlhf_utils.snapshots import model_folder
 from rlhf_utils.template import TEMPLATE, Template
 from rlhf_utils.tokens import continued_tokens, cut_tokens, read_tokens
 
@@ -227,9 +228,10 @@ class ClassifierReward(_Reader):
         return self._read(prompts, [self.joint + response for response in responses])
 
 
-def load_reward(folder: str | Path, device: Device) -> RewardModel | ClassifierReward:
-    """The reward that a run's `reward_model` stage left in `folder`."""
-    kind = ClassifierReward if (Path(folder) / LABEL_FILE).is_file() else RewardModel
+def load_reward(source: Source, device: Device) -> RewardModel | ClassifierReward:
+    """The reward that a run's `reward_model` stage left in a folder, or that was pushed from there to the hub."""
+    folder = model_folder(source)
+    kind = ClassifierReward if (folder / LABEL_FILE).is_file() else RewardModel
     return kind.load(folder, device)
 
 

@@ -30,6 +30,7 @@ from rlhf_utils.provenance import provenance
 from rlhf_utils.recipes import Recipe, load_recipe
 from rlhf_utils.runtime import reach_drive
 from rlhf_utils.settings import EMBEDDED, Shares, flat
+from rlhf_utils.snapshots import recording
 from rlhf_utils.stage_graph import STAGES
 from rlhf_utils.template import check_template
 
@@ -154,7 +155,7 @@ class Run:
                 stage,
                 self.recipe.section_hash(*self._settings(stage)),
                 *(self.fingerprint(name) for name in self.needs(stage)),
-                *(content_hash(local_path(source)) for source in self._sources(stage) if is_there(source)),
+                *(content_hash(local_path(source)) for source in self.sources(stage) if is_there(source)),
             ]
             self._fingerprints[stage] = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         return self._fingerprints[stage]
@@ -170,7 +171,7 @@ class Run:
         base = ("models.adapter_base",) if self.adapter_base and (ready or stage == "base") else ()
         return (*settings, *base)
 
-    def _sources(self, stage: str) -> list[str]:
+    def sources(self, stage: str) -> list[str]:
         """Data and models outside the run that `stage` reads."""
         first = "base" if "base" in self.stages else "data"
         sources = [self.recipe.dataset, self.recipe.policy] if stage == first else []
@@ -251,11 +252,13 @@ class Run:
         processes.wait()
         started = time.time()
         memory = {} if self.ready_model(name) else self._check_memory(name)
-        about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance()}
+        # Filled while the stage runs: the commit of whatever it reads from the hub.
+        commits: dict[str, str] = {}
+        about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance(), "hub": commits}
         stage = Stage(self, name, work, about)
         self._write_stage(name, {"state": "running", **about})
         try:
-            with disk_errors(work), remembering(self.root), measuring() as taken:
+            with disk_errors(work), remembering(self.root), recording(commits), measuring() as taken:
                 yield stage
         except BaseException as error:
             state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from rlhf_utils.disk import check_room
 from rlhf_utils.errors import InputError, TrainingError
 from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.locks import series_lock
-from rlhf_utils.names import is_there, local_path
+from rlhf_utils.name_check import check_names
+from rlhf_utils.names import is_folder, is_there, local_path
 from rlhf_utils.packaged import check_packaged
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
@@ -79,7 +80,7 @@ def run_series(
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in chosen if _applies(run, notebook)]
-    _check_input(run, chosen)
+    _check_input(run, chosen, check_names(run, _unmade(run, chosen, fresh)))
     begun = [folder for folder in (run.root, *run.root.parents) if not os.path.exists(folder)]
     run.make_folders()
     parameters = {
@@ -117,10 +118,14 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
 
 
 def _say_what_it_needs(run: Run, chosen: list[Notebook], fresh: bool) -> None:
-    wanted = [stage for notebook in chosen for stage in _makes(run, notebook)]
-    line = check_room(run, [stage for stage in wanted if fresh or not run.is_complete(stage)])
-    if line:
+    if line := check_room(run, _unmade(run, chosen, fresh)):
         print(line, file=sys.stderr)
+
+
+def _unmade(run: Run, chosen: list[Notebook], fresh: bool) -> list[str]:
+    """The stages that the notebooks are going to make."""
+    wanted = [stage for notebook in chosen for stage in _makes(run, notebook)]
+    return [stage for stage in wanted if fresh or not run.is_complete(stage)]
 
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,8 +144,9 @@ def _exists(path: Any) -> bool:
     return isinstance(path, str) and is_there(path)
 
 
-def _check_input(run: Run, chosen: list[Notebook]) -> None:
-    """Raise InputError for what can be known to be wrong before anything is started or written."""
+def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
+    """Raise InputError for what can be known to be wrong before anything is started or written; `on_hub` are the names
+    of models that the hub has."""
     if "base" not in run.stages and any(n.makes and "evaluation" not in n.makes for n in chosen):
         raise InputError(
             "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
@@ -158,10 +164,11 @@ def _check_input(run: Run, chosen: list[Notebook]) -> None:
         check_cache()
     named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
     adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
-    if any(value and value != EMBEDDED for value in named) or any({*a.modules} - {*LORA_PLACES} for a in adapters):
+    asked = any(value and value != EMBEDDED and (is_folder(value) or value in on_hub) for value in named)
+    if asked or any({*a.modules} - {*LORA_PLACES} for a in adapters):
         from rlhf_utils.stages.named import check_named_models  # imports torch, which takes seconds
 
-        check_named_models(run)
+        check_named_models(run, on_hub)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
         rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
         check_rows(rows, recipe.form)

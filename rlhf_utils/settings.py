@@ -7,12 +7,15 @@ refused when a section is built, whether the value comes from YAML, the command 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # As a dataset or a policy: made here, without a network.
 EMBEDDED = "embedded"
+# What unsets a name: YAML's word and Python's, and nothing at all.
+UNSET = ("", "null", "none")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -21,13 +24,13 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, no unknown keys, and numbers read the way a person means them."""
+    """Base of every section: frozen, no unknown keys, and numbers and nothing read the way a person means them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _read_numbers(cls, values: Any) -> Any:
+    def _read_values(cls, values: Any) -> Any:
         # YAML 1.1 reads `1e-5` as a string and `no` as False; pydantic would take True for the number 1.
         if not isinstance(values, dict):
             return values
@@ -35,6 +38,8 @@ class Section(BaseModel):
         for name, value in values.items():
             field = cls.model_fields.get(name)
             kinds = _kinds(field.annotation) if field else set()
+            if kinds == {str, NoneType} and isinstance(value, str) and value.strip().lower() in UNSET:
+                values[name] = None
             if not kinds & {int, float}:
                 continue
             if isinstance(value, bool) and bool not in kinds:

@@ -32,3 +32,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator:
+    """A hub on the loopback interface with the repositories of `tests/hub/layouts.py`, for processes that ask it."""
+    from hub.layouts import populate
+    from hub.server import LoopbackHub
+
+    with populate(LoopbackHub()) as serving:
+        yield serving

@@ -36,6 +36,22 @@ def test_a_pinned_model_costs_what_the_model_costs():
     assert costs.estimate(plain) == costs.estimate(pinned) != costs.Estimate(None, None, None)
 
 
+@pytest.mark.parametrize("source", ["folder", "hub"])
+def test_a_policy_costs_what_its_configuration_says(source, tmp_path, monkeypatch):
+    """A shrunk model of a known name needs no 11 GB of disk; nobody is asked for it."""
+    usual = costs.shape_of(load_recipe("instruct", "t4"))
+    folder = tmp_path / "models--gpt2" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 2, "n_embd": 64}))
+    (folder / "model.safetensors").touch()
+    (tmp_path / "models--gpt2" / "refs").mkdir()
+    (tmp_path / "models--gpt2" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    shape = costs.shape_of(load_recipe("instruct", "t4", {"policy": str(folder) if source == "folder" else "gpt2"}))
+    assert (shape.layers, shape.width, shape.vocabulary) == (2, 64, 50_257)
+    assert shape.parameters < usual.parameters / 10
+
+
 def test_an_unknown_policy_has_none():
     found = costs.estimate(load_recipe("instruct", "t4", {"policy": "somebody/something"}))
     assert found == costs.Estimate(None, None, None)

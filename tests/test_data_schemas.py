@@ -155,6 +155,45 @@ def test_every_schema_is_covered_above():
     assert {id(recognise(row, "here")) for row, _, _ in ACCEPTED.values()} == {id(schema) for schema in SCHEMAS}
 
 
+# What the datasets of the recipes really hold: the columns of a row, and the example that it is.
+REAL = {
+    "Dahoas/synthetic-instruct-gptj-pairwise": (
+        {"prompt": "How do I boil an egg?", "chosen": "Seven minutes.", "rejected": "I don't know."},
+        Example("How do I boil an egg?", "Seven minutes.", "I don't know."),
+    ),
+    # Prompts end before the marker of the answer, and both answers begin with it.
+    "yitingxie/rlhf-reward-datasets": (
+        {"prompt": "\n\nHuman: Boil an egg?\n\n", "chosen": "Assistant: Seven minutes.", "rejected": "Assistant: No."},
+        Example("Boil an egg?", "Seven minutes.", "No."),
+    ),
+    "yitingxie/rlhf-reward-datasets, several turns": (
+        {
+            "prompt": f"{TWO_TURNS}\n\n",
+            "chosen": "Assistant: See you!",
+            "rejected": "Assistant: Who are you?",
+        },
+        Example("Hi\n\nAssistant: Hello\n\nHuman: Bye", "See you!", "Who are you?"),
+    ),
+    "stanfordnlp/imdb": ({"text": "A fine film.", "label": 1}, Example("A fine film.", extra={"label": 1})),
+    "stanfordnlp/SHP": (
+        {
+            "post_id": "p", "domain": "explainlikeimfive_train", "upvote_ratio": 0.9, "history": "ELI5: Why blue?",
+            "c_root_id_A": "a", "c_root_id_B": "b", "created_at_utc_A": 1, "created_at_utc_B": 2, "score_A": 3,
+            "score_B": 30, "human_ref_A": "Paint.", "human_ref_B": "Scattering.", "labels": 0,
+            "seconds_difference": 1.0, "score_ratio": 10.0,
+        },
+        Example("ELI5: Why blue?", "Scattering.", "Paint.", {"score_chosen": 30, "score_rejected": 3}),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_rows_as_the_recipes_datasets_have_them(name):
+    row, expected = REAL[name]
+    _, examples, dropped = read_rows([row], name)
+    assert examples == [expected] and not dropped
+
+
 def test_labels_and_scores_are_kept():
     labels = ["positive", "NEG", 1, 0.0, "1", True]
     _, examples, _ = read_rows([{"text": "t", "label": label} for label in labels], "here")

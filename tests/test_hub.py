@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import yaml
+from hub.client import done, start
+from hub.server import OTHER_TOKEN, TOKEN
 from made_up_run import make_run
 from tiny import save_tiny
 
@@ -77,26 +78,55 @@ def test_a_stage_without_a_model_is_refused(run):
         model_card(run, "data")
 
 
-def test_what_is_uploaded_is_the_model_with_its_card(run, monkeypatch):
-    seen = {}
+PUSHED = """
+import json, os, sys
+from rlhf_utils.errors import InputError
+from rlhf_utils.hub import push_to_hub
+from rlhf_utils.models import load_policy
+from rlhf_utils.runs import Run
+from rlhf_utils.runtime import detect_device
+from rlhf_utils.snapshots import model_folder
 
-    class Api:
-        def __init__(self, token):
-            seen["token"] = token
+run, told = Run.load(sys.argv[1]), []
+for token, name, private in json.loads(sys.argv[2]):
+    os.environ["HF_TOKEN"] = token
+    try:
+        told.append(push_to_hub(run, "ppo", name, private))
+    except InputError as error:
+        told.append(str(error))
+os.environ["HF_TOKEN"] = json.loads(sys.argv[2])[0][0]
+load_policy("me/open", detect_device())
+print(json.dumps(told))
+"""
 
-        def create_repo(self, name, private, exist_ok):
-            seen["repository"] = (name, private)
-            return f"https://huggingface.co/{name}"
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            seen["files"] = {path.name: path.stat().st_size for path in Path(folder_path).iterdir()}
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    assert push_to_hub(run, "ppo", "me/mine", private=True) == "https://huggingface.co/me/mine"
-    assert seen["repository"] == ("me/mine", True) and seen["token"] == "hf_of_a_test"
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(seen["files"])
-    assert "stage.json" not in seen["files"]
+@pytest.mark.slow
+def test_what_is_uploaded_is_the_model_with_its_card_also_into_a_repository_that_is_there(run, hub, tmp_path):
+    pushes = [
+        (TOKEN, "me/open", False),
+        (TOKEN, "me/open", False),
+        (TOKEN, "mine", True),
+        (TOKEN, "me/open", True),
+        (TOKEN, "a b c", False),
+        ("hf_expired", "me/open", False),
+        (OTHER_TOKEN, "me/open", False),
+        (OTHER_TOKEN, "me/new", False),
+    ]
+    out, _ = done(start(PUSHED, hub.url, tmp_path, str(run.root), json.dumps(pushes)))
+    told = json.loads(out)
+    assert told[:3] == [f"{hub.url}/me/open", f"{hub.url}/me/open", f"{hub.url}/me/mine"]
+    assert "is there already, and public" in told[3] and told[4].startswith("cannot push to a b c: ")
+    assert "does not accept your token" in told[5] and "may not write there" in told[6] == told[7].replace(
+        "new", "open"
+    )
+    assert not any("\n" in line or "hf_" in line for line in told)
+    for name, private in (("me/open", False), ("me/mine", True)):
+        there = hub.repositories["model", name]
+        files = there.commits[there.revisions["main"]]
+        assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+        assert "stage.json" not in files and there.private == private
+        assert f'pipeline("text-generation", "{name}")'.encode() in files["README.md"]
+        assert b"THIS_REPOSITORY" not in files["README.md"]
 
 
 def test_without_a_token_nothing_is_sent(run, monkeypatch):
@@ -112,14 +142,3 @@ def test_the_command_on_the_card_makes_the_same_settings(run):
     command = shlex.split(_changes(other))
     assert command[::2] == ["--set"] * 3
     assert load_recipe("instruct", "tiny", parse_assignments(command[1::2])) == other.recipe
-
-
-def test_a_refusal_of_the_hub_is_one_line(run, monkeypatch):
-    def refuse(*_, **__):
-        raise huggingface_hub.errors.HFValidationError("Repo id must be in the form 'name'\nmore")
-
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: SimpleNamespace(create_repo=refuse))
-    with pytest.raises(InputError, match="cannot push to a b c: Repo id must") as told:
-        push_to_hub(run, "ppo", "a b c")
-    assert "\n" not in str(told.value) and "hf_of_a_test" not in str(told.value)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny import CPU, save_tiny, tiny_model, tiny_tokenizer, token_rows
 
-from rlhf_utils import models
 from rlhf_utils.errors import InputError
 from rlhf_utils.files import read_json
 from rlhf_utils.lora import lora_config
@@ -111,64 +110,6 @@ def test_a_subfolder_and_a_revision_stand_behind_the_name(source, name, where):
     assert hub_name(source) == (name, where)
 
 
-PINNED = {"subfolder": "sub", "revision": "abc123"}
-
-
-@pytest.fixture
-def hub(base, monkeypatch) -> list[tuple]:
-    """Answers every loader with `base`; holds what it was asked for."""
-    asked = []
-
-    def instead(kind):
-        real = kind.from_pretrained
-
-        def from_pretrained(name, **settings):
-            if str(name).startswith("owner/"):
-                asked.append((kind.__name__, name, {key: settings.pop(key) for key in PINNED if key in settings}))
-                name = base
-            # Loaders call one another, with the folder.
-            return real(name, **settings)
-
-        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
-
-    for kind in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
-        instead(getattr(models, kind))
-    monkeypatch.setattr(models, "file_exists", lambda name, path, revision: path.endswith("sub/config.json"))
-    models._hub_adapter.cache_clear()
-    return asked
-
-
-@pytest.mark.parametrize(
-    "load",
-    [
-        lambda name: load_policy(name, CPU),
-        lambda name: models.load_policy_4bit(name, CPU),
-        lambda name: load_reward_model(name, CPU, fresh_head=True),
-        lambda name: models.load_classifier(name, CPU, ("NEGATIVE", "POSITIVE")),
-        load_tokenizer,
-        models.load_classifier_tokenizer,
-        models.load_config,
-    ],
-    ids=["policy", "4 bit", "reward model", "classifier", "tokenizer", "its tokenizer", "config"],
-)
-def test_every_loader_reads_the_revision_and_the_subfolder(hub, load):
-    load("owner/name:sub@abc123")
-    assert hub and all(asked[1:] == ("owner/name", PINNED) for asked in hub), hub
-
-
-def test_an_adapter_is_read_at_its_revision_and_its_base_at_the_one_it_names(base, hub, tmp_path, monkeypatch):
-    about, asked = tmp_path / "adapter_config.json", []
-    about.write_text(json.dumps({"base_model_name_or_path": "owner/base", "revision": "v2"}))
-    monkeypatch.setattr(
-        models, "file_exists", lambda name, path, revision: (name, path) == ("owner/adapter", about.name)
-    )
-    monkeypatch.setattr(models, "hf_hub_download", lambda *names, **where: asked.append((names, where)) or about)
-    monkeypatch.setattr(
-        models, "merged_with_names", lambda model, name: asked.append((name, hub_name(name)[1])) or (model, set())
-    )
-    load_policy("owner/adapter@v1", CPU)
-    assert {where["revision"] for _, where in asked} == {"v1"} and asked[-1][0] == "owner/adapter@v1"
-    assert {(name, where.get("revision")) for _, name, where in hub} == {("owner/base", "v2")}
 
 
 # A run on ready models

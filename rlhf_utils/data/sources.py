@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rlhf_utils.data.local import read_local, rows_of_splits, suffix_of
 from rlhf_utils.errors import InputError
-from rlhf_utils.names import is_there, local_path
+from rlhf_utils.names import is_hub_name, is_there, local_path
 from rlhf_utils.settings import EMBEDDED, DataSettings
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+from rlhf_utils.snapshots import dataset_snapshot, wanted_dataset
 
 
 @dataclass(frozen=True)
 class Rows:
     """Rows as the dataset has them. test is None when there is no test split.
 
-    fingerprint: sha256 of the content (embedded and local data), or id@revision (hub).
+    fingerprint: sha256 of the content (embedded and local data), or id@commit (hub).
     """
 
     train: list[dict]
@@ -49,10 +45,12 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
 
 
 def is_local(dataset: str) -> bool:
-    """An existing path, or a name that cannot be a hub id, or one that ends like a file we read."""
+    """A path that is there, or a name that is no id or address of the hub, or one that ends like a file we read."""
     if dataset == EMBEDDED:
         return False
-    return is_there(dataset) or suffix_of(local_path(dataset)) is not None or not _HUB_ID.fullmatch(dataset)
+    # An address is one of the hub, also that of a single file there.
+    named_like_a_file = "://" not in dataset and suffix_of(local_path(dataset)) is not None
+    return is_there(dataset) or named_like_a_file or not is_hub_name(dataset)
 
 
 def _embedded(settings: DataSettings, seed: int) -> Rows:
@@ -68,60 +66,17 @@ def _embedded(settings: DataSettings, seed: int) -> Rows:
 def _hub(dataset: str, settings: DataSettings) -> Rows:
     import datasets
 
-    try:
-        with _offline_when_unreachable(dataset):
-            splits = datasets.load_dataset(dataset, data_dir=settings.data_dir, revision=settings.revision)
-    except Exception as error:  # network, hub and file errors of several libraries
-        raise InputError(_hub_failure(dataset, error)) from error
+    snapshot = dataset_snapshot(wanted_dataset(dataset, settings.revision, settings.data_dir))
     where = f"hub dataset {dataset}"
+    try:
+        splits = datasets.load_dataset(str(snapshot.root), data_dir=snapshot.wanted.subfolder)
+    except Exception as error:  # arrow, json and file errors of several libraries
+        reason = next(iter(str(error).splitlines()), "")[:160]
+        raise InputError(
+            f"{where} cannot be read ({type(error).__name__}: {reason}); check data.data_dir and data.revision, or use "
+            "--set dataset=PATH"
+        ) from error
     train, test = rows_of_splits(splits, settings.split, settings.test_split, where)
     if not train:
         raise InputError(f"{where}: split {settings.split!r} is empty; choose with --set data.split=NAME")
-    return Rows(train, test or None, dataset, f"{dataset}@{settings.revision or 'main'}")
-
-
-@contextmanager
-def _offline_when_unreachable(dataset: str) -> Iterator[None]:
-    """Let `datasets` look into its cache at once when the hub does not answer.
-
-    Left alone it repeats the request for half a minute and prints every attempt.
-    """
-    import datasets
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    before = datasets.config.HF_HUB_OFFLINE
-    try:
-        HfApi().dataset_info(dataset, timeout=10)
-    except HfHubHTTPError:
-        reached = True  # an answer, if only "not found"; load_dataset says what it means
-    except Exception:  # the HTTP library under huggingface_hub has changed, and its error classes with it
-        reached = False
-    else:
-        reached = True
-    try:
-        datasets.config.HF_HUB_OFFLINE = before or not reached
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
-
-
-def _hub_failure(dataset: str, error: Exception) -> str:
-    """One line for the ways in which a dataset does not come: no network, no such name or no right to it,
-    other.
-    """
-    import datasets
-
-    ways_out = "or use --set dataset=PATH, or --scale tiny, which needs no network"
-    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return (
-            f"hub dataset {dataset}: there is no file and no hub dataset of this name that you may read; "
-            f"check the name (gated or private data needs HF_TOKEN), {ways_out}"
-        )
-    if isinstance(error, ConnectionError):
-        return (
-            f"hub dataset {dataset}: the hub could not be reached, it is not in the local cache, and "
-            f"there is no file of this name; check the network, {ways_out}"
-        )
-    reason = next(iter(str(error).splitlines()), "")[:160]
-    return f"hub dataset {dataset} cannot be loaded ({type(error).__name__}: {reason}); check data.*, {ways_out}"
+    return Rows(train, test or None, dataset, f"{snapshot.wanted.name}@{snapshot.commit}")

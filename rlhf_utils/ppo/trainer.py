@@ -18,7 +18,7 @@ from rlhf_utils import processes
 from rlhf_utils.errors import InputError, TrainingError, visible
 from rlhf_utils.files import disk_errors
 from rlhf_utils.memory import remembering
-from rlhf_utils.models import checkpoint_gradients
+from rlhf_utils.models import checkpoint_gradients, padding
 from rlhf_utils.ppo.checkpoint import CheckpointStore, Snapshot
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
@@ -49,7 +49,7 @@ class PPOTrainer:
     """Proximal policy optimisation of a causal language model against any reward function.
 
     policy: folder or hub id of the policy to start from; the frozen reference is the same model
-    tokenizer: its tokenizer
+    tokenizer: its tokenizer; one without a padding token pads with its EOS
     reward_function: `(prompts: list[str], responses: list[str]) -> FloatTensor[n]`
     prompts: plain prompts; the template is put around them here
     config: see `PPOConfig`
@@ -89,6 +89,7 @@ class PPOTrainer:
         processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
         processes.start()
+        tokenizer = padding(tokenizer)
         self.config, self.tokenizer, self.on_update = config, tokenizer, on_update
         self.critic, self.judge = critic, judge
         self.device = detect_device(config.precision)

@@ -22,12 +22,13 @@ from rlhf_utils.language_model import language_model
 from rlhf_utils.metrics import mean_interval, win_rate
 from rlhf_utils.metrics.assistant import is_refusal, repetition, safety
 from rlhf_utils.models import load_policy
-from rlhf_utils.names import hub_name, local_path
+from rlhf_utils.names import local_path
 from rlhf_utils.packaged import PACKAGED
 from rlhf_utils.rewards import FluencyReward, right_padded
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import Device
 from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.snapshots import model_folder
 from rlhf_utils.stages.evaluator import Evaluator
 from rlhf_utils.tokens import start_tokens
 
@@ -152,12 +153,8 @@ def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
     if name and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
-        source, where = hub_name(name)
         encoder = SentenceTransformer(
-            source,
-            device=evaluator.device.kind,
-            revision=where.get("revision"),
-            model_kwargs={"use_safetensors": True},
+            str(model_folder(name)), device=evaluator.device.kind, model_kwargs={"use_safetensors": True}
         )
         return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
     return lambda texts: _mean_states(evaluator, texts), "mean-pooled states of the SFT model"

@@ -103,8 +103,9 @@ def make_classifier(run: Run) -> dict:
             }
             trainer.model.save_pretrained(stage.work / "adapter")
             model = merge_adapter(_fresh_head(run), stage.work / "adapter")
-        if label not in model.config.label2id:
-            names = ", ".join(model.config.label2id)
+        # Of the two tables of labels a configuration may lack the other one.
+        if label not in (labels := model.config.id2label.values()):
+            names = ", ".join(map(str, labels))
             raise InputError(f"the classifier has no label {label!r}; set reward_model.label to one of {names}")
         run.progress("classifier: measuring held-out texts")
         with phase("evaluate"):

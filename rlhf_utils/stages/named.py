@@ -1,6 +1,9 @@
-"""What can be known of the models that a recipe names before anything is trained."""
+"""What can be known of the models that a recipe names before anything is trained: folders of this machine, and what the
+hub says of a model besides its weights."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from transformers import GPT2Config, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -29,13 +32,13 @@ from rlhf_utils.stages.base import check_context
 _POLICIES = ("sft", "sft_qlora", "ppo")
 
 
-def check_named_models(run: Run) -> None:
-    """Raise InputError for a name that is no model, is the wrong kind of model, has weights that do not fit it, or does
-    not go with the others; and for LoRA modules that the policy does not have."""
+def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
+    """Raise InputError for a folder, or one of the names `on_hub`, that is no model, is the wrong kind of model, has
+    weights that do not fit it, or does not go with the others; and for LoRA modules that the policy does not have."""
     quiet_libraries()
     recipe = run.recipe
     named = {"policy": recipe.policy, **{f"models.{name}": run.ready_model(name) for name in _POLICIES}}
-    policies = {key: source for key, source in named.items() if source and source != EMBEDDED}
+    policies = {key: source for key, source in named.items() if _readable(source, on_hub)}
     for key, source in policies.items():
         _check_policy(run, key, source)
     vocabularies = {source: load_tokenizer(source, run.adapter_base).get_vocab() for source in policies.values()}
@@ -43,12 +46,19 @@ def check_named_models(run: Run) -> None:
         first, vocabulary = next(iter(vocabularies.items()))
         if vocabularies[source] != vocabulary:
             raise InputError(f"{key} {source} has another vocabulary than {first}; all policies of a run share one")
-    if reward := run.ready_model("reward_model"):
+    reward = run.ready_model("reward_model")
+    if _readable(reward, on_hub):
         _check_reward_model(run, reward)
         if recipe.ppo.critic == "separate" and not recipe.models.ppo and policies:
             tokenizer = load_tokenizer(next(iter(policies.values())), run.adapter_base)
             check_critic(reward, tokenizer, run.adapter_base)
-    _check_lora(run)
+    source = recipe.models.sft or recipe.policy
+    if source == EMBEDDED or _readable(source, on_hub):
+        _check_lora(run, source)
+
+
+def _readable(source: str | None, on_hub: Collection[str]) -> bool:
+    return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
 
 
 def _check_policy(run: Run, key: str, source: str) -> None:
@@ -109,9 +119,8 @@ def _check_head(run: Run, source: str, config: PretrainedConfig) -> None:
         )
 
 
-def _check_lora(run: Run) -> None:
+def _check_lora(run: Run, source: str) -> None:
     recipe = run.recipe
-    source = recipe.models.sft or recipe.policy
     config = GPT2Config() if source == EMBEDDED else load_config(source, run.adapter_base)
     settings = {
         "sft_qlora": recipe.qlora,

@@ -1,0 +1,267 @@
+"""What the loopback hub serves: repositories laid out as the real ones, with tiny random weights and made-up rows."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pandas
+import torch
+from safetensors.torch import save
+from tokenizers import ByteLevelBPETokenizer
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from hub.server import LoopbackHub
+from rlhf_utils.toyworld import WORLDS
+
+ROWS = {"train": 700, "test": 90}
+Files = dict[str, bytes]
+
+
+def populate(hub: LoopbackHub, rows: dict[str, int] = ROWS) -> LoopbackHub:
+    """Put every repository that the recipes name into `hub`, and those that tests are about."""
+    gpt2, medium = gpt2_files(), gpt2_files(layers=2, width=64, seed=1)
+    hub.add("model", "gpt2", gpt2)
+    hub.add("model", "gpt2-medium", medium)
+    imdb = hub.add("model", "lvwerra/gpt2-imdb", tuned_files(pickled=True))
+    imdb.commit(tuned_files(pickled=True) | tuned_files(pickled=False), "refs/pr/1")
+    hub.add("model", "lvwerra/distilbert-imdb", classifier_files())
+    hub.add("model", "sharded/gpt2", sharded_files(gpt2))
+    hub.add("model", "nested/gpt2", {"README.md": b"", **{f"small/{name}": content for name, content in gpt2.items()}})
+    hub.add("model", "only/config", {"config.json": gpt2["config.json"], "tf_model.h5": b"0"})
+    hub.add("model", "only/readme", {"README.md": b"nothing"})
+    for name, base in {"adapters/gpt2": "gpt2", "adapters/pinned": "several/gpt2", "adapters/lost": "me/typo"}.items():
+        hub.add("model", name, adapter_files(base, "v2" if name == "adapters/pinned" else None))
+    versions = hub.add("model", "several/gpt2", gpt2)
+    versions.commit(gpt2_files(seed=7), "v2")
+    for name, about in {"gated/gpt2": {"gated": True}, "private/gpt2": {"private": True}}.items():
+        hub.add("model", name, gpt2, **about)
+    for name, fault in FAULTS.items():
+        hub.add("model", f"faults/{name}", gpt2, fault=fault, faulty=r"model\.safetensors")
+        hub.add("model", f"faults/{name}-everywhere", gpt2, fault=fault)
+    _datasets(hub, rows)
+    return hub
+
+
+FAULTS = {
+    "one-500": "1 times 500",
+    "two-500": "2 times 500",
+    "always-500": "always 500",
+    "always-503": "always 503",
+    "one-429": "1 times 429 after 1",
+    "always-429": "always 429 after 120",
+    "hangs": "hangs",
+    "slow": "slow",
+    "cut-off": "cut off",
+    "cut-off-for-good": "cut off for good",
+    "cut-off-once": "cut off once",
+}
+
+
+def _datasets(hub: LoopbackHub, rows: dict[str, int]) -> None:
+    made = {name: {s: list(world.rows(s, n, 0, 0.05)) for s, n in rows.items()} for name, world in WORLDS.items()}
+    pairs = {"data/train-00000-of-00001-1e5f57d9a52be3c7.parquet": parquet(made["instruct"]["train"])}
+    hub.add("dataset", "Dahoas/synthetic-instruct-gptj-pairwise", {"README.md": b"", **pairs})
+    both = {f"data/{split}-00000-of-00001.parquet": parquet(made["helpful_harmless"][split]) for split in rows}
+    hub.add("dataset", "yitingxie/rlhf-reward-datasets", both)
+    reviews = {f"plain_text/{split}-00000-of-00001.parquet": parquet(made["imdb"][split]) for split in rows}
+    unlabelled = [{**row, "label": -1} for row in made["imdb"]["test"]]
+    reviews["plain_text/unsupervised-00000-of-00001.parquet"] = parquet(unlabelled)
+    hub.add("dataset", "stanfordnlp/imdb", {"README.md": _IMDB_CARD, **reviews})
+    votes = {
+        f"{area}/{split}.json": lines(made["eli5"][source])
+        for area in ("explainlikeimfive", "askacademia")
+        for split, source in (("train", "train"), ("validation", "test"), ("test", "test"))
+    }
+    hub.add("dataset", "stanfordnlp/SHP", {"README.md": b"---\ntask_categories: [text-generation]\n---\n", **votes})
+    plain = {"train.jsonl": lines(made["instruct"]["train"])}
+    versions = hub.add("dataset", "several/pairs", {"train.jsonl": lines(made["instruct"]["train"][:300])})
+    versions.revisions["v1"] = versions.revisions["main"]
+    versions.commit(plain)
+    card = b"---\nconfigs:\n- {config_name: one, data_files: one/*}\n- {config_name: two, data_files: two/*}\n---\n"
+    hub.add(
+        "dataset",
+        "several/configurations",
+        {"README.md": card, "one/a.jsonl": plain["train.jsonl"], "two/b.jsonl": b"{}"},
+    )
+    hub.add("dataset", "several/empty", {"README.md": b"soon", ".gitattributes": b""})
+    for name, about in {"gated/pairs": {"gated": True}, "private/pairs": {"private": True}}.items():
+        hub.add("dataset", name, plain, **about)
+    for name, fault in FAULTS.items():
+        hub.add("dataset", f"faults/{name}", plain, fault=fault, faulty=r"train\.jsonl")
+        hub.add("dataset", f"faults/{name}-everywhere", plain, fault=fault)
+
+
+_IMDB_CARD = b"""---
+dataset_info:
+  config_name: plain_text
+  features:
+  - {name: text, dtype: string}
+  - name: label
+    dtype: {class_label: {names: {'0': neg, '1': pos}}}
+configs:
+- config_name: plain_text
+  default: true
+  data_files:
+  - {split: train, path: plain_text/train-*}
+  - {split: test, path: plain_text/test-*}
+  - {split: unsupervised, path: plain_text/unsupervised-*}
+---
+"""
+
+
+def parquet(rows: list[dict]) -> bytes:
+    buffer = io.BytesIO()
+    pandas.DataFrame(rows).to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def lines(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def in_folder(write: Callable[[Path], object]) -> Files:
+    """What `write` puts into a folder, by the names there."""
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name))
+        files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+        return {path.relative_to(name).as_posix(): path.read_bytes() for path in files}
+
+
+@cache
+def vocabulary() -> Files:
+    """GPT-2's kind of tokenizer: vocab.json, merges.txt, and <|endoftext|> at the end of it."""
+    texts = [
+        str(value) for world in WORLDS.values() for row in world.rows("train", 60, 0, 0.0) for value in row.values()
+    ]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=500, special_tokens=[], show_progress=False)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    files = in_folder(lambda folder: tokenizer.save_model(str(folder)))
+    entries = json.loads(files["vocab.json"])
+    entries["<|endoftext|>"] = len(entries)
+    return {"vocab.json": json.dumps(entries).encode(), "merges.txt": files["merges.txt"]}
+
+
+@cache
+def _model(layers: int, width: int, seed: int) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    size = len(json.loads(vocabulary()["vocab.json"]))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=size, n_embd=width, n_layer=layers, n_head=2, bos_token_id=size - 1, eos_token_id=size - 1
+        )
+    )
+
+
+def gpt2_files(layers: int = 1, width: int = 32, seed: int = 0) -> Files:
+    """`gpt2`: names without `transformer.`, the mask among the weights, one file of weights per framework."""
+    model = _model(layers, width, seed)
+    state = {name: value.contiguous() for name, value in model.transformer.state_dict().items()}
+    mask = torch.tril(torch.ones(1, 1, 1024, 1024))
+    state |= {f"h.{layer}.attn.bias": mask.clone() for layer in range(layers)}
+    config = model.config.to_diff_dict() | {"architectures": ["GPT2LMHeadModel"]}
+    others = dict.fromkeys(
+        ("tf_model.h5", "rust_model.ot", "flax_model.msgpack", "64.tflite", "onnx/config.json"), b"{}"
+    )
+    return {
+        **vocabulary(),
+        **others,
+        "README.md": b"",
+        "config.json": json.dumps(config).encode(),
+        "generation_config.json": json.dumps({"bos_token_id": 1, "eos_token_id": config["eos_token_id"]}).encode(),
+        "tokenizer_config.json": b'{"model_max_length": 1024}',
+        "model.safetensors": save(state, metadata={"format": "pt"}),
+        "pytorch_model.bin": pickled(state),
+    }
+
+
+def pickled(state: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def tuned_files(pickled: bool) -> Files:
+    """`lvwerra/gpt2-imdb`: pytorch_model.bin alone on its main branch, and no tokenizer.json."""
+    model, special = _model(1, 32, 2), {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
+    state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    config = model.config.to_diff_dict() | {"architectures": ["GPT2LMHeadModel"]}
+    weights = (
+        {"pytorch_model.bin": _pickled(model.state_dict())}
+        if pickled
+        else {"model.safetensors": save(state, {"format": "pt"})}
+    )
+    return {
+        **vocabulary(),
+        **weights,
+        "config.json": json.dumps(config).encode(),
+        "special_tokens_map.json": json.dumps(special).encode(),
+        "tokenizer_config.json": b'{"model_max_length": 1024}',
+        "training_args.bin": b"pickled",
+    }
+
+
+_pickled = pickled
+
+
+def classifier_files() -> Files:
+    """`lvwerra/distilbert-imdb`: a DistilBERT with two labels, pytorch_model.bin, vocab.txt."""
+    words = sorted(
+        {w for r in WORLDS["imdb"].rows("train", 200, 0, 0.0) for w in r["text"].lower().replace(".", " .").split()}
+    )
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    torch.manual_seed(3)
+    labels = {0: "NEGATIVE", 1: "POSITIVE"}
+    config = DistilBertConfig(vocab_size=len(vocab), dim=32, hidden_dim=64, n_layers=1, n_heads=2, id2label=labels)
+    model = DistilBertForSequenceClassification(config)
+    about = model.config.to_diff_dict() | {"architectures": ["DistilBertForSequenceClassification"]}
+    return {
+        "config.json": json.dumps(about).encode(),
+        "pytorch_model.bin": pickled(model.state_dict()),
+        "vocab.txt": "\n".join(vocab).encode(),
+        "tokenizer_config.json": b'{"do_lower_case": true, "model_max_length": 512}',
+        "special_tokens_map.json": b"{}",
+        "training_args.bin": b"pickled",
+    }
+
+
+def sharded_files(files: Files) -> Files:
+    """The same model with its weights in two files and an index."""
+    from safetensors.torch import load
+
+    state = load(files["model.safetensors"])
+    names = sorted(state)
+    parts = {
+        "model-00001-of-00002.safetensors": names[: len(names) // 2],
+        "model-00002-of-00002.safetensors": names[len(names) // 2 :],
+    }
+    index = {"metadata": {}, "weight_map": {name: file for file, held in parts.items() for name in held}}
+    weights = {file: save({name: state[name] for name in held}, {"format": "pt"}) for file, held in parts.items()}
+    kept = {name: content for name, content in files.items() if name not in ("model.safetensors", "pytorch_model.bin")}
+    return {**kept, **weights, "model.safetensors.index.json": json.dumps(index).encode()}
+
+
+@cache
+def adapter_files(base: str, revision: str | None = None) -> Files:
+    """A LoRA adapter on every layer of `gpt2`, which says of which model it is."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(5)
+    settings = LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(copy.deepcopy(_model(1, 32, 0)), settings)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    files = in_folder(lambda folder: model.save_pretrained(folder))
+    about = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": base, "revision": revision}
+    return {"adapter_config.json": json.dumps(about).encode(), **_only(files, "adapter_model.safetensors")}
+
+
+def _only(files: Files, *names: str) -> Files:
+    return {name: files[name] for name in names}

@@ -1,0 +1,366 @@
+"""A Hugging Face hub on 127.0.0.1: the part of its interface that huggingface_hub, transformers, peft and datasets use.
+
+Standard library only. Repositories are dictionaries of bytes; what goes wrong with one is said by its `fault`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+# Accepted with every right; accepted, but without access to gated and private repositories. Any other is refused (401).
+TOKEN, OTHER_TOKEN = "hf_ofTheLoopbackHub", "hf_ofSomebodyElse"
+USER = "me"
+_LARGE = (".bin", ".safetensors", ".parquet", ".h5")
+
+
+@dataclass
+class Repository:
+    """`revisions` maps branches and tags to commits, `commits` a commit to its files.
+
+    fault: see `_Handler._fails`; it concerns the files whose path matches `faulty`
+    """
+
+    kind: str
+    name: str
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    revisions: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    private: bool = False
+    fault: str | None = None
+    faulty: str = ".*"
+
+    def commit(self, files: dict[str, bytes], *revisions: str) -> str:
+        """Add a commit with these files, which `revisions` (main where none is named) point to from now on."""
+        parts = [self.kind, self.name, str(len(self.commits)), *(f"{n} {_sha(b)}" for n, b in sorted(files.items()))]
+        commit = hashlib.sha1("\n".join(parts).encode()).hexdigest()
+        self.commits[commit] = dict(files)
+        self.revisions |= dict.fromkeys(revisions or ("main",), commit)
+        return commit
+
+
+class LoopbackHub(ThreadingHTTPServer):
+    """Serves `repositories` in threads of this process between `with` and its end."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0):
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.asked: list[str] = []
+        self.failed: Counter = Counter()
+        self.uploads: dict[str, bytes] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def add(self, kind: str, name: str, files: dict[str, bytes] | None = None, **about) -> Repository:
+        """A new repository, with `files` on its main branch."""
+        found = self.repositories[kind, name] = Repository(kind, name, **about)
+        if files is not None:
+            found.commit(files)
+        return found
+
+    def __enter__(self) -> LoopbackHub:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that went away is what many tests are about."""
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def closed_port() -> str:
+    """An address at which connections are refused."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: LoopbackHub
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def log_message(self, *_) -> None:
+        """Nothing on stderr; `LoopbackHub.asked` holds every request."""
+
+    def _serve(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.asked.append(f"{self.command} {path}")
+        token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
+        if token not in (None, TOKEN, OTHER_TOKEN):
+            return self._refuse(401, "Invalid username or password.")
+        self.trusted, self.known = token == TOKEN, token is not None
+        for pattern, serve in _ROUTES:
+            if found := re.fullmatch(pattern, path):
+                return serve(self, **{key: value for key, value in found.groupdict().items()})
+        self._refuse(404, "Not found")
+
+    # Reading
+
+    def _repository(self, kind: str, name: str) -> Repository | None:
+        """The repository, or None after the answer that there is none for this client."""
+        found = self.server.repositories.get((kind, name))
+        if found is None or (found.private and not self.trusted):
+            # As the hub does: who is not known does not learn which of the two it is.
+            self._refuse(404 if self.known else 401, "Repository not found", "RepoNotFound")
+            return None
+        return found
+
+    def _commit(self, repository: Repository, revision: str | None) -> str | None:
+        revision = revision or "main"
+        found = repository.revisions.get(revision) or next(
+            (commit for commit in repository.commits if len(revision) >= 6 and commit.startswith(revision)), None
+        )
+        if found is None:
+            self._refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return found
+
+    def info(self, kind: str, name: str, revision: str | None = None) -> None:
+        repository = self._repository(kind, name)
+        if repository is None or self._fails(repository, "api"):
+            return None
+        commit = self._commit(repository, revision)
+        if commit is None:
+            return None
+        files = [{"rfilename": file} for file in sorted(repository.commits[commit])]
+        about = {
+            "id": name,
+            "sha": commit,
+            "siblings": files,
+            "private": repository.private,
+            "tags": [],
+            "downloads": 0,
+        }
+        return self._answer(
+            {**about, "modelId": name, "gated": "auto" if repository.gated else False, "disabled": False}
+        )
+
+    def tree(self, kind: str, name: str, revision: str, below: str | None = None) -> None:
+        repository = self._repository(kind, name)
+        commit = self._commit(repository, revision) if repository else None
+        if commit is None:
+            return
+        files, below = repository.commits[commit], f"{below}/" if below else ""
+        inside = {file: content for file, content in files.items() if file.startswith(below)}
+        recursive = "recursive=true" in urlsplit(self.path).query.lower()
+        entries = [
+            _entry(file, content) for file, content in inside.items() if recursive or "/" not in file[len(below) :]
+        ]
+        folders = {file[: i + len(below)] for file in inside for i in _slashes(file[len(below) :])}
+        entries += [{"type": "directory", "path": folder, "oid": _sha(folder.encode())[:40]} for folder in folders]
+        if not inside and below:
+            return self._refuse(404, "Not in the tree", "EntryNotFound")
+        return self._answer(entries)
+
+    def paths(self, kind: str, name: str, revision: str) -> None:
+        repository = self._repository(kind, name)
+        commit = self._commit(repository, revision) if repository else None
+        if commit is None:
+            return
+        wanted = json.loads(self.body).get("paths", []) if self.body.startswith(b"{") else []
+        files = repository.commits[commit]
+        self._answer([_entry(path, files[path]) for path in wanted if path in files])
+
+    def refs(self, kind: str, name: str) -> None:
+        if repository := self._repository(kind, name):
+            named = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repository.revisions.items()]
+            self._answer({"branches": named, "converts": [], "tags": []})
+
+    def resolve(self, kind: str, name: str, revision: str, file: str) -> None:
+        repository = self._repository(kind, name)
+        if repository is None:
+            return None
+        if repository.gated and not self.trusted and file != "README.md":
+            return self._refuse(403 if self.known else 401, f"Access to {name} is restricted.", "GatedRepo")
+        commit = self._commit(repository, revision)
+        if commit is None:
+            return None
+        content = repository.commits[commit].get(file)
+        if content is None:
+            return self._refuse(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit})
+        if self._fails(repository, file, content):
+            return None
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha(content)}"', "Accept-Ranges": "bytes"}
+        if file.endswith(_LARGE):
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
+        if asked:
+            first, last = int(asked[1]), int(asked[2] or len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self._answer(content[first : last + 1], 206, headers)
+        return self._answer(content, 200, headers)
+
+    # Going wrong
+
+    def _fails(self, repository: Repository, file: str, content: bytes = b"") -> bool:
+        """Whether the repository's fault took the place of an answer.
+
+        `N times STATUS` fails the first N requests for each file, `always STATUS` all; `hangs`, `slow` (3 s), `cut off`
+        (half of a body, each time from where it is asked), `cut off for good` (always the same half), `cut off once`.
+        """
+        fault = repository.fault if re.fullmatch(repository.faulty, file) else None
+        if fault is None:
+            return False
+        key = (repository.kind, repository.name, self.command, file)
+        self.server.failed[key] += 1
+        if found := re.fullmatch(r"(?:(\d+) times|always) (\d+)(?: after (\d+))?", fault):
+            if found[1] and self.server.failed[key] > int(found[1]):
+                return False
+            self._refuse(int(found[2]), "Too bad", headers={"Retry-After": found[3]} if found[3] else {})
+            return True
+        if fault == "hangs":
+            time.sleep(300)
+            return True
+        if fault == "slow":
+            time.sleep(3)
+            return False
+        if self.command == "HEAD" or file == "api":
+            return False
+        first = int((re.match(r"bytes=(\d+)", self.headers.get("range") or "") or "00")[1]) if fault == "cut off" else 0
+        if fault == "cut off once" and self.server.failed[key] > 1:
+            return False
+        half = content[first : first + (len(content) - first + 1) // 2]
+        if fault == "cut off" and len(content) - first < 100:
+            return False
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(content) - first))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(half)
+        self.close_connection = True
+        return True
+
+    # Writing
+
+    def whoami(self) -> None:
+        if not self.known:
+            return self._refuse(401, "Invalid username or password.")
+        return self._answer({"type": "user", "name": USER if self.trusted else "somebody", "orgs": [], "auth": {}})
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        name, kind = f"{asked.get('organization') or USER}/{asked['name']}", asked.get("type", "model")
+        if not self.trusted:
+            return self._refuse(403 if self.known else 401, "You have no right to write here")
+        if (kind, name) in self.server.repositories:
+            # Without the address, as a proxy or an older hub answers.
+            return self._refuse(409, "You already created this model repo")
+        private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self.server.add(kind, name, {}, private=private)
+        return self._answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+
+    def yaml(self) -> None:
+        self._answer({"errors": [], "warnings": []})
+
+    def preupload(self, kind: str, name: str, revision: str) -> None:
+        files = [
+            {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(_LARGE) else "regular"}
+            for file in json.loads(self.body)["files"]
+        ]
+        self._answer({"files": [{**file, "shouldIgnore": False} for file in files]})
+
+    def lfs(self, name: str) -> None:
+        found = [
+            {**one, "actions": {"upload": {"href": f"{self.server.url}/upload/{one['oid']}", "header": {}}}}
+            for one in json.loads(self.body)["objects"]
+        ]
+        self._answer({"transfer": "basic", "objects": found})
+
+    def upload(self, oid: str) -> None:
+        self.server.uploads[oid] = self.body
+        self._answer({})
+
+    def push(self, kind: str, name: str, revision: str) -> None:
+        repository = self._repository(kind, name)
+        if repository is None:
+            return None
+        if not self.trusted:
+            return self._refuse(403, "You have no right to write here")
+        files = dict(repository.commits.get(repository.revisions.get(revision, ""), {}))
+        for line in map(json.loads, filter(None, self.body.split(b"\n"))):
+            about = line["value"]
+            if line["key"] == "file":
+                files[about["path"]] = base64.b64decode(about["content"])
+            elif line["key"] == "lfsFile":
+                files[about["path"]] = self.server.uploads[about["oid"]]
+        commit, address = repository.commit(files, revision), f"{self.server.url}/{name}"
+        return self._answer({"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"})
+
+    # Answers
+
+    def _answer(self, content, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        for key, value in {"Content-Type": kind, **(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
+        said = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
+        self._answer({"error": message}, status, said)
+
+
+_API = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+(?:/[^/]+)?)"
+_FILE = r"/resolve/(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)/(?P<file>.+)"
+_REVISION = r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
+_ROUTES = (
+    (r"/api/whoami-v2", _Handler.whoami),
+    (r"/api/repos/create", _Handler.create),
+    (r"/api/validate-yaml", _Handler.yaml),
+    (r"/upload/(?P<oid>\w+)", _Handler.upload),
+    (r"/(?P<name>.+)\.git/info/lfs/objects/batch", _Handler.lfs),
+    (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
+    (rf"{_API}/commit/{_REVISION}", _Handler.push),
+    (rf"{_API}/revision/{_REVISION}", _Handler.info),
+    (rf"{_API}/tree/{_REVISION}(?:/(?P<below>.+))?", _Handler.tree),
+    (rf"{_API}/paths-info/{_REVISION}", _Handler.paths),
+    (rf"{_API}/refs", _Handler.refs),
+    (_API, _Handler.info),
+    (rf"/datasets/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("dataset", **asked)),
+    (rf"/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("model", **asked)),
+)
+
+
+def _entry(path: str, content: bytes) -> dict:
+    large = {"lfs": {"oid": _sha(content), "size": len(content), "pointerSize": 130}} if path.endswith(_LARGE) else {}
+    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest(), **large}
+
+
+def _slashes(path: str) -> list[int]:
+    return [i for i, char in enumerate(path) if char == "/"]
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
