@@ -115,7 +115,7 @@ def shape_of(recipe: Recipe) -> Shape | None:
     if recipe.policy == EMBEDDED:
         base = recipe.base
         return Shape(base.layers, base.width, base.vocabulary, base.context)
-    config = known_config(recipe.policy)
+    config = {} if recipe.policy in PACKAGED else known_config(recipe.policy)
     if config.get("model_type") == "gpt2":
         usual = {"n_layer": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024} | config
         return Shape(usual["n_layer"], usual["n_embd"], usual["vocab_size"], usual["n_positions"])

@@ -11,6 +11,7 @@ from itertools import repeat
 from rlhf_utils.data import is_local
 from rlhf_utils.errors import InputError
 from rlhf_utils.names import is_folder
+from rlhf_utils.packaged import check_packaged
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.snapshots import Wanted, look_up, wanted_dataset, wanted_model
@@ -23,6 +24,7 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
     can be asked.
     """
     recipe, wanted = run.recipe, {}
+    check_packaged(recipe.model_names)
     models = {"policy": recipe.policy} if "base" in stages else {}
     models |= {f"models.{stage}": run.ready_model(stage) for stage in stages}
     if any(models.values()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -303,7 +304,7 @@ class Run:
 
     def _stamp(self, stage: str) -> dict | None:
         path = self.folder(stage) / "stage.json"
-        return read_json(path) if path.is_file() else None
+        return read_json(path) if os.path.isfile(path) else None
 
     def _settled_record(self) -> dict:
         return {

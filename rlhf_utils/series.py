@@ -26,7 +26,6 @@ from rlhf_utils.files import disk_errors, read_json
 from rlhf_utils.locks import series_lock
 from rlhf_utils.name_check import check_names
 from rlhf_utils.names import is_folder, is_there, local_path
-from rlhf_utils.packaged import check_packaged
 from rlhf_utils.recipes import load_recipe
 from rlhf_utils.runs import Run
 from rlhf_utils.runtime import HEADLESS, check_cache
@@ -152,7 +151,6 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
             "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
             "comparison alone (--only 04), or name its base with --set policy=..."
         )
-    check_packaged(run.recipe.model_names)
     made: set[str] = set()
     for notebook in chosen:
         for stage in _makes(run, notebook):
