@@ -26,7 +26,7 @@ CALLED = {"SFTConfig", "RewardConfig", "TrainingArguments", "SFTTrainer", "Rewar
 CALLED |= {"BitsAndBytesConfig", "Accelerator"}
 # Private names we rely on, and why there is no public one.
 PRIVATE: dict[tuple[str, str], str] = {
-    ("pip._vendor.packaging.requirements", "Requirement"): "packaging itself is not there before the first cell's install",
+    ("pip._vendor.packaging.requirements", "Requirement"): "nothing is installed before the first cell, but pip is",
 }
 
 
