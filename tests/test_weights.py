@@ -312,6 +312,15 @@ def test_pickled_weights_are_read_as_tensors_and_said_once(policy, reward, tmp_p
     assert torch.equal(logits(load_policy(sharded, CPU)), logits(load_policy(policy, CPU)))
 
 
+@pytest.mark.parametrize("where", [CPU, SHAPES_ONLY], ids=["loaded", "looked at"])
+def test_a_missing_shard_is_named(policy, tmp_path, where):
+    load_policy(policy, CPU).save_pretrained(tmp_path, max_shard_size="40KB")
+    lost = sorted(tmp_path.glob("model-*"))[1]
+    lost.unlink()
+    with pytest.raises(InputError, match=f"lacks {lost.name}, which its index"):
+        load_policy(tmp_path, where)
+
+
 def test_code_in_a_pickled_file_is_never_run(policy, reward, tmp_path):
     trace = tmp_path / "trace"
     evil = Evil(trace)
