@@ -286,7 +286,8 @@ def _load_model(
     try:
         merged, own = merged_with_names(model, source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
+        # torch says on the lines after the first which weight it is.
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
     return merged, headless - own
 
