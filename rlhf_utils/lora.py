@@ -76,6 +76,8 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
     settings = PeftConfig.from_pretrained(folder)
     if settings.is_prompt_learning:
         raise InputError(f"{adapter} is a {settings.peft_type.value} adapter; only LoRA and its kin can be merged")
+    if not any(next(folder.glob(f"adapter_model.{kind}"), None) for kind in ("safetensors", "bin")):
+        raise InputError(f"{adapter} is an adapter without weights (adapter_model.safetensors); save it again")
     try:
         weights = load_peft_weights(folder, device="cpu")
     except (OSError, SafetensorError):
@@ -89,7 +91,8 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
             settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
         wrapped = PeftModel.from_pretrained(model, folder, config=settings)
     except KeyError as error:
-        raise InputError(f"{adapter} lacks the weight {error.args[0]}; save it again with save_pretrained") from None
+        lacks = "has no trained head: it lacks" if settings.task_type == "SEQ_CLS" else "lacks"
+        raise InputError(f"{adapter} {lacks} the weight {error.args[0]}; save it again with save_pretrained") from None
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     found = {"missing": wanted - set(weights), "not of it": set(weights) - wanted - set(wrapped.state_dict())}
     if told := [f"{what} {some(names)}" for what, names in found.items() if names]:

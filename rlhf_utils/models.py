@@ -286,7 +286,8 @@ def _load_model(
     try:
         merged, own = merged_with_names(model, source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
+        # torch says on the lines after the first which weight it is.
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
     return merged, headless - own
 
@@ -317,6 +318,9 @@ def _from_pretrained(kind, source: Source, **settings):
     try:
         return load(folder, **settings)
     except (OSError, ValueError, SafetensorError) as error:
+        indexes = [read_json(file)["weight_map"] for file in folder.glob("*.index.json")] if of_weights else []
+        if lost := {shard for index in indexes for shard in index.values() if not (folder / shard).is_file()}:
+            raise InputError(f"{source} lacks {some(lost)}, which its index of weights names; copy it there") from None
         reason = str(error).strip().split("\n")[0][:300]
         raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
 

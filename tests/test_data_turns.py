@@ -29,12 +29,16 @@ RUN_ON = [
     "<end_of_turn>\n<start_of_turn>user\nthanks",
     " [INST] thanks [/INST]",
     "</s>",
+    " </s><s>[INST] thanks [/INST]",
+    "</s>\n<|user|>\nthanks</s>",
+    "</s>USER: thanks",
+    "\n<human>: thanks",
 ]
 WHOLE = [
     "The User: field holds a name, and Human: is a film.",
     "1. Open it.\n2. Choose a user: yours.\n\nuser: root",
     "## Instructions\n\n1. Mix.\n\n### Response times\n\nFast.",
-    "if a <| b |> c then <b>d</b> and <s>e</s> f",
+    "if a <| b |> c then <b>d</b> and <s>e</s> f and <s>g</s><s>h</s> i",
     "def f(x):\n    return {'role': x}",
 ]
 OWN = [

@@ -207,7 +207,7 @@ def first_dropped(weights):
         (lambda w: {f"_orig_mod.{name}": t for name, t in w.items()}, {}, "does not fit the model.*missing"),
         (lambda w: {**w, "base_model.model.transformer.h.7.attn.c_attn.lora_A.weight": torch.ones(2, 32)}, {},
          "does not fit the model.*not of it"),
-        (lambda w: {**w, "base_model.model.transformer.wte.weight": torch.ones(300, 32)}, {}, "does not fit"),
+        (lambda w: {**w, "base_model.model.transformer.wte.weight": torch.ones(300, 32)}, {}, r"wte.*\[300, 32\]"),
         (lambda w: w, {"task_type": "SEQ_CLS"}, r"adapter of another task \(SEQ_CLS\)"),
         (lambda w: w, {"base_model_name_or_path": "/kaggle/working/merged"},
          "belongs to the base /kaggle/working/merged, which is not there.*models.adapter_base="),
@@ -245,7 +245,7 @@ def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
         load_reward_model(language, CPU)
     with pytest.raises(InputError, match="no trained head"):
         load_reward_model(rewritten(language, task_type=None), CPU)
-    with pytest.raises(InputError, match="lacks the weight .*score|does not fit the model.*score"):
+    with pytest.raises(InputError, match="has no trained head: it lacks the weight .*score"):
         load_reward_model(rewritten(adapter(tmp_path / "lost", policy, "SEQ_CLS"), without("score")), CPU)
 
 
@@ -310,6 +310,21 @@ def test_pickled_weights_are_read_as_tensors_and_said_once(policy, reward, tmp_p
     places = {name: file for file, names in parts.items() for name in names}
     (sharded / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     assert torch.equal(logits(load_policy(sharded, CPU)), logits(load_policy(policy, CPU)))
+
+
+def test_an_adapter_without_its_weights_is_named(policy, tmp_path):
+    (adapter(tmp_path, policy) / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match="is an adapter without weights"):
+        load_policy(tmp_path, CPU)
+
+
+@pytest.mark.parametrize("where", [CPU, SHAPES_ONLY], ids=["loaded", "looked at"])
+def test_a_missing_shard_is_named(policy, tmp_path, where):
+    load_policy(policy, CPU).save_pretrained(tmp_path, max_shard_size="40KB")
+    lost = sorted(tmp_path.glob("model-*"))[1]
+    lost.unlink()
+    with pytest.raises(InputError, match=f"lacks {lost.name}, which its index"):
+        load_policy(tmp_path, where)
 
 
 def test_code_in_a_pickled_file_is_never_run(policy, reward, tmp_path):

@@ -14,10 +14,12 @@ from typing import Any
 
 # How datasets mark turns: words at the beginning of a line ("Human:", "**User:**"), headings ("### Instruction:"), and
 # the tokens of chat templates, wherever they stand.
-_WORD = r"\*{0,2}(?:Human|User|Assistant|HUMAN|USER|ASSISTANT) ?\*{0,2}:"
+_WORD = r"\*{0,2}(?:Human|User|Assistant|HUMAN|USER|ASSISTANT|<human>|<bot>) ?\*{0,2}:"
 _HEADING = r"#{3} ?(?:Human|User|Assistant|Instruction|Response)[ \t]*(?::|$)"
-_TOKEN = r"<[|｜]\w+[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>\s*\Z"
-_FURTHER = re.compile(rf"^[ \t]*(?:{_WORD}|{_HEADING})|{_TOKEN}", re.MULTILINE)
+_TOKEN = r"<[|｜]\w+[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+# Llama's and Vicuna's end of text is also a tag of HTML: it counts where a turn or nothing follows.
+_END = rf"(?:</?s>\s*)+(?=\Z|{_WORD}|{_HEADING}|{_TOKEN})"
+_FURTHER = re.compile(rf"^[ \t]*(?:{_WORD}|{_HEADING})|{_TOKEN}|{_END}", re.MULTILINE)
 # The marker of the response itself, which some datasets leave in front of it.
 _OWN = re.compile(
     r"\s*(?:Assistant:|### ?(?:Response|Assistant):|<[|｜][Aa]ssistant[|｜]>|<\|im_start\|>assistant\b|\[/INST\]"
