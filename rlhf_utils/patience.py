@@ -120,9 +120,8 @@ def _send(send, request, **how):
             with patient.waiting():
                 answer = send(request, **how)
         except (_http.ConnectTimeout, _http.ProxyError, _http.UnsupportedProtocol) as error:
-            raise HubTrouble(
-                f"{request.url.host or constants.ENDPOINT} could not be reached ({_reason(error)})", _NETWORK, lasting=True
-            ) from error
+            host = request.url.host or constants.ENDPOINT
+            raise HubTrouble(f"{host} could not be reached ({_reason(error)})", _NETWORK, lasting=True) from error
         except _http.ConnectError as error:
             if wait is None or wait > _WAITS[0]:
                 raise HubTrouble(
