@@ -388,27 +388,29 @@ WRONG = {
 }
 
 
-def test_wrong_names_are_told_before_anything_is_fetched_or_trained(hub, tmp_path):
+@pytest.mark.parametrize("command", [["run"], ["train", "sft"]], ids=" ".join)
+def test_wrong_names_are_told_before_anything_is_fetched_or_trained(hub, tmp_path, command):
     hub.asked.clear()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wrong = {s: words for s, words in WRONG.items() if command == ["run"] or "reward_model" not in s}
     processes = {
         setting: subprocess.Popen(
-            [sys.executable, "-m", "rlhf_utils", "run", "--scale", "t4", "--set", setting],
+            [sys.executable, "-m", "rlhf_utils", *command, "--scale", "t4", "--set", setting],
             cwd=tmp_path,
             env=environment(hub.url, tmp_path / "home"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for setting in WRONG
+        for setting in wrong
     }
     for setting, process in processes.items():
         out, err = process.communicate(timeout=60)
         assert process.returncode == 2 and not out and err.count("\n") == 1, (setting, err)
-        assert err.startswith("error: ") and WRONG[setting] in err, err
+        assert err.startswith("error: ") and wrong[setting] in err, err
     # In seconds of a processor, for the machine may be busy.
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 5 * len(WRONG)
+    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 5 * len(wrong)
     assert not (tmp_path / "outputs").exists()
     assert not [path for path in hub.asked if path.startswith("GET") and re.search("safetensors|parquet|vocab", path)]
 
