@@ -79,6 +79,8 @@ _present: ContextVar[_Patience | None] = ContextVar("patience", default=None)
 @contextmanager
 def patience() -> Iterator[None]:
     """Inside the block the hub's library asks patiently, within bounds; raises HubTrouble where they are reached."""
+    # Not by `set_client_factory`: it would take the place of a factory that the user set for a certificate or a proxy,
+    # which cannot be asked for, and httpx with a transport of ours no longer reads HTTPS_PROXY.
     session = get_session()
     with _lock:
         if not hasattr(session, "impatient_send"):
