@@ -141,6 +141,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from rlhf_utils.name_check import check_names
     from rlhf_utils.recipes import Recipe, load_recipe, parse_assignments
     from rlhf_utils.runs import Run
     from rlhf_utils.series import located
@@ -151,6 +152,8 @@ def _train(options: argparse.Namespace) -> None:
         else:
             recipe = load_recipe(options.recipe, options.scale, located(parse_assignments(options.assignments)))
         run = Run(recipe, options.output_dir, resume=not options.fresh)
+        if options.stage in run.stages:
+            check_names(run, [s for s in (options.stage, *run.needs(options.stage)) if not run.is_complete(s)])
         from rlhf_utils.launch import train
 
         with contextlib.nullcontext() if options.no_figures else contextlib.redirect_stdout(sys.stderr):
@@ -214,13 +217,16 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _playground(options: argparse.Namespace) -> None:
+    from rlhf_utils.runs import Run
+
+    run = Run.load(options.run)
+
     from rlhf_utils.playground import Playground
     from rlhf_utils.playground_page import PlaygroundServer
-    from rlhf_utils.runs import Run
     from rlhf_utils.runtime import quiet_libraries
 
     quiet_libraries()
-    with PlaygroundServer(Playground(Run.load(options.run)), options.port) as server:
+    with PlaygroundServer(Playground(run), options.port) as server:
         print(server.url, flush=True)
         print("open it in a browser; Ctrl-C ends it", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
@@ -259,12 +265,14 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from rlhf_utils.hub import model_card, push_to_hub
     from rlhf_utils.runs import Run
+
+    run = Run.load(options.run)
+
+    from rlhf_utils.hub import model_card, push_to_hub
     from rlhf_utils.runtime import quiet_libraries
 
     quiet_libraries()
-    run = Run.load(options.run)
     if options.to is None:
         print(model_card(run, options.stage))
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,11 +28,22 @@ if TYPE_CHECKING:
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 _REFUSED = "the hub does not accept yours (expired or revoked?)"
+_REASONS = ("x-error-code", "x-error-message")
 # A token that the hub did not accept is not sent again by this process, and for so many seconds it does not ask again
 # where the hub could not be reached.
 _refused_tokens: set[str] = set()
 _DOWN_SECONDS = 60.0
 _down: list[tuple[float, HubTrouble]] = []
+_told: set[str] = set()
+_telling = threading.Lock()
+
+
+def tell_once(text: str) -> None:
+    """Print `text` to stderr, once in this process: several threads come upon the same at the same time."""
+    with _telling:
+        if text not in _told:
+            _told.add(text)
+            print(text, file=sys.stderr)
 
 
 def asking(wanted: Wanted, request: Callable[[bool | None], Any]) -> Any:
@@ -43,7 +56,7 @@ def asking(wanted: Wanted, request: Callable[[bool | None], Any]) -> Any:
         raise HubTrouble("it could not be reached (HF_HUB_OFFLINE is set)", "unset that to fetch it", expected=True)
     if _down and time.monotonic() - _down[-1][0] < _DOWN_SECONDS:
         raise _down[-1][1]
-    token = get_token()
+    token = _token()
     refused = token in _refused_tokens
     try:
         return _asked(wanted, request, False if refused else None)
@@ -56,11 +69,19 @@ def asking(wanted: Wanted, request: Callable[[bool | None], Any]) -> Any:
         except _Refused as refusal:
             raise InputError(line(wanted, refusal.error, "refused")) from None
         _refused_tokens.add(token)
-        print(
-            f"the hub does not accept your token (expired or revoked?); going on without it: {_TOKENS}", file=sys.stderr
-        )
+        tell_once(f"the hub does not accept your token (expired or revoked?); going on without it: {_TOKENS}")
         return answer
     raise InputError(line(wanted, error, "refused" if refused else "sent" if token else "none")) from None
+
+
+def _token() -> str | None:
+    try:
+        token = get_token()
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}; HF_HOME names another folder") from None
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise InputError(f"your token has characters that no token has; copy it again from {_TOKENS} into HF_TOKEN")
+    return token
 
 
 class _Refused(Exception):
@@ -86,8 +107,13 @@ def _asked(wanted: Wanted, request: Callable[[bool | None], Any], token: bool | 
         raise InputError(f"{wanted} is no id of the Hugging Face hub: {_first_line(error)}") from None
     except (OSError, ValueError) as error:
         found = _of_hub(error)
-        if found is not None:
+        if found is not None and _says_why(found):
             raise _Refused(found) from None
+        if found is not None:
+            raise HubTrouble(
+                f"{found.response.url.host} refuses ({found.response.status_code}), and not as the hub does",
+                advice="check the proxy and the firewall",
+            ) from None
         if isinstance(error, OSError) and error.errno is not None:
             where = error.filename or constants.HF_HUB_CACHE
             raise InputError(
@@ -148,6 +174,11 @@ def _of_hub(error: BaseException) -> HfHubHTTPError | None:
     while seen is not None and not isinstance(seen, HfHubHTTPError):
         seen = seen.__cause__ or seen.__context__
     return seen
+
+
+def _says_why(error: HfHubHTTPError) -> bool:
+    """Whether the hub itself refuses: a proxy, a firewall, or a storage host behind the hub sends no such header."""
+    return error.response.status_code in (401, 404) or any(map(error.response.headers.get, _REASONS))
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,8 +10,8 @@ from itertools import repeat
 
 from rlhf_utils.data import is_local
 from rlhf_utils.errors import InputError
-from rlhf_utils.names import is_folder
-from rlhf_utils.packaged import check_packaged
+from rlhf_utils.names import is_folder, local_path
+from rlhf_utils.packaged import PACKAGED, check_packaged
 from rlhf_utils.runs import Run
 from rlhf_utils.settings import EMBEDDED
 from rlhf_utils.snapshots import Wanted, look_up, wanted_dataset, wanted_model
@@ -32,7 +32,11 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
     embedder = recipe.evaluation.assistant and recipe.evaluation.assistant.embedder
     if embedder and "evaluation" in stages and importlib.util.find_spec("sentence_transformers"):
         models["evaluation.assistant.embedder"] = embedder
-    models = {key: name for key, name in models.items() if name and name != EMBEDDED and not is_folder(name)}
+    models = {key: name for key, name in models.items() if name and name != EMBEDDED}
+    for key, name in models.items():
+        if is_folder(name) and name not in PACKAGED and not local_path(name).is_dir():
+            raise InputError(f"{key}: there is no folder {name}; name a folder, or an id on the Hugging Face hub")
+    models = {key: name for key, name in models.items() if not is_folder(name)}
     for key, name in models.items():
         wanted[key] = lambda name=name: wanted_model(name)
     reads_data = "data" in stages or ("base" in stages and recipe.policy == EMBEDDED)

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from huggingface_hub import get_session
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
 
 # The HTTP library under huggingface_hub: httpx, and httpx2 in newer versions.
 _http = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
@@ -33,6 +33,9 @@ TRIES = 4
 for _name in ("file_download", "repocard"):
     logging.getLogger(f"huggingface_hub.{_name}").setLevel(logging.ERROR)
 disable_progress_bars()
+# Its transfers wait and repeat by rules of their own, which nothing here can bound. Read from the environment when
+# huggingface_hub is imported, which others may have done before us.
+constants.HF_HUB_DISABLE_XET = True
 _NETWORK = "check the network"
 
 
@@ -76,6 +79,8 @@ _present: ContextVar[_Patience | None] = ContextVar("patience", default=None)
 @contextmanager
 def patience() -> Iterator[None]:
     """Inside the block the hub's library asks patiently, within bounds; raises HubTrouble where they are reached."""
+    # Not by `set_client_factory`: it would take the place of a factory that the user set for a certificate or a proxy,
+    # which cannot be asked for, and httpx with a transport of ours no longer reads HTTPS_PROXY.
     session = get_session()
     with _lock:
         if not hasattr(session, "impatient_send"):
@@ -117,9 +122,8 @@ def _send(send, request, **how):
             with patient.waiting():
                 answer = send(request, **how)
         except (_http.ConnectTimeout, _http.ProxyError, _http.UnsupportedProtocol) as error:
-            raise HubTrouble(
-                f"{request.url.host} could not be reached ({_reason(error)})", _NETWORK, lasting=True
-            ) from error
+            host = request.url.host or constants.ENDPOINT
+            raise HubTrouble(f"{host} could not be reached ({_reason(error)})", _NETWORK, lasting=True) from error
         except _http.ConnectError as error:
             if wait is None or wait > _WAITS[0]:
                 raise HubTrouble(
@@ -144,7 +148,7 @@ def _send(send, request, **how):
         answer.close()
         if wait is None or (asked or 0.0) > _LONGEST_WAIT:
             raise _refusal(answer.status_code, asked)
-        time.sleep(max(wait, asked or 0.0))
+        time.sleep(wait + (asked or 0.0))
     raise HubTrouble(f"{request.url.host} does not answer for long, or with errors of its own")
 
 
@@ -169,7 +173,10 @@ class _Heard(_http.SyncByteStream):
 
 
 def _asked_to_wait(answer) -> float | None:
-    """Seconds that the hub asks to wait, by `Retry-After`; None where it names none."""
+    """Seconds that are asked for, by the hub's own `RateLimit` or by `Retry-After`; None where neither is there."""
+    limit = parse_ratelimit_headers(answer.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
     text = answer.headers.get("retry-after", "")
     return float(text) if text.isdigit() else None
 

@@ -86,8 +86,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _spare_home()
-    # Its transfers wait and repeat by rules of their own, which nothing here can bound (`rlhf_utils.patience`).
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     pin_one_gpu()
     token = hub_token()
     if token:

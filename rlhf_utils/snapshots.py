@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +83,9 @@ class Snapshot:
         return self.root / (self.wanted.subfolder or "")
 
 
-# Of this process: what it has fetched, what it records, and what it has said already.
+# Of this process: what it has fetched, and what it records.
 _snapshots: dict[Wanted, Snapshot] = {}
 _recorders: list[dict[str, str]] = []
-_told: set[str] = set()
 
 
 @contextmanager
@@ -179,7 +177,7 @@ def _recorded(wanted: Wanted, part: Part) -> Snapshot:
 @lru_cache
 def _fetched(wanted: Wanted, part: Part) -> Snapshot:
     """The repository in the cache: its configuration, all that is small, or all that is needed of it."""
-    from rlhf_utils.hub_errors import HubTrouble, asking
+    from rlhf_utils.hub_errors import HubTrouble, asking, tell_once
 
     try:
         commit, files = _listed(wanted.name, wanted.kind, wanted.revision)
@@ -204,9 +202,8 @@ def _fetched(wanted: Wanted, part: Part) -> Snapshot:
                 f"{trouble.advice}, or use what is on this machine ({wanted.instead}), or --scale tiny, which needs "
                 "no network"
             ) from None
-        if not trouble.expected and str(trouble) not in _told:
-            _told.add(str(trouble))
-            print(f"{trouble}; reading {wanted} and what else is needed from the cache", file=sys.stderr)
+        if not trouble.expected:
+            tell_once(f"{trouble}; what is needed of the hub is read from the cache")
         return snapshot
 
 

@@ -166,6 +166,26 @@ def test_what_a_token_is_good_for(hub, tmp_path, token):
     assert err.count("does not accept your token") == (token == "hf_expired")
 
 
+def test_what_can_be_no_token_is_said_to_be_none(hub, tmp_path):
+    found, err = ask([["look up", "gpt2"]], hub.url, tmp_path, HF_TOKEN="hf_\N{LATIN SMALL LETTER O WITH DIAERESIS}")
+    assert "your token has characters that no token has; copy it again" in found[0]["told"] and not err
+
+
+def test_a_home_that_cannot_be_read_is_named(hub):
+    assert re.match("cannot read /dev/null/token: .*HF_HOME", told_of(["look up", "gpt2"], hub, "/dev/null"))
+
+
+def test_several_threads_say_once_that_a_token_is_not_accepted(hub, tmp_path):
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from rlhf_utils.snapshots import look_up, wanted_model\n"
+        "names = ['gpt2', 'gpt2-medium', 'several/gpt2', 'several/gpt2@v2']\n"
+        "with ThreadPoolExecutor(4) as threads: list(threads.map(look_up, map(wanted_model, names)))"
+    )
+    _, err = done(start(code, hub.url, tmp_path, HF_TOKEN="hf_expired"))
+    assert err.count("does not accept your token") == err.count("\n") == 1
+
+
 FAULTS = {
     "one-500": None,
     "two-500": None,
@@ -175,6 +195,7 @@ FAULTS = {
     "always-500": r"answers with an error of its own \(500\), 4 times in a row, and it is not in the cache; try again",
     "always-503": r"error of its own \(503\)",
     "always-429": r"limits the number of requests \(429\) and asks to wait for 120 s.*a token \(HF_TOKEN\)",
+    "proxy": r"127.0.0.1 refuses \(403\), and not as the hub does, and it is not in the cache; check the proxy",
     "cut-off-for-good": r"broke off .*, and it is not in the cache; try again later",
 }
 
@@ -290,7 +311,7 @@ def test_a_hub_that_never_answers_is_waited_for_half_a_minute(hub, kept, tmp_pat
         ]
         said = [done(process) for process in processes]
     answers = [[json.loads(line) for line in out.splitlines()] for out, _ in said]
-    assert not any(found["told"] for found in answers[0]) and "reading gpt2 and what else" in said[0][1]
+    assert not any(found["told"] for found in answers[0]) and "is read from the cache" in said[0][1]
     for found in sum(answers[1:], []):
         assert re.search("accepts connections but has not answered for 30 s, and it is not in the cache", found["told"])
     assert all(sum(found["seconds"] for found in process) < 45 for process in answers)
@@ -362,31 +383,34 @@ WRONG = {
     "models.reward_model=me/typo": "models.reward_model: me/typo does not exist",
     "dataset=me/typo": "dataset me/typo does not exist",
     "data.revision=v9": "has no revision 'v9'",
+    "policy=./nowhere": "policy: there is no folder ./nowhere; ",
     "policy=https://huggingface.co/datasets/a/b": "the address of a dataset",
 }
 
 
-def test_wrong_names_are_told_before_anything_is_fetched_or_trained(hub, tmp_path):
+@pytest.mark.parametrize("command", [["run"], ["train", "sft"]], ids=" ".join)
+def test_wrong_names_are_told_before_anything_is_fetched_or_trained(hub, tmp_path, command):
     hub.asked.clear()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wrong = {s: words for s, words in WRONG.items() if command == ["run"] or "reward_model" not in s}
     processes = {
         setting: subprocess.Popen(
-            [sys.executable, "-m", "rlhf_utils", "run", "--scale", "t4", "--set", setting],
+            [sys.executable, "-m", "rlhf_utils", *command, "--scale", "t4", "--set", setting],
             cwd=tmp_path,
             env=environment(hub.url, tmp_path / "home"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for setting in WRONG
+        for setting in wrong
     }
     for setting, process in processes.items():
         out, err = process.communicate(timeout=60)
         assert process.returncode == 2 and not out and err.count("\n") == 1, (setting, err)
-        assert err.startswith("error: ") and WRONG[setting] in err, err
+        assert err.startswith("error: ") and wrong[setting] in err, err
     # In seconds of a processor, for the machine may be busy.
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 5 * len(WRONG)
+    assert used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime < 5 * len(wrong)
     assert not (tmp_path / "outputs").exists()
     assert not [path for path in hub.asked if path.startswith("GET") and re.search("safetensors|parquet|vocab", path)]
 

@@ -55,6 +55,7 @@ FAULTS = {
     "always-503": "always 503",
     "one-429": "1 times 429 after 1",
     "always-429": "always 429 after 120",
+    "proxy": "proxy",
     "hangs": "hangs",
     "slow": "slow",
     "cut-off": "cut off",

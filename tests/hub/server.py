@@ -224,7 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether the repository's fault took the place of an answer.
 
         `N times STATUS` fails the first N requests for each file, `always STATUS` all; `hangs`, `slow` (3 s), `cut off`
-        (half of a body, each time from where it is asked), `cut off for good` (always the same half), `cut off once`.
+        (half of a body, each time from where it is asked), `cut off for good` (always the same half), `cut off once`,
+        `proxy` (refuses in the hub's place).
         """
         fault = repository.fault if re.fullmatch(repository.faulty, file) else None
         if fault is None:
@@ -234,7 +235,12 @@ class _Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"(?:(\d+) times|always) (\d+)(?: after (\d+))?", fault):
             if found[1] and self.server.failed[key] > int(found[1]):
                 return False
-            self._refuse(int(found[2]), "Too bad", headers={"Retry-After": found[3]} if found[3] else {})
+            # As the hub says it since 2025; storage hosts and mirrors say Retry-After.
+            header = {"RateLimit": f'"api";r=0;t={found[3]}'} if found[2] == "429" else {"Retry-After": found[3]}
+            self._refuse(int(found[2]), "Too bad", headers=header if found[3] else {})
+            return True
+        if fault == "proxy":
+            self._answer(b"<html>Blocked</html>", 403)
             return True
         if fault == "hangs":
             time.sleep(300)
