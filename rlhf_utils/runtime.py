@@ -118,6 +118,8 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     # Every checkpoint of a model with tied embeddings would announce that they are stored once.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Checkpoints of one second: they are told apart by their numbers, as it says.
+    warnings.filterwarnings("ignore", message="mtime may not be reliable")
     # transformers 5.23 renamed these; the lowest version we support has only the old names.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
