@@ -229,12 +229,12 @@ def test_policies(cli, tmp_path, case):  # noqa: F811
 
 
 def test_a_policy_in_the_home_of_nobody(cli):  # noqa: F811
-    refused(cli(*run_with(Path("~nobody-of-this-name/model"))), "~nobody-of-this-name", "not a model folder")
+    refused(cli(*run_with(Path("~nobody-of-this-name/model"))), "~nobody-of-this-name", "there is no folder")
 
 
 @pytest.mark.slow
 def test_a_policy_that_the_series_finds_nowhere(cli):  # noqa: F811
-    """Known only when the first notebook asks the hub; the name is too long to be a path, too."""
+    """Known only when the hub is asked; the name is too long to be a path, too."""
     refused(cli(*run_with(Path("a" * 5000))), "cannot load")
 
 
