@@ -67,7 +67,7 @@ def overoptimisation(run: Path, path: Path) -> None:
 
 def draw_reward(axes: Axes, rows: list[dict]) -> None:
     """Mean reward with the 95 % band of the batch mean, and the mean of what is paid for an answer, KL included."""
-    axes.set_title("reward\n(dashed: what is optimized)", fontsize=9)
+    axes.set_title("reward\n(dashed: optimized)", fontsize=9)
     updates, rewards = series(rows, "update", "reward")
     if not updates:
         empty(axes, "not logged")
