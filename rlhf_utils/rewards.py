@@ -62,7 +62,7 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
         batch = order[start : start + batch_size]
         tokens, lengths = right_padded([rows[i] for i in batch], model.config.pad_token_id)
         tokens = tokens.to(device.kind)
-        autocast = torch.autocast(device.kind, dtype=device.autocast_dtype, enabled=device.autocast_dtype is not None)
+        autocast = device.autocast()
         if reads_last_token(model):
             with autocast:
                 states = model.base_model(input_ids=tokens).last_hidden_state
