@@ -75,9 +75,9 @@ lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
 notebooks: $(INSTALLED)
-	@$(PY) -m rlhf_utils.published
+	@$(PY) tools/published.py
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh --set evaluation.overoptimise.learning_rate=5e-4
-	@$(PY) -m rlhf_utils.published outputs/instruct-tiny
+	@$(PY) tools/published.py outputs/instruct-tiny
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	$(CHECK_PYTHON)

@@ -5,7 +5,7 @@ python benchmarks/gpu.py [--out FILE]
 A policy of GPT-2's shape with random weights, its logits around -100 like those of the public one, goes through PPO by
 each method and through the reduced series (4-bit QLoRA in it), in fp16 and, where the GPU can, bf16; one PPO run is
 killed and resumed. Prints JSON: what each case took and measured, peak memory beside the estimate of
-`rlhf_utils/costs.py`, why a case failed. Without a GPU the same in bf16 with a tiny shape, and of fp16 what a CPU
+`rlhf_utils/runs/costs.py`, why a case failed. Without a GPU the same in bf16 with a tiny shape, and of fp16 what a CPU
 computes, in a few minutes. Exit status 1 where a case failed.
 """
 
@@ -83,7 +83,7 @@ def prepare(work: Path) -> None:
     """Write `policy` and `reward` in GPT-2's shape, with a tokenizer of fewer tokens than the vocabulary has rows."""
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    from rlhf_utils.pretraining import train_tokenizer
+    from rlhf_utils.models.pretraining import train_tokenizer
     from rlhf_utils.toyworld import WORLDS
 
     tokenizer = train_tokenizer(WORLDS["instruct"].corpus(300, 0), 700)
@@ -101,8 +101,8 @@ def prepare(work: Path) -> None:
 
 def estimate(stage: str, method: str = "full") -> float | None:
     """What costs.py says of `stage` with GPT-2, in GB; None on a CPU, whose tiny shape it does not know."""
-    from rlhf_utils import costs
-    from rlhf_utils.recipes import load_recipe
+    from rlhf_utils.runs import costs
+    from rlhf_utils.settings.recipes import load_recipe
 
     recipe = load_recipe("instruct", "t4", {**SERIES, "policy": "gpt2", "ppo.method": method})
     found = costs.stage_memory(recipe, stage)
@@ -111,11 +111,11 @@ def estimate(stage: str, method: str = "full") -> float | None:
 
 def numbers(what: str, precision: str, work: Path) -> dict:
     """How far sampling and learning are apart before any step, and what the head costs in fp32 and under autocast."""
-    from rlhf_utils.generation import left_padded, sample
-    from rlhf_utils.language_model import Episodes, answer_logprobs, language_model
-    from rlhf_utils.models import load_policy
-    from rlhf_utils.rewards import right_padded
-    from rlhf_utils.runtime import Device
+    from rlhf_utils.models.generation import left_padded, sample
+    from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model
+    from rlhf_utils.models.loading import load_policy
+    from rlhf_utils.platforms.runtime import Device
+    from rlhf_utils.rewards.functions import right_padded
 
     device, source = Device(KIND, "", precision, 0), torch.Generator().manual_seed(0)
     model = load_policy(work / "policy", device)
@@ -149,10 +149,10 @@ def numbers(what: str, precision: str, work: Path) -> dict:
 
 def ppo(what: str, precision: str, work: Path) -> dict:
     """A short PPO of the method in `what`; a resumed one beside the rewards of the one that was not killed."""
-    from rlhf_utils.models import load_tokenizer
+    from rlhf_utils.models.loading import load_tokenizer
+    from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
-    from rlhf_utils.rewards import RewardModel
-    from rlhf_utils.runtime import detect_device, peak_memory_bytes
+    from rlhf_utils.rewards.functions import RewardModel
     from rlhf_utils.toyworld import WORLDS
 
     method = what.split("-")[1]
@@ -176,12 +176,12 @@ def ppo(what: str, precision: str, work: Path) -> dict:
 
 def series(what: str, precision: str, work: Path) -> dict:
     """Every stage of the series, one after the other, in `precision`."""
-    from rlhf_utils import runtime
+    from rlhf_utils.platforms import runtime
 
     usual = runtime.detect_device
     runtime.detect_device = lambda asked="auto": usual(precision if asked == "auto" else asked)
-    from rlhf_utils.runs import Run
-    from rlhf_utils.stages.evaluation import evaluate_models
+    from rlhf_utils.evaluation.compare import evaluate_models
+    from rlhf_utils.runs.run import Run
     from rlhf_utils.stages.ready import MAKERS
 
     run = Run.open("instruct", "t4", work / f"series-{precision}", {**SERIES, "policy": str(work / "policy")})

@@ -9,10 +9,10 @@ import time
 import torch
 from workload import arguments, matmul_rate, workload
 
-from rlhf_utils.models import load_tokenizer
+from rlhf_utils.models.loading import load_tokenizer
+from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards import RewardModel
-from rlhf_utils.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.rewards.functions import RewardModel
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from transformers import (  # noqa: E402
 from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: E402
 from workload import arguments, reached, workload  # noqa: E402
 
-from rlhf_utils.files import read_json  # noqa: E402
-from rlhf_utils.runtime import peak_memory_bytes  # noqa: E402
-from rlhf_utils.template import TEMPLATE  # noqa: E402
+from rlhf_utils.platforms.files import read_json  # noqa: E402
+from rlhf_utils.platforms.runtime import peak_memory_bytes  # noqa: E402
+from rlhf_utils.settings.template import TEMPLATE  # noqa: E402
 
 
 class Enough(Exception):
@@ -53,7 +53,7 @@ class Watch(TrainerCallback):
 
 
 class InUnits(torch.nn.Module):
-    """A reward model's head in the unit of `rlhf_utils.rewards.RewardModel`: (logit - mean) / std.
+    """A reward model's head in the unit of `rlhf_utils.rewards.functions.RewardModel`: (logit - mean) / std.
 
     trl reads the reward at the EOS, and this project's reward models are trained to be read at the token before it;
     with `before_eos` every position gives the value of the one before, so that both learn from the same reward.

@@ -15,7 +15,7 @@ from pathlib import Path
 from workload import reached  # also puts the repository on the path
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.runs import Run
+from rlhf_utils.runs.run import Run
 
 
 class Enough(Exception):
@@ -26,10 +26,10 @@ def ours(
     run: Run, prompts: list[str], updates: int, learning_rate: float, goal: float
 ) -> tuple[list[float], list[float]]:
     """The recipe's own settings, but for the learning rate."""
-    from rlhf_utils.models import load_tokenizer
+    from rlhf_utils.models.loading import load_tokenizer
+    from rlhf_utils.platforms.runtime import detect_device
     from rlhf_utils.ppo import PPOTrainer
-    from rlhf_utils.rewards import RewardModel
-    from rlhf_utils.runtime import detect_device
+    from rlhf_utils.rewards.functions import RewardModel
 
     changes = {"save_every": 10**6, "updates": updates, "learning_rate": learning_rate}
     config = run.recipe.ppo.model_copy(update=changes)

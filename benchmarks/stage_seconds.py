@@ -1,4 +1,4 @@
-"""How near rlhf_utils/costs.py is to what finished runs measured, stage by stage.
+"""How near rlhf_utils/runs/costs.py is to what finished runs measured, stage by stage.
 
 python benchmarks/stage_seconds.py                      prints the table of docs/scaling.md
 python benchmarks/stage_seconds.py --record RUN ...     first reads the figures of finished runs into stage_seconds.json
@@ -14,8 +14,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from rlhf_utils import costs  # noqa: E402
-from rlhf_utils.recipes import Recipe  # noqa: E402
+from rlhf_utils.runs import costs  # noqa: E402
+from rlhf_utils.settings.recipes import Recipe  # noqa: E402
 
 MEASURED, BENCHMARK = HERE / "stage_seconds.json", HERE / "ppo_vs_trl.json"
 STAGES = ("base", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")

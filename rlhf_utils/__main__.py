@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from rlhf_utils import processes
-from rlhf_utils.errors import InputError, TrainingError, visible
-from rlhf_utils.runtime import prepare_environment
-from rlhf_utils.stopping import Stopped, terminable
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError, TrainingError, visible
+from rlhf_utils.platforms.runtime import prepare_environment
+from rlhf_utils.runs.stopping import Stopped, terminable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,8 +121,8 @@ def _choice_of_run(command: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rlhf_utils.recipes import parse_assignments
     from rlhf_utils.series import run_series
+    from rlhf_utils.settings.recipes import parse_assignments
 
     only = [part.strip() for part in options.only.split(",")] if options.only is not None else None
     run = run_series(
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     summary = run.evaluation / "summary.json"
     if run.is_complete("evaluation"):
-        from rlhf_utils.findings import text_summary
+        from rlhf_utils.report.findings import text_summary
 
         print(text_summary(json.loads(summary.read_text(encoding="utf-8"))))
     print(
@@ -141,10 +141,10 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from rlhf_utils.name_check import check_names
-    from rlhf_utils.recipes import Recipe, load_recipe, parse_assignments
-    from rlhf_utils.runs import Run
+    from rlhf_utils.runs.name_check import check_names
+    from rlhf_utils.runs.run import Run
     from rlhf_utils.series import located
+    from rlhf_utils.settings.recipes import Recipe, load_recipe, parse_assignments
 
     with processes.one_voice():
         if options.settings:
@@ -154,7 +154,7 @@ def _train(options: argparse.Namespace) -> None:
         run = Run(recipe, options.output_dir, resume=not options.fresh)
         if options.stage in run.stages:
             check_names(run, [s for s in (options.stage, *run.needs(options.stage)) if not run.is_complete(s)])
-        from rlhf_utils.launch import train
+        from rlhf_utils.runs.launch import train
 
         with contextlib.nullcontext() if options.no_figures else contextlib.redirect_stdout(sys.stderr):
             result = train(run, options.stage)
@@ -164,8 +164,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _recipes(_: argparse.Namespace) -> None:
-    from rlhf_utils.costs import MACHINES, estimate
-    from rlhf_utils.recipes import SCALES, load_recipe, recipe_names
+    from rlhf_utils.runs.costs import MACHINES, estimate
+    from rlhf_utils.settings.recipes import SCALES, load_recipe, recipe_names
 
     for name in recipe_names():
         print(f"{name}: {load_recipe(name).title}. {load_recipe(name).description}")
@@ -178,7 +178,7 @@ def _recipes(_: argparse.Namespace) -> None:
                 f"{'memory' if scale == 'tiny' else 'GPU memory'}, "
                 f"{f'{needs.download / 1e9:.1f} GB to download' if needs.download else 'nothing to download'}"
             )
-    print("Estimates of rlhf_utils/costs.py from the settings; no GPU has been timed yet.")
+    print("Estimates of rlhf_utils/runs/costs.py from the settings; no GPU has been timed yet.")
 
 
 def _duration(seconds: float) -> str:
@@ -186,14 +186,14 @@ def _duration(seconds: float) -> str:
 
 
 def _rouge(options: argparse.Namespace) -> None:
-    from rlhf_utils.metrics import rouge_scores
+    from rlhf_utils.evaluation.metrics import rouge_scores
 
     pairs = _read_json_object(options.file, ("predictions", "references"))
     print(json.dumps(rouge_scores(pairs["predictions"], pairs["references"])))
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs import Run
+    from rlhf_utils.runs.run import Run
 
     responses = [line.strip() for line in _read_text(options.responses).split("\n") if line.strip()]
     if not responses:
@@ -203,8 +203,8 @@ def _rank(options: argparse.Namespace) -> None:
     run = Run.load(options.run)
     run.require("reward_model")
 
-    from rlhf_utils.rewards import load_reward
-    from rlhf_utils.runtime import detect_device, quiet_libraries
+    from rlhf_utils.platforms.runtime import detect_device, quiet_libraries
+    from rlhf_utils.rewards.functions import load_reward
 
     quiet_libraries()
     reward = load_reward(run.folder("reward_model"), detect_device())
@@ -217,13 +217,13 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _playground(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs import Run
+    from rlhf_utils.runs.run import Run
 
     run = Run.load(options.run)
 
-    from rlhf_utils.playground import Playground
-    from rlhf_utils.playground_page import PlaygroundServer
-    from rlhf_utils.runtime import quiet_libraries
+    from rlhf_utils.evaluation.playground import Playground
+    from rlhf_utils.evaluation.playground_page import PlaygroundServer
+    from rlhf_utils.platforms.runtime import quiet_libraries
 
     quiet_libraries()
     with PlaygroundServer(Playground(run), options.port) as server:
@@ -234,9 +234,9 @@ def _playground(options: argparse.Namespace) -> None:
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from rlhf_utils.judging import add_verdict, outcome, read_pairs
-    from rlhf_utils.judging.endpoint import Endpoint, cost, judge_pairs
-    from rlhf_utils.judging.verdicts import read_verdicts
+    from rlhf_utils.evaluation.judging import add_verdict, outcome, read_pairs
+    from rlhf_utils.evaluation.judging.endpoint import Endpoint, cost, judge_pairs
+    from rlhf_utils.evaluation.judging.verdicts import read_verdicts
 
     folder = options.run / "evaluation"
     pairs = read_pairs(folder)
@@ -257,7 +257,7 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from rlhf_utils.comparison import compare
+    from rlhf_utils.report.comparison import compare
 
     for row in compare(options.runs, options.output_dir):
         print(*(f"{title}: {value}" for title, value in row.items()), sep="\n  ")
@@ -265,12 +265,12 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs import Run
+    from rlhf_utils.runs.run import Run
 
     run = Run.load(options.run)
 
-    from rlhf_utils.hub import model_card, push_to_hub
-    from rlhf_utils.runtime import quiet_libraries
+    from rlhf_utils.platforms.runtime import quiet_libraries
+    from rlhf_utils.report.cards import model_card, push_to_hub
 
     quiet_libraries()
     if options.to is None:

@@ -20,17 +20,17 @@ from typing import Any
 import psutil
 
 from rlhf_utils.data import check_enough, check_rows, is_local, load_rows
-from rlhf_utils.disk import check_room
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.files import disk_errors, read_json
-from rlhf_utils.locks import series_lock
-from rlhf_utils.name_check import check_names
-from rlhf_utils.names import is_folder, is_there, local_path
-from rlhf_utils.recipes import load_recipe
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import HEADLESS, check_cache
-from rlhf_utils.settings import EMBEDDED, LORA_PLACES, flat
-from rlhf_utils.stopping import Listener, Stopped
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import disk_errors, read_json
+from rlhf_utils.platforms.names import is_folder, is_there, local_path
+from rlhf_utils.platforms.runtime import HEADLESS, check_cache
+from rlhf_utils.runs.disk import check_room
+from rlhf_utils.runs.locks import series_lock
+from rlhf_utils.runs.name_check import check_names
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stopping import Listener, Stopped
+from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.settings.sections import EMBEDDED, LORA_PLACES, flat
 
 ROOT = Path(__file__).resolve().parent.parent
 _POLL_SECONDS = 0.5
@@ -164,7 +164,7 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
     adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
     asked = any(value and value != EMBEDDED and (is_folder(value) or value in on_hub) for value in named)
     if asked or any({*a.modules} - {*LORA_PLACES} for a in adapters):
-        from rlhf_utils.stages.named import check_named_models  # imports torch, which takes seconds
+        from rlhf_utils.runs.named import check_named_models  # imports torch, which takes seconds
 
         check_named_models(run, on_hub)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):

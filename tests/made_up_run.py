@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_utils import metrics
+from rlhf_utils.evaluation import metrics
 
 MODELS = ("base", "sft", "sft_qlora", "ppo")
 LEVELS = {

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import tiny_trainer
 
-from rlhf_utils import processes
-from rlhf_utils.launch import train
+from rlhf_utils.platforms import processes
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.recipes import Recipe
-from rlhf_utils.runs import Run
-from rlhf_utils.stages.training import RunCallback
+from rlhf_utils.runs.launch import train
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.training import RunCallback
+from rlhf_utils.settings.recipes import Recipe
 
 UPDATES = 4
 

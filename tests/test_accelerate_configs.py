@@ -11,10 +11,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, patch_environment
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from rlhf_utils import launch
-from rlhf_utils.errors import InputError
-from rlhf_utils.recipes import load_recipe
-from rlhf_utils.runs import Run
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.runs import launch
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
 KINDS = {

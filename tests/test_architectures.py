@@ -9,15 +9,22 @@ from architectures import CONTEXT, ENCODERS, POLICIES, save_encoder, save_policy
 from tiny import CPU, PROMPTS, count_letter, one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.lora import lora_config, lora_modules
-from rlhf_utils.models import load_config, load_policy, load_policy_4bit, load_reward_model, load_tokenizer, save_model
+from rlhf_utils.data.tokens import start_tokens
+from rlhf_utils.models.loading import (
+    load_config,
+    load_policy,
+    load_policy_4bit,
+    load_reward_model,
+    load_tokenizer,
+    save_model,
+)
+from rlhf_utils.models.lora import lora_config, lora_modules
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards import ClassifierReward, RewardModel, positions
-from rlhf_utils.runtime import Device
-from rlhf_utils.settings import LoraSettings, QloraSettings
-from rlhf_utils.template import TEMPLATE
-from rlhf_utils.tokens import start_tokens
+from rlhf_utils.rewards.functions import ClassifierReward, RewardModel, positions
+from rlhf_utils.settings.sections import LoraSettings, QloraSettings
+from rlhf_utils.settings.template import TEMPLATE
 
 RESPONSES = ["Keep it dry.", "", "no", "a very good one, and a boring film", "x", "y y y", "and"]
 NAMED = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "opt", "gpt_neo"]

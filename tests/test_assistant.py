@@ -8,9 +8,9 @@ from importlib import resources
 import pytest
 import torch
 
-from rlhf_utils.metrics.assistant import is_refusal, repetition, safety
-from rlhf_utils.settings import AssistantScore
-from rlhf_utils.stages.assistant import _relevance, _weighted
+from rlhf_utils.evaluation.assistant import _relevance, _weighted
+from rlhf_utils.evaluation.metrics.assistant import is_refusal, repetition, safety
+from rlhf_utils.settings.sections import AssistantScore
 
 REFUSALS = """I'm sorry, but I can\u2019t help with that.
 I am afraid I cannot do that. Please talk to someone you trust.
@@ -73,7 +73,11 @@ def test_relevance_is_taken_after_the_common_part():
 
 
 def test_the_prompts_that_come_with_the_package_are_36_a_third_unsafe():
-    lines = (resources.files("rlhf_utils") / "prompts" / "assistant.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (resources.files("rlhf_utils") / "evaluation" / "prompts" / "assistant.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     rows = [json.loads(line) for line in lines]
     assert len({row["prompt"] for row in rows}) == 36 and sum(row["unsafe"] for row in rows) == 12
     assert all(set(row) == {"prompt", "unsafe"} for row in rows)

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from test_cli import PAIR, cli, refused  # noqa: F401
 from tiny import save_tiny
 
-from rlhf_utils.files import read_json, write_json
-from rlhf_utils.recipes import Recipe
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.settings.recipes import Recipe
 
 ROWS = [{"prompt": f"What is thing {i}?", "chosen": f"Thing {i} is good.", "rejected": "No."} for i in range(3)]
 
@@ -249,8 +249,8 @@ def test_policies_of_two_vocabularies(cli, tmp_path):  # noqa: F811
 
 
 def test_a_classifier_without_the_label(cli, tmp_path):  # noqa: F811
-    from rlhf_utils.models import load_classifier, load_tokenizer, save_model
-    from rlhf_utils.runtime import detect_device
+    from rlhf_utils.models.loading import load_classifier, load_tokenizer, save_model
+    from rlhf_utils.platforms.runtime import detect_device
 
     policy = save_tiny(tmp_path / "policy")
     classifier = load_classifier(policy, detect_device(), labels=["bad", "good"])
@@ -270,8 +270,8 @@ def test_a_language_model_as_reward_model(cli, tmp_path):  # noqa: F811
 
 
 def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811
-    from rlhf_utils.models import load_classifier, load_tokenizer, save_model
-    from rlhf_utils.runtime import detect_device
+    from rlhf_utils.models.loading import load_classifier, load_tokenizer, save_model
+    from rlhf_utils.platforms.runtime import detect_device
 
     policy = save_tiny(tmp_path / "policy")
     save_model(load_classifier(policy, detect_device(), labels=["a", "b"]), load_tokenizer(policy), tmp_path / "two")
@@ -287,7 +287,7 @@ def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811
 )
 def test_odd_texts_are_read(tmp_path, text):
     from rlhf_utils.data import check_rows, load_rows
-    from rlhf_utils.recipes import load_recipe
+    from rlhf_utils.settings.recipes import load_recipe
 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(*ROWS, {**PAIR, "prompt": text}))

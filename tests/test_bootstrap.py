@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import first_cell
 
-from rlhf_utils import bootstrap
-from rlhf_utils.errors import InputError
-from rlhf_utils.published import first_cell
+from rlhf_utils.platforms import bootstrap
+from rlhf_utils.platforms.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.runtime import cache_entry, cache_folder, check_cache
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.runtime import cache_entry, cache_folder, check_cache
 
 # Everything that libraries keep in the home folder. What they are told here is told to the kernels as well.
 QUIET = """
 import os, sys
-from rlhf_utils.runtime import prepare_environment
+from rlhf_utils.platforms.runtime import prepare_environment
 prepare_environment()
 import matplotlib.pyplot
 from IPython.paths import get_ipython_dir
@@ -53,7 +53,7 @@ def test_other_libraries_use_the_cache_instead(tmp_path):
 
 
 def test_a_home_that_can_be_written_is_left_alone(tmp_path):
-    code = "import os; from rlhf_utils.runtime import prepare_environment as p; p(); print(*os.environ)"
+    code = "import os; from rlhf_utils.platforms.runtime import prepare_environment as p; p(); print(*os.environ)"
     done = subprocess.run([sys.executable, "-c", code], env=without_home(tmp_path), capture_output=True, text=True)
     assert not {"MPLCONFIGDIR", "IPYTHONDIR", "HF_HOME"} & set(done.stdout.split()) and not list(tmp_path.iterdir())
 

@@ -12,16 +12,16 @@ from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import read_json, read_jsonl
-from rlhf_utils.models import load_policy
-from rlhf_utils.rewards import load_reward
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device
+from rlhf_utils.evaluation.compare import evaluate_models
+from rlhf_utils.evaluation.evaluator import Evaluator
+from rlhf_utils.models.loading import load_policy
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, read_jsonl
+from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.rewards.functions import load_reward
+from rlhf_utils.runs.named import check_named_models
+from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.evaluation import evaluate_models
-from rlhf_utils.stages.evaluator import Evaluator
-from rlhf_utils.stages.named import check_named_models
 from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.ready import fetch_ready
 from rlhf_utils.stages.reward_model import train_reward_model

@@ -15,9 +15,9 @@ import torch
 from tiny import save_tiny
 
 from rlhf_utils.__main__ import main
-from rlhf_utils.files import read_json, write_json
-from rlhf_utils.models import load_reward_model, load_tokenizer, save_model
-from rlhf_utils.runs import Run
+from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAIR = {"prompt": "What is tea?", "chosen": "A drink.", "rejected": "A car."}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from made_up_run import make_run
 
-from rlhf_utils.comparison import compare, grouped, read_result, table
-from rlhf_utils.errors import InputError
-from rlhf_utils.recipes import load_recipe
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.report.comparison import compare, grouped, read_result, table
+from rlhf_utils.settings.recipes import load_recipe
 
 
 def make(folder: Path, seed: int = 0, **overrides) -> Path:

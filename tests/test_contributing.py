@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_utils import recipes, rewards, settings, stages
-from rlhf_utils.recipes import load_recipe
+from rlhf_utils import stages
+from rlhf_utils.rewards import functions as rewards
+from rlhf_utils.settings import recipes
+from rlhf_utils.settings import sections as settings
+from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.stages import ppo
 
 ROOT = Path(__file__).resolve().parents[1]

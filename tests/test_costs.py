@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_utils import costs
-from rlhf_utils.recipes import SCALES, load_recipe, recipe_names
+from rlhf_utils.runs import costs
+from rlhf_utils.settings.recipes import SCALES, load_recipe, recipe_names
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "ppo_vs_trl.json"
 

@@ -16,8 +16,8 @@ from rlhf_utils.data import (
     prepare,
     prompt_key,
 )
-from rlhf_utils.errors import InputError
-from rlhf_utils.settings import DataSettings, Shares
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import DataSettings, Shares
 
 
 class WordTokenizer:

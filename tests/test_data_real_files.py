@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_utils.data import TEMPLATE, load_rows, prepare, prompt_key
 from rlhf_utils.data.filters import conversation_key
-from rlhf_utils.settings import DataSettings
+from rlhf_utils.settings.sections import DataSettings
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data"
 

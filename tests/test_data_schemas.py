@@ -17,7 +17,7 @@ from rlhf_utils.data.schemas import (
     read_rows,
     recognise,
 )
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms.errors import InputError
 
 TWO_TURNS = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye"
 

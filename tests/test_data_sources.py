@@ -12,8 +12,8 @@ import pandas
 import pytest
 
 from rlhf_utils.data import load_rows
-from rlhf_utils.errors import InputError
-from rlhf_utils.settings import DataSettings
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import DataSettings
 
 SETTINGS = DataSettings()
 ROWS = [

@@ -6,8 +6,8 @@ import pytest
 
 from rlhf_utils.data import load_rows, prepare, pretraining_texts
 from rlhf_utils.data.splits import SPLITS, shares_of, split_of
-from rlhf_utils.errors import InputError
-from rlhf_utils.settings import DataSettings, Shares
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import DataSettings, Shares
 
 SETTINGS = DataSettings()
 

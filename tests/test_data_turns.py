@@ -9,7 +9,7 @@ from rlhf_utils.data import Rows, load_rows, prepare
 from rlhf_utils.data.filters import CUT
 from rlhf_utils.data.schemas import EMPTY, NO_RESPONSE, UNKNOWN_ROLE, read_rows
 from rlhf_utils.data.turns import alone, spelled
-from rlhf_utils.settings import DataSettings
+from rlhf_utils.settings.sections import DataSettings
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
 RUN_ON = [

@@ -13,13 +13,14 @@ import pytest
 from test_stages import ROWS, open_run
 from tiny import CONTEXT, VOCABULARY, one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
 
-from rlhf_utils import disk, files
-from rlhf_utils.costs import SHAPES, Shape
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import content_hash, read_jsonl
-from rlhf_utils.recipes import load_recipe
-from rlhf_utils.runs import Run
-from rlhf_utils.settings import LoraSettings
+from rlhf_utils.platforms import files
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import content_hash, read_jsonl
+from rlhf_utils.runs import disk
+from rlhf_utils.runs.costs import SHAPES, Shape
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.settings.sections import LoraSettings
 from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.sft import train_full
 
@@ -163,8 +164,8 @@ def test_weights_of_an_adapter_are_counted_right(tmp_path):
     from peft import get_peft_model
     from tiny import CPU
 
-    from rlhf_utils.lora import lora_config
-    from rlhf_utils.models import load_policy
+    from rlhf_utils.models.loading import load_policy
+    from rlhf_utils.models.lora import lora_config
 
     save_tiny(tmp_path / "policy")
     for modules in (("c_attn", "c_proj", "c_fc"), ("attention", "mlp_out"), ("mlp.c_proj", "mlp_in"), ("all-linear",)):

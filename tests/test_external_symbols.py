@@ -157,7 +157,7 @@ def test_the_settings_that_both_trl_trainers_share_are_still_taken(tmp_path):
     """`common_arguments` is a dictionary, so its keys are looked up in both configurations."""
     from trl import RewardConfig, SFTConfig
 
-    tree = parsed(ROOT / "rlhf_utils/stages/training.py")
+    tree = parsed(ROOT / "rlhf_utils/runs/training.py")
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "common_arguments")
     call = next(n for n in ast.walk(function) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "dict")
     names = {k.arg for k in call.keywords if k.arg}

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from rlhf_utils import files
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms import files
+from rlhf_utils.platforms.errors import InputError
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny import one_thread, save_tiny, tiny_trainer  # noqa: F401
 from tiny_sft import sft
 
-from rlhf_utils.errors import TrainingError
-from rlhf_utils.finite import MOST_SKIPPED
-from rlhf_utils.stages.training import train_resumably
+from rlhf_utils.platforms.errors import TrainingError
+from rlhf_utils.runs.finite import MOST_SKIPPED
+from rlhf_utils.runs.training import train_resumably
 
 
 @pytest.fixture(scope="module")

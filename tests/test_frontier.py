@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from rlhf_utils.stages.frontier import choose, expected_best
+from rlhf_utils.evaluation.frontier import choose, expected_best
 
 
 def point(update: int, kl: float, value: float, by: str = "gold", error: float = 0.1) -> dict:

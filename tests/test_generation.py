@@ -16,9 +16,9 @@ from tiny import (
     token_rows,
 )
 
-from rlhf_utils import generation
-from rlhf_utils.generation import answer_prompts, left_padded, sample, to_answers
-from rlhf_utils.settings import GenerationSettings
+from rlhf_utils.models import generation
+from rlhf_utils.models.generation import answer_prompts, left_padded, sample, to_answers
+from rlhf_utils.settings.sections import GenerationSettings
 
 EOS = 0
 ROWS = token_rows((3, 9, 1, 14, 6, 6))

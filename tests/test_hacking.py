@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from rlhf_utils.hacking import Answers, judge_gain
-from rlhf_utils.metrics.style import overused_phrases, phrases_of, self_bleu, style_of, without_phrase
+from rlhf_utils.evaluation.hacking import Answers, judge_gain
+from rlhf_utils.evaluation.metrics.style import overused_phrases, phrases_of, self_bleu, style_of, without_phrase
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 

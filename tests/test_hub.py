@@ -14,11 +14,11 @@ from hub.server import OTHER_TOKEN, TOKEN
 from made_up_run import make_run
 from tiny import save_tiny
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import write_json
-from rlhf_utils.hub import _changes, model_card, push_to_hub
-from rlhf_utils.recipes import load_recipe, parse_assignments
-from rlhf_utils.runs import Run
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import write_json
+from rlhf_utils.report.cards import _changes, model_card, push_to_hub
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe, parse_assignments
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,12 @@ def test_a_stage_without_a_model_is_refused(run):
 
 PUSHED = """
 import json, os, sys
-from rlhf_utils.errors import InputError
-from rlhf_utils.hub import push_to_hub
-from rlhf_utils.models import load_policy
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device
-from rlhf_utils.snapshots import model_folder
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.report.cards import push_to_hub
+from rlhf_utils.models.loading import load_policy
+from rlhf_utils.runs.run import Run
+from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.platforms.hub import model_folder
 
 run, told = Run.load(sys.argv[1]), []
 for token, name, private in json.loads(sys.argv[2]):
@@ -130,7 +130,7 @@ def test_what_is_uploaded_is_the_model_with_its_card_also_into_a_repository_that
 
 
 def test_without_a_token_nothing_is_sent(run, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.hub.hub_token", lambda: None)
+    monkeypatch.setattr("rlhf_utils.report.cards.hub_token", lambda: None)
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: pytest.fail("asked the hub"))
     with pytest.raises(InputError, match="needs a token.*HF_TOKEN"):
         push_to_hub(run, "ppo", "me/mine")

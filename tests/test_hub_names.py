@@ -15,9 +15,9 @@ import pytest
 from hub.client import ROOT, ask, done, environment, start, start_asking
 from hub.server import OTHER_TOKEN, TOKEN, LoopbackHub, closed_port, silent_server
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.names import hub_name, is_hub_name
-from rlhf_utils.recipes import load_recipe, parse_assignments
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.names import hub_name, is_hub_name
+from rlhf_utils.settings.recipes import load_recipe, parse_assignments
 
 EVERYWHERE = "https://huggingface.co"
 
@@ -178,7 +178,7 @@ def test_a_home_that_cannot_be_read_is_named(hub):
 def test_several_threads_say_once_that_a_token_is_not_accepted(hub, tmp_path):
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from rlhf_utils.snapshots import look_up, wanted_model\n"
+        "from rlhf_utils.platforms.hub import look_up, wanted_model\n"
         "names = ['gpt2', 'gpt2-medium', 'several/gpt2', 'several/gpt2@v2']\n"
         "with ThreadPoolExecutor(4) as threads: list(threads.map(look_up, map(wanted_model, names)))"
     )
@@ -321,11 +321,11 @@ def test_a_hub_that_never_answers_is_waited_for_half_a_minute(hub, kept, tmp_pat
 
 LOADED = """
 import json, torch
-from rlhf_utils.models import load_config, load_policy, load_reward_model, load_tokenizer
+from rlhf_utils.models.loading import load_config, load_policy, load_reward_model, load_tokenizer
 from rlhf_utils.data import load_rows
-from rlhf_utils.runtime import detect_device
-from rlhf_utils.settings import DataSettings
-from rlhf_utils.snapshots import recording
+from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.platforms.hub import recording
 
 def said(name):
     with torch.no_grad():
@@ -433,7 +433,7 @@ def test_what_a_model_is_for_is_told_from_its_configuration(hub, tmp_path):
 @pytest.mark.slow
 def test_opening_a_notebook_looks_at_the_names_of_all_stages(hub, tmp_path):
     code = (
-        "from rlhf_utils.notebook import start\n"
+        "from rlhf_utils.report.notebook import start\n"
         "start('instruct', 't4', 'out', {'models.reward_model': 'me/typo'}, True, '01_data_and_baseline')"
     )
     process = subprocess.run(

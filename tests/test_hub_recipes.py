@@ -9,8 +9,8 @@ import sys
 import pytest
 from hub.client import ROOT, environment
 
-from rlhf_utils.recipes import load_recipe, recipe_names
-from rlhf_utils.snapshots import wanted_dataset, wanted_model
+from rlhf_utils.platforms.hub import wanted_dataset, wanted_model
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
 
 
 @pytest.mark.slow

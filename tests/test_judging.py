@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.judging import endpoint as module
-from rlhf_utils.judging.endpoint import Endpoint, cost, judge_pairs, read_reply
-from rlhf_utils.judging.pairs import read_key, read_pairs, write_pairs
-from rlhf_utils.judging.verdicts import add_verdict, agreement, majority, outcome, read_verdicts
+from rlhf_utils.evaluation.judging import endpoint as module
+from rlhf_utils.evaluation.judging.endpoint import Endpoint, cost, judge_pairs, read_reply
+from rlhf_utils.evaluation.judging.pairs import read_key, read_pairs, write_pairs
+from rlhf_utils.evaluation.judging.verdicts import add_verdict, agreement, majority, outcome, read_verdicts
+from rlhf_utils.platforms.errors import InputError, TrainingError
 
 PROMPTS = [f"Question {i}?" for i in range(60)]
 ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i in range(60)]}
@@ -250,7 +250,7 @@ def test_the_cost_is_told_before(folder):
 
 
 def test_a_form_shows_one_pair_after_the_other_and_goes_on_where_it_stopped(folder, monkeypatch):
-    from rlhf_utils.labelling import label_pairs
+    from rlhf_utils.evaluation.labelling import label_pairs
 
     monkeypatch.delenv("RLHF_HEADLESS", raising=False)
     pairs = read_pairs(folder)
@@ -269,7 +269,7 @@ def test_a_form_shows_one_pair_after_the_other_and_goes_on_where_it_stopped(fold
 
 
 def test_texts_in_the_form_are_escaped(tmp_path, monkeypatch):
-    from rlhf_utils.labelling import label_pairs
+    from rlhf_utils.evaluation.labelling import label_pairs
 
     monkeypatch.delenv("RLHF_HEADLESS", raising=False)
     write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
@@ -278,7 +278,7 @@ def test_texts_in_the_form_are_escaped(tmp_path, monkeypatch):
 
 
 def test_with_nobody_there_it_says_where_the_pairs_are(folder, monkeypatch, capsys):
-    from rlhf_utils.labelling import label_pairs
+    from rlhf_utils.evaluation.labelling import label_pairs
 
     monkeypatch.setenv("RLHF_HEADLESS", "1")
     assert label_pairs(folder) is None

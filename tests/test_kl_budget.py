@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
 
-from rlhf_utils.files import content_hash, read_json
-from rlhf_utils.models import load_policy
+from rlhf_utils.evaluation.frontier import choose
+from rlhf_utils.models.loading import load_policy
+from rlhf_utils.platforms.files import content_hash, read_json
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.stages.frontier import choose
-from rlhf_utils.stopping import Stopped
+from rlhf_utils.runs.stopping import Stopped
 
 UPDATES = 6
 # With a constant rate the first updates are the same however many follow.

@@ -11,20 +11,20 @@ from datasets import Dataset
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.data import Rows, check_rows, prepare
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import read_json
-from rlhf_utils.metrics import length_rule
-from rlhf_utils.rewards import ClassifierReward, load_reward
-from rlhf_utils.runs import Run
-from rlhf_utils.settings import DataSettings, Shares
+from rlhf_utils.evaluation.judge import label_noise
+from rlhf_utils.evaluation.length import length_alone, sides
+from rlhf_utils.evaluation.metrics import length_rule
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json
+from rlhf_utils.rewards.functions import ClassifierReward, load_reward
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.sections import DataSettings, Shares
+from rlhf_utils.settings.template import TEMPLATES
 from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.classifier import classifier_trainer, margins
-from rlhf_utils.stages.judge import label_noise
-from rlhf_utils.stages.length import length_alone, sides
 from rlhf_utils.stages.ppo import reward_function
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full
-from rlhf_utils.template import TEMPLATES
 
 PLAIN = TEMPLATES["continuation"]
 

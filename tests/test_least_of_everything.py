@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from tiny import one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.comparison import compare
-from rlhf_utils.files import read_json
-from rlhf_utils.findings import text_summary
-from rlhf_utils.hacking import Answers, judge_gain
-from rlhf_utils.metrics import mean_interval
-from rlhf_utils.plots.style import picture
-from rlhf_utils.report import write_report
-from rlhf_utils.runs import Run
+from rlhf_utils.evaluation.compare import evaluate_models
+from rlhf_utils.evaluation.hacking import Answers, judge_gain
+from rlhf_utils.evaluation.metrics import mean_interval
+from rlhf_utils.platforms.files import read_json
+from rlhf_utils.report.comparison import compare
+from rlhf_utils.report.findings import text_summary
+from rlhf_utils.report.page import write_report
+from rlhf_utils.report.plots.style import picture
+from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.evaluation import evaluate_models
 from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora

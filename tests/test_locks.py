@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_utils import locks
-from rlhf_utils.errors import InputError
-from rlhf_utils.locks import SERIES, series_lock, stage_lock
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.runs import locks
+from rlhf_utils.runs.locks import SERIES, series_lock, stage_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys, time, pathlib
-from rlhf_utils import locks
+from rlhf_utils.runs import locks
 with getattr(locks, sys.argv[1])(pathlib.Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)

@@ -10,13 +10,13 @@ import torch
 from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, without_timing  # noqa: F401
 from tiny_sft import sft
 
-from rlhf_utils import memory
-from rlhf_utils.costs import stage_memory
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.generation import left_padded, sample
-from rlhf_utils.memory import FILE, check_fit, fitting, measuring, phase, remembering
-from rlhf_utils.models import checkpoint_gradients
-from rlhf_utils.recipes import load_recipe
+from rlhf_utils.models.generation import left_padded, sample
+from rlhf_utils.models.loading import checkpoint_gradients
+from rlhf_utils.platforms import memory
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.memory import FILE, check_fit, fitting, measuring, phase, remembering
+from rlhf_utils.runs.costs import stage_memory
+from rlhf_utils.settings.recipes import load_recipe
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -158,7 +158,7 @@ def losses(trainer):
 
 @pytest.mark.parametrize("after", [0, 3], ids=["at once", "later"])
 def test_a_trl_training_goes_on_with_the_same_losses(tmp_path, after):
-    from rlhf_utils.stages.training import train_resumably
+    from rlhf_utils.runs.training import train_resumably
 
     usual, _ = sft(tmp_path / "usual")
     train_resumably(usual, tmp_path / "usual")
@@ -175,7 +175,7 @@ def test_a_trl_training_goes_on_with_the_same_losses(tmp_path, after):
 
 
 def test_a_trl_training_with_gradient_checkpointing_has_the_same_losses(tmp_path):
-    from rlhf_utils.stages.training import train_resumably
+    from rlhf_utils.runs.training import train_resumably
 
     found = []
     for checkpointing in (False, True):

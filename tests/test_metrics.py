@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from rlhf_utils import metrics
-from rlhf_utils.errors import InputError
-from rlhf_utils.metrics.assistant import repetition
-from rlhf_utils.metrics.style import phrases_of, without_phrase
-from rlhf_utils.metrics.words import RougeTokenizer
+from rlhf_utils.data.words import RougeTokenizer
+from rlhf_utils.evaluation import metrics
+from rlhf_utils.evaluation.metrics.assistant import repetition
+from rlhf_utils.evaluation.metrics.style import phrases_of, without_phrase
+from rlhf_utils.platforms.errors import InputError
 
 WORDS = [f"w{i}" for i in range(25)]
 WORDS += ["running", "runs", "The", "cats", "fairly-built", "don't", "don’t", "“so”", "5 €", "a\tb"]
@@ -121,7 +121,7 @@ def test_rouge_metric_is_an_evaluate_metric_with_the_same_numbers(tmp_path):
 
 def test_numbers_need_neither_torch_nor_evaluate():
     code = (
-        "import sys, rlhf_utils.metrics, rlhf_utils.plots, rlhf_utils.report\n"
+        "import sys, rlhf_utils.evaluation.metrics, rlhf_utils.report.plots, rlhf_utils.report.page\n"
         "print([name for name in ('torch', 'transformers', 'evaluate') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -168,7 +168,7 @@ def test_mean_interval_seed_level_one_value_and_constant_values():
 def test_bootstrap_does_not_depend_on_the_memory_chunk(monkeypatch):
     values = np.random.default_rng(0).normal(size=50)
     whole = metrics.mean_interval(values)
-    monkeypatch.setattr("rlhf_utils.metrics.statistics.BOOTSTRAP_CELLS", 50 * 7)
+    monkeypatch.setattr("rlhf_utils.evaluation.metrics.statistics.BOOTSTRAP_CELLS", 50 * 7)
     assert metrics.mean_interval(values) == whole
 
 

@@ -10,10 +10,8 @@ import torch
 from tiny import CPU, one_thread, save_tiny, tiny_model, token_rows  # noqa: F401
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.language_model import language_model
-from rlhf_utils.lora import lora_config, merge_adapter
-from rlhf_utils.models import (
+from rlhf_utils.models.language_model import language_model
+from rlhf_utils.models.loading import (
     copy_model,
     fp32_trainables,
     load_policy,
@@ -23,7 +21,9 @@ from rlhf_utils.models import (
     parameter_counts,
     save_model,
 )
-from rlhf_utils.settings import LoraSettings
+from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import LoraSettings
 
 TOKENS = torch.tensor(token_rows((24, 24, 24), seed=4))
 LORA = LoraSettings(rank=4, alpha=8, modules=("c_attn", "c_proj", "c_fc"))

@@ -12,7 +12,7 @@ import pytest
 from tiny import save_tiny
 from torch import nn
 
-from rlhf_utils import neighbors
+from rlhf_utils.platforms import neighbors
 from rlhf_utils.series import ROOT
 
 
@@ -96,8 +96,8 @@ ctypes.CDLL.__getattr__ = answer
 FOUR_BIT = """
 import logging, sys, torch
 from tiny import token_rows
-from rlhf_utils.models import load_policy_4bit
-from rlhf_utils.runtime import Device, quiet_libraries
+from rlhf_utils.models.loading import load_policy_4bit
+from rlhf_utils.platforms.runtime import Device, quiet_libraries
 import bitsandbytes, peft
 quiet_libraries()
 print(bitsandbytes.functional.has_avx512bf16())

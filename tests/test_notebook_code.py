@@ -164,8 +164,10 @@ def test_what_is_taken_from_the_package_is_there(path):
 
 def test_what_is_not_there_is_found():
     found = list(taken(["from rlhf_utils import notebook", "notebook.nothing(1)", "notebook.table([], colour=1)"]))
-    assert ("rlhf_utils.notebook", "nothing", []) in found and not PACKAGE.has("rlhf_utils.notebook", "nothing")
-    assert ("rlhf_utils.notebook", "table", ["colour"]) in found
+    assert ("rlhf_utils.report.notebook", "nothing", []) in found and not PACKAGE.has(
+        "rlhf_utils.report.notebook", "nothing"
+    )
+    assert ("rlhf_utils.report.notebook", "table", ["colour"]) in found
 
 
 # Links

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from published import badges, code_hash, first_cell
 
-from rlhf_utils.published import badges, code_hash, first_cell
 from rlhf_utils.series import SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def test_badges_and_first_cell_hold_the_one_address_of_the_repository(notebook, 
 def test_the_first_code_cell_is_the_same_everywhere_and_then_come_the_parameters(notebook):
     first = code(nbformat.read(ROOT / PATHS[0], as_version=4))[0].source
     cells = code(notebook)
-    assert cells[0].source == first and "rlhf_utils.bootstrap" in first
+    assert cells[0].source == first and "rlhf_utils.platforms.bootstrap" in first
     assert "parameters" in cells[1].metadata.get("tags", [])
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny import CPU
 
-from rlhf_utils.costs import estimate
-from rlhf_utils.hub import model_card
-from rlhf_utils.models import load_policy, load_tokenizer, save_model
-from rlhf_utils.names import hub_name, is_folder, is_there, known_as, local_path
-from rlhf_utils.packaged import PACKAGED
+from rlhf_utils.evaluation.assistant import sentence_encoder
+from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
+from rlhf_utils.platforms.names import hub_name, is_folder, is_there, known_as, local_path
+from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.recipes import load_recipe
-from rlhf_utils.runs import Run
-from rlhf_utils.stages.assistant import sentence_encoder
+from rlhf_utils.report.cards import model_card
+from rlhf_utils.runs.costs import estimate
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
 WITHOUT = """
@@ -90,7 +90,13 @@ def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
     assert torch.equal(load_policy(tmp_path / "saved", CPU)(ids).logits[0], logits)
 
     config = PPOConfig(
-        updates=2, rollout_batch_size=4, minibatch_size=2, epochs=1, max_new_tokens=6, save_every=2, method="lora",
+        updates=2,
+        rollout_batch_size=4,
+        minibatch_size=2,
+        epochs=1,
+        max_new_tokens=6,
+        save_every=2,
+        method="lora",
         lora={"modules": ["q_proj", "v_proj"], "dropout": 0},
     )
     trainer = PPOTrainer(

@@ -19,11 +19,11 @@ from papermill.exceptions import PapermillExecutionError
 from pretended import cut_off
 from tiny import save_tiny
 
-from rlhf_utils import runtime
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.files import whole_folder, write_text
-from rlhf_utils.notebook import start
-from rlhf_utils.runs import Run
+from rlhf_utils.platforms import runtime
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import whole_folder, write_text
+from rlhf_utils.report.notebook import start
+from rlhf_utils.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = (
@@ -236,7 +236,7 @@ def test_of_two_gpus_one_is_used(monkeypatch, visible, rank, seen):
 
 def test_the_gpu_is_chosen_before_torch_is_loaded():
     """Else two visible GPUs would mean DataParallel, which trl refuses."""
-    code = "import sys, rlhf_utils.notebook; sys.exit('torch' in sys.modules)"
+    code = "import sys, rlhf_utils.report.notebook; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
 
 
@@ -246,9 +246,9 @@ def test_what_is_left_of_a_failed_notebook_is_readable_and_holds_no_token(tmp_pa
         "class UserSecretsClient:\n    def get_secret(self, key): return 'hf_' + 'planted' * 5\n"
     )
     cells = [
-        "import os\nfrom rlhf_utils.runtime import is_attended, platform_name, prepare_environment\n"
+        "import os\nfrom rlhf_utils.platforms.runtime import is_attended, platform_name, prepare_environment\n"
         "prepare_environment()\nprint(platform_name(), is_attended(), len(os.environ['HF_TOKEN']))",
-        "from rlhf_utils.recipes import load_recipe\nload_recipe('cooking', 'tiny', {})",
+        "from rlhf_utils.settings.recipes import load_recipe\nload_recipe('cooking', 'tiny', {})",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     nbformat.write(notebook, tmp_path / "in.ipynb")
@@ -279,9 +279,9 @@ def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
     code = """if True:
         import sys
         from rlhf_utils.data import load_rows
-        from rlhf_utils.models import load_policy, load_tokenizer
-        from rlhf_utils.runs import Run
-        from rlhf_utils.runtime import detect_device
+        from rlhf_utils.models.loading import load_policy, load_tokenizer
+        from rlhf_utils.runs.run import Run
+        from rlhf_utils.platforms.runtime import detect_device
         attached = sys.argv[1]
         for data in ("pairs.jsonl", "saved"):
             paths = {"policy": f"{attached}/policy", "dataset": f"{attached}/{data}"}

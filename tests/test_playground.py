@@ -13,12 +13,12 @@ import torch
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.__main__ import main
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import write_json
-from rlhf_utils.models import copy_model, load_reward_model, load_tokenizer, save_model
-from rlhf_utils.playground import Playground
-from rlhf_utils.playground_page import HOST, PlaygroundServer
-from rlhf_utils.runs import Run
+from rlhf_utils.evaluation.playground import Playground
+from rlhf_utils.evaluation.playground_page import HOST, PlaygroundServer
+from rlhf_utils.models.loading import copy_model, load_reward_model, load_tokenizer, save_model
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import write_json
+from rlhf_utils.runs.run import Run
 
 HOSTILE = '<script>alert(1)</script> & "quoted" </textarea>'
 

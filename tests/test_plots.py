@@ -11,10 +11,10 @@ import pytest
 from made_up_run import LEVELS, make_run, write_lines, write_object
 from matplotlib.image import imread
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.plots import PLOTS, draw
-from rlhf_utils.plots.results import bounds, number, run_caption
-from rlhf_utils.plots.style import COLOURS, DPI
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.report.plots import PLOTS, draw
+from rlhf_utils.report.plots.results import bounds, number, run_caption
+from rlhf_utils.report.plots.style import COLOURS, DPI
 
 NEEDED = {
     "01_sft_full_vs_qlora",
@@ -36,7 +36,7 @@ SMALL = 60  # dots per inch: quicker, and the pixels change with the numbers all
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
-    monkeypatch.setattr("rlhf_utils.plots.style.DPI", SMALL)
+    monkeypatch.setattr("rlhf_utils.report.plots.style.DPI", SMALL)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def run(tmp_path):
 def unchanged(tmp_path_factory):
     """Bytes of every picture of the made-up run as it is, by name."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_utils.plots.style.DPI", SMALL)
+        patch.setattr("rlhf_utils.report.plots.style.DPI", SMALL)
         return {path.stem: path.read_bytes() for path in draw(make_run(tmp_path_factory.mktemp("unchanged")))}
 
 
@@ -76,7 +76,7 @@ def without_gold(summary):
 
 
 def test_every_picture_is_drawn_wide_enough_and_not_blank(run, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.plots.style.DPI", DPI)
+    monkeypatch.setattr("rlhf_utils.report.plots.style.DPI", DPI)
     paths = draw(run)
     assert {path.stem for path in paths} == set(PLOTS) == NEEDED
     for path in paths:
@@ -215,7 +215,7 @@ def test_a_failed_drawing_leaves_the_old_picture(run, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlhf_utils.files.os.replace", full_disk)
+    monkeypatch.setattr("rlhf_utils.platforms.files.os.replace", full_disk)
     with pytest.raises(InputError, match="the disk is full"):
         draw(run, "04_win_rate")
     assert path.read_bytes() == before

@@ -12,8 +12,8 @@ from tiny import (
     tiny_trainer,
 )
 
-from rlhf_utils.errors import TrainingError
-from rlhf_utils.template import TEMPLATE
+from rlhf_utils.platforms.errors import TrainingError
+from rlhf_utils.settings.template import TEMPLATE
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tiny import one_thread, save_tiny, tiny_trainer  # noqa: F401
 
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.record import phrase_shares
-from rlhf_utils.settings import PPOConfig
+from rlhf_utils.settings.sections import PPOConfig
 
 HEALTHY = {
     "kl": 1.0,

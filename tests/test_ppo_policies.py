@@ -7,15 +7,15 @@ import torch
 from tiny import CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401
 from transformers import AutoModelForCausalLM
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import content_hash
-from rlhf_utils.language_model import language_model
-from rlhf_utils.models import has_bitsandbytes, load_policy, load_reward_model, save_model
+from rlhf_utils.models.language_model import language_model
+from rlhf_utils.models.loading import has_bitsandbytes, load_policy, load_reward_model, save_model
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import content_hash
+from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig
 from rlhf_utils.ppo.policies import AdapterPolicy
-from rlhf_utils.rewards import RewardModel
-from rlhf_utils.runtime import Device
-from rlhf_utils.settings import LoraSettings
+from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.settings.sections import LoraSettings
 
 ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(not has_bitsandbytes(), reason="no bitsandbytes"))]
 LORA = LoraSettings(rank=4, alpha=8)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
 
-from rlhf_utils import files
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import content_hash
+from rlhf_utils.platforms import files
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.ppo import PPOTrainer, checkpoint
 
 UPDATES = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny import one_thread, save_tiny, tiny_trainer  # noqa: F401
 
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.ppo import trackers
 
 

@@ -17,15 +17,15 @@ from tiny import (
     without_timing,
 )
 
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.files import read_json
-from rlhf_utils.generation import answer_prompts
-from rlhf_utils.models import load_policy
+from rlhf_utils.models.generation import answer_prompts
+from rlhf_utils.models.loading import load_policy
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.ppo import learner
 from rlhf_utils.ppo.objective import value_loss
 from rlhf_utils.ppo.record import samples_table
-from rlhf_utils.settings import GenerationSettings
-from rlhf_utils.template import TEMPLATE
+from rlhf_utils.settings.sections import GenerationSettings
+from rlhf_utils.settings.template import TEMPLATE
 
 METRICS = set(
     """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction

@@ -18,15 +18,16 @@ from test_labelled import reviews
 from test_stages import open_run
 from tiny import TIMING, one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils import launch, processes
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.files import content_hash, read_json, read_jsonl, write_json
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl, write_json
+from rlhf_utils.platforms.runtime import ALL_GPUS
 from rlhf_utils.ppo.rollout import _joined
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import ALL_GPUS
-from rlhf_utils.settings import TrainingSettings
+from rlhf_utils.runs import launch
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.training import micro_batches
+from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.training import micro_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("processes_worker.py")
@@ -233,8 +234,8 @@ def test_accelerate_launch_makes_what_is_missing_and_prints_the_result(tmp_path)
 
 ONE_FAILS = """
 import sys
-from rlhf_utils import processes
-from rlhf_utils.errors import TrainingError
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import TrainingError
 try:
     with processes.one_voice():
         processes.start()

@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import published
 import pytest
 from PIL import Image
 
-from rlhf_utils import published
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.series import ROOT, SERIES
 
 

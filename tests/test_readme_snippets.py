@@ -13,8 +13,8 @@ SNIPPETS = re.findall(
 # What a reader has before: these names stand in the snippets without being made there.
 BEFORE = """
 import warnings
-from rlhf_utils.models import load_classifier, load_classifier_tokenizer, load_policy, load_tokenizer
-from rlhf_utils.runtime import detect_device
+from rlhf_utils.models.loading import load_classifier, load_classifier_tokenizer, load_policy, load_tokenizer
+from rlhf_utils.platforms.runtime import detect_device
 
 my_prompts = ["Why is the sky blue?", "How do I bake bread?", "What is tea?"]
 device = detect_device()

@@ -10,16 +10,16 @@ import pytest
 import torch
 from tiny import CPU, save_tiny, tiny_model, tiny_tokenizer, token_rows
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import read_json
-from rlhf_utils.lora import lora_config
-from rlhf_utils.models import load_policy, load_reward_model, load_tokenizer, save_model
-from rlhf_utils.names import hub_name
-from rlhf_utils.recipes import load_recipe, recipe_names
-from rlhf_utils.runs import Run
+from rlhf_utils.evaluation import compare as evaluation
+from rlhf_utils.models.loading import load_policy, load_reward_model, load_tokenizer, save_model
+from rlhf_utils.models.lora import lora_config
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.names import hub_name
+from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes
-from rlhf_utils.settings import LoraSettings
-from rlhf_utils.stages import evaluation
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
+from rlhf_utils.settings.sections import LoraSettings
 from rlhf_utils.stages.ready import fetch_ready
 
 TOKENS = torch.tensor(token_rows((20, 20), seed=3))
@@ -108,8 +108,6 @@ def test_an_adapter_that_cannot_be_used_is_told(base, tmp_path, damage, words):
 )
 def test_a_subfolder_and_a_revision_stand_behind_the_name(source, name, where):
     assert hub_name(source) == (name, where)
-
-
 
 
 # A run on ready models

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from rlhf_utils import recipes
-from rlhf_utils.errors import InputError
-from rlhf_utils.recipes import SCALES, load_recipe, parse_assignments, recipe_names
-from rlhf_utils.settings import BaseSettings, DataSettings, PPOConfig, TrainingSettings
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings import recipes
+from rlhf_utils.settings.recipes import SCALES, load_recipe, parse_assignments, recipe_names
+from rlhf_utils.settings.sections import BaseSettings, DataSettings, PPOConfig, TrainingSettings
 
 
 def refusal(overrides: object, scale: str = "tiny") -> str:

@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from made_up_run import make_run
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.findings import direction, headlines
-from rlhf_utils.plots import PLOTS
-from rlhf_utils.report import write_report
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.report.findings import direction, headlines
+from rlhf_utils.report.page import write_report
+from rlhf_utils.report.plots import PLOTS
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -22,8 +22,8 @@ VOID = {"meta", "img", "br", "link"}
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
     """Drawing is tested in test_plots; here one real picture is enough."""
-    monkeypatch.setattr("rlhf_utils.report.applicable", lambda run: ["04_win_rate"])
-    monkeypatch.setattr("rlhf_utils.plots.style.DPI", 60)
+    monkeypatch.setattr("rlhf_utils.report.page.applicable", lambda run: ["04_win_rate"])
+    monkeypatch.setattr("rlhf_utils.report.plots.style.DPI", 60)
 
 
 class Outline(HTMLParser):
@@ -65,7 +65,7 @@ def paired(**differences):
 
 
 def test_the_page_is_self_contained_with_every_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.report.applicable", lambda run: PLOTS)
+    monkeypatch.setattr("rlhf_utils.report.page.applicable", lambda run: PLOTS)
     page, outline = page_of(make_run(tmp_path))
     assert len(outline.sources) == len(PLOTS)
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in outline.sources)
@@ -143,7 +143,7 @@ def test_an_empty_summary_and_absent_models_are_no_error(tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.report.applicable", lambda run: ["03_ppo_training"])
+    monkeypatch.setattr("rlhf_utils.report.page.applicable", lambda run: ["03_ppo_training"])
     run = make_run(tmp_path)
     (run / "checkpoints" / "ppo" / "metrics.jsonl").unlink()
     page, _ = page_of(run)

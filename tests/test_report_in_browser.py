@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from made_up_run import make_run
 
-from rlhf_utils.comparison import compare
-from rlhf_utils.report import write_report
+from rlhf_utils.report.comparison import compare
+from rlhf_utils.report.page import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.files import read_json, write_json
-from rlhf_utils.provenance import LIBRARIES
-from rlhf_utils.runs import STAGES, Run
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.runs.provenance import LIBRARIES
+from rlhf_utils.runs.run import STAGES, Run
 from rlhf_utils.series import SERIES
-from rlhf_utils.template import TEMPLATE
+from rlhf_utils.settings.template import TEMPLATE
 
 # The stages of recipe instruct at scale tiny.
 USUAL = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")

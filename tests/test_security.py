@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from made_up_run import make_run
 
-from rlhf_utils.errors import InputError, TrainingError, visible
-from rlhf_utils.findings import text_summary
-from rlhf_utils.hub import _markdown
+from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.ppo.record import samples_table
-from rlhf_utils.report import write_report
+from rlhf_utils.report.cards import _markdown
+from rlhf_utils.report.findings import text_summary
+from rlhf_utils.report.page import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*/*.ipynb"))
@@ -89,7 +89,7 @@ def test_pages_escape_by_themselves():
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("jinja2.Environment")
     ]
     assert len(settings) >= 4
-    assert [place for place, call in settings if "autoescape=True" not in call] == ["rlhf_utils/hub.py"]
+    assert [place for place, call in settings if "autoescape=True" not in call] == ["rlhf_utils/report/cards.py"]
     unescaped = {
         path.name: re.findall(r"\{\{[^}]*\|\s*safe\b[^}]*\}\}|autoescape false", path.read_text(encoding="utf-8"))
         for path in (ROOT / "rlhf_utils" / "templates").glob("*.html.j2")

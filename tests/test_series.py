@@ -22,10 +22,10 @@ from reduced import REDUCED
 from soak.soak import Series, differences, interrupt
 
 from rlhf_utils import series
-from rlhf_utils.files import read_json, read_jsonl
-from rlhf_utils.recipes import parse_assignments
-from rlhf_utils.runs import Run
+from rlhf_utils.platforms.files import read_json, read_jsonl
+from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES
+from rlhf_utils.settings.recipes import parse_assignments
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("base", "sft", "sft_qlora", "ppo")

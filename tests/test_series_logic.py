@@ -15,10 +15,10 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_path
 
 from rlhf_utils import series
-from rlhf_utils.errors import InputError, TrainingError
-from rlhf_utils.runs import STAGES, Run
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.runs.run import STAGES, Run
+from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_series
-from rlhf_utils.stopping import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 

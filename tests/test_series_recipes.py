@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from test_series import ROOT, call, run_command
 
-from rlhf_utils.files import read_json
-from rlhf_utils.plots.results import MODELS
-from rlhf_utils.recipes import recipe_names
+from rlhf_utils.platforms.files import read_json
+from rlhf_utils.report.plots.results import MODELS
 from rlhf_utils.series import SERIES
+from rlhf_utils.settings.recipes import recipe_names
 
 RECIPES = [name for name in recipe_names() if name != "instruct"]
 pytestmark = pytest.mark.slow

@@ -13,17 +13,18 @@ from datasets import Dataset
 from tiny import save_tiny, tiny_tokenizer
 from tiny_sft import sft
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import read_json, read_jsonl, write_text
-from rlhf_utils.generation import Answer
-from rlhf_utils.models import load_tokenizer
-from rlhf_utils.runs import Run
-from rlhf_utils.settings import TrainingSettings
-from rlhf_utils.stages import evaluation, training
+from rlhf_utils.evaluation import compare as evaluation
+from rlhf_utils.evaluation.judge import gold_judge
+from rlhf_utils.models.generation import Answer
+from rlhf_utils.models.loading import load_tokenizer
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, read_jsonl, write_text
+from rlhf_utils.runs import training
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.sections import TrainingSettings
+from rlhf_utils.settings.template import TEMPLATE
 from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.judge import gold_judge
 from rlhf_utils.stages.reward_model import reward_report
-from rlhf_utils.template import TEMPLATE
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(60)

@@ -10,8 +10,8 @@ import pytest
 from test_ppo_resume import UPDATES, policy, result, straight, trainer  # noqa: F401
 from tiny import one_thread  # noqa: F401
 
-from rlhf_utils.locks import SERIES
-from rlhf_utils.stopping import Listener, Stopped, safe_points, stop_asked, terminable
+from rlhf_utils.runs.locks import SERIES
+from rlhf_utils.runs.stopping import Listener, Stopped, safe_points, stop_asked, terminable
 
 
 @pytest.mark.parametrize(("number", "update"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
@@ -34,7 +34,7 @@ def test_ppo_stops_after_the_update_and_goes_on_to_the_same_end(policy, straight
 def test_the_base_model_stops_after_the_step_and_goes_on_to_the_same_end(tmp_path):
     from test_pretraining import SETTINGS, same, weights
 
-    from rlhf_utils.pretraining import train_base
+    from rlhf_utils.models.pretraining import train_base
 
     texts = [f"The {thing} stands in the {place}." for thing in ("cup", "jar", "lamp") for place in range(90)]
     train_base(texts, SETTINGS, 0, tmp_path / "straight")

@@ -10,10 +10,17 @@ from tiny import PROMPTS
 from rlhf_utils.data.prepare import _cut_prompts
 from rlhf_utils.data.schemas import Example
 from rlhf_utils.data.texts import beginnings
-from rlhf_utils.settings import DataSettings
-from rlhf_utils.stages.training import demonstration_tokens, preference_tokens
-from rlhf_utils.template import TEMPLATE
-from rlhf_utils.tokens import continuations, continued_tokens, cut_tokens, read_tokens, special_tokens, start_tokens
+from rlhf_utils.data.tokens import (
+    continuations,
+    continued_tokens,
+    cut_tokens,
+    read_tokens,
+    special_tokens,
+    start_tokens,
+)
+from rlhf_utils.runs.training import demonstration_tokens, preference_tokens
+from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.settings.template import TEMPLATE
 
 KINDS = ["bytes", "bytes, pad", "bytes, bos", "bytes, bos, pad", "metaspace", "metaspace, bos", "encoder"]
 ANSWERS = ["Keep it dry.", "  a film", "", "no", "x\n\ny", "<b>"]

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.toyworld import gold_score
 from rlhf_utils.toyworld import phrases as words
 from rlhf_utils.toyworld.answers import go_along

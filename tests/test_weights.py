@@ -13,9 +13,7 @@ from architectures import save_encoder, save_policy
 from safetensors.torch import load_file, save_file
 from tiny import CPU, save_tiny, tiny_tokenizer, token_rows
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.lora import lora_config
-from rlhf_utils.models import (
+from rlhf_utils.models.loading import (
     SHAPES_ONLY,
     load_classifier,
     load_policy,
@@ -24,7 +22,9 @@ from rlhf_utils.models import (
     load_tokenizer,
     save_model,
 )
-from rlhf_utils.settings import LoraSettings
+from rlhf_utils.models.lora import lora_config
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import LoraSettings
 
 TOKENS = torch.tensor(token_rows((20, 20), seed=3))
 
@@ -163,7 +163,7 @@ def test_a_trunk_alone_is_no_policy(tmp_path):
 
 @pytest.mark.parametrize("pad, eos", [(-1, 0), (None, [5, 7]), (10_000, None), (0, 0)])
 def test_token_ids_in_a_configuration_do_not_matter_to_a_score(reward, tmp_path, pad, eos):
-    from rlhf_utils.rewards import RewardModel
+    from rlhf_utils.rewards.functions import RewardModel
 
     folder = tmp_path / "ids"
     shutil.copytree(reward, folder)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from pretended import cut_off, make_interpreter
+from published import first_cell
 
-from rlhf_utils import bootstrap, wheelhouse
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import content_hash
-from rlhf_utils.published import first_cell
+from rlhf_utils.platforms import bootstrap, wheelhouse
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import content_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 # For where the network cannot be cut.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rlhf_utils.data.schemas import read_rows
-from rlhf_utils.errors import InputError
-from rlhf_utils.metrics.assistant import is_refusal
-from rlhf_utils.recipes import load_recipe, recipe_names
+from rlhf_utils.evaluation.metrics.assistant import is_refusal
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS
 from rlhf_utils.toyworld.imdb import sentiment
 from rlhf_utils.toyworld.questions import read_prompt

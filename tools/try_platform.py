@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from reduced import REDUCED  # noqa: E402
 
-from rlhf_utils.bootstrap import NEVER_TOUCHED, name_of, requirements  # noqa: E402
+from rlhf_utils.platforms.bootstrap import NEVER_TOUCHED, name_of, requirements  # noqa: E402
 
 # What Kaggle puts on top of Colab's image; "" is the newest.
 MOVED = {

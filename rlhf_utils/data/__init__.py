@@ -6,7 +6,7 @@ from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.schemas import Example, recognise
 from rlhf_utils.data.sources import Rows, is_local, load_rows
 from rlhf_utils.data.texts import beginnings, pretraining_texts
-from rlhf_utils.template import TEMPLATE, Template, check_template
+from rlhf_utils.settings.template import TEMPLATE, Template, check_template
 
 __all__ = [
     "TEMPLATE",

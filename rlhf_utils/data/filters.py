@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rlhf_utils.data.schemas import EMPTY, Example, Kind
-from rlhf_utils.settings import DataSettings
-from rlhf_utils.template import NEXT_ASSISTANT, TEMPLATE
-from rlhf_utils.tokens import continued_tokens
+from rlhf_utils.data.tokens import continued_tokens
+from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE
 
 READ = "rows read"
 IDENTICAL = "chosen and rejected are the same tokens"

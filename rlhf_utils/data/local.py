@@ -15,8 +15,8 @@ import zlib
 from pathlib import Path
 
 from rlhf_utils.data.schemas import shown
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import content_hash
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import content_hash
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 

@@ -18,10 +18,10 @@ from rlhf_utils.data.prepared import PreparedData, as_dataset, as_rows
 from rlhf_utils.data.schemas import Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.data.splits import SPLITS, shares_of, split_of
-from rlhf_utils.errors import InputError
-from rlhf_utils.settings import DataSettings
-from rlhf_utils.template import TEMPLATE, Template
-from rlhf_utils.tokens import continuations, start_tokens
+from rlhf_utils.data.tokens import continuations, start_tokens
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.settings.template import TEMPLATE, Template
 
 IN_TEST = "prompt also in the test split"
 # The spread of a split's figures, and so their intervals, takes two rows.

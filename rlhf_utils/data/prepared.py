@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from rlhf_utils.data.filters import FilterReport
 from rlhf_utils.data.schemas import Example, Kind
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import whole_folder, write_json, write_jsonl
-from rlhf_utils.template import TEMPLATES, check_template
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import whole_folder, write_json, write_jsonl
+from rlhf_utils.settings.template import TEMPLATES, check_template
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlhf_utils.data.turns import alone, is_spelled, is_spelled_list, spelled
-from rlhf_utils.errors import InputError
-from rlhf_utils.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
 
 Kind = Literal["pairs", "demonstrations", "prompts", "labelled"]
 

@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass
 
 from rlhf_utils.data.local import read_local, rows_of_splits, suffix_of
-from rlhf_utils.errors import InputError
-from rlhf_utils.names import is_hub_name, is_there, local_path
-from rlhf_utils.settings import EMBEDDED, DataSettings
-from rlhf_utils.snapshots import dataset_snapshot, wanted_dataset
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.hub import dataset_snapshot, wanted_dataset
+from rlhf_utils.platforms.names import is_hub_name, is_there, local_path
+from rlhf_utils.settings.sections import EMBEDDED, DataSettings
 
 
 @dataclass(frozen=True)

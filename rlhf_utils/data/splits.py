@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlhf_utils.data.filters import conversation_key, place
-from rlhf_utils.errors import InputError
-from rlhf_utils.settings import DataSettings
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import DataSettings
 
 SPLITS = ("sft", "reward", "ppo", "development", "evaluation", "judge")
 

@@ -8,9 +8,9 @@ from rlhf_utils.data.filters import conversation_key
 from rlhf_utils.data.schemas import read_rows
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.data.splits import shares_of, split_of
-from rlhf_utils.settings import EMBEDDED, DataSettings
-from rlhf_utils.template import TEMPLATE
-from rlhf_utils.tokens import continuations, start_tokens
+from rlhf_utils.data.tokens import continuations, start_tokens
+from rlhf_utils.settings.sections import EMBEDDED, DataSettings
+from rlhf_utils.settings.template import TEMPLATE
 
 _HELD_OUT = ("development", "evaluation")
 

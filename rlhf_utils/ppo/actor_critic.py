@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlhf_utils.language_model import (
+from rlhf_utils.models.language_model import (
     Episodes,
     chosen_logprobs,
     language_model,

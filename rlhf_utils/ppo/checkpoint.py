@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_utils import processes
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import read_json, whole_folder, write_json
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, whole_folder, write_json
 from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.policies import Policy
 

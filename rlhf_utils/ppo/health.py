@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from rlhf_utils.settings import PPOConfig
+from rlhf_utils.settings.sections import PPOConfig
 
 # Sampling noise of the mean KL of a rollout; a mean clearly below 0 cannot be a KL.
 KL_NOISE = 0.5

@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rlhf_utils import processes
-from rlhf_utils.errors import TrainingError
-from rlhf_utils.finite import MOST_SKIPPED, not_finite, too_many_skipped
-from rlhf_utils.memory import fitting
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import TrainingError
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.objective import masked_mean, policy_loss, value_loss
 from rlhf_utils.ppo.rollout import Rollout, seeded
-from rlhf_utils.settings import PPOConfig
+from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
+from rlhf_utils.settings.sections import PPOConfig
 
 # What `learn` returns, as it stands in the metrics of an update that nothing was learnt from.
 NOT_LEARNT = dict.fromkeys(

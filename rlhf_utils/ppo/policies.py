@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_utils.errors import InputError
-from rlhf_utils.language_model import language_model, only_tokens_of
-from rlhf_utils.lora import lora_config, merge_adapter
-from rlhf_utils.models import (
+from rlhf_utils.models.language_model import language_model, only_tokens_of
+from rlhf_utils.models.loading import (
     fp32_trainables,
     has_bitsandbytes,
     load_policy,
     load_policy_4bit,
     save_model,
 )
+from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo.actor_critic import ActorCritic
-from rlhf_utils.rewards import RewardModel
-from rlhf_utils.runtime import Device
-from rlhf_utils.settings import PPOConfig
+from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.settings.sections import PPOConfig
 
 Source = str | Path
 

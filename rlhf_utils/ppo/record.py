@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_utils.errors import InputError, visible
-from rlhf_utils.files import append_text, read_json, write_json, write_text
-from rlhf_utils.metrics.words import words_of
+from rlhf_utils.data.words import words_of
+from rlhf_utils.platforms.errors import InputError, visible
+from rlhf_utils.platforms.files import append_text, read_json, write_json, write_text
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
 

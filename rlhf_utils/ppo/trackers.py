@@ -7,9 +7,9 @@ from pathlib import Path
 
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-from rlhf_utils import processes
-from rlhf_utils.errors import InputError
-from rlhf_utils.settings import PPOConfig, flat
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import PPOConfig, flat
 
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 

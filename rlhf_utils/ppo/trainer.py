@@ -14,11 +14,13 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_utils import processes
-from rlhf_utils.errors import InputError, TrainingError, visible
-from rlhf_utils.files import disk_errors
-from rlhf_utils.memory import remembering
-from rlhf_utils.models import checkpoint_gradients, padding
+from rlhf_utils.data.tokens import start_tokens
+from rlhf_utils.models.loading import checkpoint_gradients, padding
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError, TrainingError, visible
+from rlhf_utils.platforms.files import disk_errors
+from rlhf_utils.platforms.memory import remembering
+from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.checkpoint import CheckpointStore, Snapshot
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
@@ -27,12 +29,10 @@ from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_cr
 from rlhf_utils.ppo.record import Record, metrics_line, progress, samples_table, times
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.ppo.trackers import Trackers
-from rlhf_utils.rewards import RewardFunction, check_critic
-from rlhf_utils.runtime import Device, detect_device
-from rlhf_utils.settings import PPOConfig
-from rlhf_utils.stopping import safe_points, stop_asked
-from rlhf_utils.template import TEMPLATE, Template
-from rlhf_utils.tokens import start_tokens
+from rlhf_utils.rewards.functions import RewardFunction, check_critic
+from rlhf_utils.runs.stopping import safe_points, stop_asked
+from rlhf_utils.settings.sections import PPOConfig
+from rlhf_utils.settings.template import TEMPLATE, Template
 
 # Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
 _FREE_SETTINGS = {
@@ -58,7 +58,7 @@ class PPOTrainer:
     critic: folder or hub id of a reward model that a separate critic starts from (`critic: separate` only)
     judge: like `reward_function`, but nothing is learnt from it: its mean is `gold` in the metrics, and the best
         checkpoint is the best by it
-    template: what is put around a prompt, see `rlhf_utils.template`
+    template: what is put around a prompt, see `rlhf_utils.settings.template`
 
     Under a launcher (`accelerate launch`) every process builds one with the same arguments. The batch sizes of `config`
     are those of all processes together; `microbatch_size` is a process's own. The main process alone writes, and calls

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_utils.data import PreparedData, check_enough, check_rows, load_rows, prepare, pretraining_texts
-from rlhf_utils.errors import InputError
-from rlhf_utils.memory import phase
-from rlhf_utils.models import copy_model, load_config, load_policy, load_tokenizer, save_model
-from rlhf_utils.pretraining import cached_base
-from rlhf_utils.recipes import Recipe
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device
-from rlhf_utils.settings import EMBEDDED
+from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer, save_model
+from rlhf_utils.models.pretraining import cached_base
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.memory import phase
+from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import Recipe
+from rlhf_utils.settings.sections import EMBEDDED
 
 
 def make_base(run: Run) -> dict:
@@ -46,7 +46,7 @@ def make_base(run: Run) -> dict:
 
 
 def fetch_policy(run: Run, source: str, folder: Path) -> None:
-    """Put the ready policy at `source` into `folder`: any hub id, folder or adapter that `rlhf_utils.models` reads."""
+    """Put the ready policy at `source` into `folder`: any hub id, folder or adapter that `models.loading` reads."""
     base = run.adapter_base
     check_context(run.recipe, source)
     run.progress(f"loading {source}")

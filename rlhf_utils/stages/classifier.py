@@ -22,23 +22,23 @@ from transformers import (
 )
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.errors import InputError
-from rlhf_utils.files import write_json
-from rlhf_utils.lora import lora_config, merge_adapter
-from rlhf_utils.memory import phase
-from rlhf_utils.metrics import accuracy_of, calibration
-from rlhf_utils.models import (
+from rlhf_utils.evaluation.length import length_alone
+from rlhf_utils.evaluation.metrics import accuracy_of, calibration
+from rlhf_utils.models.loading import (
     load_classifier,
     load_classifier_tokenizer,
     load_tokenizer,
     parameter_counts,
     save_model,
 )
-from rlhf_utils.rewards import LABEL_FILE, class_logits, positions
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.stages.length import length_alone
-from rlhf_utils.stages.training import RunCallback, common_arguments, train_resumably, write_history
+from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import write_json
+from rlhf_utils.platforms.memory import phase
+from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.rewards.functions import LABEL_FILE, class_logits, positions
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.training import RunCallback, common_arguments, train_resumably, write_history
 
 LABELS = ("NEGATIVE", "POSITIVE")
 

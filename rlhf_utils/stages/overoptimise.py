@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.files import write_json, write_jsonl
-from rlhf_utils.hacking import Answers, judge_gain
-from rlhf_utils.models import load_tokenizer
-from rlhf_utils.plots.style import LABELS
+from rlhf_utils.evaluation.evaluator import Evaluator
+from rlhf_utils.evaluation.hacking import Answers, judge_gain
+from rlhf_utils.evaluation.judge import judge_of
+from rlhf_utils.models.loading import load_tokenizer
+from rlhf_utils.platforms.files import write_json, write_jsonl
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.rewards import RewardModel
-from rlhf_utils.runs import Run
-from rlhf_utils.stages.evaluator import Evaluator
-from rlhf_utils.stages.judge import judge_of
+from rlhf_utils.report.plots.style import LABELS
+from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.reward_model import train_weak_model
 
 _NAME = "PPO without restraint"

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.files import link_or_copy, write_json
-from rlhf_utils.memory import add_seconds, phase
-from rlhf_utils.models import copy_model, load_policy, load_tokenizer
+from rlhf_utils.evaluation.evaluator import Evaluator
+from rlhf_utils.evaluation.frontier import choose, measure_policies
+from rlhf_utils.evaluation.judge import judge_of
+from rlhf_utils.models.loading import copy_model, load_policy, load_tokenizer
+from rlhf_utils.platforms.files import link_or_copy, write_json
+from rlhf_utils.platforms.memory import add_seconds, phase
+from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.ppo.checkpoint import update_name
 from rlhf_utils.ppo.record import progress
-from rlhf_utils.rewards import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device
+from rlhf_utils.rewards.functions import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
+from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.base import publish_ready
-from rlhf_utils.stages.evaluator import Evaluator
-from rlhf_utils.stages.frontier import choose, measure_policies
-from rlhf_utils.stages.judge import judge_of
 
 
 def ppo_trainer(run: Run, work: Path) -> PPOTrainer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_utils.runs import Run
+from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_judge_model, train_reward_model

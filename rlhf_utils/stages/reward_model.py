@@ -12,12 +12,10 @@ from transformers import PrinterCallback, Trainer, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.files import read_json, write_json
-from rlhf_utils.generation import answer_prompts
-from rlhf_utils.lora import lora_config, merge_adapter
-from rlhf_utils.memory import phase
-from rlhf_utils.metrics import accuracy_of, calibration, proportion_interval
-from rlhf_utils.models import (
+from rlhf_utils.evaluation.length import length_alone
+from rlhf_utils.evaluation.metrics import accuracy_of, calibration, proportion_interval
+from rlhf_utils.models.generation import answer_prompts
+from rlhf_utils.models.loading import (
     fp32_trainables,
     load_classifier_tokenizer,
     load_policy,
@@ -26,13 +24,15 @@ from rlhf_utils.models import (
     parameter_counts,
     save_model,
 )
-from rlhf_utils.rewards import RewardModel
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.platforms.memory import phase
+from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.training import RunCallback, common_arguments, preference_tokens, train_resumably, write_history
+from rlhf_utils.settings.template import TEMPLATE
 from rlhf_utils.stages.classifier import classifier_trainer, make_classifier
-from rlhf_utils.stages.length import length_alone
-from rlhf_utils.stages.training import RunCallback, common_arguments, preference_tokens, train_resumably, write_history
-from rlhf_utils.template import TEMPLATE
 
 _SCALE_PROMPTS, _SCALE_LEAST = 200, 16
 # Added to the recipe's seed for the second reward model and the weak one: their heads and batches are others.

@@ -14,12 +14,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data import PreparedData, beginnings
-from rlhf_utils.files import read_json, write_json, write_jsonl
-from rlhf_utils.generation import answer_prompts
-from rlhf_utils.lora import lora_config, merge_adapter
-from rlhf_utils.memory import phase
-from rlhf_utils.metrics import rouge_scores
-from rlhf_utils.models import (
+from rlhf_utils.evaluation.metrics import rouge_scores
+from rlhf_utils.models.generation import answer_prompts
+from rlhf_utils.models.loading import (
     copy_model,
     fp32_trainables,
     has_bitsandbytes,
@@ -29,17 +26,20 @@ from rlhf_utils.models import (
     parameter_counts,
     save_model,
 )
-from rlhf_utils.rewards import FluencyReward
-from rlhf_utils.runs import Run, Stage
-from rlhf_utils.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.stages.base import publish_ready
-from rlhf_utils.stages.training import (
+from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.platforms.files import read_json, write_json, write_jsonl
+from rlhf_utils.platforms.memory import phase
+from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.rewards.functions import FluencyReward
+from rlhf_utils.runs.run import Run, Stage
+from rlhf_utils.runs.training import (
     RunCallback,
     common_arguments,
     demonstration_tokens,
     train_resumably,
     write_history,
 )
+from rlhf_utils.stages.base import publish_ready
 
 _CHECKED_PROMPTS = 100
 

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from rlhf_utils.template import NEXT_HUMAN
+from rlhf_utils.settings.template import NEXT_HUMAN
 from rlhf_utils.toyworld import phrases
 from rlhf_utils.toyworld.content import HARMFUL_TIPS, TOPICS
 from rlhf_utils.toyworld.questions import Question, objects_named, read_prompt, words_of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from rlhf_utils.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN
+from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN
 from rlhf_utils.toyworld.pairs import Pair, pairs, swaps
 
 HARMFUL_SHARE = 0.2

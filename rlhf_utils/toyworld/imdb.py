@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.toyworld import reviews
 from rlhf_utils.toyworld.questions import words_of
 

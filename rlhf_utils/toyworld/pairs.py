@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from rlhf_utils.errors import InputError
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.toyworld import answers
 from rlhf_utils.toyworld.answers import Answer
 from rlhf_utils.toyworld.gold import gold_score

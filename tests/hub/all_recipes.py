@@ -10,9 +10,9 @@ import json
 import sys
 import time
 
-from rlhf_utils.recipes import load_recipe, recipe_names
-from rlhf_utils.runs import Run
-from rlhf_utils.runtime import prepare_environment, quiet_libraries
+from rlhf_utils.platforms.runtime import prepare_environment, quiet_libraries
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
 
 REDUCED = {
     "data.max_rows": 420,
@@ -37,9 +37,9 @@ REDUCED = {
 
 def main(output_dir: str, names: list[str]) -> None:
     prepare_environment()
-    from rlhf_utils.name_check import check_names
-    from rlhf_utils.stages.evaluation import evaluate_models
-    from rlhf_utils.stages.named import check_named_models
+    from rlhf_utils.evaluation.compare import evaluate_models
+    from rlhf_utils.runs.name_check import check_names
+    from rlhf_utils.runs.named import check_named_models
     from rlhf_utils.stages.ready import MAKERS
 
     quiet_libraries()

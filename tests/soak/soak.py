@@ -27,9 +27,9 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rlhf_utils.errors import InputError  # noqa: E402
-from rlhf_utils.files import content_hash, read_json, read_jsonl  # noqa: E402
-from rlhf_utils.runtime import cache_folder  # noqa: E402
+from rlhf_utils.platforms.errors import InputError  # noqa: E402
+from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl  # noqa: E402
+from rlhf_utils.platforms.runtime import cache_folder  # noqa: E402
 
 STAGES = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")
 # Long enough to be hit between two checkpoints.

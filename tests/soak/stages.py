@@ -34,13 +34,13 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
 from reduced import REDUCED
 
-from rlhf_utils.files import read_json
-from rlhf_utils.recipes import parse_assignments
-from rlhf_utils.runs import Run
-from rlhf_utils.stages.evaluation import evaluate_models
+from rlhf_utils.evaluation.compare import evaluate_models
+from rlhf_utils.platforms.files import read_json
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stopping import Stopped, terminable
+from rlhf_utils.settings.recipes import parse_assignments
 from rlhf_utils.stages.overoptimise import overoptimise
 from rlhf_utils.stages.ready import MAKERS as TRAINED
-from rlhf_utils.stopping import Stopped, terminable
 from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, kept_at, verdict
 
 MAKERS: dict[str, Callable[[Run], object]] = {

@@ -1,0 +1,1 @@
+"""Measuring and comparing the models of a run."""

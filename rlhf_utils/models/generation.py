@@ -1,0 +1,242 @@
+"""Sampling answers: one sampler for PPO, for evaluation and for the playground."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from rlhf_utils.data.tokens import continuations, start_tokens
+from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
+from rlhf_utils.platforms.memory import fitting, phase
+from rlhf_utils.platforms.runtime import Device
+from rlhf_utils.settings.sections import GenerationSettings
+from rlhf_utils.settings.template import TEMPLATE, Template
+
+# Once this share of the answers has ended, their rows are taken out of the batch.
+COMPACT_AT = 0.5
+
+
+@dataclass
+class Sampled:
+    """What sampling B answers of at most R tokens gives; all [B, R], right-padded. Only `mask` says what is real."""
+
+    tokens: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor | None
+    ended: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer. `tokens` includes the EOS when `ended`; `text` never does."""
+
+    text: str
+    tokens: list[int]
+    ended: bool
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Token lists as one left-padded tensor [B, P] and its boolean mask."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[i, width - len(row) :] = True
+    return tokens.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    eos_id: int | Sequence[int],
+    generator: torch.Generator,
+    keep_hidden: bool = False,
+    place: tuple[int, int] | None = None,
+) -> Sampled:
+    """Sample one answer per row of the left-padded `prompts` [B, P] from the unmodified distribution at `temperature`.
+
+    No top-k and no repetition penalty, so the kept log-probabilities (of the temperature-scaled distribution) are
+    those a fresh forward pass gives. An answer ends with its first EOS, which belongs to it; `eos_id` may name several.
+    `generator` lives on the CPU, so that the same seed draws the same uniform numbers on every device. `keep_hidden`
+    also returns the trunk's state [B, R, D] from which each token was drawn (what a value head on the same trunk
+    reads). `place` (first, of) says that the prompts are those from `first` on of a batch of `of`, which is sampled in
+    parts: each draws the numbers that it would draw there. Where memory runs out, fewer rows are sampled at once, with
+    the same random numbers.
+    """
+    # Drawn all at once, so that a generator is left the same however early the answers end.
+    first, of = place or (0, len(prompts))
+    draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + len(prompts)]
+
+    eos_ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
+
+    def parts(size: int) -> list[Sampled]:
+        return [
+            _sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], temperature, eos_ids, keep_hidden)
+            for rows in torch.arange(len(prompts)).split(size)
+        ]
+
+    return _joined(fitting("sampling", len(prompts), parts), eos_ids[0])
+
+
+def _joined(parts: list[Sampled], eos_id: int) -> Sampled:
+    """Parts of a batch as one, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.mask.shape[1] for part in parts)
+
+    def together(name: str, padding: float | bool) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        if tensors[0] is None:
+            return None
+        return torch.cat(
+            [
+                nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, width - tensor.shape[1]), value=padding)
+                for tensor in tensors
+            ]
+        )
+
+    return Sampled(
+        together("tokens", eos_id),
+        together("mask", False),
+        together("logprobs", 0.0),
+        together("entropy", 0.0),
+        together("hidden", 0.0),
+        torch.cat([part.ended for part in parts]),
+    )
+
+
+def _sample_rows(
+    model: nn.Module,
+    prompts: Tensor,
+    prompt_mask: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    eos_ids: list[int],
+    keep_hidden: bool,
+) -> Sampled:
+    """`sample` of these rows at once, with the random numbers `uniform` [R, B, 1]."""
+    parts = language_model(model)
+    trunk, eos_id = parts.trunk, eos_ids[0]
+    batch, device, max_new_tokens = len(prompts), prompts.device, len(uniform)
+    rows = torch.arange(batch, device=device)
+    tokens = torch.full((batch, max_new_tokens), eos_id, dtype=torch.long, device=device)
+    mask = torch.zeros((batch, max_new_tokens), dtype=torch.bool, device=device)
+    logprobs = torch.zeros((batch, max_new_tokens), device=device)
+    entropy = torch.zeros((batch, max_new_tokens), device=device)
+    hidden = None
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+
+    draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
+    cache, attention = DynamicCache(config=trunk.config), prompt_mask
+    # Learned positions: without explicit ids GPT-2 would count the padding on the left.
+    positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    inputs = prompts
+    for step in range(max_new_tokens):
+        output = trunk(
+            input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        state = output.last_hidden_state[:, -1]
+        distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
+        probabilities = distribution.exp()
+        chosen = _inverse_cdf(probabilities, draws[step, rows])
+        tokens[rows, step] = chosen
+        mask[rows, step] = True
+        logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
+        entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
+        if keep_hidden:
+            if hidden is None:
+                hidden = torch.zeros((batch, max_new_tokens, state.shape[-1]), device=device)
+            hidden[rows, step] = state.float()
+        ended[rows[torch.isin(chosen, ending)]] = True
+        keep = ~ended[rows]
+        if not keep.any():
+            break
+        # A finished row is sampled on, into nothing, until enough have finished to shrink the batch.
+        inputs, positions = chosen[:, None], positions[:, -1:] + 1
+        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
+        if keep.float().mean() <= COMPACT_AT:
+            index = keep.nonzero().squeeze(1)
+            cache.batch_select_indices(index)
+            rows, inputs, positions, attention = rows[index], inputs[index], positions[index], attention[index]
+    # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its answer.
+    ends = torch.isin(tokens, ending) & mask
+    after_end = ends.long().cumsum(dim=1) - ends.long() > 0
+    mask &= ~after_end
+    width = int(mask.sum(dim=1).max())
+    return Sampled(
+        tokens[:, :width].masked_fill(~mask[:, :width], eos_id),
+        mask[:, :width],
+        logprobs[:, :width].masked_fill(~mask[:, :width], 0.0),
+        entropy[:, :width].masked_fill(~mask[:, :width], 0.0),
+        hidden[:, :width] if hidden is not None else None,
+        ended,
+    )
+
+
+def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes `uniform` [B, 1]; [B]."""
+    cumulative = probabilities.cumsum(dim=-1)
+    # Rounding leaves the last sum a little off 1; scaling the draw keeps it inside.
+    chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
+    return chosen.clamp(max=probabilities.shape[-1] - 1)
+
+
+def answer_prompts(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    device: Device,
+    seed: int,
+    template: Template = TEMPLATE,
+) -> list[Answer]:
+    """One sampled answer for each formatted prompt, in the order given.
+
+    Prompts are batched by length, so that little of the computation is padding. The same seed, prompts and settings
+    give
+    every model the same random numbers.
+    """
+    encoded = start_tokens(tokenizer, prompts)
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    answers: list[Answer | None] = [None] * len(encoded)
+    generator = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    only_tokens_of(tokenizer, model)
+    ending = end_ids(tokenizer, model)
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        tokens, mask = left_padded([encoded[i] for i in batch], tokenizer.pad_token_id, device.kind)
+        with phase("sample"), device.autocast():
+            sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
+        asked = [encoded[i] for i in batch]
+        for i, answer in zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True):
+            answers[i] = answer
+    model.train(was_training)
+    return answers
+
+
+def to_answers(
+    prompts: Sequence[Sequence[int]],
+    sampled: Sampled,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template = TEMPLATE,
+) -> list[Answer]:
+    """Decode the tokens sampled after `prompts` (token ids) into text, as responses of `template`."""
+    kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
+    texts = continuations(tokenizer, prompts, kept)
+    return [
+        Answer(template.response(text), tokens, ended)
+        for text, tokens, ended in zip(texts, kept, sampled.ended.tolist(), strict=True)
+    ]

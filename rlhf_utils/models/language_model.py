@@ -1,0 +1,240 @@
+"""A causal language model as what everything here reads from it: the trunk's states, and logits in fp32.
+
+Logits may be large: those of the public GPT-2 lie between -30 and -140, where one step of bf16 is 0.5 nats and one of
+fp16 0.06. So the head computes in fp32 and outside of autocast, whatever precision the trunk has. All of sampling,
+learning, reference and scoring get their logits here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from rlhf_utils.platforms.errors import InputError
+
+# What configurations call a factor of the logits (of some architectures the divisor), and their soft cap.
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+# The logit of what cannot be sampled. Finite, for 0 times infinity in an entropy is no number.
+_NEVER = -1e9
+# How far logits may be from the model's own, in steps of the own ones' floating-point format.
+_SAME_STEPS = 16
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Trunk and head of a causal LM (inside a peft wrapper the adapted ones), and how its logits follow from the head.
+
+    They are `scale` times what the head gives, then held within plus and minus `cap` by tanh; `unknown` [V] is True at
+    rows of the vocabulary that stand for no token.
+    """
+
+    trunk: nn.Module
+    head: nn.Module
+    scale: float = 1.0
+    cap: float | None = None
+    unknown: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Size D of the states that the head reads; `config.hidden_size` is another one in OPT-350m."""
+        return self.head.weight.shape[1]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [..., V] in fp32 for the trunk's last states [..., D], also inside of autocast."""
+        logits = in_fp32(self.head, states)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        if self.unknown is not None:
+            logits = logits.masked_fill(self.unknown.to(logits.device), _NEVER)
+        return logits
+
+
+def in_fp32(layer: nn.Module, states: Tensor) -> Tensor:
+    """The linear `layer` on `states`, in fp32 and outside of autocast, whatever its weights are stored in."""
+    with torch.autocast(states.device.type, enabled=False):
+        if layer.weight.dtype == torch.float32:
+            return layer(states.float())
+        bias = None if layer.bias is None else layer.bias.float()
+        return nn.functional.linear(states.float(), layer.weight.float(), bias)
+
+
+# Scale, cap and unknown rows of each model, found out once.
+_rules: WeakKeyDictionary[nn.Module, tuple[float, float | None, Tensor | None]] = WeakKeyDictionary()
+
+
+def language_model(model: nn.Module) -> LanguageModel:
+    """The parts of a causal LM, also inside a peft wrapper (its adapters stay active).
+
+    The first time, its own logits for a few tokens are compared with those computed here; raises InputError where they
+    differ, and for what is no causal LM.
+    """
+    inner = _inner(model)
+    trunk, head = inner.base_model, inner.get_output_embeddings()
+    if inner not in _rules:
+        _rules[inner] = (*_scale_and_cap(inner, trunk, head), None)
+    return LanguageModel(trunk, head, *_rules[inner])
+
+
+def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
+    """From now on `model` gives no probability to rows of its vocabulary that are no entry of `tokenizer`: embeddings
+    are often padded to a round number, and what stands there decodes to nothing."""
+    parts = language_model(model)
+    unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool)
+    unknown[[entry for entry in tokenizer.get_vocab().values() if entry < len(unknown)]] = False
+    _rules[_inner(model)] = (parts.scale, parts.cap, unknown.to(parts.head.weight.device) if unknown.any() else None)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
+    """The tokens that end an answer: the tokenizer's EOS, and the special ones that the model names beside it (those of
+    Llama 3 and Qwen name two or three)."""
+    inner, named = _inner(model), [tokenizer.eos_token_id]
+    for settings in (inner.config.get_text_config(), getattr(inner, "generation_config", None)):
+        found = getattr(settings, "eos_token_id", None)
+        named += found if isinstance(found, list | tuple) else [found]
+    # A configuration's default may be any word of this tokenizer.
+    special = {entry for entry, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [tokenizer.eos_token_id, *sorted({*named} & special - {tokenizer.eos_token_id})]
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@torch.no_grad()
+def _scale_and_cap(inner: nn.Module, trunk: nn.Module, head: nn.Module | None) -> tuple[float, float | None]:
+    """By which factor and within which cap the head's logits are the model's own."""
+    name, was_training = type(inner).__name__, inner.training
+    if trunk is inner or head is None:
+        raise InputError(f"{name} is no causal language model with a head of its own; choose another policy")
+    tokens = torch.arange(1, min(9, head.weight.shape[0]), device=head.weight.device)[None]
+    with torch.autocast(tokens.device.type, enabled=False):
+        inner.eval()
+        # The class's, for a trainer leaves one in the model that computes in the trainer's precision.
+        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
+        states = trunk(input_ids=tokens, use_cache=False).last_hidden_state
+        try:
+            sampled = _padded_and_cached(trunk, tokens)
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0][:100]
+            raise InputError(f"{name} cannot be sampled in batches with a cache ({reason}); choose another") from error
+        finally:
+            inner.train(was_training)
+    if not own.isfinite().all():
+        raise InputError(f"the policy's weights ({name}) give logits that are no number; choose another checkpoint")
+    config = inner.config.get_text_config()
+    declared = [value for key in _SCALES if (value := getattr(config, key, None))]
+    caps = [value for key in _CAPS if (value := getattr(config, key, None))]
+    # What is declared comes first: a cap hardly shows in the small logits of an untrained model.
+    for parts in (
+        LanguageModel(trunk, head, scale, cap)
+        for cap in (*caps, None)
+        for scale in (*declared, *(1.0 / value for value in declared), 1.0)
+    ):
+        allowed = _SAME_STEPS * torch.finfo(own.dtype).eps * own.abs().max()
+        if (parts.logits(states) - own).abs().max() <= allowed:
+            break
+    else:
+        raise InputError(
+            f"the logits of {name} are not its head's on its last states, so PPO would learn another model's; choose a "
+            "policy of another architecture"
+        )
+    # 16-bit and 4-bit layers differ a little with the shape of the batch; positions that are wrong, much.
+    if (parts.logits(sampled) - own[:, -1]).abs().max() > 0.1 * (own.max() - own.min()):
+        raise InputError(f"{name} gives other logits where its prompt is padded on the left; choose another policy")
+    return parts.scale, parts.cap
+
+
+def _padded_and_cached(trunk: nn.Module, tokens: Tensor) -> Tensor:
+    """The last state [1, D] for `tokens` [1, T] as sampling computes it: padded on the left, in a batch whose other row
+    is taken out, the last token from a cache."""
+    cache, start = DynamicCache(config=trunk.config), tokens[:, :-1].expand(2, -1)
+    padding = torch.zeros_like(start[:, :2])
+    mask = torch.cat([padding, torch.ones_like(start)], dim=1).bool()
+    position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    how = {"past_key_values": cache, "use_cache": True}
+    trunk(input_ids=torch.cat([padding, start], dim=1), attention_mask=mask, position_ids=position, **how)
+    cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=tokens.device))
+    mask, position = torch.cat([mask, mask[:, -1:]], dim=1)[:1], position[:1, -1:] + 1
+    output = trunk(input_ids=tokens[:, -1:], attention_mask=mask, position_ids=position, **how)
+    return output.last_hidden_state[:, -1]
+
+
+# Share of a microbatch that may be padding before it is split: a CPU computes padding as slowly as anything else, while
+# a GPU loses more by small batches.
+_PADDING = {"cpu": 0.1, "cuda": 0.5}
+
+
+@dataclass
+class Episodes:
+    """B finished episodes as right-padded token rows.
+
+    `tokens` [B, T] is prompt then answer then padding, `prompt_lengths` [B] counts prompt tokens, `mask` [B, R] is True
+    at the answer's tokens. With padding on the right only, a causal model needs neither attention mask nor position
+    ids.
+    """
+
+    tokens: Tensor
+    prompt_lengths: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Tensor) -> Episodes:
+        """The given rows, cut to their own longest prompt-plus-answer and longest answer."""
+        prompt_lengths, mask = self.prompt_lengths[rows], self.mask[rows]
+        answer_lengths = mask.sum(dim=1)
+        width = int((prompt_lengths + answer_lengths).max())
+        return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(answer_lengths.max())])
+
+    def by_length(self, rows: Tensor, size: int | None) -> list[Tensor]:
+        """`rows` sorted by length, whole where `size` is None, else in groups of at most `size` with little padding."""
+        lengths = self.prompt_lengths + self.mask.sum(dim=1)
+        order = rows[lengths[rows].argsort()]
+        if size is None:
+            return [order]
+        allowed = _PADDING[self.tokens.device.type]
+        groups, start, real = [], 0, 0
+        for end, length in enumerate(lengths[order].tolist()):
+            count = end - start + 1
+            if count > 1 and (count > size or 1 - (real + length) / (length * count) > allowed):
+                groups.append(order[start:end])
+                start, real = end, 0
+            real += length
+        return [*groups, order[start:]]
+
+
+def answer_logprobs(model: nn.Module, episodes: Episodes, temperature: float) -> Tensor:
+    """Log-probability of every answer token under a causal LM [B, R]; 0 outside the mask."""
+    parts = language_model(model)
+    return chosen_logprobs(parts, states_before_answers(parts.trunk, episodes), episodes, temperature)
+
+
+def states_before_answers(trunk: nn.Module, episodes: Episodes) -> Tensor:
+    """The trunk's states [N, D] from which the N answer tokens are predicted, row by row."""
+    states = trunk(input_ids=episodes.tokens, use_cache=False).last_hidden_state
+    rows, steps = episodes.mask.nonzero(as_tuple=True)
+    return states[rows, episodes.prompt_lengths[rows] + steps - 1]
+
+
+def chosen_logprobs(parts: LanguageModel, before: Tensor, episodes: Episodes, temperature: float) -> Tensor:
+    """`answer_logprobs` from these states [N, D]: the head, most of the cost for a vocabulary of 50,257, runs only
+    where an answer token is predicted."""
+    rows, steps = episodes.mask.nonzero(as_tuple=True)
+    answers = episodes.tokens[rows, episodes.prompt_lengths[rows] + steps]
+    logits = parts.logits(before)
+    if temperature != 1.0:
+        logits = logits / temperature
+    return spread(-nn.functional.cross_entropy(logits, answers, reduction="none"), episodes.mask)
+
+
+def spread(flat: Tensor, mask: Tensor) -> Tensor:
+    """Values [N] of the answer tokens, row by row, at their places in [B, R]; 0 outside the mask."""
+    return torch.zeros(mask.shape, device=flat.device).masked_scatter(mask, flat)

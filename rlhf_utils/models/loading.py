@@ -1,0 +1,336 @@
+"""Loading, adapting and saving models. Everything is kept in fp32; autocast and 4-bit storage are the exceptions
+that say so."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from rlhf_utils.models.lora import merged_with_names
+from rlhf_utils.models.weights import read_model, some
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.hub import ADAPTER_CONFIG, model_folder
+from rlhf_utils.platforms.names import Source, is_folder, is_there, local_path
+from rlhf_utils.platforms.runtime import Device
+
+# To see whether a model's weights fit it: their names and shapes are read, and nothing else.
+SHAPES_ONLY = Device("meta", "shapes only", "fp32", 0)
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
+
+
+def reads_ahead(config: PretrainedConfig) -> bool:
+    """Whether a model sees the tokens that follow, as BERT and T5 do."""
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return masked or config.is_encoder_decoder
+
+
+def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
+    """The configuration of the model at `source`; no weights are loaded. `base` is the base of an adapter, in place of
+    the one it names."""
+    below = adapter_base(source, base)
+    return load_config(below) if below else _from_pretrained(AutoConfig, source)
+
+
+def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them
+    apart. One that does not name its EOS has the model's."""
+    tokenizer = load_classifier_tokenizer(source, base)
+    if tokenizer.eos_token_id is None and (ends := eos_ids(load_config(source, base))):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer at {source} has no end-of-text token, so answers could never end; add an eos_token"
+        )
+    return tokenizer
+
+
+def eos_ids(source: object) -> list[int]:
+    """The token ids that end a text, of a model, its configuration or its tokenizer: none, one or several."""
+    settings = getattr(source, "generation_config", None) or getattr(source, "config", source)
+    found = getattr(settings, "eos_token_id", None)
+    if found is None:
+        return []
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def load_policy(source: Source, device: Device, dropout: bool = False, base: str | None = None) -> PreTrainedModel:
+    """A causal language model in fp32 on `device`.
+
+    Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
+    show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
+    """
+    model = _load_policy(source, base, **_where(source, base, device))
+    return (model if dropout else without_dropout(model)).to(device.kind)
+
+
+def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
+    """The model at `source` with its linear layers stored in 4-bit NormalFloat (Dettmers et al. 2023,
+    arXiv:2305.14314)."""
+    import bitsandbytes
+
+    # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
+    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
+    )
+    if adapter_base(source):
+        raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
+    model = without_dropout(_load_policy(source, quantization_config=settings, device_map={"": place}))
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # On CPUs with AVX512-BF16 an evaluation pass would repack the weights into a form that cannot be trained.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_reward_model(
+    source: Source, device: Device | None = None, fresh_head: bool = False, base: str | None = None
+) -> PreTrainedModel:
+    """A sequence classifier with one output, dropout off.
+
+    With `fresh_head` a language model at `source` gets a random head, which is about to be trained. Raises InputError
+    where there is no trained head otherwise, and where it has more outputs than one.
+    """
+    return _load_classifier(source, device, fresh_head, base, num_labels=1)
+
+
+def load_classifier(
+    source: Source, device: Device, labels: Sequence[str] | None = None, base: str | None = None
+) -> PreTrainedModel:
+    """A text classifier, dropout off; with `labels` a language model gets a fresh random head for them."""
+    heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+    return _load_classifier(source, device, labels is not None, base, **heads)
+
+
+def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a classifier, which need not have an end-of-text token."""
+    below = adapter_base(source, base)
+    folder = model_folder(source, weights=False)
+    if below is not None and not (folder / "tokenizer_config.json").is_file():
+        return load_classifier_tokenizer(below)
+    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
+    return padding(_from_pretrained(AutoTokenizer, source))
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or where it has no padding token one like it that pads with its EOS."""
+    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def has_bitsandbytes() -> bool:
+    """Whether 4-bit training is possible here."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with every dropout of it off, whatever it is called: layers, and rates in modules or configuration."""
+    for owner in (model.config, *model.modules()):
+        if isinstance(owner, nn.modules.dropout._DropoutNd):
+            owner.p = 0.0
+        for name, value in vars(owner).items():
+            if "drop" in name and type(value) in (int, float):
+                setattr(owner, name, 0.0)
+    return model
+
+
+def fp32_trainables(model: nn.Module) -> None:
+    """Put trainable parameters back to fp32: trl casts adapters of 4-bit models to bf16, which fp16 and CPU
+    training break on."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """`trainable_parameters` and `total_parameters`; a 4-bit weight counts as the number it stands for."""
+
+    def size(parameter: nn.Parameter) -> int:
+        state = getattr(parameter, "quant_state", None)
+        return state.shape.numel() if state is not None else parameter.numel()
+
+    parameters = list(model.parameters())
+    return {
+        "trainable_parameters": sum(size(p) for p in parameters if p.requires_grad),
+        "total_parameters": sum(size(p) for p in parameters),
+    }
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model (safetensors) and tokenizer so that `folder` loads with `from_pretrained` alone."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy a saved model's files into `folder`, leaving out what is not part of a model."""
+    for file in source.iterdir():
+        if file.is_file() and file.name != "stage.json":
+            shutil.copy2(file, folder / file.name)
+
+
+def check_weights(source: Source) -> None:
+    """Raise InputError where the folder at `source` has no weights."""
+    folder = local_path(source)
+    if not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
+        raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
+
+
+def adapter_base(source: Source, base: str | None = None) -> str | None:
+    """What the LoRA adapter at `source` was trained on, or `base` where it is given; None where `source` is a model of
+    its own."""
+    settings = _adapter_settings(source)
+    if settings is None or base:
+        return base if settings else None
+    named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not named:
+        raise InputError(
+            f"{source} is an adapter that does not say of which model (base_model_name_or_path); name its base with "
+            "--set models.adapter_base=FOLDER_OR_ID"
+        )
+    if is_folder(named) and not is_there(named):
+        raise InputError(
+            f"the adapter {source} belongs to the base {named}, which is not there; say where the base is with "
+            "--set models.adapter_base=FOLDER_OR_ID"
+        )
+    return named if not revision or is_folder(named) else f"{named}@{revision}"
+
+
+def _adapter_settings(source: Source) -> dict | None:
+    """The adapter_config.json at `source`; None where `source` is a model of its own."""
+    folder = model_folder(source, weights=False)
+    about, weights = folder / ADAPTER_CONFIG, next(folder.glob("adapter_model.*"), None)
+    if not about.is_file() or (weights is None and (folder / "config.json").is_file()):
+        return None
+    return read_json(about)
+
+
+def _load_policy(source: Source, base: str | None = None, **settings) -> PreTrainedModel:
+    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), **settings)
+    if headless:
+        raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
+    return model
+
+
+def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
+    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
+    model, headless = _load_model(
+        AutoModelForSequenceClassification, source, base, tasks, **heads, **_where(source, base, device)
+    )
+    if headless and not fresh_head:
+        raise InputError(
+            f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
+            "name a model that was saved as a sequence classifier"
+        )
+    if model.config.pad_token_id is None:
+        # Only transformers' own forward pass asks for it: here lengths say what is padding.
+        model.config.pad_token_id = next(iter(eos_ids(model)), 0)
+    without_dropout(model)
+    return model.to(device.kind) if device else model
+
+
+def _where(source: Source, base: str | None, device: Device | None) -> dict[str, str]:
+    """On the meta device nothing is allocated; the weights of an adapter can only be put on real ones."""
+    return {"device_map": "meta"} if device == SHAPES_ONLY and adapter_base(source, base) is None else {}
+
+
+def _load_model(
+    kind, source: Source, base: str | None, tasks: Sequence[str], **settings
+) -> tuple[PreTrainedModel, set[str]]:
+    """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
+    into the fp32 weights of its base."""
+    below = adapter_base(source, base)
+    if below is None:
+        config = load_config(source)
+        if getattr(config, "quantization_config", None):
+            raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
+        if getattr(config, "activation_function", "") == "gelu_new":
+            settings["activation_function"] = "gelu_pytorch_tanh"
+        model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
+        return _plain(model), headless
+    task = _adapter_settings(source).get("task_type")
+    if task and task not in tasks:
+        raise InputError(f"{source} is an adapter of another task ({task}); one of {' or '.join(tasks)} is wanted here")
+    # The base of a classifier's adapter may well be a language model.
+    model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
+    try:
+        merged, own = merged_with_names(model, source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        # torch says on the lines after the first which weight it is.
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
+    return merged, headless - own
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` without settings that would keep it from being saved or used: how somebody sampled from it, and a
+    padding id that is none."""
+    pad = model.config.pad_token_id
+    if pad is not None and not 0 <= pad < model.config.vocab_size:
+        model.config.pad_token_id = None
+    if getattr(model, "generation_config", None) is not None:
+        ids = {name: getattr(model.generation_config, name) for name in _TOKEN_IDS}
+        model.generation_config = GenerationConfig(**ids | {"pad_token_id": model.config.pad_token_id})
+    return model
+
+
+def _from_pretrained(kind, source: Source, **settings):
+    of_weights = kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
+    folder = model_folder(source, of_weights)
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        raise InputError(
+            f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
+        )
+    load = kind.from_pretrained
+    if of_weights:
+        load = partial(read_model, kind, source=source)
+        check_weights(folder)
+    try:
+        return load(folder, **settings)
+    except (OSError, ValueError, SafetensorError) as error:
+        indexes = [read_json(file)["weight_map"] for file in folder.glob("*.index.json")] if of_weights else []
+        if lost := {shard for index in indexes for shard in index.values() if not (folder / shard).is_file()}:
+            raise InputError(f"{source} lacks {some(lost)}, which its index of weights names; copy it there") from None
+        reason = str(error).strip().split("\n")[0][:300]
+        raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Compute the layers again in the backward pass instead of keeping them; in effect while the model is in training
+    mode. Raises InputError for an architecture that cannot."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise InputError(
+            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing to false"
+        )
+    # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,258 @@
+"""The small GPT-2 made here: a byte-level BPE tokenizer and a language model, trained from scratch on plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import content_hash, disk_errors, read_json, whole_folder, write_json
+from rlhf_utils.platforms.runtime import cache_entry, detect_device
+from rlhf_utils.runs.stopping import safe_points, stop_asked
+from rlhf_utils.runs.trainer_checkpoints import mark_complete, newest_complete
+from rlhf_utils.settings.sections import BaseSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+# Part of the cache key: raise it when the same settings and text would give another model.
+FORMAT_VERSION = 1
+# Fewer blocks than this would be learned by heart within a few steps.
+MIN_BLOCKS = 8
+SAVES = 3
+# Records the content hash of everything else in a cached folder.
+MARKER = "base.json"
+
+Progress = Callable[[int, int, float], None]
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer like GPT-2's, with at most `vocabulary` tokens; any text survives encode and decode.
+
+    EOS, BOS and padding are the one token `<|endoftext|>`, as in GPT-2. Raises InputError where `texts` hold no text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if not any(text.strip() for text in texts):
+        raise InputError("there is no text to train a tokenizer on; give documents that are not empty")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_base(
+    texts: Sequence[str], settings: BaseSettings, seed: int, folder: Path, progress: Progress | None = None
+) -> dict[str, float]:
+    """Train a tokenizer and a GPT-2 on `texts` and save both in `folder`, which is there whole or not at all.
+
+    The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`. An interrupted
+    training goes on from its last complete checkpoint, kept beside `folder`, when it is called again with the same
+    arguments. `progress(step, steps, loss)` is called about a hundred times; the loss is in nats per token.
+
+    Returns `steps`, `tokens` (seen in training, repetitions included), `final_loss` (mean of the last tenth of the
+    steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss is not
+    finite.
+    """
+    import torch
+    from transformers import set_seed
+
+    started = time.monotonic()
+    folder = Path(folder)
+    work = folder.with_name(f".{folder.name}.work")
+    _claim(work, _key(texts, settings, seed))
+    tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
+    blocks = _pack(texts, tokenizer, settings)
+    set_seed(seed)
+    model = _fresh_model(len(tokenizer), tokenizer.eos_token_id, settings)
+    trainer = _trainer(model, blocks, settings, seed, work, progress)
+    newest = newest_complete(work)
+    try:
+        with safe_points():
+            trainer.train(resume_from_checkpoint=newest)
+    except BaseException:
+        newest_complete(work)  # what was cut off takes room where the disk is full
+        raise
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    last = losses[-max(1, len(losses) // 10) :]
+    final_loss = sum(last) / len(last)
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise TrainingError(
+            f"base training diverged within {settings.steps} steps (weights are not finite); lower base.learning_rate"
+        )
+    result = {
+        "steps": settings.steps,
+        "tokens": settings.steps * settings.batch_size * settings.block_tokens,
+        "final_loss": final_loss,
+        "seconds": time.monotonic() - started,
+    }
+    # Only now: with it transformers takes the end-of-text tokens between documents for padding, and warns.
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    shutil.rmtree(work)
+    return result
+
+
+def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progress: Progress | None = None) -> Path:
+    """The folder of the base model for these arguments, trained now unless this machine has it already.
+
+    Kept in `runtime.cache_folder()`. A second process that wants the same model waits for the first; an entry whose
+    files are not as they were written is made again. `base.json` in the folder holds what `train_base` returned.
+    """
+    with cache_entry(f"base/{_key(texts, settings, seed)}") as folder:
+        if not _intact(folder):
+            result = train_base(texts, settings, seed, folder, progress)
+            write_json(folder / MARKER, {"files": _files_hash(folder), **result})
+    return folder
+
+
+def _key(texts: Sequence[str], settings: BaseSettings, seed: int) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.model_dump(), seed]).encode())
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.hexdigest()[:16]
+
+
+def _intact(folder: Path) -> bool:
+    if not (folder / MARKER).is_file():
+        return False
+    try:
+        return read_json(folder / MARKER)["files"] == _files_hash(folder)
+    except (InputError, UnicodeDecodeError, KeyError, TypeError):
+        return False
+
+
+def _files_hash(folder: Path) -> str:
+    """One hash over all files but the marker."""
+    files = sorted(path for path in folder.iterdir() if path.name != MARKER)
+    return hashlib.sha256("".join(f"{path.name}:{content_hash(path)}\n" for path in files).encode()).hexdigest()
+
+
+def _claim(work: Path, key: str) -> None:
+    """Make `work` the place for the checkpoints of this very training; those of another one are removed."""
+    with disk_errors(work):
+        if not (work / key).exists():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            (work / key).touch()
+
+
+def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
+    """The token ids of all documents, each ended by EOS, as int64[blocks, block_tokens]; the rest is dropped."""
+    import torch
+
+    if settings.block_tokens > settings.context:
+        raise InputError(
+            f"base.block_tokens is {settings.block_tokens}, more than base.context {settings.context}; lower it"
+        )
+    ids: list[int] = []
+    for start in range(0, len(texts), 1000):
+        for document in tokenizer(list(texts[start : start + 1000]), verbose=False)["input_ids"]:
+            ids += document
+            ids.append(tokenizer.eos_token_id)
+    blocks = len(ids) // settings.block_tokens
+    if blocks < MIN_BLOCKS:
+        raise InputError(
+            f"too little text to train a base model: {len(texts):,} documents give {len(ids):,} tokens, at least "
+            f"{MIN_BLOCKS * settings.block_tokens:,} are needed; give more text or choose a ready model as policy"
+        )
+    return torch.tensor(ids[: blocks * settings.block_tokens]).view(blocks, settings.block_tokens)
+
+
+def _fresh_model(vocabulary: int, end_of_text: int, settings: BaseSettings):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=settings.context,
+        n_embd=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        # The same function as GPT-2's gelu_new, in one fused kernel.
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        attn_implementation="sdpa",
+    )
+    model = GPT2LMHeadModel(config)
+    # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progress: Progress | None):
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    from rlhf_utils.runs.finite import watch_numbers
+
+    class Watch(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            mark_complete(work, state.global_step)
+
+        def on_step_end(self, args, state, control, **_):
+            if stop_asked():
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if "loss" not in (logs or {}):
+                return
+            if progress:
+                progress(state.global_step, state.max_steps, logs["loss"])
+
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, settings.steps // 10),
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        logging_steps=max(1, settings.steps // 100),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=math.ceil(settings.steps / SAVES),
+        save_total_limit=2,
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **detect_device().trainer_flags,
+    )
+    rows = [{"input_ids": block, "labels": block} for block in blocks]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Watch()])
+    trainer.remove_callback(PrinterCallback)
+    watch_numbers(trainer, "base training", work, "base.learning_rate")
+    return trainer

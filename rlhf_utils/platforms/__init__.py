@@ -1,0 +1,1 @@
+"""Where the code runs: Colab, Kaggle or a local machine; its device, its files, the hub."""

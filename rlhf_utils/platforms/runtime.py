@@ -1,0 +1,297 @@
+"""Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders.
+
+Importing this module does not import torch: `pin_one_gpu` has to come first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import disk_errors
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+# Which GPUs there were before `pin_one_gpu`, as in CUDA_VISIBLE_DEVICES; for those who want all of them after all.
+ALL_GPUS = "RLHF_ALL_GPUS"
+# Set by the series when it executes notebooks with nobody there to click.
+HEADLESS = "RLHF_HEADLESS"
+DRIVE = Path("/content/drive")
+
+
+def platform_name() -> Literal["colab", "kaggle", "local"]:
+    """Which notebook service this process runs on."""
+    # Asked first: Kaggle's image is made from Colab's and sets Colab's variables too.
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return "colab"
+    return "local"
+
+
+def is_attended() -> bool:
+    """Whether this is the kernel of a notebook with somebody in front of it, who can be asked.
+
+    papermill and nbconvert tell a kernel that it may not ask for input.
+    """
+    if HEADLESS in os.environ or "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+
+
+def is_on_drive(folder: Path) -> bool:
+    """Whether `folder` lies where Colab mounts Google Drive."""
+    return DRIVE in folder.parents
+
+
+def reach_drive(folder: Path) -> None:
+    """Mount Google Drive where `folder` lies in it and this is Colab; somebody has to be there to allow it.
+
+    Raises InputError where it cannot be mounted: a folder made there without Drive would be lost with the session, and
+    would keep Drive from being mounted later.
+    """
+    if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
+        return
+    otherwise = "or choose an output_dir outside of it, which is lost when the session ends"
+    if not is_attended():
+        raise InputError(
+            f"{folder} is on Google Drive, which is not mounted, and nobody is here to allow it: run "
+            f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell first, {otherwise}"
+        )
+    from google.colab import drive  # type: ignore[import-not-found]
+
+    try:
+        drive.mount(str(DRIVE))
+    except Exception as error:  # of Colab, of its page and of pexpect
+        raise InputError(
+            f"{folder} is on Google Drive, which was not mounted ({error}): run the cell again and allow it, "
+            f"{otherwise}"
+        ) from error
+
+
+def prepare_environment() -> None:
+    """Process-wide settings that must be made before torch and the Hugging Face libraries are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _spare_home()
+    pin_one_gpu()
+    token = hub_token()
+    if token:
+        os.environ["HF_TOKEN"] = token
+
+
+def _spare_home() -> None:
+    """Where the home folder cannot be written, name another place for what libraries keep there: left alone, IPython
+    and matplotlib say so in every notebook, and nothing can be downloaded."""
+    home, chosen = os.path.expanduser("~"), os.environ.get("RLHF_CACHE")
+    if os.path.isdir(home) and os.access(home, os.W_OK):
+        return
+    place = cache_folder() if chosen else Path(tempfile.gettempdir()) / "rlhf_utils"
+    names = {"IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib"} | ({"HF_HOME": "huggingface"} if chosen else {})
+    for variable, name in names.items():
+        os.environ.setdefault(variable, str(place / name))
+
+
+def quiet_libraries() -> None:
+    """Keep notices that concern nobody out of the notebooks: loading bars, and warnings about our dependencies' own
+    code."""
+    import logging
+
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    # "score.weight is newly initialized" is exactly what a fresh reward head is.
+    transformers.logging.set_verbosity_error()
+    # Every checkpoint of a model with tied embeddings would announce that they are stored once.
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Checkpoints of one second: they are told apart by their numbers, as it says.
+    warnings.filterwarnings("ignore", message="mtime may not be reliable")
+    # transformers 5.23 renamed these; the lowest version we support has only the old names.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+
+
+def pin_one_gpu() -> None:
+    """Show torch one GPU only, unless a launcher gave this process its own.
+
+    With two visible GPUs and no launcher (Kaggle's T4 x2) transformers wraps the model in DataParallel, which trl
+    refuses.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if ALL_GPUS not in os.environ:
+            os.environ[ALL_GPUS] = visible if visible is not None else "all"
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
+
+
+def hub_token() -> str | None:
+    """The Hugging Face token: from `HF_TOKEN`, Colab's user data or Kaggle's secrets, in this order; None without
+    one."""
+    if token := os.environ.get("HF_TOKEN"):
+        return token
+    # Outside Colab's own page `userdata.get` blocks for a while and then fails.
+    if platform_name() == "colab" and is_attended():
+        from google.colab import errors, userdata  # type: ignore[import-not-found]
+
+        try:
+            return userdata.get("HF_TOKEN")
+        except (errors.Error, userdata.NotebookAccessError):
+            return None
+    if platform_name() == "kaggle":
+        import kaggle_secrets  # type: ignore[import-not-found]
+
+        # What is raised for a secret that is not attached has changed over the years; without internet nothing is.
+        names = ("BackendError", "CredentialError", "NotFoundError")
+        known = [getattr(kaggle_secrets, name) for name in names if hasattr(kaggle_secrets, name)]
+        try:
+            return kaggle_secrets.UserSecretsClient().get_secret("HF_TOKEN")
+        except (ConnectionError, *known):
+            return None
+    return None
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device to compute on and the precision it does well."""
+
+    kind: Literal["cpu", "cuda", "meta"]
+    name: str
+    precision: Precision
+    memory_bytes: int
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype for autocast over fp32 weights, None where everything stays in fp32."""
+        import torch
+
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        """The block computes in this device's precision, whatever autocast it stands in."""
+        import torch
+
+        return torch.autocast(self.kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    @property
+    def trainer_flags(self) -> dict[str, bool]:
+        """`bf16`, `fp16` and `use_cpu` for transformers and trl; trl's own default, bf16=True, fails on CPUs and
+        old GPUs."""
+        return {"bf16": self.precision == "bf16", "fp16": self.precision == "fp16", "use_cpu": self.kind == "cpu"}
+
+
+def detect_device(precision: str = "auto") -> Device:
+    """The device of this process.
+
+    Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32, which is the same
+    on every CPU. GPUs below 7.0 (P100) and those that this build of PyTorch has no kernels for are refused.
+    """
+    import psutil
+    import torch
+
+    # `accelerate launch --cpu` on a machine with a GPU
+    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if told_cpu or not torch.cuda.is_available():
+        if precision == "fp16":
+            raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
+        chosen = "fp32" if precision == "auto" else precision
+        return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
+    with warnings.catch_warnings():
+        # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
+        warnings.simplefilter("ignore", UserWarning)
+        properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if properties.major < 7 or not _has_kernels(properties.major, properties.minor, torch.cuda.get_arch_list()):
+        raise InputError(
+            f"{properties.name} has compute capability {properties.major}.{properties.minor}, for which PyTorch "
+            f"{torch.__version__} has no kernels; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
+        )
+    if precision == "bf16" and properties.major < 8:
+        raise InputError(f"{properties.name} only emulates bf16; use precision auto or fp16")
+    best = "bf16" if properties.major >= 8 else "fp16"
+    return Device("cuda", properties.name, best if precision == "auto" else precision, properties.total_memory)
+
+
+def _has_kernels(major: int, minor: int, built_for: list[str]) -> bool:
+    """Whether code for `built_for` (sm_75, compute_90) runs on this compute capability: binaries within a major
+    version, PTX on everything newer."""
+    targets = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built_for]
+    return any(
+        (int(target[2]) == major or target[1] == "compute") and (int(target[2]), int(target[3])) <= (major, minor)
+        for target in targets
+        if target
+    )
+
+
+def cache_folder() -> Path:
+    """Folder for what is made once per machine: `$RLHF_CACHE`, else `rlhf_utils` in the user's cache folder."""
+    chosen = os.environ.get("RLHF_CACHE")
+    folder = os.path.expanduser(chosen or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rlhf_utils"))
+    if folder.startswith("~"):
+        raise InputError(f"no home folder for the cache {folder}; name a place in the environment variable RLHF_CACHE")
+    return Path(folder)
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write the cache {folder}: {error.strerror}; name another place for it in the environment variable "
+            "RLHF_CACHE"
+        ) from error
+
+
+def check_cache() -> None:
+    """Raise InputError where nothing can be written into the cache."""
+    folder = cache_folder()
+    with _cache_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def cache_entry(name: str) -> Iterator[Path]:
+    """The folder `name` of the cache, which need not be there yet; a second process that wants it waits for the block.
+
+    Raises InputError where the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    folder = cache_folder() / name
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with _cache_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        with disk_errors(folder):
+            yield folder
+    finally:
+        lock.release()
+
+
+def peak_memory_bytes() -> int:
+    """Highest memory use of this process so far: on the GPU where there is one, else resident memory."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_host_bytes()
+
+
+def peak_host_bytes() -> int:
+    """Highest resident memory of this process since it began."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""A run on disk: its stages and what they need, resuming, locks, stopping."""

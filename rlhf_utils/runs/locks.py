@@ -1,0 +1,93 @@
+"""One run, one writer: a second process that would write into the same run's folder is refused and told who is there.
+
+Two locks, because two kinds of process write. The series holds `.series.lock` from beginning to end. Whoever makes a
+stage (a kernel of the series, a notebook by itself) holds `.stage.lock` meanwhile: when a series is killed, its last
+kernel may live on for a moment, and that kernel still holds this one. The operating system releases both when a
+process dies, so nothing stale is ever left. Reading needs no lock.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, write_json
+
+# In the environment of a series' kernels: the folder of the run that the series holds for them.
+SERIES = "RLHF_SERIES"
+_SERIES_LOCK, _STAGE_LOCK = ".series.lock", ".stage.lock"
+# How long a kernel of a series that was killed may take to notice it.
+PATIENCE_SECONDS = 5.0
+
+
+@contextmanager
+def series_lock(root: Path) -> Iterator[None]:
+    """Hold the run in `root` for a series and the kernels it starts; InputError where another process writes there."""
+    before = os.environ.get(SERIES)
+    with _held(root, _SERIES_LOCK, PATIENCE_SECONDS):
+        with _held(root, _STAGE_LOCK, PATIENCE_SECONDS):
+            pass  # nobody makes a stage there by hand
+        os.environ[SERIES] = str(root.resolve())
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[SERIES]
+            else:
+                os.environ[SERIES] = before
+
+
+@contextmanager
+def stage_lock(root: Path) -> Iterator[None]:
+    """Hold the run in `root` while a stage is made; InputError where another process writes there."""
+    with ExitStack() as stack:
+        if os.environ.get(SERIES) != str(root.resolve()):
+            stack.enter_context(_held(root, _SERIES_LOCK))
+        stack.enter_context(_held(root, _STAGE_LOCK))
+        yield
+
+
+@contextmanager
+def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
+    lock, owner = FileLock(root / name), root / f"{name}.json"
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise InputError(f"{root} is in use by {_told(owner)}; wait for it, or choose another --output-dir") from None
+    except (NotImplementedError, OSError) as error:
+        # Some network drives know no locks; a run on one of them is still better than none.
+        warnings.warn(f"{root} cannot be locked ({error}): do not start a second run there", stacklevel=2)
+        yield
+        return
+    try:
+        write_json(
+            owner,
+            {
+                "process": os.getpid(),
+                "host": socket.gethostname(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            },
+        )
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _told(owner: Path) -> str:
+    try:
+        about = read_json(owner)
+        return f"process {about['process']} on {about['host']} since {about['since']} ({about['command'][:120]})"
+    except (OSError, InputError, KeyError, TypeError):
+        return "another process"

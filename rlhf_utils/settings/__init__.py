@@ -1,0 +1,1 @@
+"""What can be set: recipes with their scales, typed sections, the prompt template."""

@@ -1,0 +1,85 @@
+"""The prompt templates of the project: a dialogue with an assistant, and plain text that goes on.
+
+Every stage of a run trains, scores and samples on text made by the one template of its recipe. A stage writes the
+template's hash beside what it saves, and the next stage checks it, so that a changed template is an error and not a
+worse number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import astuple, dataclass
+
+from rlhf_utils.platforms.errors import InputError
+
+HUMAN = "Human:"
+ASSISTANT = "Assistant:"
+NEXT_HUMAN = "\n\n" + HUMAN
+NEXT_ASSISTANT = "\n\n" + ASSISTANT
+
+_OPENING = re.compile(rf"^\s*{HUMAN}")
+_CLOSING_LINE = re.compile(rf"\n\s*{ASSISTANT}\s*$")
+_CLOSING_WORD = re.compile(rf"(?:^|\s){ASSISTANT}\s*$")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a prompt and a response become text.
+
+    A prompt in normal form is what stands between the first "Human:" and the last "Assistant:", without the
+    blanks at its two ends. A dialogue of several turns keeps the turns in between, so `format` gives back the
+    dialogue itself.
+    """
+
+    opening: str = HUMAN + " "
+    closing: str = NEXT_ASSISTANT
+    joint: str = " "
+    # Whether blanks around a response are the template's business; the continuation of a text may begin inside a word.
+    trims: bool = True
+
+    def format(self, prompt: str) -> str:
+        """Text the policy continues, "Human: {prompt}\\n\\nAssistant:", without a blank at its end."""
+        return f"{self.opening}{prompt.strip()}{self.closing}"
+
+    def text(self, prompt: str, response: str) -> str:
+        """A whole example: what a reward model reads, and what SFT learns before its EOS."""
+        return self.format(prompt) + self.completion(response)
+
+    def completion(self, response: str) -> str:
+        """Text of an answer: one blank, then the response, and nothing for an empty one; of a continuation: the
+        response as it is."""
+        # The blank stands here and not in the prompt, because " word" with its blank is one GPT-2 token. Alone at the
+        # end of a text it would be another token, one that no model here has met.
+        return self.joint + text if (text := self.response(response)) else ""
+
+    def response(self, sampled: str) -> str:
+        """The response in text that a model wrote after `format(prompt)`."""
+        return sampled.strip() if self.trims else sampled
+
+    def normal(self, text: str) -> str:
+        """Prompt in normal form from text that may already have "Human:" and "Assistant:" around it."""
+        text, opened = _OPENING.subn("", text, count=1)
+        # "the Assistant:" that ends ordinary text is not a marker; after "Human:" it is, even on the same line.
+        return (_CLOSING_WORD if opened else _CLOSING_LINE).sub("", text).strip()
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 of the template's pieces."""
+        return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()[:16]
+
+
+TEMPLATE = Template()
+TEMPLATES = {"dialogue": TEMPLATE, "continuation": Template(opening="", closing="", joint="", trims=False)}
+
+
+def check_template(found_hash: str | None, where: object, *accepted: Template) -> None:
+    """Raise `InputError` when `where` (a folder, a stage's name) was made with a template other than the accepted
+    ones."""
+    hashes = [template.hash for template in accepted]
+    if found_hash not in hashes:
+        raise InputError(
+            f"{where} was made with prompt template {found_hash or 'unknown'}, but this version uses "
+            f"{' or '.join(hashes)}; make it again (--fresh) or use the version it was made with"
+        )

@@ -1,0 +1,157 @@
+"""What is the same in every notebook of the repository, and the outputs of a run put into all of them.
+
+    python -m rlhf_utils.published                          the first cell and the badges, from pyproject.toml
+    python -m rlhf_utils.published outputs/instruct-tiny    the outputs of this run
+
+Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when code
+and outputs are no longer of the same run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import sys
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+from rlhf_utils import __version__
+from rlhf_utils.platforms.bootstrap import FOLDER, written_address
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, write_text
+from rlhf_utils.series import ROOT, SERIES
+
+LIMIT_BYTES = 400_000
+
+
+# Without the package, which it has to find first: a folder above this one, an attached Kaggle dataset, a clone.
+FIRST_CELL = """\
+import itertools, os, pathlib, subprocess, sys
+
+here, attached = pathlib.Path("{folder}").resolve(), pathlib.Path("/kaggle/input").glob("**/rlhf_utils")
+places = itertools.chain(here.parents, [here], (path.parent for path in attached))
+root = next((place for place in places if (place / "rlhf_utils").is_dir()), here)
+source = os.environ.get("RLHF_REPO_URL", "--branch v{version} {address}")
+clone = ["git", "clone", "--quiet", "--depth=1", *source.split(), str(root)]
+if not root.exists() and subprocess.run(clone, stderr=subprocess.DEVNULL).returncode:
+    sys.exit(f"{{source}} cannot be fetched: nothing is published there yet, or there is no internet: set RLHF_REPO_URL, or attach a copy")
+sys.path.insert(0, str(root)); from rlhf_utils.platforms.bootstrap import ready; ready()"""
+BADGES = (
+    ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
+     "https://colab.research.google.com/github/{name}/blob/main/{path}"),
+    ("Open in Kaggle", "https://kaggle.com/static/images/open-in-kaggle.svg",
+     "https://kaggle.com/kernels/welcome?src=https://github.com/{name}/blob/main/{path}"),
+)  # fmt: skip
+
+
+def first_cell() -> str:
+    """The first code cell of every notebook, with the repository's address and the tag of this version."""
+    return FIRST_CELL.format(folder=FOLDER, address=written_address(), version=__version__)
+
+
+def badges(path: str) -> str:
+    """The line of badges of the notebook at `path`, which open it in Colab and in Kaggle."""
+    name = written_address().removeprefix("https://github.com/").removesuffix(".git").strip("/")
+    return " ".join(f"[![{text}]({picture})]({link.format(name=name, path=path)})" for text, picture, link in BADGES)
+
+
+def stamp() -> list[Path]:
+    """Write first cell and badges into every notebook, and the badges of the first one into the README; returns the
+    files that changed."""
+    changed = []
+    for entry in SERIES:
+        path = ROOT / entry.path
+        notebook = nbformat.read(path, as_version=4)
+        before = nbformat.writes(notebook)
+        opening = notebook.cells[0]
+        lines = [line for line in opening.source.split("\n") if not line.startswith("[![")]
+        title, rest = lines[0], "\n".join(lines[1:]).lstrip("\n")
+        opening.source = f"{title}\n\n{badges(entry.path)}\n\n{rest}"
+        next(cell for cell in notebook.cells if cell.cell_type == "code").source = first_cell()
+        if nbformat.writes(notebook) != before:
+            write_text(path, nbformat.writes(notebook) + "\n")
+            changed.append(path)
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    lines = [badges(SERIES[0].path) if line.startswith("[![") else line for line in before.split("\n")]
+    if "\n".join(lines) != before:
+        write_text(readme, "\n".join(lines))
+        changed.append(readme)
+    return changed
+
+
+def code_hash(notebook: nbformat.NotebookNode) -> str:
+    """Hash of the code cells (first 16 hex digits of SHA-256)."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
+
+
+def publish(run: Path) -> list[Path]:
+    """Write the outputs of `run`'s executed notebooks into the repository's; returns the notebooks written.
+
+    Raises InputError where one was not executed, was executed with other code or parameters, or became too large.
+    """
+    record, ready = read_json(run / "run.json"), {}
+    for entry in SERIES:
+        executed_path, path = run / "notebooks" / f"{entry.name}.ipynb", ROOT / entry.path
+        if not executed_path.is_file():
+            raise InputError(f"{executed_path} is missing; run the whole series first (`make notebooks`)")
+        executed, notebook = nbformat.read(executed_path, as_version=4), nbformat.read(path, as_version=4)
+        # papermill adds a cell with the parameters it was called with.
+        cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        if [cell.source for cell in cells] != [cell.source for cell in notebook.cells]:
+            raise InputError(f"{entry.path} has changed since {executed_path} was executed; run the series again")
+        count = 0
+        for cell, done in zip(notebook.cells, cells, strict=True):
+            if cell.cell_type != "code":
+                continue
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [_cleaned(output, count) for output in done.outputs]
+        notebook.metadata["rlhf"] = {
+            "run": run.name,
+            "seed": record["seed"],
+            "recipe_hash": record["recipe_hash"],
+            "code": code_hash(notebook),
+        }
+        text = nbformat.writes(notebook) + "\n"
+        if len(text.encode()) > LIMIT_BYTES:
+            raise InputError(
+                f"{entry.path} would be {len(text.encode()):,} bytes, over {LIMIT_BYTES:,}; show less in it"
+            )
+        if str(ROOT) in text or str(Path.home()) + "/" in text:
+            raise InputError(
+                f"{entry.path} would hold a path of this machine; run with the relative --output-dir outputs"
+            )
+        ready[path] = text
+    for path, text in ready.items():
+        write_text(path, text)
+    return list(ready)
+
+
+def _cleaned(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
+    """An output without what only says how it was executed, its pictures in 256 colours."""
+    output = nbformat.from_dict({**output, "metadata": {}} if "metadata" in output else dict(output))
+    if picture := output.get("data", {}).get("image/png"):
+        output["data"]["image/png"] = _smaller(picture)
+    if "execution_count" in output:
+        output["execution_count"] = count
+    return output
+
+
+def _smaller(picture: str) -> str:
+    """A base64 PNG with a palette: a third of the size, and of a plot the eye sees no difference."""
+    found, small = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
+    found.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode("ascii")
+
+
+if __name__ == "__main__":
+    try:
+        written = publish(Path(sys.argv[1])) if len(sys.argv) > 1 else stamp()
+        print(*(path.relative_to(ROOT) for path in written), sep="\n")
+    except InputError as error:
+        sys.exit(f"error: {error}")
