@@ -1,8 +1,8 @@
-"""Running the notebooks in order, headless, with papermill: skip what is complete, show progress, go on after a
-failure."""
+"""The notebooks in order: opening a run from one of them, and running them headless with papermill."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -19,31 +19,46 @@ from typing import Any
 
 import psutil
 
-from rlhf_utils.data import check_enough, check_rows, is_local, load_rows
+from rlhf_utils.data.prepare import check_enough, check_rows
+from rlhf_utils.data.sources import is_local, load_rows
+from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import disk_errors, read_json
 from rlhf_utils.platforms.names import is_folder, is_there, local_path
-from rlhf_utils.platforms.runtime import HEADLESS, check_cache
-from rlhf_utils.runs.disk import check_room
+from rlhf_utils.platforms.runtime import (
+    DRIVE,
+    HEADLESS,
+    check_cache,
+    detect_device,
+    is_attended,
+    is_on_drive,
+    platform_name,
+    prepare_environment,
+    quiet_libraries,
+)
+from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
 from rlhf_utils.runs.name_check import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Listener, Stopped
-from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import EMBEDDED, LORA_PLACES, flat
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+# What the one cell tagged `parameters` of every notebook holds.
+PARAMETERS = frozenset(("recipe", "scale", "output_dir", "overrides", "resume"))
 _POLL_SECONDS = 0.5
 _LINE_EVERY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook of the series, the stages it makes, and those it only reads."""
+    """One notebook of the series, the stages it makes, those it only reads, and the form of recipes that it is for."""
 
     path: str
     makes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    form: str | None = None
 
     @property
     def name(self) -> str:
@@ -57,12 +72,72 @@ SERIES = (
     Notebook("01_supervised_finetuning/02_full_finetuning.ipynb", makes=("sft",)),
     Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
     Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
-    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model")),
+    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
+    Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
     Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
     Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
     Notebook("04_evaluation/02_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
+
+
+def open_run(
+    notebook: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool
+) -> Run:
+    """The run of the notebook whose number is `notebook` ("03_02"), in one line what runs where, and what the recipe
+    says of this notebook. What earlier notebooks would have made and is missing is made first."""
+    prepare_environment()
+    quiet_libraries()
+    _refuse_unknown_parameters()
+    run = Run.open(recipe, scale, output_dir, overrides, resume)
+    entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
+    if HEADLESS not in os.environ and processes.is_main():
+        # The series has looked at them.
+        check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
+    device = detect_device()
+    print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
+    if platform_name() == "colab" and is_attended() and not is_on_drive(run.root):
+        print(
+            "Colab deletes this run with the session, and gives every notebook a machine of its own: "
+            f'output_dir = "{DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
+        )
+    _make_missing(run, entry, overrides)
+    if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
+        from IPython.display import Markdown, display
+
+        display(Markdown(text))
+    return run
+
+
+def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
+    """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
+    needed = missing_before(run, entry)
+    if needed and HEADLESS not in os.environ and processes.is_main():
+        earlier = [n for n in SERIES[: SERIES.index(entry)] if _applies(run, n) and needed & {*_makes(run, n)}]
+        needs, names = run.recipe.needs, [n.name[:5] for n in earlier]
+        print(
+            f"not there yet: {', '.join(stage for stage in run.stages if stage in needed)}; running notebook"
+            f"{'s' * (len(names) > 1)} {', '.join(names)} first (all {len(SERIES)} take about {needs.minutes} min on "
+            f"{needs.machine})",
+            flush=True,
+        )
+        choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
+        for key, value in located(overrides).items():
+            choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        run_python(["-m", "rlhf_utils", "run", *choice, "--only", ",".join(names)], all_gpus(), aloud=True)
+    processes.wait()
+    run.require(*needed)
+
+
+def missing_before(run: Run, entry: Notebook) -> set[str]:
+    """The stages that `entry` reads or that what it makes is made from, as far as they are not there."""
+    wanted, own = [*_makes(run, entry), *_reads(run, entry)], {*_makes(run, entry)}
+    needed: set[str] = set()
+    while wanted:
+        for need in run.needs(stage := wanted.pop()):
+            wanted += [need]
+        needed |= {stage} - own
+    return {stage for stage in needed if not run.is_complete(stage)}
 
 
 def run_series(
@@ -91,7 +166,6 @@ def run_series(
     }
     with series_lock(run.root):
         try:
-            _say_what_it_needs(run, chosen, fresh)
             _execute_all(run, chosen, parameters)
         except InputError:
             if begun and not any(run.checkpoints.glob("*/stage.json")):
@@ -114,11 +188,6 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
         with _ProgressLine(run.root / ".progress.json", label):
             _execute(run, notebook, parameters)
         print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-
-def _say_what_it_needs(run: Run, chosen: list[Notebook], fresh: bool) -> None:
-    if line := check_room(run, _unmade(run, chosen, fresh)):
-        print(line, file=sys.stderr)
 
 
 def _unmade(run: Run, chosen: list[Notebook], fresh: bool) -> list[str]:
@@ -191,6 +260,8 @@ def _applies(run: Run, notebook: Notebook) -> bool:
 
     A ready reward model is measured, and that is worth a notebook.
     """
+    if notebook.form and notebook.form != run.recipe.form:
+        return False
     return not notebook.makes or any(
         stage in run.stages and (stage not in run.fetched or stage in ("base", "data", "reward_model"))
         for stage in notebook.makes
@@ -206,6 +277,42 @@ def _chosen(only: list[str] | None) -> list[Notebook]:
                 f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
             )
     return [notebook for notebook in SERIES if any(notebook.name.startswith(wanted) for wanted in only)]
+
+
+def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[str, dict]:
+    """Run the code cells of notebook `number` ("01_02") in every process that a launcher started; returns the results
+    of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
+    supported under this launcher."""
+    run = Run(recipe, output_dir, resume)
+    entry = next((entry for entry in SERIES if entry.name.startswith(number) and _applies(run, entry)), None)
+    stages = [stage for stage in (entry.makes if entry else ()) if stage in run.stages and stage != "evaluation"]
+    if not stages or "base" in stages:
+        trained = [n.name[:5] for n in SERIES if n.makes and "base" not in n.makes and _applies(run, n)]
+        raise InputError(
+            f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
+        )
+    check_launcher(run, stages)
+    processes.start()
+    settings = recipe.model_dump(mode="json", exclude={"name", "scale", "title", "description", "reading", "needs"})
+    parameters = {"recipe": recipe.name, "scale": recipe.scale, "output_dir": str(output_dir)}
+    execute(ROOT / entry.path, {**parameters, "overrides": settings, "resume": resume})
+    return {stage: run.results(stage) for stage in stages}
+
+
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns of a parameter that no notebook has, and a misspelt one would run with the defaults. What it
+    was given is the cell that it put in, which begins with a comment of its own."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    for cell in shell.user_ns.get("In", []) if shell else []:
+        if cell.startswith("# Parameters\n"):
+            given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
+            if unknown := sorted(given - PARAMETERS):
+                raise InputError(
+                    f"unknown parameter {', '.join(unknown)}; there are: {', '.join(sorted(PARAMETERS))}, and settings "
+                    'go into overrides, for example {"sft.epochs": 2}'
+                )
 
 
 def _as_seen_from_root(folder: str) -> str:

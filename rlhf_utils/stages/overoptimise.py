@@ -31,7 +31,7 @@ def overoptimise(run: Run) -> dict | None:
     settings = run.recipe.evaluation.overoptimise
     if "overoptimise" not in run.stages:
         return None
-    if run.skips("overoptimise"):
+    if run.has("overoptimise"):
         return run.results("overoptimise")
     with run.stage("overoptimise") as stage:
         data, evaluator = PreparedData.load(run.folder("data")), Evaluator(run)
