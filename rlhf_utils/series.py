@@ -36,7 +36,7 @@ from rlhf_utils.platforms.runtime import (
     prepare_environment,
     quiet_libraries,
 )
-from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
+from rlhf_utils.runs.launch import all_gpus, check_launcher, check_machine, execute, run_python
 from rlhf_utils.runs.locks import series_lock
 from rlhf_utils.runs.name_check import check_names
 from rlhf_utils.runs.run import Run
@@ -292,6 +292,7 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
             f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
         )
     check_launcher(run, stages)
+    check_machine()
     processes.start()
     settings = recipe.model_dump(mode="json", exclude={"name", "scale", "title", "description", "reading", "needs"})
     parameters = {"recipe": recipe.name, "scale": recipe.scale, "output_dir": str(output_dir)}

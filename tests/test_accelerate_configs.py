@@ -34,7 +34,7 @@ STAGES = {
 
 def told_to_processes(name: str) -> dict[str, str]:
     """The environment that `accelerate launch --config_file` gives each process, as far as one can see without GPUs."""
-    command = ["--config_file", str(FOLDER / f"{name}.yaml"), "-m", "rlhf_utils", "train", "sft"]
+    command = ["--config_file", str(FOLDER / f"{name}.yaml"), "-m", "rlhf_utils", "train", "01_02"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
     if arguments.use_deepspeed:
         return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(arguments.zero_stage)}
@@ -72,10 +72,10 @@ def test_stages_that_it_is_not_for_say_so(name, tmp_path):
     processes = str(KINDS[name][1])
     with patch_environment(**told, LOCAL_RANK="0", RANK="0", WORLD_SIZE=processes):
         for stage in supported:
-            launch.check_stage(run, stage)
+            launch.check_launcher(run, [stage])
         for stage in refused:
             with pytest.raises(InputError, match=f"{stage} "):
-                launch.check_stage(run, stage)
+                launch.check_launcher(run, [stage])
 
 
 def test_the_batches_of_the_recipes_divide_among_the_processes(tmp_path):
@@ -84,4 +84,4 @@ def test_the_batches_of_the_recipes_divide_among_the_processes(tmp_path):
             for name in ("instruct", "helpful_harmless", "imdb", "eli5"):
                 run = Run(load_recipe(name, scale), tmp_path)
                 for stage in ("sft", "reward_model", "ppo"):
-                    launch.check_stage(run, stage)
+                    launch.check_launcher(run, [stage])

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from rlhf_utils.runs.costs import stage_memory
 from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, without_timing  # noqa: F401
 from tiny_sft import sft
 
@@ -15,7 +16,6 @@ from rlhf_utils.models.loading import checkpoint_gradients
 from rlhf_utils.platforms import memory
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.memory import FILE, check_fit, fitting, measuring, phase, remembering
-from rlhf_utils.runs.costs import stage_memory
 from rlhf_utils.settings.recipes import load_recipe
 
 ERRORS = [

@@ -83,11 +83,18 @@ def all_gpus() -> dict[str, str]:
 
 
 def check_launcher(run: Run, stages: Sequence[str]) -> None:
-    """Raise InputError where making `stages` is not supported under this launcher, or this machine lacks what it was
-    told to use."""
+    """Raise InputError where making `stages` is not supported under this launcher, or their batches do not divide among
+    its processes."""
+    from rlhf_utils.runs.training import micro_batches
+
+    settings = {"sft": run.recipe.sft, "sft_qlora": run.recipe.sft}
+    settings |= {"reward_model": run.recipe.reward_model, "judge_model": run.recipe.reward_model}
+    for stage in stages:
+        if stage in settings:
+            micro_batches(settings[stage])
     if _told("ACCELERATE_USE_MEGATRON_LM"):
         raise InputError("Megatron-LM is not supported; use DDP, DeepSpeed ZeRO-2 or FSDP (configs/accelerate)")
-    sharded = "DeepSpeed" if _told("ACCELERATE_USE_DEEPSPEED") else "FSDP" if _told("ACCELERATE_USE_FSDP") else None
+    sharded = _sharded()
     if "ppo" in stages:
         for name in ("rollout_batch_size", "minibatch_size"):
             processes.divided(getattr(run.recipe.ppo, name), f"ppo.{name}")
@@ -108,12 +115,22 @@ def check_launcher(run: Run, stages: Sequence[str]) -> None:
         )
     if sharded == "FSDP" and os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT") != "FULL_STATE_DICT":
         raise InputError("FSDP needs fsdp_state_dict_type: FULL_STATE_DICT here (configs/accelerate/fsdp_8xh100.yaml)")
+
+
+def check_machine() -> None:
+    """Raise InputError where this machine lacks what the launcher was told to use."""
+    sharded = _sharded()
     if sharded == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
         raise InputError(
             "DeepSpeed is not installed; `pip install deepspeed`, or use a DDP config (configs/accelerate)"
         )
-    if detect_device().kind == "cpu":
+    if sharded and detect_device().kind == "cpu":
         raise InputError(f"{sharded} needs GPUs, and this process sees none; use a DDP config (configs/accelerate)")
+
+
+def _sharded() -> str | None:
+    """What divides the weights among the processes."""
+    return "DeepSpeed" if _told("ACCELERATE_USE_DEEPSPEED") else "FSDP" if _told("ACCELERATE_USE_FSDP") else None
 
 
 def _listen(stream: Iterable[str], told: list[str], aloud: bool) -> None:

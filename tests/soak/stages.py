@@ -33,6 +33,7 @@ from pathlib import Path
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
 from reduced import REDUCED
+from rlhf_utils.stages.ready import MAKERS as TRAINED
 
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.platforms.files import read_json
@@ -40,7 +41,6 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, terminable
 from rlhf_utils.settings.recipes import parse_assignments
 from rlhf_utils.stages.overoptimise import overoptimise
-from rlhf_utils.stages.ready import MAKERS as TRAINED
 from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, kept_at, verdict
 
 MAKERS: dict[str, Callable[[Run], object]] = {
