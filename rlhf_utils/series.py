@@ -36,7 +36,7 @@ from rlhf_utils.platforms.runtime import (
     prepare_environment,
     quiet_libraries,
 )
-from rlhf_utils.runs.launch import all_gpus, check_launcher, check_machine, execute, run_python
+from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
 from rlhf_utils.runs.name_check import check_names
 from rlhf_utils.runs.run import Run
@@ -292,12 +292,17 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
             f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
         )
     check_launcher(run, stages)
-    check_machine()
     processes.start()
-    settings = recipe.model_dump(mode="json", exclude={"name", "scale", "title", "description", "reading", "needs"})
-    parameters = {"recipe": recipe.name, "scale": recipe.scale, "output_dir": str(output_dir)}
-    execute(ROOT / entry.path, {**parameters, "overrides": settings, "resume": resume})
+    run_cells(run, entry)
     return {stage: run.results(stage) for stage in stages}
+
+
+def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
+    """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables."""
+    recipe, texts = run.recipe, {"title", "description", "reading", "needs"}
+    settings = recipe.model_dump(mode="json", exclude={"name", "scale", *texts})
+    parameters = {"recipe": recipe.name, "scale": recipe.scale, "output_dir": str(run.root.parent)}
+    return execute(ROOT / entry.path, {**parameters, "overrides": settings, "resume": run.resume})
 
 
 def _refuse_unknown_parameters() -> None:

@@ -10,7 +10,7 @@ from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import SERIES, train
+from rlhf_utils.series import SERIES, run_cells
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def make(run: Run, *stages: str) -> Run:
         if stage in run.fetched:
             fetch_ready(run)
             continue
-        number = next(n.name[:5] for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
+        entry = next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
         with headless():
-            train(number, run.recipe, str(run.root.parent), run.resume)
+            run_cells(run, entry)
         run.note_made(stage)
     return run

@@ -6,7 +6,6 @@ from inside a notebook: a kernel that has touched its GPU can no longer divide i
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import write_json
-from rlhf_utils.platforms.runtime import ALL_GPUS, detect_device
+from rlhf_utils.platforms.runtime import ALL_GPUS
 from rlhf_utils.runs.run import Run
 
 # What the command line puts before the one line that says what is wrong, and what it stands for.
@@ -60,7 +59,11 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
         settings = Path(folder) / "settings.json"
         write_json(settings, run.recipe.model_dump(mode="json"))
         command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
-        run_python(["-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"])], all_gpus())
+        run_python(
+            ["-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"])],
+            all_gpus(),
+            aloud=True,
+        )
     run.note_made(*(stage for stage in run.stages if stage not in before and run.is_complete(stage)))
 
 
@@ -87,50 +90,20 @@ def check_launcher(run: Run, stages: Sequence[str]) -> None:
     its processes."""
     from rlhf_utils.runs.training import micro_batches
 
-    settings = {"sft": run.recipe.sft, "sft_qlora": run.recipe.sft}
-    settings |= {"reward_model": run.recipe.reward_model, "judge_model": run.recipe.reward_model}
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
+            raise InputError(
+                f"{kind} is not supported: models of this size fit into every GPU, so use DDP (configs/accelerate); for "
+                "larger ones see docs/several_gpus.md"
+            )
+    recipe = run.recipe
+    settings = {"sft": recipe.sft, "sft_qlora": recipe.sft, "reward_model": recipe.reward_model}
     for stage in stages:
         if stage in settings:
             micro_batches(settings[stage])
-    if _told("ACCELERATE_USE_MEGATRON_LM"):
-        raise InputError("Megatron-LM is not supported; use DDP, DeepSpeed ZeRO-2 or FSDP (configs/accelerate)")
-    sharded = _sharded()
-    if "ppo" in stages:
-        for name in ("rollout_batch_size", "minibatch_size"):
-            processes.divided(getattr(run.recipe.ppo, name), f"ppo.{name}")
-    if sharded is None:
-        return
-    zero = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-    if "ppo" in stages:
-        why = "its rollouts need the whole policy in every process; use a DDP config, ppo.method=lora for a larger "
-        raise InputError(f"ppo does not run under {sharded}: {why}policy, or a large-scale engine (docs)")
-    if "sft_qlora" in stages:
-        raise InputError(f"sft_qlora does not run under {sharded}, which cannot divide 4-bit weights; use a DDP config")
-    if sharded == "FSDP" and "sft" not in stages:
-        raise InputError(f"{stages[0]} trains an adapter, which FSDP is not supported for; use a DDP or ZeRO-2 config")
-    if sharded == "DeepSpeed" and zero not in ("0", "1", "2"):
-        raise InputError(
-            f"DeepSpeed ZeRO stage {zero or 'of a file of its own'} is not supported, because no process has the whole "
-            "model then; set zero_stage: 2 in the accelerate config (configs/accelerate/zero2_8xh100.yaml)"
-        )
-    if sharded == "FSDP" and os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT") != "FULL_STATE_DICT":
-        raise InputError("FSDP needs fsdp_state_dict_type: FULL_STATE_DICT here (configs/accelerate/fsdp_8xh100.yaml)")
-
-
-def check_machine() -> None:
-    """Raise InputError where this machine lacks what the launcher was told to use."""
-    sharded = _sharded()
-    if sharded == "DeepSpeed" and importlib.util.find_spec("deepspeed") is None:
-        raise InputError(
-            "DeepSpeed is not installed; `pip install deepspeed`, or use a DDP config (configs/accelerate)"
-        )
-    if sharded and detect_device().kind == "cpu":
-        raise InputError(f"{sharded} needs GPUs, and this process sees none; use a DDP config (configs/accelerate)")
-
-
-def _sharded() -> str | None:
-    """What divides the weights among the processes."""
-    return "DeepSpeed" if _told("ACCELERATE_USE_DEEPSPEED") else "FSDP" if _told("ACCELERATE_USE_FSDP") else None
+        elif stage == "ppo":
+            processes.divided(recipe.ppo.rollout_batch_size, "ppo.rollout_batch_size")
+            processes.divided(recipe.ppo.minibatch_size, "ppo.minibatch_size")
 
 
 def _listen(stream: Iterable[str], told: list[str], aloud: bool) -> None:
@@ -138,10 +111,6 @@ def _listen(stream: Iterable[str], told: list[str], aloud: bool) -> None:
         told.append(line)
         if aloud and not line.startswith(tuple(_KINDS)):
             print(line, end="", flush=True)
-
-
-def _told(name: str) -> bool:
-    return os.environ.get(name, "").lower() == "true"
 
 
 def run_python(arguments: Sequence[str], environment: Mapping[str, str], aloud: bool = False) -> None:

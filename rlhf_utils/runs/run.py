@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -428,9 +428,13 @@ class Stage:
             write_json(path, figures())
         return read_json(path)
 
-    def publish(self) -> AbstractContextManager[Path]:
-        """See `Run.publishing`."""
-        return self.run.publishing(self.name, self.results)
+    @contextmanager
+    def publish(self) -> Iterator[Path]:
+        """See `Run.publishing`; `results` may be set inside the block."""
+        results: dict[str, Any] = {}
+        with self.run.publishing(self.name, results) as folder:
+            yield folder
+            results |= self.results
 
 
 def _provenance() -> dict[str, Any]:

@@ -136,8 +136,6 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         trainer.model_accepts_loss_kwargs = False
     counts, started = parameter_counts(trainer.model), time.perf_counter()
     train_resumably(trainer, Path(trainer.args.output_dir), title)
-    if trainer.is_fsdp_enabled:
-        _put_together(trainer)
     if processes.is_main():
         lines = [
             {key: float(line[key]) if key != "step" else line[key] for key in _KEPT if key in line}
@@ -166,15 +164,6 @@ def _head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # What trl's own trainer asks for, and the cast.
     add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))
-
-
-def _put_together(trainer: Trainer) -> None:
-    """Under FSDP every process holds a part of the weights, and all of them take part in putting them together."""
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    whole = type(trainer.accelerator.unwrap_model(trainer.model))(trainer.model.config)
-    if processes.is_main():
-        whole.load_state_dict(weights)
-    trainer.model = whole
 
 
 class RunCallback(TrainerCallback):
