@@ -8,22 +8,16 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rlhf_utils.data.prepare import check_enough, check_rows
 from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes
-from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import disk_errors, read_json
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import is_folder, is_there, local_path
 from rlhf_utils.platforms.runtime import (
     DRIVE,
@@ -36,19 +30,17 @@ from rlhf_utils.platforms.runtime import (
     prepare_environment,
     quiet_libraries,
 )
+from rlhf_utils.runs.headless import run_notebook
 from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
 from rlhf_utils.runs.name_check import check_names
 from rlhf_utils.runs.run import Run
-from rlhf_utils.runs.stopping import Listener, Stopped
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import EMBEDDED, LORA_PLACES, flat
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the one cell tagged `parameters` of every notebook holds.
 PARAMETERS = frozenset(("recipe", "scale", "output_dir", "overrides", "resume"))
-_POLL_SECONDS = 0.5
-_LINE_EVERY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -184,10 +176,9 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
         if parameters["resume"] and _is_done(run, notebook):
             print(f"{label}: complete, skipped", file=sys.stderr)
             continue
-        started = time.perf_counter()
-        with _ProgressLine(run.root / ".progress.json", label):
-            _execute(run, notebook, parameters)
-        print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
+        run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=seconds)
+        print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
 
 
 def _unmade(run: Run, chosen: list[Notebook], fresh: bool) -> list[str]:
@@ -346,116 +337,3 @@ def _is_done(run: Run, notebook: Notebook) -> bool:
         and (run.notebooks / f"{notebook.name}.ipynb").is_file()
         and all(run.is_complete(stage) for stage in _makes(run, notebook))
     )
-
-
-def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    # The kernel inherits both: nobody is there to click on a form, and its debugger, which nobody attaches to, need not
-    # warn on stderr that Python's own frozen modules cannot be stepped into.
-    os.environ |= {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    target = run.notebooks / f"{notebook.name}.ipynb"
-    running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
-    started = time.time()
-    # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
-    listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
-    try:
-        with disk_errors(running):
-            listener.run(
-                lambda: papermill.execute_notebook(
-                    _unformatted(ROOT / notebook.path),
-                    _unformatted(running),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    cwd=str(ROOT),
-                    # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
-                    extra_arguments=["--IPKernelApp.log_level=50"],
-                )
-            )
-    except (PapermillExecutionError, DeadKernelError) as error:
-        os.replace(running, failed)
-        if listener.asked is not None:
-            run.note_notebook(notebook.name, state="interrupted")
-            raise Stopped(listener.asked) from None
-        if isinstance(error, DeadKernelError):
-            run.note_notebook(notebook.name, state="failed", error="the kernel died")
-            raise TrainingError(
-                f"{notebook.path}: the kernel died, most likely for want of memory (executed so far: {failed}); {again}"
-            ) from None
-        run.note_notebook(
-            notebook.name, state="failed", cell=error.cell_index, error=f"{error.ename}: {error.evalue}"[:500]
-        )
-        if error.ename == "InputError":
-            raise InputError(error.evalue) from None
-        raise TrainingError(
-            f"{notebook.path}, cell In [{error.exec_count}]: {error.ename}: {error.evalue} "
-            f"(executed notebook: {failed}); {again}"
-        ) from None
-    except BaseException:
-        running.unlink(missing_ok=True)
-        if listener.asked is not None:
-            # A kernel that hears of it while it starts dies before nbclient knows it.
-            run.note_notebook(notebook.name, state="interrupted")
-            raise Stopped(listener.asked) from None
-        raise
-    os.replace(running, target)
-    failed.unlink(missing_ok=True)
-    run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=round(time.time() - started, 1))
-    if listener.asked is not None:
-        raise Stopped(listener.asked)
-
-
-def _unformatted(path: Path) -> str:
-    """`path` for papermill, which puts its parameters into paths by `str.format`."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _signal_kernels(number: int) -> None:
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
-
-
-class _ProgressLine:
-    """While the block runs, shows on stderr what the kernel says it is doing: one live line, or a line now and then
-    in a log."""
-
-    def __init__(self, source: Path, label: str):
-        self.source, self.label, self.stop = source, label, threading.Event()
-        self.live = sys.stderr.isatty()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        self.source.unlink(missing_ok=True)
-        if self.live:
-            print(f"{self.label} ...", file=sys.stderr, end="", flush=True)
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        self.source.unlink(missing_ok=True)
-        if self.live:
-            print("\r\033[K", file=sys.stderr, end="", flush=True)
-
-    def _watch(self) -> None:
-        shown = ""
-        last = started = time.perf_counter()
-        while not self.stop.wait(_POLL_SECONDS):
-            now = time.perf_counter()
-            text = f"{self.label}  {self._state()}  {now - started:.0f} s"
-            if self.live:
-                print(f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}", file=sys.stderr, end="", flush=True)
-            elif now - last >= _LINE_EVERY_SECONDS and text != shown:
-                print(text, file=sys.stderr, flush=True)
-                shown, last = text, now
-
-    def _state(self) -> str:
-        if not self.source.is_file():
-            return "starting"
-        state = read_json(self.source)
-        return state["text"] + (f" ({state['step']}/{state['total']})" if state["total"] else "")

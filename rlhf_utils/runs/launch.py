@@ -93,8 +93,8 @@ def check_launcher(run: Run, stages: Sequence[str]) -> None:
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
             raise InputError(
-                f"{kind} is not supported: models of this size fit into every GPU, so use DDP (configs/accelerate); for "
-                "larger ones see docs/several_gpus.md"
+                f"{kind} is not supported: models of this size fit into every GPU, so use DDP (configs/accelerate); of "
+                "larger ones docs/several_gpus.md speaks"
             )
     recipe = run.recipe
     settings = {"sft": recipe.sft, "sft_qlora": recipe.sft, "reward_model": recipe.reward_model}
