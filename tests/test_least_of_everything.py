@@ -15,7 +15,7 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.comparison import compare
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import write_report
-from rlhf_utils.report.plots.style import picture
+from rlhf_utils.report.style import picture
 from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.ppo import train_ppo

@@ -23,7 +23,7 @@ VOID = {"meta", "img", "br", "link"}
 def quick_pictures(monkeypatch):
     """Drawing is tested in test_plots; here one real picture is enough."""
     monkeypatch.setattr("rlhf_utils.report.page.applicable", lambda run: ["04_win_rate"])
-    monkeypatch.setattr("rlhf_utils.report.plots.style.DPI", 60)
+    monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
 
 
 class Outline(HTMLParser):
