@@ -13,8 +13,7 @@ import jinja2
 
 from rlhf_utils.evaluation.playground import Playground
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.report.results import run_caption
-from rlhf_utils.report.results import LABELS
+from rlhf_utils.report.results import LABELS, run_caption
 from rlhf_utils.report.style import COLORS as COLOURS
 
 HOST = "127.0.0.1"
