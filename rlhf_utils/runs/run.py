@@ -23,11 +23,10 @@ from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash, disk_errors, read_json, whole_folder, write_json
 from rlhf_utils.platforms.hub import recording
-from rlhf_utils.platforms.memory import check_fit, measuring, phase, remembering
+from rlhf_utils.platforms.memory import measuring, phase, remembering
 from rlhf_utils.platforms.names import is_there, local_path
 from rlhf_utils.platforms.packaged import check_packaged
 from rlhf_utils.platforms.runtime import reach_drive
-from rlhf_utils.runs.costs import stage_memory
 from rlhf_utils.runs.graph import STAGES
 from rlhf_utils.runs.locks import stage_lock
 from rlhf_utils.runs.provenance import provenance
@@ -252,7 +251,6 @@ class Run:
             work.mkdir(parents=True, exist_ok=True)
         processes.wait()
         started = time.time()
-        memory = {} if self.ready_model(name) else self._check_memory(name)
         # Filled while the stage runs: the commit of whatever it reads from the hub.
         commits: dict[str, str] = {}
         about = {"started": _clock(started), "fingerprint": self.fingerprint(name), **provenance(), "hub": commits}
@@ -268,7 +266,7 @@ class Run:
         seconds = round(time.time() - started, 1)
         self._write_stage(
             name,
-            {"state": "complete", **about, "seconds": seconds, "memory": memory, **taken, "results": stage.results},
+            {"state": "complete", **about, "seconds": seconds, **taken, "results": stage.results},
         )
         # With what attempts with other settings left: the stage they were for is another one now.
         for old in work.parent.glob(f"{name}-*"):
@@ -279,17 +277,6 @@ class Run:
     def note_made(self, stage: str) -> None:
         """Another process made `stage` on behalf of this one: it need not be made again here, even without resuming."""
         self._made_here.add(stage)
-
-    def _check_memory(self, name: str) -> dict[str, int]:
-        """What training stage `name` is estimated to need and what is free, in bytes; nothing where it trains
-        nothing."""
-        estimated = stage_memory(self.recipe, name)
-        if estimated is None:
-            return {}
-        return {
-            "estimated_bytes": int(estimated),
-            "free_bytes": check_fit(name, estimated, stage_memory(self.recipe, name, rows=1)),
-        }
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
         """Tell whoever started the series (it polls this file) what is going on."""
