@@ -138,7 +138,7 @@ def keywords() -> list[tuple[str, str, str, str]]:
 
 def test_keyword_arguments_are_still_taken():
     found, missing = keywords(), []
-    assert {name for _, name, _, _ in found} >= {"SFTConfig", "LoraConfig", "TrainingArguments"}
+    assert {name for _, name, _, _ in found} >= {"SFTConfig", "LoraConfig"}
     for module, name, keyword, path in found:
         kind = getattr(importlib.import_module(module), name)
         parameters = inspect.signature(kind.__init__).parameters
@@ -151,17 +151,3 @@ def test_keyword_arguments_are_still_taken():
         if keyword not in taken and not open_ended:
             missing.append(f"{version(module)}: {name} takes no {keyword}, used in {path}")
     assert not missing, "\n".join(missing)
-
-
-def test_the_settings_that_both_trl_trainers_share_are_still_taken(tmp_path):
-    """`common_arguments` is a dictionary, so its keys are looked up in both configurations."""
-    from trl import RewardConfig, SFTConfig
-
-    tree = parsed(ROOT / "rlhf_utils/runs/training.py")
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "common_arguments")
-    call = next(n for n in ast.walk(function) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "dict")
-    names = {k.arg for k in call.keywords if k.arg}
-    assert len(names) > 15
-    for kind in (SFTConfig, RewardConfig):
-        missing = names - {field.name for field in dataclasses.fields(kind)}
-        assert not missing, f"{version('trl')}: {kind.__name__} takes no {', '.join(sorted(missing))}"

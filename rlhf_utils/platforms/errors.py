@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 
-# Control characters (cursor, titles), format characters (text direction), half surrogates, line and paragraph separators.
+# Control (cursor, titles), format (text direction), half surrogates, line and paragraph separators.
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
