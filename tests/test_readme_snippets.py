@@ -8,12 +8,8 @@ import pages
 import pytest
 from hub.client import ROOT, done, start
 
-PAGES = ("README.md", "docs/your_own.md")
-SNIPPETS = [
-    text
-    for page in PAGES
-    for text in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-]
+PRINTED = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/your_own.md"))
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PRINTED, re.MULTILINE | re.DOTALL)
 # What a reader has before: these names stand in the snippets without being made there.
 BEFORE = """
 import warnings
