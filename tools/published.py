@@ -37,8 +37,8 @@ clone = ["git", "clone", "-q", "--depth=1", *os.environ.get("RLHF_REPO_URL", "--
 if not root.exists() and subprocess.run([*clone, str(root)], stderr=subprocess.DEVNULL).returncode:
     sys.exit(f"{{clone[-1]}} cannot be cloned: not published yet, or no internet; set RLHF_REPO_URL or attach a copy")
 sys.path.insert(0, str(root.resolve())); from rlhf_utils.platforms.bootstrap import ready; ready()"""
-# Collapsed in JupyterLab and in Colab.
-COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+# Collapsed in JupyterLab and in Colab; left out where several processes run the notebook's cells.
+COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form", "tags": ["setup"]}
 BADGES = (
     ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
      "https://colab.research.google.com/github/{name}/blob/main/{path}"),
