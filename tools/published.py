@@ -3,8 +3,8 @@
     python tools/published.py                          the first cell and the badges, from pyproject.toml
     python tools/published.py outputs/instruct-tiny    the outputs of this run
 
-Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when
-code and outputs are no longer of the same run.
+Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell
+when code and outputs are no longer of the same run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders.
 
-Importing this module does not import torch: `pin_one_gpu` has to come first.
+Importing this module does not import torch: `prepare_environment` has to come first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Which GPUs there were before `pin_one_gpu`, as in CUDA_VISIBLE_DEVICES; for those who want all of them after all.
+# Which GPUs there were before `prepare_environment`, as in CUDA_VISIBLE_DEVICES; for those who want all of them.
 ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
@@ -58,21 +58,18 @@ def reach_drive(folder: Path) -> None:
     """
     if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
         return
-    otherwise = "or choose an output_dir outside of it, which is lost when the session ends"
-    if not is_attended():
-        raise InputError(
-            f"{folder} is on Google Drive, which is not mounted, and nobody is here to allow it: run "
-            f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell first, {otherwise}"
-        )
-    from google.colab import drive  # type: ignore[import-not-found]
+    said, remedy = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
+    if is_attended():
+        from google.colab import drive  # type: ignore[import-not-found]
 
-    try:
-        drive.mount(str(DRIVE))
-    except Exception as error:  # of Colab, of its page and of pexpect
-        raise InputError(
-            f"{folder} is on Google Drive, which was not mounted ({error}): run the cell again and allow it, "
-            f"{otherwise}"
-        ) from error
+        try:
+            return drive.mount(str(DRIVE))
+        except Exception as error:  # of Colab, of its page and of pexpect
+            said, remedy = str(error), "this cell again and allow it"
+    raise InputError(
+        f"{folder} is on Google Drive, which is not mounted ({said}): run {remedy}, or choose an output_dir outside of "
+        "it, which is lost when the session ends"
+    )
 
 
 def prepare_environment() -> None:
@@ -80,7 +77,12 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _spare_home()
-    pin_one_gpu()
+    # One GPU only, unless a launcher gave this process its own: with two (Kaggle's T4 x2) transformers wraps the model
+    # in DataParallel, which trl refuses.
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ.setdefault(ALL_GPUS, "all" if visible is None else visible)
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
     if token := hub_token():
         os.environ["HF_TOKEN"] = token
 
@@ -114,15 +116,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="mtime may not be reliable")
     # transformers 5.23 renamed these; the lowest version we support has only the old names.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-
-
-def pin_one_gpu() -> None:
-    """Show torch one GPU only, unless a launcher gave this process its own: with two (Kaggle's T4 x2) transformers
-    wraps the model in DataParallel, which trl refuses."""
-    if "LOCAL_RANK" not in os.environ:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ.setdefault(ALL_GPUS, "all" if visible is None else visible)
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
 
 
 def hub_token() -> str | None:
