@@ -76,15 +76,11 @@ test-colab test-kaggle: test-%:
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
-# Runs the series, stores its outputs in the notebooks, and keeps what is worth tracking in docs/example_run/.
-EXAMPLE := instruct-tiny
+# Runs the series, stores its outputs in the notebooks and what is worth tracking in docs/example_run/.
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh --set evaluation.overoptimise.learning_rate=5e-4
-	@$(PY) tools/published.py outputs/$(EXAMPLE)
-	@rm -rf docs/example_run/$(EXAMPLE) && mkdir -p docs/example_run/$(EXAMPLE)
-	@cd outputs/$(EXAMPLE) && tar -cf - run.json report.html plots evaluation checkpoints/*/metrics.jsonl \
-		| tar -xf - -C ../../docs/example_run/$(EXAMPLE)
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
+	@$(PY) tools/published.py outputs/instruct-tiny
 	@$(PY) tools/pages.py
 
 # The generated parts of README.md and docs/.
