@@ -1,10 +1,10 @@
 """What is the same in every notebook of the repository, and the outputs of a run put into all of them.
 
-    python -m rlhf_utils.published                          the first cell and the badges, from pyproject.toml
-    python -m rlhf_utils.published outputs/instruct-tiny    the outputs of this run
+    python tools/published.py                          the first cell and the badges, from pyproject.toml
+    python tools/published.py outputs/instruct-tiny    the outputs of this run
 
-Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when code
-and outputs are no longer of the same run.
+Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell
+when code and outputs are no longer of the same run.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ SMALL = ("run.json", "report.html", "plots/*.png", "evaluation/*.*", "checkpoint
 
 # Without the package, which it has to find first: a folder above this one, an attached Kaggle dataset, a clone.
 FIRST_CELL = """\
+#@title Setup {{ display-mode: "form" }}
 import itertools, os, pathlib, subprocess, sys
-
-here, attached = pathlib.Path("{folder}").resolve(), pathlib.Path("/kaggle/input").glob("**/rlhf_utils")
-places = itertools.chain(here.parents, [here], (path.parent for path in attached))
-root = next((place for place in places if (place / "rlhf_utils").is_dir()), here)
-source = os.environ.get("RLHF_REPO_URL", "--branch v{version} {address}")
-clone = ["git", "clone", "--quiet", "--depth=1", *source.split(), str(root)]
-if not root.exists() and subprocess.run(clone, stderr=subprocess.DEVNULL).returncode:
-    sys.exit(f"{{source}} cannot be fetched: nothing is published there yet, or there is no internet: set RLHF_REPO_URL, or attach a copy")
-sys.path.insert(0, str(root)); from rlhf_utils.platforms.bootstrap import ready; ready()"""
+home, attached = pathlib.Path("{folder}").resolve(), pathlib.Path("/kaggle/input").glob("**/rlhf_utils/..")
+root = next((p for p in itertools.chain(home.parents, [home], attached) if (p / "rlhf_utils").is_dir()), home)
+clone = ["git", "clone", "-q", "--depth=1", *os.environ.get("RLHF_REPO_URL", "--branch v{version} {address}").split()]
+if not root.exists() and subprocess.run([*clone, str(root)], stderr=subprocess.DEVNULL).returncode:
+    sys.exit(f"{{clone[-1]}} cannot be cloned: not published yet, or no internet; set RLHF_REPO_URL or attach a copy")
+sys.path.insert(0, str(root.resolve())); from rlhf_utils.platforms.bootstrap import ready; ready()"""
+# Collapsed in JupyterLab and in Colab; left out where several processes run the notebook's cells.
+COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form", "tags": ["setup"]}
 BADGES = (
     ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
      "https://colab.research.google.com/github/{name}/blob/main/{path}"),
@@ -73,7 +73,9 @@ def stamp() -> list[Path]:
         lines = [line for line in opening.source.split("\n") if not line.startswith("[![")]
         title, rest = lines[0], "\n".join(lines[1:]).lstrip("\n")
         opening.source = f"{title}\n\n{badges(entry.path)}\n\n{rest}"
-        next(cell for cell in notebook.cells if cell.cell_type == "code").source = first_cell()
+        setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        setup.source = first_cell()
+        setup.metadata |= COLLAPSED
         if nbformat.writes(notebook) != before:
             write_text(path, nbformat.writes(notebook) + "\n")
             changed.append(path)

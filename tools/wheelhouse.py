@@ -1,10 +1,9 @@
 """Everything the notebooks need where there is no internet, in one folder:
 
-    python -m rlhf_utils.platforms.wheelhouse FOLDER [--python 3.12]
+    python tools/wheelhouse.py FOLDER [--python 3.12]
 
-FOLDER then holds wheels of what Colab and Kaggle lack or may have in too old a version, for Linux on x86-64 and the
-Python version named (this interpreter's by default), and this repository. Attached as a Kaggle dataset it is found by
-the first cell of the notebooks; elsewhere `RLHF_WHEELHOUSE=FOLDER` names it.
+FOLDER holds wheels of what Colab and Kaggle lack (Linux, x86-64, the Python named) and this repository. Attached as a
+Kaggle dataset it is found by the first cell of the notebooks; elsewhere `RLHF_WHEELHOUSE=FOLDER` names it.
 """
 
 from __future__ import annotations
@@ -17,21 +16,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from rlhf_utils import __version__
-from rlhf_utils.platforms.bootstrap import (
-    FOLDER,
-    MARKER,
-    NEVER_TOUCHED,
-    ROOT,
-    as_installed,
-    name_of,
-    pip,
-    requirements,
-    this_python,
-)
-from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import whole_folder, write_json
-from rlhf_utils.platforms.neighbors import parse
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rlhf_utils import __version__  # noqa: E402
+from rlhf_utils.platforms import bootstrap  # noqa: E402
+from rlhf_utils.platforms.bootstrap import FOLDER, MARKER, NEVER_TOUCHED, ROOT, pip  # noqa: E402
+from rlhf_utils.platforms.errors import InputError  # noqa: E402
+from rlhf_utils.platforms.files import whole_folder, write_json  # noqa: E402
 
 # What wheels are in fact built for, up to the glibc (2.35) of Ubuntu 22.04, which both services run on; every further
 # name costs pip seconds.
@@ -54,9 +45,9 @@ def make(folder: Path, python: str) -> int:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file()):
         raise InputError(f"{folder} is there and is no wheelhouse; name a new folder")
     with whole_folder(folder) as target, tempfile.TemporaryDirectory() as scratch:
-        download(target, python, Path(scratch))
-        for wheel in target.glob("*.whl"):
-            if wheel.name.partition("-")[0] in NEVER_TOUCHED:
+        _download(target, python, Path(scratch))
+        for name in NEVER_TOUCHED:
+            for wheel in target.glob(f"{name}-*.whl"):
                 wheel.unlink()
         copy_repository(target / FOLDER)
         wheels = len(list(target.glob("*.whl")))
@@ -64,40 +55,32 @@ def make(folder: Path, python: str) -> int:
     return wheels
 
 
-def download(folder: Path, python: str, scratch: Path) -> None:
-    """Put the wheels into `folder`: requirements and all that they need, resolved by pip for another machine.
-
-    This is done beside the oldest torch, transformers, numpy and pandas that are allowed, so that the wheels fit
-    whichever of them the service ships. `scratch` is a folder for what pip has to be told.
-    """
-    lines = requirements()
-    held = [parse(line) for line in lines if name_of(line) in NEVER_TOUCHED]
-    lowest = {r.name: bound.version for r in held for bound in r.specifier if bound.operator == ">="}
+def _download(folder: Path, python: str, scratch: Path) -> None:
+    """Put the wheels into `folder`, resolved by pip for another machine beside the oldest torch, transformers, numpy
+    and pandas that are allowed, so that they fit whichever of them the service ships."""
+    lines, advice = bootstrap.requirements(), "a wheelhouse is made where there is internet"
     constraints = scratch / "constraints.txt"
     with constraints.open("w") as file:
-        for name, version in lowest.items():
+        for line in [line for line in lines if bootstrap.name_of(line) in NEVER_TOUCHED]:
+            name, specifier = bootstrap.name_of(line), bootstrap.parse(line).specifier
+            version = next(bound.version for bound in specifier if bound.operator == ">=")
             # transformers says itself what it goes with; torch would bring gigabytes of CUDA along.
             if name != "transformers":
                 version = f"{version}+placeholder"
-                write_placeholder(scratch, name, version)
+                _write_placeholder(scratch, name, version)
             file.write(f"{name}=={version}\n")
-    sources = [line for line in lines if name_of(line) in SOURCE_ONLY]
-    advice = "a wheelhouse is made where there is internet"
+    sources = [line for line in lines if bootstrap.name_of(line) in SOURCE_ONLY]
     pip("wheel", "--no-deps", "--wheel-dir", str(folder), *sources, advice=advice)
     pip(
-        *("download", "--dest", str(folder), "--only-binary=:all:", "--python-version", python, *platform_options()),
+        *("download", "--dest", str(folder), "--only-binary=:all:", "--python-version", python),
+        *(part for platform in PLATFORMS for part in ("--platform", platform)),
         *("--find-links", str(scratch), "--find-links", str(folder), "--constraint", str(constraints)),
-        *map(as_installed, lines),
+        *map(bootstrap.as_installed, lines),
         advice=advice,
     )
 
 
-def platform_options() -> list[str]:
-    """pip's options for wheels that the services can install; it takes each platform by itself."""
-    return [part for platform in PLATFORMS for part in ("--platform", platform)]
-
-
-def write_placeholder(folder: Path, name: str, version: str) -> None:
+def _write_placeholder(folder: Path, name: str, version: str) -> None:
     """A wheel without content and without requirements."""
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
@@ -117,11 +100,9 @@ def copy_repository(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_utils.platforms.wheelhouse", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--python", default=this_python(), help="e.g. 3.12; on Kaggle, `!python -V` tells")
+    parser.add_argument("--python", default=bootstrap.this_python(), help="e.g. 3.12; on Kaggle, `!python -V` tells")
     asked = parser.parse_args()
     try:
         count = make(asked.folder, asked.python)
