@@ -109,14 +109,14 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
         needs, names = run.recipe.needs, [n.name[:5] for n in earlier]
         print(
             f"not there yet: {', '.join(stage for stage in run.stages if stage in needed)}; running notebook"
-            f"{'s' * (len(names) > 1)} {', '.join(names)} first (all {len(SERIES)} take about {needs.minutes} min on "
+            f"{'s' * (len(names) > 1)} {', '.join(names)} first (the whole series takes about {needs.minutes:g} min on "
             f"{needs.machine})",
             flush=True,
         )
         choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
         for key, value in located(overrides).items():
             choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        run_python(["-m", "rlhf_utils", "run", *choice, "--only", ",".join(names)], all_gpus(), aloud=True)
+        run_python(["-m", "rlhf_utils", "run", *choice, "--only", ",".join(names)], all_gpus())
     processes.wait()
     run.require(*needed)
 

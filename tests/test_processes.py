@@ -320,10 +320,11 @@ def test_processes_of_a_notebook_see_the_gpus_that_it_was_not_given(monkeypatch,
     assert environment.get("CUDA_VISIBLE_DEVICES") == seen and "ACCELERATE_USE_CPU" not in environment
 
 
-def test_a_command_that_fails_is_told_by_its_own_line():
-    script = "import sys; print('said'); print('failed: update 3', file=sys.stderr); sys.exit(1)"
+def test_a_command_that_fails_is_told_by_its_own_line(capsys):
+    script = "import sys; print('a result'); print('progress', file=sys.stderr); sys.exit('failed: update 3')"
     with pytest.raises(TrainingError, match="^update 3$"):
         launch.run_python(["-c", script], dict(os.environ))
+    assert capsys.readouterr().out == "progress\n"
     with pytest.raises(TrainingError, match="status 1: ZeroDivisionError: division by zero"):
         launch.run_python(["-c", "1 / 0"], dict(os.environ))
 

@@ -236,9 +236,7 @@ def test_only_what_there_is(tmp_path, fake, only):
     assert not fake.calls and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "only, first", [("01_02", "base"), ("02", "data"), ("03", "sft"), ("04", "base")]
-)
+@pytest.mark.parametrize("only, first", [("01_02", "base"), ("02", "data"), ("03", "sft"), ("04", "base")])
 def test_a_notebook_before_the_one_it_needs_starts_nothing(tmp_path, fake, only, first):
     with pytest.raises(InputError, match=f"missing or unfinished; make {first} first"):
         start(tmp_path, only=[only])

@@ -11,8 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
         run_python(
             ["-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"])],
             all_gpus(),
-            aloud=True,
         )
     run.note_made(*(stage for stage in run.stages if stage not in before and run.is_complete(stage)))
 
@@ -106,37 +104,26 @@ def check_launcher(run: Run, stages: Sequence[str]) -> None:
             processes.divided(recipe.ppo.minibatch_size, "ppo.minibatch_size")
 
 
-def _listen(stream: Iterable[str], told: list[str], aloud: bool) -> None:
-    for line in stream:
-        told.append(line)
-        if aloud and not line.startswith(tuple(_KINDS)):
-            print(line, end="", flush=True)
-
-
-def run_python(arguments: Sequence[str], environment: Mapping[str, str], aloud: bool = False) -> None:
-    """Run Python on `arguments`, and say what it says, its progress on stderr only where `aloud`; raises what its one
-    line of error tells."""
+def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run Python on `arguments`, and say what it says of its progress, on stderr; raises what its one line of error
+    tells."""
     # On Colab and Kaggle the package is not installed, only found.
     found_in = [str(Path(__file__).resolve().parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
     environment = {**environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(found_in)}
-    pipe, told = subprocess.PIPE, []
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
-        listener = threading.Thread(target=_listen, args=(process.stderr, told, aloud), daemon=True)
-        listener.start()
+    command, told = [sys.executable, *arguments], ""
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **streams) as process:
         try:
-            for line in process.stdout:
+            for line in process.stderr:
+                kind = next((kind for sign, kind in _KINDS.items() if line.startswith(sign)), None)
+                if kind:
+                    raise kind(line.partition(": ")[2].strip())
+                told = line.strip() or told
                 print(line, end="", flush=True)
         except BaseException:
             process.terminate()
             raise
         finally:
             process.wait()
-            listener.join()
     if process.returncode:
-        for line in told:
-            for sign, kind in _KINDS.items():
-                if line.startswith(sign):
-                    raise kind(line.removeprefix(sign).strip())
-        last = "".join(told).strip().split("\n")[-1]
-        raise TrainingError(f"a process ended with status {process.returncode}: {last}")
+        raise TrainingError(f"a process ended with status {process.returncode}: {told}")
