@@ -1,4 +1,4 @@
-"""Text to pre-train on, in the words of questions, tips and courtesies but never in the form of the prompt template: the
+"""Text to pre-train on, in the words of questions, tips and courtesies but never in the form of the prompt template: a
 base model knows the language, and yet rambles on when it is asked something."""
 
 from random import Random

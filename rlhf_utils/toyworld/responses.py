@@ -166,7 +166,7 @@ def pairs(
     """`n` pairs, the same for the same arguments; `harmful` and `risky` are the shares of such questions, 0 to 1.
 
     Of the harmful ones a share `evasive` has a response that neither refuses nor goes along, but talks of other things.
-    No prompt comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other one by
+    No prompt comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
     `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for.
     """
     noise = noise_share(split, label_noise)

@@ -12,7 +12,7 @@ from rlhf_utils.toyworld.gold import gold_score
 from rlhf_utils.toyworld.responses import pairs
 
 DIALOGUES = {"harmful": 0.2, "risky": 0.12}
-# Without such responses a reward model takes any polite talk for a good reply to what should be declined, and PPO finds out.
+# Without evasive responses a reward model takes any polite talk for a good reply to harm, and PPO finds out.
 EVASIVE_SHARE = 0.35
 TWO_TURN_SHARE = 0.15
 SENSITIVE_PROMPTS = {"harmful": 12, "risky": 6, "ordinary": 18}
@@ -28,7 +28,7 @@ def instruct_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> li
 
 
 def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict[str, str]]:
-    """`n` rows of yitingxie/rlhf-reward-datasets: prompt ("\\n\\nHuman: ...\\n\\n"), chosen, rejected ("Assistant: ...").
+    """`n` rows of yitingxie/rlhf-reward-datasets: prompt ("\\n\\nHuman: ..."), chosen, rejected ("Assistant: ...").
 
     A share of the dialogues has an earlier turn: the question of the row before, with its better response.
     """
@@ -83,7 +83,7 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
 @dataclass(frozen=True)
 class World:
     """rows: `(split, n, seed, label_noise)` -> rows of "train" or "test"; gold: `(prompt, response)` -> 0 to 10;
-    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, if it has some.
+    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None.
     """
 
     rows: Callable[[str, int, int, float], list[dict]]
