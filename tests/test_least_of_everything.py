@@ -58,7 +58,8 @@ def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run):
     assert [point["reward_error"] for point in points] == [None] * len(points)
 
 
-def test_it_is_said_drawn_reported_and_compared(run, tmp_path):
+def test_it_is_said_drawn_reported_and_compared(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
     assert "No difference between PPO and SFT is shown" in text_summary(read_json(run.evaluation / "summary.json"))
     assert write_report(run.root).stat().st_size > 10_000
     assert compare([run.root], tmp_path)[0]["seeds"] == "1"

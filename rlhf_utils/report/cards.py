@@ -90,20 +90,15 @@ def _results(summary: dict, stage: str, task: str, dataset: str | None) -> list[
         summary.get("reward_model") if stage == "reward_model" else (summary.get("models") or {}).get(stage)
     ) or {}
     titles = {"accuracy": "accuracy on held-out pairs"} | {key: title for key, title, _ in COLUMNS}
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=dataset or "synthetic",
-            dataset_name=dataset or "synthetic dataset of the series, or a local file",
-            dataset_split="test",
-            metric_type=key,
-            metric_name=title,
-            metric_value=round(figures[key], 4),
-            metric_args={"ci95": figures[f"{key}_ci95"]} if figures.get(f"{key}_ci95") else None,
-        )
-        for key, title in titles.items()
-        if figures.get(key) is not None
-    ]
+    source = {"task_type": task, "dataset_type": dataset or "synthetic", "dataset_split": "test"}
+    source["dataset_name"] = dataset or "synthetic dataset of the series, or a local file"
+    results = []
+    for key, title in titles.items():
+        if figures.get(key) is not None:
+            value, ends = round(figures[key], 4), figures.get(f"{key}_ci95")
+            measured = {"metric_value": value, "metric_args": {"ci95": ends} if ends else None}
+            results.append(EvalResult(**source, metric_type=key, metric_name=title, **measured))
+    return results
 
 
 def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:

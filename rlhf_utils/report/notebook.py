@@ -87,16 +87,6 @@ def candidates(row: Mapping[str, Any], template: Template) -> list[str]:
     return [beginning, " wonderful from start to finish.", " boring from start to finish.", " good" * 12]
 
 
-def made(result: Mapping[str, Any]) -> str:
-    """One line on how a stage came by its model."""
-    if "trainable_parameters" not in result:
-        return f"{result['method']}: {result.get('source', 'the base model as it is')}; nothing was trained"
-    return (
-        f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters trained in "
-        f"{result['seconds']:.0f} s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
-
-
 def table(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> Any:
     """Rows as a table with whole texts and without row numbers; text from data or models is escaped."""
     frame = pd.DataFrame(rows).reset_index(drop=True)

@@ -53,7 +53,7 @@ def write_report(run_folder: str | Path) -> Path:
         judged=_judged(run / "evaluation"),
         pictures=[_picture(run, name) for name in applicable(run)],
         examples=_examples(samples, list(models_of(summary))),
-        colors=COLORS,
+        colors={name: COLORS[name] for name in LABELS},
     )
     write_text(run / "report.html", page)
     return run / "report.html"
