@@ -152,3 +152,24 @@ def content_hash(path: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+_COMPLETE = "COMPLETE"
+
+
+def mark_complete(work: Path, step: int) -> None:
+    """Say that the checkpoint of `step` that transformers' trainer wrote in `work` is whole."""
+    (work / f"checkpoint-{step}" / _COMPLETE).touch()
+
+
+def newest_complete(work: Path) -> str | None:
+    """The newest whole checkpoint of transformers' trainer in `work`; those cut off while they were written are
+    removed. The trainer itself would raise on a partial one, silently go on without a missing optimizer state, and
+    count it among those it keeps."""
+    newest = None
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if (folder / _COMPLETE).exists():
+            newest = str(folder)
+        else:
+            shutil.rmtree(folder)
+    return newest

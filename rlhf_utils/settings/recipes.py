@@ -30,6 +30,7 @@ from rlhf_utils.settings.sections import (
     DataSettings,
     EvaluationSettings,
     GenerationSettings,
+    Needs,
     PPOConfig,
     QloraSettings,
     ReadyModels,
@@ -64,6 +65,7 @@ class Recipe(Section):
     form: Literal["dialogue", "continuation"] = "dialogue"
     tuned_policy: bool = False
     reading: dict[str, str] = {}
+    needs: Needs = Needs()
     models: ReadyModels = ReadyModels()
     data: DataSettings = DataSettings()
     base: BaseSettings = BaseSettings()

@@ -365,3 +365,13 @@ class EvaluationSettings(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2_000
     assistant: AssistantScore | None = None
     overoptimise: OveroptimiseSettings | None = None
+
+
+class Needs(Section):
+    """What the whole series takes at a scale. Of `tiny` it was measured, and a test compares it with a run's record; of
+    the GPUs it is an estimate until somebody sends a measurement."""
+
+    machine: str = "two CPU cores"
+    minutes: Positive = 10.0
+    memory_gb: Positive = 1.0
+    download_gb: NonNegative = 0.0
