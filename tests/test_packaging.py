@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
@@ -139,3 +140,13 @@ def test_everything_in_the_package_is_shipped():
             assert (PACKAGE / file).with_name("__init__.py").is_file(), f"{file}: no __init__.py beside it"
         else:
             assert any(fnmatch(file.as_posix(), glob) for glob in globs), f"{file}: not in package-data"
+
+
+def test_a_run_is_written_where_git_ignores_it():
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    if git("rev-parse", "--git-dir").returncode:
+        pytest.skip("not a clone")
+    assert git("ls-files", "outputs").stdout.split() == ["outputs/.gitkeep"]
+    assert not git("check-ignore", "--no-index", "-q", "outputs/instruct-tiny/run.json").returncode

@@ -88,20 +88,13 @@ def failing(error: type[BaseException]):
     return fail
 
 
-def test_which_platform_it_is(request):
-    assert runtime.platform_name() == "local"
-    request.getfixturevalue("colab")
-    assert runtime.platform_name() == "colab"
-    request.getfixturevalue("kaggle")
-    assert runtime.platform_name() == "kaggle", "Kaggle's image sets Colab's variable as well"
-
-
 def test_the_token_comes_from_the_environment_then_colab_then_kaggle(colab, attended, monkeypatch, request):
+    assert runtime.platform_name() == "colab"
     assert runtime.hub_token() == "from colab" and colab.calls == [("secret", "HF_TOKEN")]
-    monkeypatch.setenv("HF_TOKEN", "from the environment")
-    assert runtime.hub_token() == "from the environment" and len(colab.calls) == 1
     kaggle = request.getfixturevalue("kaggle")
-    assert runtime.hub_token() == "from the environment" and not kaggle.calls
+    assert runtime.platform_name() == "kaggle", "Kaggle's image sets Colab's variable as well"
+    monkeypatch.setenv("HF_TOKEN", "from the environment")
+    assert runtime.hub_token() == "from the environment" and len(colab.calls) == 1 and not kaggle.calls
     monkeypatch.setenv("HF_TOKEN", "")
     runtime.prepare_environment()
     assert os.environ["HF_TOKEN"] == "from kaggle" and len(colab.calls) == 1
@@ -226,10 +219,8 @@ def test_what_is_left_of_a_failed_notebook_is_readable_and_holds_no_token(tmp_pa
 @pytest.mark.slow
 def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
     """As attached on Kaggle, with the internet off: a path in `overrides` is all it takes."""
-    attached, rows = (
-        tmp_path / "input",
-        [{"prompt": f"What is {n}?", "chosen": "good", "rejected": "bad"} for n in range(9)],
-    )
+    attached = tmp_path / "input"
+    rows = [{"prompt": f"What is {n}?", "chosen": "good", "rejected": "bad"} for n in range(9)]
     save_tiny(attached / "policy")
     (attached / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     datasets.Dataset.from_list(rows).save_to_disk(str(attached / "saved"))
