@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workload import reached  # also puts the repository on the path
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.runs.run import Run
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from rlhf_utils.data import check_enough, check_rows, is_local, load_rows
+from rlhf_utils.data.prepare import check_enough, check_rows
+from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import disk_errors, read_json
 from rlhf_utils.platforms.names import is_folder, is_there, local_path

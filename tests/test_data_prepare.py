@@ -7,17 +7,12 @@ from collections import Counter
 
 import pytest
 
-from rlhf_utils.data import (
-    TEMPLATE,
-    FilterReport,
-    PreparedData,
-    Rows,
-    check_enough,
-    prepare,
-    prompt_key,
-)
+from rlhf_utils.data.prepare import check_enough, prepare, prompt_key
+from rlhf_utils.data.prepared import FilterReport, PreparedData
+from rlhf_utils.data.sources import Rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.sections import DataSettings, Shares
+from rlhf_utils.settings.template import TEMPLATE
 
 
 class WordTokenizer:

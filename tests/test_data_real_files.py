@@ -7,9 +7,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_utils.data import TEMPLATE, load_rows, prepare, prompt_key
-from rlhf_utils.data.filters import conversation_key
+from rlhf_utils.data.prepare import conversation_key, prepare, prompt_key
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.settings.template import TEMPLATE
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data"
 

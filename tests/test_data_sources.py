@@ -11,7 +11,7 @@ import datasets
 import pandas
 import pytest
 
-from rlhf_utils.data import load_rows
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.sections import DataSettings
 

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_utils.data import TEMPLATE, check_template
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.template import TEMPLATES
+from rlhf_utils.settings.template import TEMPLATE, TEMPLATES, check_template
 
 SHORT = "\n\nHuman: Why is the sky blue?\n\nAssistant:"
 LONG = "\n\nHuman: Hi!\n\nAssistant: Hello, how can I help?\n\nHuman: Tell me a joke.\n\nAssistant:"

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rlhf_utils.data import load_rows, prepare, pretraining_texts
-from rlhf_utils.data.splits import SPLITS, shares_of, split_of
+from rlhf_utils.data.prepare import SPLITS, prepare, pretraining_texts, shares_of, split_of
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.sections import DataSettings, Shares
 

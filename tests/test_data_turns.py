@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from rlhf_utils.data.schemas import _alone as alone, _spelled
 
-from rlhf_utils.data import Rows, load_rows, prepare
-from rlhf_utils.data.filters import CUT
+from rlhf_utils.data.prepare import CUT, prepare
 from rlhf_utils.data.schemas import EMPTY, NO_RESPONSE, UNKNOWN_ROLE, read_rows
-from rlhf_utils.data.turns import alone, spelled
+from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.settings.sections import DataSettings
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"

@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
-from rlhf_utils.data import Rows, check_rows, prepare
+from rlhf_utils.data.prepare import check_rows, prepare
+from rlhf_utils.data.sources import Rows
 from rlhf_utils.evaluation.judge import label_noise
 from rlhf_utils.evaluation.length import length_alone, sides
 from rlhf_utils.evaluation.metrics import length_rule
@@ -249,7 +250,7 @@ def test_no_file_but_the_recipes_own_asks_which_recipe_it_is():
     package = Path(__file__).resolve().parents[1] / "rlhf_utils"
     code = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     names = ("helpful_harmless", "imdb", "eli5")
-    allowed = {"settings.py", "worlds.py"}
+    allowed = {"sections.py", "worlds.py"}
     for path, text in code.items():
         if path.parent.name == "toyworld" or path.name in allowed:
             continue

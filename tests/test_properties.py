@@ -9,12 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 
-from rlhf_utils.data import prepare
-from rlhf_utils.data.filters import conversation_key, prompt_key
-from rlhf_utils.data.prepare import IN_TEST
+from rlhf_utils.data.prepare import IN_TEST, SPLITS, conversation_key, prepare, prompt_key, split_of
 from rlhf_utils.data.schemas import SCHEMAS, RowDropped, clean, read_rows
 from rlhf_utils.data.sources import Rows
-from rlhf_utils.data.splits import SPLITS, split_of
 from rlhf_utils.evaluation.metrics import proportion_interval, win_rate
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.ppo.objective import advantages_and_returns, masked_whiten

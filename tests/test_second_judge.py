@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny import one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.judge import about_judge, judge_of
 from rlhf_utils.platforms.files import read_json

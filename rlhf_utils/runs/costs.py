@@ -137,7 +137,7 @@ def rows_of(recipe: Recipe) -> dict[str, float]:
     rows = min(rows, data.max_rows or rows)
     shares = data.shares.model_dump()
     total = sum(shares.values())
-    return {name: min(rows * share / total, getattr(data.split_rows, name) or rows) for name, share in shares.items()}
+    return {name: min(rows * share / total, data.split_rows.get(name) or rows) for name, share in shares.items()}
 
 
 def _about_data(recipe: Recipe) -> tuple[int, float]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data import PreparedData, check_enough, check_rows, load_rows, prepare, pretraining_texts
+from rlhf_utils.data.prepare import check_enough, check_rows, prepare, pretraining_texts
+from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer, save_model
 from rlhf_utils.models.pretraining import cached_base
 from rlhf_utils.platforms.errors import InputError

@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.length import length_alone
 from rlhf_utils.evaluation.metrics import accuracy_of, calibration
 from rlhf_utils.models.loading import (

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, Trainer, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.length import length_alone
 from rlhf_utils.evaluation.metrics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models.generation import answer_prompts

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
-from rlhf_utils.data import PreparedData, beginnings
+from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.evaluation.metrics import rouge_scores
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import (
