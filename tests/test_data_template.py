@@ -11,19 +11,15 @@ SHORT = "\n\nHuman: Why is the sky blue?\n\nAssistant:"
 LONG = "\n\nHuman: Hi!\n\nAssistant: Hello, how can I help?\n\nHuman: Tell me a joke.\n\nAssistant:"
 
 
-def test_text_has_its_blank_in_the_completion_and_not_in_the_prompt():
-    assert TEMPLATE.format(" How do I boil an egg?\n") == "Human: How do I boil an egg?\n\nAssistant:"
-    assert TEMPLATE.completion("Six minutes. \n") == " Six minutes."
-
-
 @pytest.mark.parametrize("empty", ["", " ", "\n\n", "\t"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_empty_answer_adds_nothing_to_the_prompt(name, empty):
-    """A blank at the end of a text is a token of its own, which no reward model has met."""
+def test_the_space_is_in_the_completion_and_an_empty_response_adds_nothing(name, empty):
+    """A space at the end of a text is a token of its own, which no reward model has met."""
     template = TEMPLATES[name]
     text = template.text("How long?", empty)
     assert text == template.format("How long?") + (empty if name == "continuation" else "")
-    assert template.text("How long?", "Six") == template.format("How long?") + template.joint + "Six"
+    assert template.text("How long?", "Six") == template.format(" How long?\n") + template.joint + "Six"
+    assert TEMPLATE.text("How long?", "Six") == "Human: How long?\n\nAssistant: Six"
 
 
 @pytest.mark.parametrize("dialogue", [SHORT, LONG])

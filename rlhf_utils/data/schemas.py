@@ -304,10 +304,10 @@ def _with_lists(row: dict) -> dict:
 
 def _spelled(text: str, name: str) -> Any:
     """What `text` spells in JSON, in Python, or as numpy prints an array of objects, without commas between them."""
-    text = text.strip()
-    with_commas = _QUOTED_OR_GAP.sub(lambda found: found[1] or "}, {", text)
-    for read, spelling in (json.loads, text), (ast.literal_eval, text), (ast.literal_eval, with_commas):
-        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            if len(text) <= _LONGEST_LIST:
+    if len(text) <= _LONGEST_LIST:
+        text = text.strip()
+        with_commas = _QUOTED_OR_GAP.sub(lambda found: found[1] or "}, {", text)
+        for read, spelling in (json.loads, text), (ast.literal_eval, text), (ast.literal_eval, with_commas):
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 return read(spelling)
     raise RowDropped(f"list in column {name} cannot be read")

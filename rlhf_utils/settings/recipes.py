@@ -85,10 +85,9 @@ class Recipe(Section):
             raise InputError(f"{file} is not there; give a file of settings, such as a run.json")
         values = read_json(file)
         try:
-            return cls.model_validate(values["settings"] if "settings" in values else values)
-        except (TypeError, ValidationError) as error:
-            reason = _first_problem(error) if isinstance(error, ValidationError) else "it is not a JSON object"
-            raise InputError(f"{file}: {reason}") from None
+            return cls.model_validate(values.get("settings", values) if isinstance(values, dict) else values)
+        except ValidationError as error:
+            raise InputError(f"{file}: {_first_problem(error)}") from None
 
     @property
     def template(self) -> Template:
@@ -227,7 +226,7 @@ def _first_problem(error: ValidationError) -> str:
         return f"{where} is missing; set it with --set {where}=..."
     if problem["type"] == "value_error":
         return f"{where + ': ' if where else ''}{message}"
-    return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{where or 'what is given'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def _closest(word: str, known) -> str:
