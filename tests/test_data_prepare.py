@@ -1,7 +1,6 @@
 """Filters are counted, splits share no prompt, saved data come back whole, and nothing held out is pretrained on."""
 
 import json
-import os
 from collections import Counter
 
 import pytest
@@ -90,16 +89,11 @@ def test_splits_share_no_prompt_and_the_seed_draws_them():
     assert (data.kind, data.template_hash, data.fingerprint) == ("pairs", TEMPLATE.hash, "f00d")
 
 
-def test_several_rows_of_a_prompt_stay_together():
-    train = [row | {"chosen": f"answer {i}"} for i in range(4) for row in pairs(50)]
-    data = made(train, rows_per_prompt=3)
+def test_rows_of_a_prompt_stay_together_and_those_kept_are_usable():
+    train = [row | {"chosen": f"answer {i}" + " too long" * 9 * (i == 0)} for i in range(5) for row in pairs(50)]
+    data = made(train, rows_per_prompt=3, max_response_tokens=10)
     assert size(data) == 150 and data.report.dropped("train")["prompt seen before"] == 50
     assert_disjoint(data)
-
-
-def test_the_row_kept_for_a_prompt_is_a_usable_one():
-    train = pairs(50) + [row | {"chosen": "far too long " * 9} for row in pairs(50)]
-    assert size(made(train, max_response_tokens=10)) == 50
 
 
 def test_a_test_split_is_the_evaluation_and_its_prompts_are_nowhere_else():
@@ -111,14 +105,9 @@ def test_a_test_split_is_the_evaluation_and_its_prompts_are_nowhere_else():
     assert_disjoint(data)
 
 
-def test_dialogues_that_begin_alike_share_a_split():
-    turns = [f"Start {i}\n\nAssistant: Yes?\n\nHuman: Go on" for i in range(60)]
-    train = [row | {"prompt": prompt} for row, prompt in zip(pairs(60), turns, strict=True)]
-    data = made(train + [row | {"prompt": f"start {i}"} for i, row in enumerate(pairs(60))])
-    for split in filter(len, data.splits.values()):
-        asked = [prompt.casefold().split("\n")[0] for prompt in split["prompt"]]
-        assert set(Counter(asked).values()) == {2}
-    data = made(train + pairs(60), [{"prompt": "Start 3", "chosen": "a", "rejected": "b"}])
+def test_a_dialogue_that_begins_like_one_of_the_test_split_is_left_out():
+    turns = [row | {"prompt": f"Start {i}\n\nAssistant: Yes?\n\nHuman: Go on"} for i, row in enumerate(pairs(60))]
+    data = made(turns + pairs(60), [{"prompt": "start 3", "chosen": "a", "rejected": "b"}])
     assert data.report.dropped("train")["prompt also in the test split"] == 1
 
 
@@ -161,30 +150,33 @@ def test_small_data_are_enough_or_refused_with_every_count(rows):
         assert len(rows) == 300 and min(len(made(rows).splits[name]) for name in needed) >= 2
 
 
-def test_kinds_without_pairs():
-    shown = made([{"prompt": f"p {i}", "response": "r"} for i in range(50)])
-    assert shown.kind == "demonstrations" and set(shown.splits["sft"]["rejected"]) == {None}
-    asked = made([{"prompt": f"p {i}"} for i in range(50)])
-    assert asked.kind == "prompts" and set(asked.splits["ppo"]["chosen"]) == {None}
-    rated = made([{"text": f"long {'word ' * 50}{i}", "label": i % 2} for i in range(50)], max_prompt_tokens=5)
-    assert rated.kind == "labelled" and set(rated.splits["sft"]["label"]) == {0, 1}
-    assert set(rated.splits["ppo"]["chosen"]) == {None} and max(map(len, rated.splits["ppo"]["text"])) > 250
-
-
 ODD = "line\u2028separator \x0b\x0c\x85 <b> \x1b[0m 😀 \x00"
 
 
-@pytest.mark.parametrize("row", [{"chosen": ODD, "rejected": "b"}, {"response": ODD}, {"label": 1}])
-def test_save_and_load(tmp_path, row):
-    text = "text" if "label" in row else "prompt"
-    data = made([row | {text: f"{ODD} {i}"} for i in range(50)], shares=Shares(ppo=0), min_text_characters=0)
+KINDS = {
+    "pairs": {"chosen": ODD, "rejected": "b"},
+    "demonstrations": {"response": ODD},
+    "prompts": {},
+    "labelled": {"label": 1},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_comes_back_as_it_was_saved(tmp_path, kind):
+    text = "text" if kind == "labelled" else "prompt"
+    rows = [KINDS[kind] | {text: f"{ODD} {'word ' * 9}{i}"} for i in range(50)]
+    data = made(rows, shares=Shares(ppo=0), min_text_characters=0, max_prompt_tokens=9 + (kind != "labelled") * 99)
     data.save(tmp_path / "data")
     data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))
-    assert lists(loaded) == lists(data) and loaded.report == data.report
-    assert (loaded.kind, loaded.fingerprint, loaded.template_hash) == (data.kind, "f00d", TEMPLATE.hash)
+    assert size(data) == 50 and lists(loaded) == lists(data) and loaded.report == data.report
+    assert (loaded.kind, loaded.fingerprint, loaded.template_hash) == (kind, "f00d", TEMPLATE.hash)
     assert loaded.splits["ppo"].features == data.splits["ppo"].features and len(loaded.splits["ppo"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    if kind != "pairs":
+        assert set(loaded.splits["sft"]["rejected"]) == {None}
+    if kind == "labelled":
+        assert set(loaded.splits["sft"]["label"]) == {1} and "word word word" in loaded.splits["sft"]["text"][0]
 
 
 def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
@@ -195,12 +187,10 @@ def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
     manifest, split = folder / "data.json", folder / "sft.jsonl"
     whole, text = json.loads(manifest.read_text()), split.read_text()
 
-    split.write_text("".join(text.splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match="damaged .*sft.jsonl has 16 of 17 rows"):
-        PreparedData.load(folder)
-    split.write_text(text[:-10])
-    with pytest.raises(InputError, match="damaged"):
-        PreparedData.load(folder)
+    for damaged, reason in (("".join(text.splitlines(keepends=True)[:-1]), "sft.jsonl has 16 of 17"), (text[:-10], "")):
+        split.write_text(damaged)
+        with pytest.raises(InputError, match=f"damaged .*{reason}"):
+            PreparedData.load(folder)
     split.unlink()
     with pytest.raises(InputError, match="damaged"):
         PreparedData.load(folder)
@@ -213,20 +203,6 @@ def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
         manifest.write_text(broken)
         with pytest.raises(InputError, match="damaged"):
             PreparedData.load(folder)
-
-
-def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
-    made(pairs(50)).save(tmp_path / "data")
-    before = (tmp_path / "data" / "sft.jsonl").read_bytes()
-
-    def full(*args, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="cannot write .*disk is full"):
-        made(pairs(60)).save(tmp_path / "data")
-    assert (tmp_path / "data" / "sft.jsonl").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @pytest.mark.parametrize("with_test", [False, True])

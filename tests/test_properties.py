@@ -6,14 +6,11 @@ import math
 
 import hypothesis.strategies as st
 import pytest
-import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 
 from rlhf_utils.data.prepare import SPLITS, conversation_key, prepare, split_of
 from rlhf_utils.data.schemas import clean, read_rows
 from rlhf_utils.data.sources import Rows
-from rlhf_utils.evaluation.metrics import proportion_interval, win_rate
-from rlhf_utils.ppo.objective import advantages_and_returns, masked_whiten
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE, TEMPLATES
 
@@ -155,48 +152,3 @@ class TestFiltersAndSplits:
         for name, share in SHARES.items():
             assert abs(splits[0].count(name) / 4000 - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
         assert splits[0] != splits[1]
-
-
-class TestFigures:
-    @given(st.integers(0, 500), st.integers(1, 500))
-    def test_an_interval_of_a_share_holds_it(self, right, more):
-        total = max(right, more)
-        found = proportion_interval(right, total)
-        low, high = found.as_list()
-        assert 0 <= low <= right / total <= high <= 1
-
-    @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=30))
-    def test_what_one_wins_the_other_loses(self, pairs):
-        a, b = ([float(pair[i]) for pair in pairs] for i in (0, 1))
-        one, other = win_rate(a, b), win_rate(b, a)
-        assert one["wins"] + one["losses"] + one["ties"] == len(pairs)
-        assert (one["wins"], one["losses"]) == (other["losses"], other["wins"])
-        assert one["rate"] + other["rate"] == pytest.approx(1) and 0 <= one["ci95"][0] <= one["ci95"][1] <= 1
-        assert 0 <= one["sign_test_p"] <= 1 and one["sign_test_p"] == pytest.approx(other["sign_test_p"])
-
-    @given(st.data())
-    @settings(max_examples=60)
-    def test_advantages_are_those_of_each_answer_alone(self, data):
-        """Padding and neighbours change nothing, and lambda 1 gives returns of the discounted rewards."""
-        lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
-        numbers = st.floats(-5, 5, width=32)
-        width = max(lengths)
-        rewards, values = (
-            torch.tensor([data.draw(st.lists(numbers, min_size=width, max_size=width)) for _ in lengths])
-            for _ in range(2)
-        )
-        mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-        gamma, decay = data.draw(st.sampled_from([0.9, 1.0])), data.draw(st.sampled_from([0.0, 0.95, 1.0]))
-        advantages, returns = advantages_and_returns(rewards * mask, values * mask, mask, gamma, decay)
-        for row, length in enumerate(lengths):
-            alone = slice(row, row + 1), slice(0, length)
-            single, own = advantages_and_returns(rewards[alone], values[alone], mask[alone], gamma, decay)
-            assert torch.allclose(advantages[alone], single, atol=1e-5) and torch.allclose(
-                returns[alone], own, atol=1e-5
-            )
-            if decay == 1.0:
-                discounted = sum(gamma**i * rewards[row, i] for i in range(length))
-                assert own[0, 0].item() == pytest.approx(float(discounted), abs=1e-4)
-        assert not advantages[~mask].any()
-        whitened = masked_whiten(advantages, mask)
-        assert whitened.isfinite().all()

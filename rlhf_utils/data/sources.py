@@ -13,6 +13,7 @@ import json
 import re
 import zlib
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,9 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
 
 def is_local(dataset: str) -> bool:
     """A path that is there, or a name that is no id or address of the hub, or one that ends like a file we read."""
-    if dataset == EMBEDDED:
-        return False
     # An address is one of the hub, also that of a single file there.
     named_like_a_file = "://" not in dataset and _suffix_of(local_path(dataset)) is not None
-    return is_there(dataset) or named_like_a_file or not is_hub_name(dataset)
+    return dataset != EMBEDDED and (is_there(dataset) or named_like_a_file or not is_hub_name(dataset))
 
 
 def _suffix_of(path: Path) -> str | None:
@@ -116,17 +115,14 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[list[dict], list
     files = sorted(path for path in folder.iterdir() if path.is_file() and _suffix_of(path))
     if not files:
         raise InputError(f"folder {folder} holds no data files; put {', '.join(SUFFIXES)} files there, or name another")
-    # Named for a split: train.jsonl, train-00000-of-00002.parquet, train_1.csv.
-    of_split = {
-        split: [path for path in files if re.match(rf"{re.escape(split)}([-_.]|$)", path.name, re.IGNORECASE)]
-        for split in (settings.split, settings.test_split)
-    }
-    test = of_split[settings.test_split]
-    train = of_split[settings.split] or [path for path in files if path not in test]
+
+    def named(split: str) -> list[Path]:  # train.jsonl, train-00000-of-00002.parquet, train_1.csv
+        return [path for path in files if re.match(rf"{re.escape(split)}[-_.]", path.name, re.IGNORECASE)]
+
+    test = named(settings.test_split)
+    train = named(settings.split) or [path for path in files if path not in test]
     if not train:
-        raise InputError(
-            f"folder {folder} holds only files of the split {settings.test_split!r}; add {settings.split}.jsonl"
-        )
+        raise InputError(f"folder {folder} holds only files of the split {test[0].stem!r}; add {settings.split}.jsonl")
     rows, tested = ([row for path in paths for row in _read_file(path)] for paths in (train, test))
     return rows, tested or None
 
@@ -188,16 +184,13 @@ def _read_csv(text: str, path: Path) -> list[dict]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(header, path)
+        header = _checked_header([name.strip() for name in next(reader, [])], path)
         for cells in filter(None, reader):
             if len(cells) > len(header):
-                raise InputError(
-                    f"{path}:{reader.line_num}: {len(cells)} cells under {len(header)} columns; "
-                    "quote cells that contain commas"
-                )
+                found = f"{len(cells)} cells under {len(header)} columns"
+                raise InputError(f"{path}:{reader.line_num}: {found}; quote cells that contain commas")
             # A short row is a row with empty cells, and is counted as such by the filters.
-            rows.append(dict(zip(header, cells + [None] * (len(header) - len(cells)), strict=True)))
+            rows.append(dict(zip_longest(header, cells)))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: broken CSV ({error}); mend the quotes there") from error
     finally:
@@ -205,7 +198,7 @@ def _read_csv(text: str, path: Path) -> list[dict]:
     return rows
 
 
-def _check_header(header: list[str], path: Path) -> None:
+def _checked_header(header: list[str], path: Path) -> list[str]:
     if not header:
         raise InputError(f"{path} is empty: its first line has no column names; give a file with rows")
     # pandas writes its index as a first column without a name.
@@ -217,6 +210,7 @@ def _check_header(header: list[str], path: Path) -> None:
         )
     if len(set(header)) < len(header):
         raise InputError(f"{path}: a column name occurs twice ({shown(header)}); rename one")
+    return header
 
 
 def _read_parquet(path: Path) -> list[dict]:
