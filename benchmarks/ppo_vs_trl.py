@@ -20,14 +20,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from workload import matmul_rate, prepare, reached, workload
+from workload import EPOCHS, matmul_rate, prepare, reached, settings
 
 HERE = Path(__file__).resolve().parent
 TRL = HERE / ".trl-1.12"
 HELPFUL = HERE.parents[1] / "shared" / "data" / "hh_helpful.jsonl.gz"
 # Episodes an update: with these a pair of each takes about seven minutes on two cores.
 EPISODES = {"fixed": 256, "ragged": 64} if torch.cuda.is_available() else {"fixed": 12, "ragged": 8}
-# Reward, in standard deviations of the SFT model's answers, that both programs have to reach in the embedded world.
+# Reward, in standard deviations of the SFT model's responses, that both have to reach on the synthetic dataset.
 REWARD = 0.6
 # The learning rates that both are tried at; the faster one of each counts. --quick tries what was best for each.
 RATES = (1e-4, 3e-4, 1e-3)
@@ -68,17 +68,17 @@ def precisions() -> list[str]:
 
 def paired(work: Path, name: str, precision: str, repeats: int) -> dict:
     """`repeats` pairs of runs, in turns; on a GPU the first two updates warm up and are not counted."""
-    episodes, updates = EPISODES[name], 3 if torch.cuda.is_available() else 1
     runs: dict[str, list[dict]] = {"ours": [], "trl": []}
+    policy = work / f"policy_{name}"
+    job = {
+        **{"policy": policy, "value": policy, "reward": work / "reward", "goal": None},
+        "prompts": json.loads((work / "prompts.json").read_text())[name],
+        "config": settings(name, EPISODES[name], 3 if torch.cuda.is_available() else 1, precision),
+    }
     for repeat in range(repeats):
         for program in sorted(runs, reverse=bool(repeat % 2)):
             say(f"{name}, {precision}, pair {repeat + 1} of {repeats}: {program}")
-            out = work / "result.json"
-            start(
-                f"run_{program}.py", out, program == "trl",
-                work=work, workload=name, precision=precision, episodes=episodes, updates=updates,
-            )  # fmt: skip
-            runs[program].append(json.loads(out.read_text()))
+            runs[program].append(trained({"program": program, **job}))
     return runs
 
 
@@ -89,9 +89,8 @@ def finished_run(run: Path, work: Path, quick: bool) -> Path | None:
     if quick:
         say(f"{run} is not a finished run, so the time to a reward is left out; `make run` makes one")
         return None
-    say("making the embedded world's models (about 6 minutes)")
-    stages = "01_01_data_and_baseline,01_02,02"
-    command = [sys.executable, "-m", "rlhf_utils", "run", "--only", stages, "--output-dir", str(work)]
+    say("making the models of the synthetic dataset (about 6 minutes)")
+    command = [sys.executable, "-m", "rlhf_utils", "run", "--only", "01_01,01_02,02", "--output-dir", str(work)]
     subprocess.run(command, check=True, cwd=HERE.parent, stdout=sys.stderr)
     return work / "instruct-tiny"
 
@@ -100,16 +99,18 @@ def time_to_reward(run: Path | None, quick: bool) -> dict | None:
     """Seconds until the mean reward of three updates in a row reaches `REWARD`, for both at each learning rate."""
     if run is None:
         return None
-    updates = json.loads((run / "run.json").read_text())["settings"]["ppo"]["updates"]
+    recipe = json.loads((run / "run.json").read_text())["settings"]["ppo"]
+    rows = (run / "checkpoints" / "data" / "ppo.jsonl").read_text(encoding="utf-8").splitlines()
+    reward = run / "checkpoints" / "reward_model"
+    job = {"policy": run / "checkpoints" / "sft", "reward": reward, "value": reward, "goal": REWARD}
+    job["prompts"] = [json.loads(row)["prompt"] for row in rows]
     found: dict = {"run": run.name, "reward": REWARD}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "result.json"
-        for rate in (QUICK_RATE,) if quick else RATES:
-            for program in ("ours", "trl"):
-                say(f"embedded world: {program}, learning rate {rate:g}")
-                options = {"run": run, "program": program, "updates": updates, "goal": REWARD, "learning_rate": rate}
-                start("run_world.py", out, program == "trl", **options)
-                found[f"{program}_{rate:g}"] = json.loads(out.read_text())
+    for rate in (QUICK_RATE,) if quick else RATES:
+        for program in ("ours", "trl"):
+            say(f"synthetic dataset: {program}, learning rate {rate:g}")
+            config = {**recipe, "save_every": 10**6, "learning_rate": rate}
+            curve = trained({"program": program, "config": config, **job})
+            found[f"{program}_{rate:g}"] = {name: curve[name] for name in ("seconds", "rewards")}
     return found
 
 
@@ -158,8 +159,8 @@ def figures(raw: dict) -> dict:
         "ragged_best_speedup": best("ragged"),
         "memory_ratio": memory("fixed"),
         "memory_ratio_ragged": memory("ragged"),
-        "matmul_fraction": statistics.median(update_flops(r, "fixed") for r in fixed) / machine,
-        "update_flops": statistics.median(update_flops(r, "fixed") for r in fixed),
+        "matmul_fraction": statistics.median(update_flops(r) for r in fixed) / machine,
+        "update_flops": statistics.median(update_flops(r) for r in fixed),
         "machine_matmul_flops": machine,
         "time_to_reward_ratio": ours / theirs if ours and theirs else None,
         "episodes_per_second": {
@@ -172,20 +173,19 @@ def figures(raw: dict) -> dict:
     }
 
 
-def update_flops(run: dict, name: str) -> float:
+def update_flops(run: dict) -> float:
     """FLOP/s of the update phase: forward and backward (three times forward) over real tokens, padding not counted.
 
     Per token and pass 2 FLOPs for each weight of the blocks and 4 x width x length for attention (half, being causal);
     the head, 2 x width x vocabulary, at response tokens only.
     """
-    job = workload(name, 1)
     response, prompt = run["response_tokens"][-1], run["prompt_tokens"]
     length = prompt + response
     trunk = length * (2 * run["block_parameters"] + 2 * run["layers"] * run["width"] * length)
     head = response * 2 * run["width"] * run["vocabulary"]
     seconds = run["phase_seconds"][-1]["learning"]
     episodes = run["episodes"]
-    return 3 * job.epochs * episodes * (trunk + head) / seconds
+    return 3 * EPOCHS * episodes * (trunk + head) / seconds
 
 
 def table(result: dict) -> str:
@@ -215,23 +215,18 @@ def install_trl() -> None:
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def start(script: str, out: Path, with_trl: bool, **options) -> None:
-    """Run a script in a process of its own, so that its memory is its own; what it prints is shown if it fails."""
-    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    path = [str(TRL)] if with_trl else []
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([*path, str(HERE.parent)]),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), *arguments, "--out", str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SystemExit(f"{script} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+def trained(job: dict) -> dict:
+    """What one_training.py measures, in a process of its own, so that its memory is its own."""
+    path = [str(TRL), str(HERE.parent)] if job["program"] == "trl" else [str(HERE.parent)]
+    offline = {"PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        task, out = Path(folder) / "job.json", Path(folder) / "result.json"
+        task.write_text(json.dumps(job, default=str))
+        command = [sys.executable, str(HERE / "one_training.py"), str(task), str(out)]
+        done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{job['program']} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        return json.loads(out.read_text())
 
 
 def device_name() -> str:

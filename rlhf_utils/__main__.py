@@ -56,14 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="make everything again, even what is complete")
     run.set_defaults(run_command=_run)
 
-    train = commands.add_parser("train", help="one stage; with `accelerate launch -m rlhf_utils train` on several GPUs")
-    train.add_argument("stage", help="sft, sft_qlora, reward_model, judge_model or ppo; base, data")
+    train = commands.add_parser("train", help="a notebook's code cells; with `accelerate launch -m` on several GPUs")
+    train.add_argument("notebook", help="its number, such as 01_02")
     _choice_of_run(train)
-    train.add_argument(
-        "--settings", type=Path, metavar="FILE", help="all settings from a file (as in run.json) instead"
-    )
-    train.add_argument("--fresh", action="store_true", help="make the stage again, even if it is complete")
-    train.add_argument("--no-figures", action="store_true", help="progress on standard output, in place of the figures")
+    train.add_argument("--settings", type=Path, metavar="FILE", help="all settings from a file, such as run.json")
+    train.add_argument("--fresh", action="store_true", help="make its stages again, even if they are complete")
     train.set_defaults(run_command=_train)
 
     commands.add_parser("recipes", help="list the recipes and their scales").set_defaults(run_command=_recipes)
@@ -141,9 +138,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs.name_check import check_names
-    from rlhf_utils.runs.run import Run
-    from rlhf_utils.series import located
+    from rlhf_utils.series import located, train
     from rlhf_utils.settings.recipes import Recipe, load_recipe, parse_assignments
 
     with processes.one_voice():
@@ -151,38 +146,27 @@ def _train(options: argparse.Namespace) -> None:
             recipe = Recipe.from_settings(options.settings)
         else:
             recipe = load_recipe(options.recipe, options.scale, located(parse_assignments(options.assignments)))
-        run = Run(recipe, options.output_dir, resume=not options.fresh)
-        if options.stage in run.stages:
-            check_names(run, [s for s in (options.stage, *run.needs(options.stage)) if not run.is_complete(s)])
-        from rlhf_utils.runs.launch import train
-
-        with contextlib.nullcontext() if options.no_figures else contextlib.redirect_stdout(sys.stderr):
-            result = train(run, options.stage)
-        if processes.is_main() and not options.no_figures:
-            print(json.dumps(result, indent=2))
+        with contextlib.redirect_stdout(sys.stderr):
+            results = train(options.notebook, recipe, options.output_dir, not options.fresh)
+        if processes.is_main():
+            print(json.dumps(results, indent=2))
         processes.end()
 
 
 def _recipes(_: argparse.Namespace) -> None:
-    from rlhf_utils.runs.costs import MACHINES, estimate
     from rlhf_utils.settings.recipes import SCALES, load_recipe, recipe_names
 
     for name in recipe_names():
         print(f"{name}: {load_recipe(name).title}. {load_recipe(name).description}")
         for scale in SCALES:
             recipe = load_recipe(name, scale)
-            needs = estimate(recipe)
+            needs, memory = recipe.needs, "memory" if scale == "tiny" else "GPU memory"
+            download = f"{needs.download_gb:g} GB to download" if needs.download_gb else "nothing to download"
             print(f"  --scale {scale:<5} policy {recipe.policy}, data {recipe.dataset}")
             print(
-                f"      on {MACHINES[scale].name}: about {_duration(needs.seconds)}, {needs.memory / 1e9:.1f} GB of "
-                f"{'memory' if scale == 'tiny' else 'GPU memory'}, "
-                f"{f'{needs.download / 1e9:.1f} GB to download' if needs.download else 'nothing to download'}"
+                f"      {needs.machine}: about {needs.minutes:.0f} min, {needs.memory_gb:g} GB of {memory}, {download}"
             )
-    print("Estimates of rlhf_utils/runs/costs.py from the settings; no GPU has been timed yet.")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    print("Measured at scale tiny; no GPU has been timed yet, and what is said of them is an estimate.")
 
 
 def _rouge(options: argparse.Namespace) -> None:

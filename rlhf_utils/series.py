@@ -1,50 +1,56 @@
-"""Running the notebooks in order, headless, with papermill: skip what is complete, show progress, go on after a
-failure."""
+"""The notebooks in order: opening a run from one of them, and running them headless with papermill."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rlhf_utils.data.prepare import check_enough, check_rows
 from rlhf_utils.data.sources import is_local, load_rows
-from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import disk_errors, read_json
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import is_folder, is_there, local_path
-from rlhf_utils.platforms.runtime import HEADLESS, check_cache
-from rlhf_utils.runs.disk import check_room
+from rlhf_utils.platforms.runtime import (
+    DRIVE,
+    HEADLESS,
+    check_cache,
+    detect_device,
+    is_attended,
+    is_on_drive,
+    platform_name,
+    prepare_environment,
+    quiet_libraries,
+)
+from rlhf_utils.runs.headless import run_notebook
+from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
 from rlhf_utils.runs.name_check import check_names
 from rlhf_utils.runs.run import Run
-from rlhf_utils.runs.stopping import Listener, Stopped
-from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import EMBEDDED, LORA_PLACES, flat
 
-ROOT = Path(__file__).resolve().parent.parent
-_POLL_SECONDS = 0.5
-_LINE_EVERY_SECONDS = 30.0
+ROOT = Path(__file__).resolve().parents[1]
+# What the one cell tagged `parameters` of every notebook holds.
+PARAMETERS = frozenset(("recipe", "scale", "output_dir", "overrides", "resume"))
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook of the series, the stages it makes, and those it only reads."""
+    """One notebook of the series, the stages it makes, those it only reads, and the form of recipes that it is for."""
 
     path: str
     makes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    form: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,12 +64,72 @@ SERIES = (
     Notebook("01_supervised_finetuning/02_full_finetuning.ipynb", makes=("sft",)),
     Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
     Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
-    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model")),
+    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
+    Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
     Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
     Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
     Notebook("04_evaluation/02_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
+
+
+def open_run(
+    notebook: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool
+) -> Run:
+    """The run of the notebook whose number is `notebook` ("03_02"), in one line what runs where, and what the recipe
+    says of this notebook. What earlier notebooks would have made and is missing is made first."""
+    prepare_environment()
+    quiet_libraries()
+    _refuse_unknown_parameters()
+    run = Run.open(recipe, scale, output_dir, overrides, resume)
+    entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
+    if HEADLESS not in os.environ and processes.is_main():
+        # The series has looked at them.
+        check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
+    device = detect_device()
+    print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
+    if platform_name() == "colab" and is_attended() and not is_on_drive(run.root):
+        print(
+            "Colab deletes this run with the session, and gives every notebook a machine of its own: "
+            f'output_dir = "{DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
+        )
+    _make_missing(run, entry, overrides)
+    if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
+        from IPython.display import Markdown, display
+
+        display(Markdown(text))
+    return run
+
+
+def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
+    """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
+    needed = missing_before(run, entry)
+    if needed and HEADLESS not in os.environ and processes.is_main():
+        earlier = [n for n in SERIES[: SERIES.index(entry)] if _applies(run, n) and needed & {*_makes(run, n)}]
+        needs, names = run.recipe.needs, [n.name[:5] for n in earlier]
+        print(
+            f"not there yet: {', '.join(stage for stage in run.stages if stage in needed)}; running notebook"
+            f"{'s' * (len(names) > 1)} {', '.join(names)} first (the whole series takes about {needs.minutes:g} min on "
+            f"{needs.machine})",
+            flush=True,
+        )
+        choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
+        for key, value in located(overrides).items():
+            choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        run_python(["-m", "rlhf_utils", "run", *choice, "--only", ",".join(names)], all_gpus())
+    processes.wait()
+    run.require(*needed)
+
+
+def missing_before(run: Run, entry: Notebook) -> set[str]:
+    """The stages that `entry` reads or that what it makes is made from, as far as they are not there."""
+    wanted, own = [*_makes(run, entry), *_reads(run, entry)], {*_makes(run, entry)}
+    needed: set[str] = set()
+    while wanted:
+        for need in run.needs(stage := wanted.pop()):
+            wanted += [need]
+        needed |= {stage} - own
+    return {stage for stage in needed if not run.is_complete(stage)}
 
 
 def run_series(
@@ -92,7 +158,6 @@ def run_series(
     }
     with series_lock(run.root):
         try:
-            _say_what_it_needs(run, chosen, fresh)
             _execute_all(run, chosen, parameters)
         except InputError:
             if begun and not any(run.checkpoints.glob("*/stage.json")):
@@ -111,15 +176,9 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
         if parameters["resume"] and _is_done(run, notebook):
             print(f"{label}: complete, skipped", file=sys.stderr)
             continue
-        started = time.perf_counter()
-        with _ProgressLine(run.root / ".progress.json", label):
-            _execute(run, notebook, parameters)
-        print(f"{label}: done in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-
-def _say_what_it_needs(run: Run, chosen: list[Notebook], fresh: bool) -> None:
-    if line := check_room(run, _unmade(run, chosen, fresh)):
-        print(line, file=sys.stderr)
+        seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
+        run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=seconds)
+        print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
 
 
 def _unmade(run: Run, chosen: list[Notebook], fresh: bool) -> list[str]:
@@ -192,6 +251,8 @@ def _applies(run: Run, notebook: Notebook) -> bool:
 
     A ready reward model is measured, and that is worth a notebook.
     """
+    if notebook.form and notebook.form != run.recipe.form:
+        return False
     return not notebook.makes or any(
         stage in run.stages and (stage not in run.fetched or stage in ("base", "data", "reward_model"))
         for stage in notebook.makes
@@ -207,6 +268,48 @@ def _chosen(only: list[str] | None) -> list[Notebook]:
                 f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
             )
     return [notebook for notebook in SERIES if any(notebook.name.startswith(wanted) for wanted in only)]
+
+
+def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[str, dict]:
+    """Run the code cells of notebook `number` ("01_02") in every process that a launcher started; returns the results
+    of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
+    supported under this launcher."""
+    run = Run(recipe, output_dir, resume)
+    entry = next((entry for entry in SERIES if entry.name.startswith(number) and _applies(run, entry)), None)
+    stages = [stage for stage in (entry.makes if entry else ()) if stage in run.stages and stage != "evaluation"]
+    if not stages or "base" in stages:
+        trained = [n.name[:5] for n in SERIES if n.makes and "base" not in n.makes and _applies(run, n)]
+        raise InputError(
+            f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
+        )
+    check_launcher(run, stages)
+    processes.start()
+    run_cells(run, entry)
+    return {stage: run.results(stage) for stage in stages}
+
+
+def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
+    """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables."""
+    recipe, texts = run.recipe, {"title", "description", "reading", "needs"}
+    settings = recipe.model_dump(mode="json", exclude={"name", "scale", *texts})
+    parameters = {"recipe": recipe.name, "scale": recipe.scale, "output_dir": str(run.root.parent)}
+    return execute(ROOT / entry.path, {**parameters, "overrides": settings, "resume": run.resume})
+
+
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns of a parameter that no notebook has, and a misspelt one would run with the defaults. What it
+    was given is the cell that it put in, which begins with a comment of its own."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    for cell in shell.user_ns.get("In", []) if shell else []:
+        if cell.startswith("# Parameters\n"):
+            given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
+            if unknown := sorted(given - PARAMETERS):
+                raise InputError(
+                    f"unknown parameter {', '.join(unknown)}; there are: {', '.join(sorted(PARAMETERS))}, and settings "
+                    'go into overrides, for example {"sft.epochs": 2}'
+                )
 
 
 def _as_seen_from_root(folder: str) -> str:
@@ -234,116 +337,3 @@ def _is_done(run: Run, notebook: Notebook) -> bool:
         and (run.notebooks / f"{notebook.name}.ipynb").is_file()
         and all(run.is_complete(stage) for stage in _makes(run, notebook))
     )
-
-
-def _execute(run: Run, notebook: Notebook, parameters: dict) -> None:
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    # The kernel inherits both: nobody is there to click on a form, and its debugger, which nobody attaches to, need not
-    # warn on stderr that Python's own frozen modules cannot be stepped into.
-    os.environ |= {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    target = run.notebooks / f"{notebook.name}.ipynb"
-    running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
-    started = time.time()
-    # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
-    listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
-    try:
-        with disk_errors(running):
-            listener.run(
-                lambda: papermill.execute_notebook(
-                    _unformatted(ROOT / notebook.path),
-                    _unformatted(running),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    cwd=str(ROOT),
-                    # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
-                    extra_arguments=["--IPKernelApp.log_level=50"],
-                )
-            )
-    except (PapermillExecutionError, DeadKernelError) as error:
-        os.replace(running, failed)
-        if listener.asked is not None:
-            run.note_notebook(notebook.name, state="interrupted")
-            raise Stopped(listener.asked) from None
-        if isinstance(error, DeadKernelError):
-            run.note_notebook(notebook.name, state="failed", error="the kernel died")
-            raise TrainingError(
-                f"{notebook.path}: the kernel died, most likely for want of memory (executed so far: {failed}); {again}"
-            ) from None
-        run.note_notebook(
-            notebook.name, state="failed", cell=error.cell_index, error=f"{error.ename}: {error.evalue}"[:500]
-        )
-        if error.ename == "InputError":
-            raise InputError(error.evalue) from None
-        raise TrainingError(
-            f"{notebook.path}, cell In [{error.exec_count}]: {error.ename}: {error.evalue} "
-            f"(executed notebook: {failed}); {again}"
-        ) from None
-    except BaseException:
-        running.unlink(missing_ok=True)
-        if listener.asked is not None:
-            # A kernel that hears of it while it starts dies before nbclient knows it.
-            run.note_notebook(notebook.name, state="interrupted")
-            raise Stopped(listener.asked) from None
-        raise
-    os.replace(running, target)
-    failed.unlink(missing_ok=True)
-    run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=round(time.time() - started, 1))
-    if listener.asked is not None:
-        raise Stopped(listener.asked)
-
-
-def _unformatted(path: Path) -> str:
-    """`path` for papermill, which puts its parameters into paths by `str.format`."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _signal_kernels(number: int) -> None:
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
-
-
-class _ProgressLine:
-    """While the block runs, shows on stderr what the kernel says it is doing: one live line, or a line now and then
-    in a log."""
-
-    def __init__(self, source: Path, label: str):
-        self.source, self.label, self.stop = source, label, threading.Event()
-        self.live = sys.stderr.isatty()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        self.source.unlink(missing_ok=True)
-        if self.live:
-            print(f"{self.label} ...", file=sys.stderr, end="", flush=True)
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        self.source.unlink(missing_ok=True)
-        if self.live:
-            print("\r\033[K", file=sys.stderr, end="", flush=True)
-
-    def _watch(self) -> None:
-        shown = ""
-        last = started = time.perf_counter()
-        while not self.stop.wait(_POLL_SECONDS):
-            now = time.perf_counter()
-            text = f"{self.label}  {self._state()}  {now - started:.0f} s"
-            if self.live:
-                print(f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}", file=sys.stderr, end="", flush=True)
-            elif now - last >= _LINE_EVERY_SECONDS and text != shown:
-                print(text, file=sys.stderr, flush=True)
-                shown, last = text, now
-
-    def _state(self) -> str:
-        if not self.source.is_file():
-            return "starting"
-        state = read_json(self.source)
-        return state["text"] + (f" ({state['step']}/{state['total']})" if state["total"] else "")

@@ -11,9 +11,9 @@ from tiny import tiny_trainer
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.runs.launch import train
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import RunCallback
+from rlhf_utils.series import train
 from rlhf_utils.settings.recipes import Recipe
 
 UPDATES = 4
@@ -30,8 +30,6 @@ def ppo_trainer(folder: Path, name: str, **settings) -> PPOTrainer:
         kl_controller="adaptive",
         kl_target=0.1,
         kl_horizon=40,
-        kl_budget=0.02,
-        kl_budget_action="shrink",
         **settings,
     )
 
@@ -57,22 +55,23 @@ def ppo_stopped(folder: Path, name: str) -> None:
 
 
 def stages(folder: Path, name: str, stopped: bool = False) -> None:
-    """Supervised fine-tuning and the reward model; where `stopped`, each is left once at its sixth step."""
-    run = Run(Recipe.from_settings(folder / "settings.json"), folder / name)
-    for stage in ("sft", "reward_model"):
+    """Supervised fine-tuning and the reward model, each as its notebook; where `stopped`, each is left once at its
+    sixth step."""
+    recipe = Recipe.from_settings(folder / "settings.json")
+    for stage, notebook in (("sft", "01_02"), ("reward_model", "02_02")):
         if stopped:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(RunCallback, "on_step_end", stops_at(6, lambda *_, **__: None), raising=False)
                 with pytest.raises(KeyboardInterrupt):
-                    train(run, stage)
+                    train(notebook, recipe, str(folder / name), True)
             processes.wait()
-            assert run.record()["stages"][stage]["state"] == "interrupted"
-        train(run, stage)
+            assert Run(recipe, folder / name).record()["stages"][stage]["state"] == "interrupted"
+        train(notebook, recipe, str(folder / name), True)
 
 
 def classifier(folder: Path, name: str) -> None:
     """The reward model of a recipe of labelled texts, from a run whose other stages are there."""
-    train(Run(Recipe.from_settings(folder / "labelled.json"), folder / name), "reward_model")
+    train("02_03", Recipe.from_settings(folder / "labelled.json"), str(folder / name), True)
 
 
 def stops_at(call: int, function):

@@ -83,7 +83,6 @@ TOGETHER = {
     "sft.micro_batch_size=5": ["not a multiple"],
     "base.heads=3": ["cannot be divided"],
     "base.context=64": ["raise base.context"],
-    "ppo.kl_budget_action=shrink ppo.kl_budget=null": ["kl_budget"],
     "ppo.kl_controller=adaptive ppo.kl_horizon=5": ["kl_horizon"],
     "ppo.lora.dropout=0.1": ["dropout"],
     "data.prompt_tokens=[8,2]": ["prompt_tokens"],

@@ -35,25 +35,20 @@ def runs(tmp_path_factory) -> list[Path]:
 
 
 def test_runs_that_differ_in_their_seed_are_one_row_with_its_spread(runs):
-    groups = grouped([read_result(run) for run in runs])
-    assert [len(group.runs) for group in groups] == [3, 1]
-    assert groups[0].name == "instruct, tiny, ppo.kl_coefficient=0.1"
-    assert groups[1].name == "instruct, tiny, ppo.kl_coefficient=0.02"
-    values = [read_result(run).figures["gold"][0] for run in runs[:3]]
-    mean, low, high = groups[0].spread("gold")
-    assert (low, high) == (min(values), max(values)) and mean == pytest.approx(sum(values) / 3)
-    rows = table(groups)
-    assert rows[0]["seeds"] == "3" and rows[0]["against"] == "SFT"
-    assert rows[0]["gold gained"] == f"{mean:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
-
-
-def test_a_single_run_keeps_its_own_interval(runs):
-    summary = json.loads((runs[3] / "evaluation" / "summary.json").read_text())
-    found = summary["paired"]["ppo_vs_sft"]["gold"]
-    low, high = found["ci95"]
-    row = table(grouped([read_result(runs[3])]))[0]
-    assert row["gold gained"] == f"{found['mean']:.2f} [{low:.2f}, {high:.2f}]".replace("-", "−")
-    assert row["run"] == "instruct, tiny"
+    results = [read_result(run) for run in runs]
+    groups = grouped(results)
+    assert {name: len(found) for name, found in groups.items()} == {
+        "instruct, tiny, ppo.kl_coefficient=0.1": 3,
+        "instruct, tiny, ppo.kl_coefficient=0.02": 1,
+    }
+    values = [result.figures["gold"][0] for result in results[:3]]
+    several, single = table(groups)
+    assert several["seeds"] == "3" and several["against"] == "SFT" and single["seeds"] == "1"
+    spread = f"{sum(values) / 3:.2f} [{min(values):.2f}, {max(values):.2f}]"
+    assert several["gold gain"] == spread.replace("-", "−")
+    found = json.loads((runs[3] / "evaluation" / "summary.json").read_text())["paired"]["ppo_vs_sft"]["gold"]
+    own = f"{found['mean']:.2f} [{found['ci95'][0]:.2f}, {found['ci95'][1]:.2f}]"
+    assert single["gold gain"] == own.replace("-", "−") and list(grouped(results[3:])) == ["instruct, tiny"]
 
 
 def test_table_picture_and_page_are_written(runs, tmp_path):
@@ -72,7 +67,7 @@ def test_a_figure_that_is_missing_is_a_dash(runs, tmp_path):
     summary = json.loads(path.read_text())
     summary["paired"]["ppo_vs_sft"]["gold"] = None
     path.write_text(json.dumps(summary))
-    assert table(grouped([read_result(copy)]))[0]["gold gained"] == "–"
+    assert table(grouped([read_result(copy)]))[0]["gold gain"] == "–"
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path):

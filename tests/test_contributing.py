@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md do what it says."""
+"""The worked examples of CONTRIBUTING.md do what it says, and what it points to is there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_run import make_run
 
-from rlhf_utils import stages
-from rlhf_utils.rewards import functions as rewards
+from rlhf_utils.report import training_plots
+from rlhf_utils.report.plots import PLOTS, draw
 from rlhf_utils.settings import recipes
-from rlhf_utils.settings import sections as settings
 from rlhf_utils.settings.recipes import load_recipe
-from rlhf_utils.stages import ppo
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -24,37 +23,36 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-@pytest.fixture
-def with_the_example(tmp_path, monkeypatch):
-    (source,) = blocks("yaml")
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    (folder / "support.yaml").write_text(source, encoding="utf-8")
-    monkeypatch.setattr(recipes.resources, "files", lambda package: tmp_path)
-
-
 @pytest.mark.parametrize("scale", ["tiny", "t4"])
-def test_the_recipe_is_complete(with_the_example, scale):
+def test_the_recipe_is_complete(tmp_path, monkeypatch, scale):
+    folder = tmp_path / "settings" / "recipes"
+    folder.mkdir(parents=True)
+    (folder / "support.yaml").write_text(*blocks("yaml"), encoding="utf-8")
+    monkeypatch.setattr(recipes.resources, "files", lambda package: tmp_path)
     recipe = load_recipe("support", scale)
-    assert recipe.reward.length == 0.3
-    assert recipe.dataset == "data/support_pairs.jsonl"
+    assert recipe.reward.length == 0.3 and recipe.dataset == "data/support_pairs.jsonl"
     assert set(recipe.reading) <= {path.stem for path in ROOT.glob("0*/*.ipynb")}
 
 
+def test_the_plot_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_utils.report.style.PLOTS", PLOTS.copy())
+    monkeypatch.setattr("rlhf_utils.report.plots.PLOTS", training_plots.plot.__globals__["PLOTS"])
+    exec(blocks("python")[0], vars(training_plots).copy())
+    assert draw(make_run(tmp_path), "03_entropy")[0].is_file() and "03_entropy" not in PLOTS
+
+
 def test_the_reward_is_one():
-    name_space = {"Sequence": Sequence, "Tensor": torch.Tensor, "torch": torch}
-    definition, use = blocks("python")
-    exec(definition, name_space)
-    assert name_space["QuestionReward"]()(["a", "b"], ["Which one? ", "This one."]).tolist() == [1.0, 0.0]
+    names = {"Sequence": Sequence, "Tensor": torch.Tensor, "torch": torch}
+    _, definition, use = blocks("python")
+    exec(definition, names)
+    assert names["QuestionReward"]()(["a", "b"], ["Which one? ", "This one."]).tolist() == [1.0, 0.0]
     terms, weights = {}, type("Weights", (), {"question": 0.5})
-    exec(use, {**name_space, "terms": terms, "weights": weights})
+    exec(use, {**names, "terms": terms, "weights": weights})
     assert terms["question"][0] == 0.5
 
 
 def test_what_it_points_to_is_there():
-    assert hasattr(ppo, "reward_function") and hasattr(settings, "RewardTerms") and hasattr(rewards, "RewardMixture")
-    named = re.findall(r"`([\w/*]+\.(?:py|yaml|toml|md))`", TEXT)
-    assert named
-    for name in named:
-        places = (ROOT, ROOT / "rlhf_utils", ROOT / "tests", Path(stages.__file__).parent)
-        assert name.endswith("support.yaml") or any(list(place.glob(name)) for place in places), name
+    named = re.findall(r"`([\w/*]+(?:\.(?:py|yaml|toml|md|txt)|/))`", TEXT)
+    assert len(named) > 25
+    for name in set(named) - {"rlhf_utils/settings/recipes/support.yaml"}:
+        assert any(list(place.glob(name)) for place in (ROOT, ROOT / "tests")), name

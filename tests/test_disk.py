@@ -1,4 +1,4 @@
-"""What a run writes is known beforehand, and a disk that is full all the same costs nothing that was there before."""
+"""A disk that is full costs nothing that was there before."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from made import make
 from test_stages import ROWS, open_run
-from tiny import CONTEXT, VOCABULARY, one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
+from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, without_timing  # noqa: F401
 
 from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash, read_jsonl
-from rlhf_utils.runs import disk
-from rlhf_utils.runs.costs import SHAPES, Shape
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.recipes import load_recipe
-from rlhf_utils.settings.sections import LoraSettings
-from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.sft import train_full
-
-TINY = Shape(2, 32, VOCABULARY, CONTEXT)
 
 
 @pytest.fixture
@@ -90,26 +82,23 @@ def test_a_training_of_trl_keeps_its_checkpoint_on_a_full_disk(tmp_path, small_d
     settings = {"sft.batch_size": 2, "sft.checkpoints": 4, "sft.evaluations": 1}
 
     def run_in(folder: Path) -> Run:
-        run = open_run(folder, policy, ROWS, **settings)
-        make_base(run)
-        make_data(run)
-        return run
+        return make(open_run(folder, policy, ROWS, **settings), "base", "data")
 
     whole = run_in(tmp_path)
-    train_full(whole)
+    make(whole, "sft")
     folder = small_disk(20_000_000)
     run = run_in(folder)
     # Room for the first checkpoint, and not for the second.
-    small_disk(bytes_in(folder) + int(1.7 * 3 * 4 * TINY.parameters))
+    small_disk(bytes_in(folder) + int(1.7 * 3 * 4 * tiny_model().num_parameters()))
     with pytest.raises(InputError, match="cannot write .*: the disk is full; free some space"):
-        train_full(run)
+        make(run, "sft")
     [work] = (run.checkpoints / ".work").iterdir()
     [checkpoint] = work.glob("checkpoint-*")
     assert (checkpoint / "COMPLETE").is_file() and (checkpoint / "optimizer.pt").is_file()
     assert run.record()["stages"]["sft"]["state"] == "failed" and not run.folder("sft").exists()
 
     small_disk(20_000_000)
-    train_full(run_in(folder))
+    make(run_in(folder), "sft")
     for name in ("model.safetensors", "tokenizer.json"):
         assert content_hash(run.folder("sft") / name) == content_hash(whole.folder("sft") / name)
     clock = ("seconds", "peak_memory_bytes")
@@ -127,7 +116,7 @@ def test_what_attempts_with_other_settings_left_goes_when_the_stage_is_done(tmp_
     old, other = (run.checkpoints / ".work" / name for name in ("base-01234567", "basement-01234567"))
     for folder in (old, other):
         folder.mkdir(parents=True)
-    make_base(run)
+    make(run, "base")
     assert not old.exists() and other.exists()
 
 
@@ -143,82 +132,3 @@ def test_what_a_stage_found_is_not_found_twice(tmp_path):
             assert stage.once("found", figures) == {"x": [0.1, None]}
             raise KeyboardInterrupt
     assert len(calls) == 1
-
-
-def test_ppo_writes_about_what_is_estimated(tmp_path):
-    policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
-    settings = {"updates": 5, "save_every": 1}
-    tiny_trainer(policy, tmp_path / "work", **settings).train()
-    changes = {f"ppo.{name}": value for name, value in settings.items()}
-    recipe = load_recipe("instruct", "tiny", {**changes, "ppo.kl_budget": None})
-    estimated = disk.stage_bytes(recipe, "ppo", TINY)
-    # The policies count as what is left, which is one more; during a save one checkpoint more is there than after it,
-    # and the best one may be among the newest.
-    policies = bytes_in(tmp_path / "work" / "checkpoints" / "update-000001" / "policy") * 5
-    kept = len(list((tmp_path / "work").glob("checkpoints/*/training")))
-    assert bytes_in(tmp_path / "work") - policies == pytest.approx(estimated.work * kept / 4, rel=0.25)
-    assert policies * 6 / 5 == pytest.approx(estimated.left, rel=0.25)
-
-
-def test_weights_of_an_adapter_are_counted_right(tmp_path):
-    from peft import get_peft_model
-    from tiny import CPU
-
-    from rlhf_utils.models.loading import load_policy
-    from rlhf_utils.models.lora import lora_config
-
-    save_tiny(tmp_path / "policy")
-    for modules in (("c_attn", "c_proj", "c_fc"), ("attention", "mlp_out"), ("mlp.c_proj", "mlp_in"), ("all-linear",)):
-        settings = LoraSettings(rank=3, modules=modules)
-        model = load_policy(tmp_path / "policy", CPU)
-        model = get_peft_model(model, lora_config(settings, "CAUSAL_LM", model.config))
-        counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        assert disk.adapter_parameters(TINY, settings) == counted, modules
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"policy": "gpt2-medium"},
-        {"ppo.updates": 400},
-        {"ppo.critic": "separate"},
-        {"ppo.keep_checkpoints": 5},
-    ],
-)
-def test_settings_that_write_more_are_seen_to(change):
-    def needed(overrides: dict) -> float:
-        recipe = load_recipe("instruct", "t4", overrides)
-        return disk.needed_bytes(recipe, Run(recipe).stages)
-
-    assert needed(change) > needed({})
-
-
-def test_only_what_is_still_to_be_made_counts():
-    recipe = load_recipe("instruct", "t4")
-    stages = Run(recipe).stages
-    assert disk.needed_bytes(recipe, ()) == 0
-    assert disk.needed_bytes(recipe, stages[-1:]) < disk.needed_bytes(recipe, stages) < 20e9
-    assert disk.needed_bytes(recipe, stages) > 12 * SHAPES["gpt2"].parameters
-    unknown = load_recipe("instruct", "t4", {"policy": "somebody/something"})
-    assert disk.needed_bytes(unknown, stages) is None
-
-
-def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch):
-    run = Run.open("instruct", "tiny", tmp_path)
-    needed = disk.needed_bytes(run.recipe, run.stages)
-
-    def free(count: float) -> None:
-        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=count))
-
-    free(1e12)
-    line = disk.check_room(run, run.stages)
-    assert line == f"needs about {needed / 1e6:.0f} MB on disk, 1000.0 GB free in {run.root}"
-    assert disk.check_room(run, ()) is None
-    free(0.9 * needed)
-    assert disk.check_room(run, run.stages)
-    free(0.5 * needed)
-    with pytest.raises(
-        InputError, match=r"^needs about \d+ MB on disk, \d+ MB free in [^\n]*; free some space"
-    ) as error:
-        disk.check_room(run, run.stages)
-    assert "\n" not in str(error.value)

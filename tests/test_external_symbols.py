@@ -20,14 +20,12 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted([*ROOT.glob("rlhf_utils/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("0*/*.ipynb")])
+SOURCES = sorted([*ROOT.glob("rlhf_utils/**/*.py"), *ROOT.glob("0*/*.ipynb")])
 # Whose keyword arguments come and go.
 CALLED = {"SFTConfig", "RewardConfig", "TrainingArguments", "SFTTrainer", "RewardTrainer", "LoraConfig"}
 CALLED |= {"BitsAndBytesConfig", "Accelerator"}
 # Private names we rely on, and why there is no public one.
-PRIVATE: dict[tuple[str, str], str] = {
-    ("pip._vendor.packaging.requirements", "Requirement"): "nothing is installed before the first cell, but pip is",
-}
+PRIVATE = {("pip._vendor.packaging.requirements", "Requirement"): "nothing is installed before the first cell but pip"}
 
 
 def parsed(path: Path) -> ast.Module:
@@ -42,60 +40,45 @@ def external(module: str | None) -> bool:
     return bool(top) and top != "rlhf_utils" and top not in sys.stdlib_module_names
 
 
-def used(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Module and dotted name of everything a source takes from other libraries."""
-    modules: dict[str, str] = {}
+def used(tree: ast.Module) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Module, name and keywords of everything a source takes from other libraries."""
+    modules, names = {}, {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and external(node.module) and not node.level:
             for alias in node.names:
-                yield node.module, alias.name
+                names[alias.asname or alias.name] = node.module, alias.name
+                yield node.module, alias.name, ()
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if external(alias.name):
-                    modules[alias.asname or alias.name.split(".")[0]] = (
-                        alias.name if alias.asname else alias.name.split(".")[0]
-                    )
-                    yield alias.name, ""
+            for alias in filter(lambda alias: external(alias.name), node.names):
+                top = alias.name.split(".")[0]
+                modules[alias.asname or top] = alias.name if alias.asname else top
+                yield alias.name, "", ()
     for node in ast.walk(tree):
-        names, inner = [], node
-        while isinstance(inner, ast.Attribute):
-            names.insert(0, inner.attr)
-            inner = inner.value
-        if names and isinstance(inner, ast.Name) and inner.id in modules:
-            # Of a chain only the part up to the first class: below it stand attributes of objects.
-            yield modules[inner.id], names[0]
+        # Of a chain only the part up to the first class: below it stand attributes of objects.
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield modules[node.value.id], node.attr, ()
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLED & names.keys():
+            yield *names[node.func.id], tuple(k.arg for k in node.keywords if k.arg)
 
 
-SYMBOLS = sorted(
-    {(module, name, str(path.relative_to(ROOT))) for path in SOURCES for module, name in used(parsed(path))}
-)
-
-
-def hidden(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__")
+SYMBOLS = sorted({(*found, str(path.relative_to(ROOT))) for path in SOURCES for found in used(parsed(path))})
 
 
 def version(module: str) -> str:
     top = module.split(".")[0]
     try:
-        distribution = importlib.metadata.packages_distributions()[top][0]
-        return f"{distribution} {importlib.metadata.version(distribution)}"
+        name = importlib.metadata.packages_distributions()[top][0]
+        return f"{name} {importlib.metadata.version(name)}"
     except (KeyError, importlib.metadata.PackageNotFoundError):
         return top
 
 
-@pytest.mark.parametrize("library", sorted({module.split(".")[0] for module, _, _ in SYMBOLS}))
+@pytest.mark.parametrize("library", sorted({module.split(".")[0] for module, *_ in SYMBOLS}))
 def test_what_is_taken_from_a_library_is_there(library):
-    try:
-        missing_library = importlib.util.find_spec(library) is None
-    except ModuleNotFoundError:
-        missing_library = True
-    if missing_library:
+    if library not in sys.modules and importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed here")
     missing = []
-    for module, name, path in SYMBOLS:
-        if module.split(".")[0] != library or path.startswith("benchmarks/"):
-            continue
+    for module, name, keywords, path in (symbol for symbol in SYMBOLS if symbol[0].split(".")[0] == library):
         try:
             found = importlib.import_module(module)
         except ImportError:
@@ -103,65 +86,21 @@ def test_what_is_taken_from_a_library_is_there(library):
             continue
         if name and not hasattr(found, name) and importlib.util.find_spec(f"{module}.{name}") is None:
             missing.append(f"{version(module)} has no {module}.{name}, used in {path}")
+        elif keywords:
+            kind = getattr(found, name)
+            parameters = inspect.signature(kind.__init__).parameters
+            fields = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                gone = set(keywords) - {*parameters, *fields}
+                missing += [f"{version(module)}: {name} takes no {keyword}, used in {path}" for keyword in gone]
     assert not missing, "\n".join(missing)
+
+
+def test_keywords_are_among_what_is_looked_at():
+    assert {name for _, name, keywords, _ in SYMBOLS if keywords} >= {"SFTConfig", "LoraConfig"}
 
 
 def test_nothing_private_is_taken_without_a_reason():
-    private = {(m, n) for m, n, _ in SYMBOLS if any(map(hidden, f"{m}.{n}".split(".")))}
-    assert private <= PRIVATE.keys(), private
-    assert PRIVATE.keys() <= private, "no longer used"
-
-
-def keywords() -> list[tuple[str, str, str, str]]:
-    """Library, class, keyword and file of the calls whose keywords are worth checking."""
-    found = []
-    for path in SOURCES:
-        if path.is_relative_to(ROOT / "benchmarks"):
-            continue
-        tree = parsed(path)
-        origin = {
-            alias.asname or alias.name: (node.module, alias.name)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and external(node.module)
-            for alias in node.names
-        }
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id in CALLED & origin.keys()
-            ):
-                module, name = origin[node.func.id]
-                found += [(module, name, k.arg, str(path.relative_to(ROOT))) for k in node.keywords if k.arg]
-    return sorted(set(found))
-
-
-def test_keyword_arguments_are_still_taken():
-    found, missing = keywords(), []
-    assert {name for _, name, _, _ in found} >= {"SFTConfig", "LoraConfig", "TrainingArguments"}
-    for module, name, keyword, path in found:
-        kind = getattr(importlib.import_module(module), name)
-        parameters = inspect.signature(kind.__init__).parameters
-        taken = (
-            {*parameters, *(field.name for field in dataclasses.fields(kind))}
-            if dataclasses.is_dataclass(kind)
-            else {*parameters}
-        )
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if keyword not in taken and not open_ended:
-            missing.append(f"{version(module)}: {name} takes no {keyword}, used in {path}")
-    assert not missing, "\n".join(missing)
-
-
-def test_the_settings_that_both_trl_trainers_share_are_still_taken(tmp_path):
-    """`common_arguments` is a dictionary, so its keys are looked up in both configurations."""
-    from trl import RewardConfig, SFTConfig
-
-    tree = parsed(ROOT / "rlhf_utils/runs/training.py")
-    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "common_arguments")
-    call = next(n for n in ast.walk(function) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "dict")
-    names = {k.arg for k in call.keywords if k.arg}
-    assert len(names) > 15
-    for kind in (SFTConfig, RewardConfig):
-        missing = names - {field.name for field in dataclasses.fields(kind)}
-        assert not missing, f"{version('trl')}: {kind.__name__} takes no {', '.join(sorted(missing))}"
+    parts = {(m, n): f"{m}.{n}".split(".") for m, n, *_ in SYMBOLS}
+    private = {at for at, names in parts.items() if any(p.startswith("_") and not p.endswith("__") for p in names)}
+    assert private == PRIVATE.keys(), private

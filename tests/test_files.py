@@ -21,19 +21,15 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return text
 
 
-def test_json_there_and_back(tmp_path):
+def test_json_and_jsonl_there_and_back(tmp_path):
     path = tmp_path / "a" / "b.json"
-    value = {"text": "é \u2028 😀", "number": 1e-5, "nothing": None}
+    value = {"text": "é \u2028 😀\nbreak", "number": 1e-5, "nothing": None}
     files.write_json(path, value)
-    assert files.read_json(path) == value
+    assert files.read_json(path) == value == json.loads(path.read_text(encoding="utf-8"))
     assert "é" in path.read_text(encoding="utf-8")
     assert [p.name for p in path.parent.iterdir()] == ["b.json"]
-
-
-def test_jsonl_there_and_back(tmp_path):
-    rows = [{"a": "line\nbreak \u2028"}, {"a": None}]
-    files.write_jsonl(tmp_path / "rows.jsonl", rows)
-    assert files.read_jsonl(tmp_path / "rows.jsonl") == rows
+    files.write_jsonl(path, [value, {"a": None}])
+    assert files.read_jsonl(path) == [value, {"a": None}]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -57,20 +53,23 @@ def test_broken_json_names_file_and_line(tmp_path):
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(InputError) as error:
+    monkeypatch.setattr(files.os, "fsync", lambda _: os.truncate(tmp_path / "nowhere", 0))
+    with pytest.raises(FileNotFoundError):
         files.write_text(path, "new")
-    assert "disk is full" in one_line(error) and str(path) in one_line(error)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_whole_folder_replaces_everything(tmp_path):
-    folder = tmp_path / "x" / "stage"
+def test_whole_folder_replaces_everything(tmp_path, monkeypatch):
+    """Also on Google Drive, which knows no links and puts no folder in the place of another."""
+    real, folder = os.replace, tmp_path / "x" / "stage"
+
+    def replace(source, target):
+        if os.path.isdir(target):
+            raise OSError(errno.ENOTEMPTY, "not on Drive")
+        real(source, target)
+
+    for name in ("replace", "rename", "link", "symlink"):
+        monkeypatch.setattr(os, name, replace)
     for content in ("one", "two"):
         with files.whole_folder(folder) as temporary:
             (temporary / content).mkdir()
@@ -80,12 +79,15 @@ def test_whole_folder_replaces_everything(tmp_path):
     assert [p.name for p in folder.parent.iterdir()] == ["stage"]
 
 
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def test_whole_folder_clears_away_what_killed_processes_left(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    left = [tmp_path / f".stage.{dead.pid}.{what}" for what in ("partial", "replaced")]
-    in_use = tmp_path / f".stage.{os.getppid()}.partial"
-    for folder in (*left, in_use):
+    dead, in_use = dead_process(), tmp_path / f".stage.{os.getppid()}.partial"
+    for folder in (*(tmp_path / f".stage.{dead}.{what}" for what in ("partial", "replaced")), in_use):
         folder.mkdir()
         (folder / "model").touch()
     with files.whole_folder(tmp_path / "stage"):
@@ -95,24 +97,23 @@ def test_whole_folder_clears_away_what_killed_processes_left(tmp_path):
 
 def test_whole_folder_puts_back_what_a_killed_process_had_moved_aside(tmp_path):
     """The moment between its two renames: the old folder has gone, and the new one has not come."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = dead_process()
     for name, text in (("replaced", "old"), ("partial", "new")):
-        (tmp_path / f".stage.{dead.pid}.{name}").mkdir()
-        (tmp_path / f".stage.{dead.pid}.{name}" / "file").write_text(text)
+        (tmp_path / f".stage.{dead}.{name}").mkdir()
+        (tmp_path / f".stage.{dead}.{name}" / "file").write_text(text)
     with pytest.raises(ValueError, match="no"), files.whole_folder(tmp_path / "stage"):
         assert (tmp_path / "stage" / "file").read_text() == "old"
         raise ValueError("no")
     assert [path.name for path in tmp_path.iterdir()] == ["stage"]
 
 
-@pytest.mark.parametrize("step", range(2))
-def test_whole_folder_interrupted_at_one_of_its_renames_leaves_the_old_content(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("step", range(3))
+def test_whole_folder_interrupted_in_the_block_or_at_a_rename_leaves_the_old_content(tmp_path, monkeypatch, step):
     folder, real, done = tmp_path / "stage", os.replace, []
 
     def replace(source, target):
         done.append(source)
-        if len(done) == step + 1:
+        if len(done) == step:
             raise KeyboardInterrupt
         real(source, target)
 
@@ -121,31 +122,15 @@ def test_whole_folder_interrupted_at_one_of_its_renames_leaves_the_old_content(t
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt), files.whole_folder(folder) as temporary:
         (temporary / "new").touch()
+        if step == 0:
+            raise KeyboardInterrupt
     assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
-def test_whole_folder_keeps_the_old_content_when_the_block_fails(tmp_path, failure):
-    folder = tmp_path / "stage"
-    folder.mkdir()
-    (folder / "old").touch()
-    with pytest.raises(type(failure)), files.whole_folder(folder) as temporary:
-        (temporary / "new").touch()
-        raise failure
-    assert [p.name for p in folder.iterdir()] == ["old"]
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_whole_folder_on_a_full_disk(tmp_path):
-    with pytest.raises(InputError) as error, files.whole_folder(tmp_path / "stage"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert "disk is full" in one_line(error)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "code, words",
     [
+        (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "quota"),
         (errno.EROFS, "read-only"),
         (errno.EACCES, "no permission"),
@@ -153,9 +138,9 @@ def test_whole_folder_on_a_full_disk(tmp_path):
     ],
 )
 def test_places_that_cannot_be_written(tmp_path, code, words):
-    with pytest.raises(InputError) as error, files.disk_errors(tmp_path):
+    with pytest.raises(InputError) as error, files.whole_folder(tmp_path / "stage"):
         raise OSError(code, os.strerror(code))
-    assert words in one_line(error) and str(tmp_path) in one_line(error)
+    assert words in one_line(error) and str(tmp_path) in one_line(error) and list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
@@ -199,9 +184,3 @@ def test_content_hash_sees_content_and_names(tmp_path):
     (two / "sub" / "a").write_text("a")
     (two / "sub" / "a").rename(two / "sub" / "b")
     assert files.content_hash(one) != files.content_hash(two)
-
-
-def test_json_in_the_file_is_what_other_readers_take(tmp_path):
-    files.write_json(tmp_path / "a.json", {"a": [1, 2]})
-    text = (tmp_path / "a.json").read_text()
-    assert text.endswith("}\n") and json.loads(text) == {"a": [1, 2]}

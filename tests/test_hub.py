@@ -41,41 +41,44 @@ def run(tmp_path_factory) -> Run:
     return run
 
 
+def card_of(run: Run, **changes) -> tuple[dict, str]:
+    """The card's metadata and text, of the run with other settings where `changes` says so."""
+    other = Run(run.recipe.model_copy(update=changes), run.root.parent)
+    other._fingerprints = {stage: run.fingerprint(stage) for stage in run.stages}
+    _, front, text = model_card(other, "ppo").split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
 def test_the_card_holds_the_runs_numbers_with_their_intervals(run):
-    card = model_card(run, "ppo")
-    _, front, text = card.split("---\n", 2)
-    about = yaml.safe_load(front)
+    about, text = card_of(run)
     assert about["pipeline_tag"] == "text-generation" and about["license"] == "mit" and "rlhf" in about["tags"]
-    summary = json.loads((run.evaluation / "summary.json").read_text())
-    low, high = summary["models"]["ppo"]["gold_ci95"]
-    assert f"{summary['models']['ppo']['gold']:.2f} [{low:.2f}, {high:.2f}]" in text
+    ppo = json.loads((run.evaluation / "summary.json").read_text())["models"]["ppo"]
+    low, high = ppo["gold_ci95"]
+    assert f"| {ppo['gold']:.2f} [{low:.2f}, {high:.2f}] |" in text and "- PPO beats SFT on gold: +" in text
+    [result] = about["model-index"][0]["results"]
+    [gold] = [metric for metric in result["metrics"] if metric["type"] == "gold"]
+    assert gold["value"] == pytest.approx(ppo["gold"], abs=1e-4) and gold["args"] == {"ci95": ppo["gold_ci95"]}
     assert run.recipe.hash in text and "python -m rlhf_utils run --recipe instruct --scale tiny" in text
-    assert "PPO beats SFT on gold" in text
+    rated = yaml.safe_load(model_card(run, "reward_model").split("---\n", 2)[1])
+    assert rated["pipeline_tag"] == "text-classification"
+    assert rated["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.923
+    with pytest.raises(InputError, match="'data' leaves no model; choose one of base, sft"):
+        model_card(run, "data")
 
 
 def test_no_path_of_this_machine_is_in_the_card(run, tmp_path):
     data = tmp_path / "secret_rows.jsonl"
     data.write_text("{}")
-    recipe = run.recipe.model_copy(update={"dataset": str(data), "seed": 7})
-    other = Run(recipe, run.root.parent)
-    other._fingerprints = {stage: run.fingerprint(stage) for stage in run.stages}
-    card = model_card(other, "ppo")
+    about, text = card_of(run, dataset=str(data), seed=7)
+    card = f"{about}{text}"
     assert "secret_rows" not in card and str(Path.home()) not in card and str(run.root) not in card
-    assert "--set seed=7" in card
+    assert "--set seed=7" in text
 
 
 def test_the_card_names_the_repository_of_a_pinned_policy(run):
     """The hub refuses a card whose `base_model` is not the id of a repository."""
-    other = Run(run.recipe.model_copy(update={"policy": "owner/name:sub@v1.0"}), run.root.parent)
-    other._fingerprints = {stage: run.fingerprint(stage) for stage in run.stages}
-    card = model_card(other, "ppo")
-    assert yaml.safe_load(card.split("---\n", 2)[1])["base_model"] == "owner/name"
-    assert "| policy it started from | `owner/name:sub@v1.0` |" in card
-
-
-def test_a_stage_without_a_model_is_refused(run):
-    with pytest.raises(InputError, match="'data' leaves no model; choose one of base, sft"):
-        model_card(run, "data")
+    about, text = card_of(run, policy="owner/name:sub@v1.0")
+    assert about["base_model"] == "owner/name" and "| base policy | `owner/name:sub@v1.0` |" in text
 
 
 PUSHED = """

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from made import make
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.data.prepare import check_rows, prepare
@@ -15,17 +17,14 @@ from rlhf_utils.data.sources import Rows
 from rlhf_utils.evaluation.judge import label_noise
 from rlhf_utils.evaluation.length import length_alone, sides
 from rlhf_utils.evaluation.metrics import length_rule
+from rlhf_utils.evaluation.reward_report import label_margins as margins
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.rewards.functions import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES
-from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.classifier import classifier_trainer, margins
 from rlhf_utils.stages.ppo import reward_function
-from rlhf_utils.stages.reward_model import train_reward_model
-from rlhf_utils.stages.sft import train_full
 
 PLAIN = TEMPLATES["continuation"]
 
@@ -166,14 +165,11 @@ def run(tmp_path_factory) -> Run:
         "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8, "reward_model.epochs": 3,
         "reward_model.learning_rate": 1e-2, "reward.fluency": 0.5, "reward.length": 0.2,
     }  # fmt: skip
-    run = Run.open("imdb", "tiny", folder / "out", settings)
-    make_base(run)
-    make_data(run)
-    return run
+    return make(Run.open("imdb", "tiny", folder / "out", settings), "base", "data", "sft")
 
 
 def test_a_tuned_policy_is_published_as_it_is(run):
-    result = train_full(run)
+    result = run.results("sft")
     assert result["method"] == "already tuned" and result["held_out_texts"] > 0
     # Random weights, but not uniform ones: somewhere near the log of the vocabulary.
     assert 4 < result["held_out_loss"] < 10
@@ -182,8 +178,7 @@ def test_a_tuned_policy_is_published_as_it_is(run):
 
 
 def test_a_classifier_is_trained_and_paid_for_its_label(run):
-    train_full(run)
-    result = train_reward_model(run)
+    result = make(run, "reward_model").results("reward_model")
     assert result["method"] == "trained" and result["accuracy"] > 0.9
     assert result["accuracy_ci95"][0] > max(result["untrained_accuracy"], result["length_baseline_accuracy"])
     report = read_json(run.evaluation / "reward_model.json")
@@ -197,8 +192,7 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
 
 
 def test_weighted_terms_stand_beside_the_classifier(run):
-    train_full(run)
-    train_reward_model(run)
+    make(run, "reward_model")
     mixture = reward_function(run)
     assert {name: weight for name, (weight, _) in mixture.parts.items()} == {
         "reward_model": 1.0, "fluency": 0.5, "length": 0.2
@@ -207,8 +201,7 @@ def test_weighted_terms_stand_beside_the_classifier(run):
 
 
 def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
-    train_full(run)
-    train_reward_model(run)
+    make(run, "reward_model")
     copy = tmp_path / "classifier"
     copy.mkdir()
     for file in run.folder("reward_model").iterdir():
@@ -217,26 +210,24 @@ def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
     settings = {"dataset": run.recipe.dataset, "policy": run.recipe.policy, "models.reward_model": str(copy)}
     settings |= {"data": run.recipe.data.model_dump(), "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
     other = Run.open("imdb", "tiny", tmp_path / "out", settings)
-    make_base(other), make_data(other), train_full(other)
-    result = train_reward_model(other)
+    result = make(other, "base", "data", "sft", "reward_model").results("reward_model")
     assert result["method"] == "ready" and result["accuracy"] > 0.9 and result["untrained_accuracy"] is None
     assert "trainable_parameters" not in result
     wrong = Run.open("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
     with pytest.raises(InputError, match="no label 'GOOD'; set reward_model.label to one of NEGATIVE, POSITIVE"):
-        train_reward_model(wrong)
+        make(wrong, "sft", "reward_model")
 
 
 def test_a_classifier_learns_the_same_from_a_batch_in_parts(run, tmp_path):
-    train_full(run)
     losses = []
     for micro in (None, 4):
         training = run.recipe.reward_model.model_copy(
             update={"batch_size": 16, "micro_batch_size": micro, "epochs": 0.25, "evaluations": 1, "checkpoints": 1}
         )
-        parts = Run(run.recipe.model_copy(update={"reward_model": training}), run.root.parent)
-        trainer = classifier_trainer(parts, tmp_path / str(micro))
-        trainer.train()
-        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+        shutil.copytree(run.root, tmp_path / str(micro) / run.root.name)
+        parts = Run(run.recipe.model_copy(update={"reward_model": training}), tmp_path / str(micro))
+        lines = read_jsonl(make(parts, "reward_model").folder("reward_model") / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) > 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 

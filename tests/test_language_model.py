@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from rlhf_utils.stages.sft import head_in_fp32
 from tiny import (
     CPU,
     PROMPTS,
@@ -29,7 +30,6 @@ from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.rewards.functions import FluencyReward, right_padded
 from rlhf_utils.settings.sections import GenerationSettings
-from rlhf_utils.stages.sft import head_in_fp32
 
 EOS = 0
 ROWS = token_rows((3, 9, 14, 6) * 8)

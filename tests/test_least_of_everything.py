@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.reward_model import train_reward_model
+from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.evaluation.compare import evaluate_models
@@ -15,12 +18,8 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.comparison import compare
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import write_report
-from rlhf_utils.report.plots.style import picture
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.ppo import train_ppo
-from rlhf_utils.stages.reward_model import train_reward_model
-from rlhf_utils.stages.sft import train_full, train_qlora
 
 ONE = {f"data.split_rows.{name}": 1 for name in ("sft", "reward", "ppo", "development", "evaluation")}
 ONE |= {f"evaluation.{name}": 1 for name in ("prompts", "reward_pairs", "frontier_prompts")}
@@ -104,11 +103,3 @@ def test_an_interval_is_written_without_the_ends_it_does_not_have():
     one, two = mean_interval([0.5]), mean_interval([1.0, 1.0])
     assert f"{one:.2f}" == "0.50" and f"{two:+.1f}" == "+1.0 [+1.0, +1.0]"
     assert not one.is_above() and not one.is_below(9.0) and two.is_above() and two.is_below(2.0)
-
-
-def test_a_name_with_dollar_signs_is_drawn_as_it_is(tmp_path):
-    run = tmp_path / "costs $5 {and $x_{"
-    run.mkdir()
-    with picture(tmp_path / "a.png", run, "$x{$ and $", "from $HOME to $\\frac$") as figure:
-        figure.add_subplot().set_yticks([0], ["$a{$"])
-    assert (tmp_path / "a.png").stat().st_size > 1000

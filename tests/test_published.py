@@ -38,7 +38,9 @@ def run(tmp_path, monkeypatch) -> Path:
     """An executed run beside a copy of the repository's notebooks."""
     root, run = tmp_path / "root", tmp_path / "outputs" / "instruct-tiny"
     (run / "notebooks").mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"seed": 3, "recipe_hash": "abc"}))
+    for name in ("run.json", "evaluation/summary.json", "checkpoints/ppo/metrics.jsonl", "checkpoints/ppo/model.bin"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(json.dumps({"seed": 3, "recipe_hash": "abc"}))
     for entry in SERIES:
         (root / entry.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / entry.path, root / entry.path)
@@ -47,9 +49,14 @@ def run(tmp_path, monkeypatch) -> Path:
     return run
 
 
-def test_outputs_are_taken_over_and_nothing_else(run):
+def test_outputs_and_small_files_are_taken_over_and_nothing_else(run):
     before = {entry.path: (published.ROOT / entry.path).read_text() for entry in SERIES}
-    assert len(published.publish(run)) == len(SERIES)
+    stale = published.ROOT / "docs" / "example_run" / run.name / "plots" / "of_before.png"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    assert len(published.publish(run)) == len(SERIES) + 3
+    kept = {str(path.relative_to(stale.parents[1])) for path in stale.parents[1].rglob("*") if path.is_file()}
+    assert kept == {"run.json", "evaluation/summary.json", "checkpoints/ppo/metrics.jsonl"}
     for entry in SERIES:
         notebook = nbformat.read(published.ROOT / entry.path, as_version=4)
         old = nbformat.reads(before[entry.path], as_version=4)
@@ -71,25 +78,24 @@ def change(run: Path, edit) -> None:
 
 
 @pytest.mark.parametrize(
-    "edit, words",
+    "spoil, words",
     [
-        (lambda cells: cells[5].update(source="1 + 1"), "has changed since .* was executed"),
-        (lambda cells: cells[0].outputs[0].update(text="x" * 500_000), "over 400,000; show less"),
-        (lambda cells: cells[0].outputs[0].update(text=str(Path.home()) + "/secret"), "a path of this machine"),
+        (lambda run: change(run, lambda c: c[-1].update(source="1 + 1")), "has changed since .* was executed"),
+        (lambda run: change(run, lambda c: c[0].outputs[0].update(text="x" * 500_000)), "over 400,000; show less"),
+        (lambda run: change(run, lambda c: c[0].outputs[0].update(text=f"{Path.home()}/x")), "a path of this machine"),
+        (lambda run: (run / "evaluation" / "a.json").write_text(f"{Path.home()}/x"), "a.json would hold a path"),
+        (lambda run: (run / "notebooks" / f"{SERIES[2].name}.ipynb").unlink(), "is missing; run the whole series"),
     ],
 )
-def test_what_is_not_fit_to_be_stored_changes_no_notebook(run, edit, words):
-    before = {entry.path: (published.ROOT / entry.path).read_bytes() for entry in SERIES}
-    change(run, edit)
+def test_what_is_not_fit_to_be_stored_changes_nothing(run, spoil, words):
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in published.ROOT.rglob("*") if path.is_file()}
+
+    before = content()
+    spoil(run)
     with pytest.raises(InputError, match=words):
         published.publish(run)
-    assert before == {entry.path: (published.ROOT / entry.path).read_bytes() for entry in SERIES}
-
-
-def test_a_run_that_is_not_whole_is_refused(run):
-    (run / "notebooks" / f"{SERIES[2].name}.ipynb").unlink()
-    with pytest.raises(InputError, match="is missing; run the whole series first"):
-        published.publish(run)
+    assert content() == before
 
 
 def test_stamping_twice_changes_nothing_the_second_time(run):

@@ -1,15 +1,15 @@
-"""The README's Python is run as it is printed, with the names of real models, on the loopback hub."""
+"""The pages: Python is run as it is printed, on the loopback hub; generated parts are what the tool writes."""
 
 from __future__ import annotations
 
 import re
 
+import pages
 import pytest
 from hub.client import ROOT, done, start
 
-SNIPPETS = re.findall(
-    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+PRINTED = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/your_own.md"))
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PRINTED, re.MULTILINE | re.DOTALL)
 # What a reader has before: these names stand in the snippets without being made there.
 BEFORE = """
 import warnings
@@ -33,10 +33,39 @@ AFTER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=[re.search(r"(\w+)\(", text)[1] for text in SNIPPETS])
-def test_a_snippet_of_the_readme_runs(snippet, hub, tmp_path, monkeypatch):
+def test_a_snippet_runs(snippet, hub, tmp_path, monkeypatch):
     for long, short in SHRUNK.items():
         snippet = snippet.replace(long, short)
     checks = [check for sign, check in AFTER.items() if sign in snippet]
     assert checks, "say what has to hold after it"
     monkeypatch.chdir(tmp_path)
     done(start("\n".join([BEFORE, snippet, *checks]), hub.url, tmp_path / "home"))
+
+
+def test_commands_of_the_pages_are_those_of_the_command_line():
+    """Every `python -m rlhf_utils COMMAND --option` that a page shows is known to the parser."""
+    from rlhf_utils.__main__ import _parser
+
+    parser = _parser()
+    known = {name: command.format_help() for name, command in parser._subparsers._group_actions[0].choices.items()}
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    shown = [line for text in texts for line in re.findall(r"-m rlhf_utils ([^`\n#]+)", text)]
+    assert len(shown) > 10
+    for line in shown:
+        command = line.split()[0]
+        assert command in known, line
+        for option in re.findall(r"(?<=\s)--[\w-]+", line):
+            assert option in known[command], line
+
+
+@pytest.mark.parametrize("page, generated", [("README.md", None), ("docs/settings.md", pages.settings)])
+def test_generated_parts_are_up_to_date(page, generated):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == (generated() if generated else pages.filled(text)), "`make pages` writes them"
+
+
+def test_the_readme_is_one_screen():
+    """At most 900 words before the links to the documentation; code, addresses of links and marks aside."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Documentation")[0]
+    text = re.sub(r"^\[!\[.*$|\]\([^)]*\)|<!--.*?-->", " ", text, flags=re.MULTILINE)
+    assert len([word for word in text.split() if re.search(r"\w", word)]) <= 900

@@ -11,6 +11,7 @@ import torch
 from tiny import CPU, save_tiny, tiny_model, tiny_tokenizer, token_rows
 
 from rlhf_utils.evaluation import compare as evaluation
+from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.models.loading import load_policy, load_reward_model, load_tokenizer, save_model
 from rlhf_utils.models.lora import lora_config
 from rlhf_utils.platforms.errors import InputError
@@ -20,7 +21,6 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.settings.sections import LoraSettings
-from rlhf_utils.stages.ready import fetch_ready
 
 TOKENS = torch.tensor(token_rows((20, 20), seed=3))
 ROWS = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from made_up_run import make_run
 
@@ -45,15 +45,8 @@ def opened(page: Path, folder: Path, width: int) -> dict:
 def run(tmp_path_factory) -> Path:
     """A run whose answers would like to be more than text."""
     run = make_run(tmp_path_factory.mktemp("browser"))
-    path = run / "evaluation" / "samples.csv"
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        row["ppo_response"] = "<script>document.body.innerHTML=''</script><img src=x>" + "w" * 400
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), quoting=csv.QUOTE_ALL)
-        writer.writeheader()
-        writer.writerows(rows)
+    path, hostile = run / "evaluation" / "samples.csv", "<script>document.body.innerHTML=''</script><img src=x>"
+    pd.read_csv(path).assign(ppo_response=hostile + "w" * 400).to_csv(path, index=False)
     return run
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.reward_model import train_judge_model, train_reward_model
+from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData
@@ -12,11 +15,8 @@ from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.judge import about_judge, judge_of
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.base import make_base, make_data
 from rlhf_utils.stages.overoptimise import overoptimise
 from rlhf_utils.stages.ppo import train_ppo
-from rlhf_utils.stages.reward_model import train_judge_model, train_reward_model
-from rlhf_utils.stages.sft import train_full, train_qlora
 
 
 @pytest.fixture(scope="module")

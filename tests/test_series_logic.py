@@ -16,11 +16,15 @@ from papermill.parameterize import parameterize_path
 
 from rlhf_utils import series
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.runs.run import STAGES, Run
+from rlhf_utils.runs import headless
+from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stages import STAGES
 from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_series
 
 ROOT = Path(__file__).resolve().parents[1]
+# The notebooks of recipe instruct.
+SHOWN = [notebook for notebook in SERIES if notebook.form != "continuation"]
 
 
 class FakePapermill:
@@ -39,7 +43,7 @@ class FakePapermill:
         keys = ("recipe", "scale", "output_dir", "overrides", "resume")
         run = Run.open(*(parameters[key] for key in keys))
         for stage in next(notebook.makes for notebook in SERIES if notebook.path == name):
-            if not run.skips(stage):
+            if not run.has(stage):
                 with run.stage(stage) as running, running.publish() as folder:
                     (folder / "made").touch()
                     for file in STAGES[stage].leaves:
@@ -63,7 +67,7 @@ def fake(monkeypatch) -> FakePapermill:
 def test_papermill_finds_a_path_of_any_name(name):
     """It puts the parameters of a notebook into its paths."""
     path = Path("/somewhere") / name / "01_01.ipynb"
-    assert parameterize_path(series._unformatted(path), {"seed": 3}) == str(path)
+    assert parameterize_path(headless.unformatted(path), {"seed": 3}) == str(path)
 
 
 def start(folder: Path, overrides: dict | None = None, only: list[str] | None = None, fresh: bool = False) -> Run:
@@ -76,27 +80,28 @@ def cell_failure(name: str, text: str) -> PapermillExecutionError:
     )
 
 
-def test_every_stage_is_made_by_one_notebook_after_what_it_needs():
+@pytest.mark.parametrize("form", ["dialogue", "continuation"])
+def test_every_stage_is_made_by_one_notebook_after_what_it_needs(form):
     made: list[str] = []
     for notebook in SERIES:
-        for stage in notebook.makes:
-            assert set(STAGES[stage].needs) <= set(made)
-            made.append(stage)
-        assert set(notebook.reads) <= set(made)
-    assert sorted(made) == sorted(STAGES)
+        if notebook.form in (None, form):
+            for stage in notebook.makes:
+                assert set(STAGES[stage].needs) - {"judge_model"} <= set(made) and stage not in made
+                made.append(stage)
+            assert set(notebook.reads) <= set(made)
+    assert set(STAGES) - set(made) <= {"judge_model"}
 
 
 def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     start(tmp_path)
-    assert fake.paths == [notebook.path for notebook in SERIES]
+    assert fake.paths == [notebook.path for notebook in SHOWN]
     lines = capsys.readouterr().err.splitlines()
-    assert lines.pop(0).startswith("needs about ")
-    assert len(lines) == len(SERIES), "one line for each notebook where stderr is no terminal"
-    assert all(line.startswith(f"[{i}/{len(SERIES)}] ") and ": done in " in line for i, line in enumerate(lines, 1))
+    assert len(lines) == len(SHOWN), "one line for each notebook where stderr is no terminal"
+    assert all(line.startswith(f"[{i}/{len(SHOWN)}] ") and ": done in " in line for i, line in enumerate(lines, 1))
     start(tmp_path)
-    assert len(fake.calls) == len(SERIES)
+    assert len(fake.calls) == len(SHOWN)
     captured = capsys.readouterr()
-    assert captured.err.count("complete, skipped") == len(SERIES) and not captured.out
+    assert captured.err.count("complete, skipped") == len(SHOWN) and not captured.out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -110,7 +115,7 @@ def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeyp
             raise RuntimeError("Kernel died before replying to kernel_info")
 
     fake.failures = KernelDied({SERIES[1].path: None})
-    monkeypatch.setattr(series, "_signal_kernels", lambda number: None)
+    monkeypatch.setattr(headless, "_signal_kernels", lambda number: None)
     with pytest.raises(Stopped) as stopped:
         start(tmp_path)
     assert stopped.value.number == number
@@ -123,8 +128,8 @@ def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeyp
 def test_fresh_runs_everything_again(tmp_path, fake):
     start(tmp_path)
     start(tmp_path, fresh=True)
-    assert len(fake.calls) == 2 * len(SERIES)
-    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SERIES) + [False] * len(SERIES)
+    assert len(fake.calls) == 2 * len(SHOWN)
+    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +157,9 @@ def test_a_notebook_that_was_deleted_or_changed_runs_again(tmp_path, fake, monke
     assert fake.paths == ["02_reward_modeling/01_preference_data.ipynb"]
     fake.calls.clear()
     key = series._key
-    monkeypatch.setattr(series, "_key", lambda run, notebook: key(run, notebook) + "x" * (notebook == SERIES[5]))
+    monkeypatch.setattr(series, "_key", lambda run, notebook: key(run, notebook) + "x" * (notebook == SHOWN[5]))
     start(tmp_path)
-    assert fake.paths == [SERIES[5].path]
+    assert fake.paths == [SHOWN[5].path]
 
 
 def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_path, fake):
@@ -170,8 +175,8 @@ def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_p
     fake.failures.clear()
     fake.calls.clear()
     start(tmp_path)
-    assert fake.paths == [path, "04_evaluation/01_compare_models.ipynb", "04_evaluation/02_playground.ipynb"]
-    assert sorted(p.name for p in run.notebooks.iterdir()) == [f"{notebook.name}.ipynb" for notebook in SERIES]
+    assert fake.paths == [n.path for n in SHOWN if n.path == path or n.name.startswith("04")]
+    assert sorted(p.name for p in run.notebooks.iterdir()) == [f"{notebook.name}.ipynb" for notebook in SHOWN]
     assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "complete"
 
 
@@ -214,9 +219,9 @@ def test_bad_input_found_later_keeps_what_is_complete(tmp_path, fake):
 @pytest.mark.parametrize(
     "only, paths",
     [
-        (["01"], [notebook.path for notebook in SERIES[:3]]),
-        (["01_01", "02_01"], [SERIES[0].path, SERIES[3].path]),
-        (["03_01"], [SERIES[5].path]),
+        (["01"], [notebook.path for notebook in SHOWN[:3]]),
+        (["01_01", "02_01"], [SHOWN[0].path, SHOWN[3].path]),
+        (["03_01"], [SHOWN[5].path]),
     ],
 )
 def test_only_some_notebooks(tmp_path, fake, only, paths):
@@ -231,11 +236,9 @@ def test_only_what_there_is(tmp_path, fake, only):
     assert not fake.calls and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "only, first", [("01_02", "01_data_and_baseline"), ("02", "01_data"), ("03", "02_full"), ("04", "01_data")]
-)
+@pytest.mark.parametrize("only, first", [("01_02", "base"), ("02", "data"), ("03", "sft"), ("04", "base")])
 def test_a_notebook_before_the_one_it_needs_starts_nothing(tmp_path, fake, only, first):
-    with pytest.raises(InputError, match=f"missing or unfinished; run notebook {first}"):
+    with pytest.raises(InputError, match=f"missing or unfinished; make {first} first"):
         start(tmp_path, only=[only])
     assert not fake.calls and list(tmp_path.iterdir()) == []
 

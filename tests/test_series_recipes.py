@@ -14,7 +14,7 @@ import pytest
 from test_series import ROOT, call, run_command
 
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.report.plots.results import MODELS
+from rlhf_utils.report.results import MODELS
 from rlhf_utils.series import SERIES
 from rlhf_utils.settings.recipes import recipe_names
 

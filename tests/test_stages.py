@@ -5,26 +5,26 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from datasets import Dataset
+from made import make
 from tiny import save_tiny, tiny_tokenizer
 from tiny_sft import sft
 
 from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.judge import gold_judge
+from rlhf_utils.evaluation.reward_report import reward_report
 from rlhf_utils.models.generation import Answer
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl, write_text
 from rlhf_utils.runs import training
+from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
-from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.reward_model import reward_report
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(60)
@@ -82,14 +82,13 @@ def test_steps_of_a_budget(rows, settings, steps):
     assert training.total_steps(TrainingSettings(**settings), rows) == steps
 
 
-def test_trainers_never_truncate_and_follow_the_device(tmp_path, policy):
+def test_bookkeeping_follows_the_device_and_the_budget(tmp_path, policy):
     run = open_run(tmp_path, policy, ROWS)
-    settings = TrainingSettings(batch_size=32, micro_batch_size=8, warmup_ratio=0.5, checkpoints=3)
-    arguments = training.common_arguments(run, settings, 320, tmp_path)
-    assert arguments["max_length"] is None and arguments["report_to"] == "none"
-    assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (8, 4)
-    assert (arguments["warmup_steps"], arguments["save_steps"]) == (5, 4)
-    assert {name for name in ("bf16", "fp16", "use_cpu") if name in arguments} == {"bf16", "fp16", "use_cpu"}
+    settings = TrainingSettings(batch_size=32, micro_batch_size=8, checkpoints=3)
+    arguments = training.bookkeeping(run, "sft", settings, 320)
+    assert arguments["save_steps"] == 4 and arguments["output_dir"] == str(run.work("sft"))
+    assert arguments["seed"] == arguments["data_seed"] == run.recipe.seed
+    assert {"bf16", "fp16", "use_cpu"} <= set(arguments) and training.micro_batches(settings) == (8, 4)
 
 
 def test_training_resumes_from_the_newest_complete_checkpoint_only(tmp_path):
@@ -100,25 +99,23 @@ def test_training_resumes_from_the_newest_complete_checkpoint_only(tmp_path):
             (folder / "COMPLETE").touch()
     asked, (trainer, _) = [], sft(tmp_path / "trainer")
     trainer.train = lambda resume_from_checkpoint: asked.append(resume_from_checkpoint)
-    training.train_resumably(trainer, tmp_path)
+    training.train_resumably(trainer, tmp_path, "sft")
     assert asked == [str(tmp_path / "checkpoint-10")]
     assert not (tmp_path / "checkpoint-100").exists()
-    training.train_resumably(trainer, tmp_path / "nothing")
+    training.train_resumably(trainer, tmp_path / "nothing", "sft")
     assert asked[1] is None
 
 
-def test_the_record_of_a_training(tmp_path):
-    log = [
-        {"step": 1, "epoch": 0.5, "loss": "1.25", "grad_norm": 3, "seconds": 1.0},
-        {"step": 1, "epoch": 0.5, "eval_loss": 1.5, "eval_runtime": 3},
-        {"train_runtime": 5},
-    ]
-    training.write_history(SimpleNamespace(state=SimpleNamespace(log_history=log)), tmp_path, {"method": "full"})
-    assert read_jsonl(tmp_path / "metrics.jsonl") == [
-        {"step": 1, "epoch": 0.5, "loss": 1.25, "seconds": 1.0},
-        {"step": 1, "epoch": 0.5, "eval_loss": 1.5},
-        {"summary": True, "method": "full"},
-    ]
+def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy):
+    run = make(open_run(tmp_path, policy, ROWS, **{"sft.batch_size": 8, "sft.evaluations": 1}), "base", "data", "sft")
+    lines, results = read_jsonl(run.folder("sft") / "metrics.jsonl"), run.results("sft")
+    assert {"step", "epoch", "loss", "learning_rate", "seconds"} <= lines[0].keys() and "grad_norm" not in lines[0]
+    assert lines[-1] == {"summary": True, **results} and any("eval_loss" in line for line in lines)
+    assert results["method"] == "full" and results["trainable_parameters"] == results["total_parameters"]
+    assert 0 <= results["rougeL"] <= 1 and not run.work("sft").exists()
+    written = (run.folder("sft") / "stage.json").stat().st_mtime_ns
+    make(run, "sft")
+    assert (run.folder("sft") / "stage.json").stat().st_mtime_ns == written
 
 
 def test_a_local_model_and_local_rows(tmp_path, policy):

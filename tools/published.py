@@ -1,10 +1,10 @@
 """What is the same in every notebook of the repository, and the outputs of a run put into all of them.
 
-    python -m rlhf_utils.published                          the first cell and the badges, from pyproject.toml
-    python -m rlhf_utils.published outputs/instruct-tiny    the outputs of this run
+    python tools/published.py                          the first cell and the badges, from pyproject.toml
+    python tools/published.py outputs/instruct-tiny    the outputs of this run
 
-Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell when code
-and outputs are no longer of the same run.
+Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell
+when code and outputs are no longer of the same run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,24 +22,26 @@ from PIL import Image
 from rlhf_utils import __version__
 from rlhf_utils.platforms.bootstrap import FOLDER, written_address
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, write_text
+from rlhf_utils.platforms.files import read_json, write_bytes, write_text
 from rlhf_utils.series import ROOT, SERIES
 
 LIMIT_BYTES = 400_000
+# What of a run is worth keeping in the repository.
+SMALL = ("run.json", "report.html", "plots/*.png", "evaluation/*.*", "checkpoints/*/metrics.jsonl")
 
 
 # Without the package, which it has to find first: a folder above this one, an attached Kaggle dataset, a clone.
 FIRST_CELL = """\
+#@title Setup {{ display-mode: "form" }}
 import itertools, os, pathlib, subprocess, sys
-
-here, attached = pathlib.Path("{folder}").resolve(), pathlib.Path("/kaggle/input").glob("**/rlhf_utils")
-places = itertools.chain(here.parents, [here], (path.parent for path in attached))
-root = next((place for place in places if (place / "rlhf_utils").is_dir()), here)
-source = os.environ.get("RLHF_REPO_URL", "--branch v{version} {address}")
-clone = ["git", "clone", "--quiet", "--depth=1", *source.split(), str(root)]
-if not root.exists() and subprocess.run(clone, stderr=subprocess.DEVNULL).returncode:
-    sys.exit(f"{{source}} cannot be fetched: nothing is published there yet, or there is no internet: set RLHF_REPO_URL, or attach a copy")
-sys.path.insert(0, str(root)); from rlhf_utils.platforms.bootstrap import ready; ready()"""
+home, attached = pathlib.Path("{folder}").resolve(), pathlib.Path("/kaggle/input").glob("**/rlhf_utils/..")
+root = next((p for p in itertools.chain(home.parents, [home], attached) if (p / "rlhf_utils").is_dir()), home)
+clone = ["git", "clone", "-q", "--depth=1", *os.environ.get("RLHF_REPO_URL", "--branch v{version} {address}").split()]
+if not root.exists() and subprocess.run([*clone, str(root)], stderr=subprocess.DEVNULL).returncode:
+    sys.exit(f"{{clone[-1]}} cannot be cloned: not published yet, or no internet; set RLHF_REPO_URL or attach a copy")
+sys.path.insert(0, str(root.resolve())); from rlhf_utils.platforms.bootstrap import ready; ready()"""
+# Collapsed in JupyterLab and in Colab; left out where several processes run the notebook's cells.
+COLLAPSED = {"jupyter": {"source_hidden": True}, "cellView": "form", "tags": ["setup"]}
 BADGES = (
     ("Open in Colab", "https://colab.research.google.com/assets/colab-badge.svg",
      "https://colab.research.google.com/github/{name}/blob/main/{path}"),
@@ -70,7 +73,9 @@ def stamp() -> list[Path]:
         lines = [line for line in opening.source.split("\n") if not line.startswith("[![")]
         title, rest = lines[0], "\n".join(lines[1:]).lstrip("\n")
         opening.source = f"{title}\n\n{badges(entry.path)}\n\n{rest}"
-        next(cell for cell in notebook.cells if cell.cell_type == "code").source = first_cell()
+        setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        setup.source = first_cell()
+        setup.metadata |= COLLAPSED
         if nbformat.writes(notebook) != before:
             write_text(path, nbformat.writes(notebook) + "\n")
             changed.append(path)
@@ -90,9 +95,11 @@ def code_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def publish(run: Path) -> list[Path]:
-    """Write the outputs of `run`'s executed notebooks into the repository's; returns the notebooks written.
+    """Write the outputs of `run`'s executed notebooks into the repository's, and copy its small files to
+    `docs/example_run/`; returns what was written.
 
-    Raises InputError where one was not executed, was executed with other code or parameters, or became too large.
+    Raises InputError where one was not executed, was executed with other code or parameters, or became too large, and
+    where anything would name a path of this machine; then nothing is written.
     """
     record, ready = read_json(run / "run.json"), {}
     for entry in SERIES:
@@ -104,31 +111,24 @@ def publish(run: Path) -> list[Path]:
         cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         if [cell.source for cell in cells] != [cell.source for cell in notebook.cells]:
             raise InputError(f"{entry.path} has changed since {executed_path} was executed; run the series again")
-        count = 0
-        for cell, done in zip(notebook.cells, cells, strict=True):
-            if cell.cell_type != "code":
-                continue
-            count += 1
+        code = [(cell, done) for cell, done in zip(notebook.cells, cells, strict=True) if cell.cell_type == "code"]
+        for count, (cell, done) in enumerate(code, start=1):
             cell.execution_count = count
             cell.outputs = [_cleaned(output, count) for output in done.outputs]
-        notebook.metadata["rlhf"] = {
-            "run": run.name,
-            "seed": record["seed"],
-            "recipe_hash": record["recipe_hash"],
-            "code": code_hash(notebook),
-        }
-        text = nbformat.writes(notebook) + "\n"
-        if len(text.encode()) > LIMIT_BYTES:
-            raise InputError(
-                f"{entry.path} would be {len(text.encode()):,} bytes, over {LIMIT_BYTES:,}; show less in it"
-            )
-        if str(ROOT) in text or str(Path.home()) + "/" in text:
-            raise InputError(
-                f"{entry.path} would hold a path of this machine; run with the relative --output-dir outputs"
-            )
-        ready[path] = text
-    for path, text in ready.items():
-        write_text(path, text)
+        about = {"run": run.name, "seed": record["seed"], "recipe_hash": record["recipe_hash"]}
+        notebook.metadata["rlhf"] = about | {"code": code_hash(notebook)}
+        ready[path] = (nbformat.writes(notebook) + "\n").encode()
+        if len(ready[path]) > LIMIT_BYTES:
+            raise InputError(f"{entry.path} would be {len(ready[path]):,} bytes, over {LIMIT_BYTES:,}; show less in it")
+    example = ROOT / "docs" / "example_run" / run.name
+    ready |= {example / path.relative_to(run): path.read_bytes() for files in SMALL for path in sorted(run.glob(files))}
+    for path, content in ready.items():
+        if str(ROOT).encode() in content or f"{Path.home()}/".encode() in content:
+            name = path.relative_to(ROOT)
+            raise InputError(f"{name} would hold a path of this machine; run with the relative --output-dir outputs")
+    shutil.rmtree(example, ignore_errors=True)
+    for path, content in ready.items():
+        write_bytes(path, content)
     return list(ready)
 
 

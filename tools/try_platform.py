@@ -73,7 +73,7 @@ ASKED_AFTER = re.compile(
     r"\(\s*[\"'](\w+)",
     flags=re.MULTILINE,
 )
-PROGRESS = re.compile(r"\[\d/\d\] \S+\.ipynb(: (done in|complete)|  ).*|needs about .* free in .*")
+PROGRESS = re.compile(r"\[\d/\d\] \S+\.ipynb(: (done in|complete)|  ).*")
 RUNS = {
     "instruct": ("--recipe", "instruct", "--set", "ppo.method=lora"),
     "imdb": ("--recipe", "imdb", "--set", "ppo.method=lora"),

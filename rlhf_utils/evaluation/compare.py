@@ -35,7 +35,7 @@ def compared_models(run: Run) -> list[str]:
 
 def evaluate_models(run: Run) -> dict:
     """Compare base, SFT, QLoRA-SFT and PPO; leaves `evaluation/{samples.csv,summary.json,frontier.json}`."""
-    if run.skips("evaluation"):
+    if run.has("evaluation"):
         return read_json(run.evaluation / "summary.json")
     with run.stage("evaluation") as stage:
         evaluator = Evaluator(run)

@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.judge import judge_of
-from rlhf_utils.evaluation.metrics import rouge_per_sample
+from rlhf_utils.evaluation.metrics import rouge_per_sample, rouge_scores
 from rlhf_utils.models.generation import Answer, answer_prompts
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of
 from rlhf_utils.models.loading import load_policy, load_tokenizer
@@ -106,3 +107,16 @@ class Evaluator:
             kl += (own - reference).tolist()
             surprise += (-reference.cpu() / lengths).tolist()
         return kl, surprise
+
+
+def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, float]:
+    """ROUGE-L and EOS rate of `policy` on development prompts, at most `most` of them."""
+    asked = PreparedData.load(run.folder("data")).first("development", most)
+    texts, tokenizer = [run.recipe.template.format(p) for p in asked["prompt"]], load_tokenizer(run.folder("base"))
+    run.progress("sampling held-out responses")
+    answers = answer_prompts(policy.eval(), tokenizer, texts, run.recipe.generation, detect_device(), run.recipe.seed)
+    return {
+        "rougeL": rouge_scores([answer.text for answer in answers], asked["chosen"])["rougeL"],
+        "eos_rate": sum(answer.ended for answer in answers) / len(answers),
+        "checked_prompts": len(answers),
+    }

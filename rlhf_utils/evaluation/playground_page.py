@@ -13,8 +13,8 @@ import jinja2
 
 from rlhf_utils.evaluation.playground import Playground
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.report.plots.results import run_caption
-from rlhf_utils.report.plots.style import COLOURS, LABELS
+from rlhf_utils.report.results import LABELS, run_caption
+from rlhf_utils.report.style import COLORS as COLOURS
 
 HOST = "127.0.0.1"
 _LARGEST_REQUEST = 1 << 18

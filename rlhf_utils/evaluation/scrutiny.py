@@ -13,7 +13,7 @@ from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.hacking import Answers, judge_gain
 from rlhf_utils.evaluation.metrics import proportion_interval
-from rlhf_utils.report.plots.style import LABELS
+from rlhf_utils.report.results import LABELS
 from rlhf_utils.runs.run import Run
 
 _DATA_ROWS = 500

@@ -86,14 +86,14 @@ def load_policy(source: Source, device: Device, dropout: bool = False, base: str
     return (model if dropout else without_dropout(model)).to(device.kind)
 
 
-def load_policy_4bit(source: Source, device: Device) -> PreTrainedModel:
+def load_policy_4bit(source: Source, device: Device, settings: BitsAndBytesConfig | None = None) -> PreTrainedModel:
     """The model at `source` with its linear layers stored in 4-bit NormalFloat (Dettmers et al. 2023,
-    arXiv:2305.14314)."""
+    arXiv:2305.14314), or as `settings` say."""
     import bitsandbytes
 
     # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
     place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
-    settings = BitsAndBytesConfig(
+    settings = settings or BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

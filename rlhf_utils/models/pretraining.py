@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import content_hash, disk_errors, read_json, whole_folder, write_json
+from rlhf_utils.platforms.files import (
+    content_hash,
+    disk_errors,
+    mark_complete,
+    newest_complete,
+    read_json,
+    whole_folder,
+    write_json,
+)
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
 from rlhf_utils.runs.stopping import safe_points, stop_asked
-from rlhf_utils.runs.trainer_checkpoints import mark_complete, newest_complete
 from rlhf_utils.settings.sections import BaseSettings
 
 if TYPE_CHECKING:

@@ -1,11 +1,13 @@
-"""Called by the first cell of every notebook: goes to the repository and installs what is missing. Standard library
-only, for nothing else is sure to be there."""
+"""The first cell of every notebook: finds its feet and installs what is missing. Standard library only."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,48 +16,68 @@ import tomllib
 from pathlib import Path
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.neighbors import is_met, parse, settle, version_of
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "gpt2-rlhf"  # what the first cell calls its copy of this repository
 LOCAL_ONLY = "# --- local only ---"
-# A notebook service ships these in builds that fit its drivers and its own packages; replacing them breaks the session.
+# A notebook service ships these in builds that fit its drivers and its other packages.
 NEVER_TOUCHED = ("torch", "transformers", "numpy", "pandas")
-# Kaggle's attached datasets; read-only. A wheelhouse is known by this file, which says for which Python it was made.
+# Kaggle's attached datasets, read-only; the marker file makes a folder of wheels a wheelhouse and names its Python.
 ATTACHED = Path("/kaggle/input")
 MARKER = "rlhf-wheelhouse.json"
-# What the first cell calls a copy of this repository.
-FOLDER = "gpt2-rlhf"
 
 
 def ready() -> None:
     """Work in the repository's root, and install the requirements that are missing or too old, and nothing else.
 
-    Silent when there is nothing to do. Wheels come from the wheelhouse that `RLHF_WHEELHOUSE` names or that is
-    attached on Kaggle, else from the package index. Raises InputError where installing is impossible, or where a
-    package that had been loaded has changed.
+    Silent when there is nothing to do. Wheels come from the wheelhouse that `RLHF_WHEELHOUSE` names or that is attached
+    on Kaggle, else from the package index. Raises InputError where installing is impossible or needs a restart.
     """
     os.chdir(_own_copy() if ATTACHED in ROOT.parents else ROOT)
     unmet = [line for line in requirements() if not is_met(line)]
     if not unmet:
         return
-    blocked = [line for line in unmet if name_of(line) in NEVER_TOUCHED]
-    if blocked:
+    if blocked := [line for line in unmet if name_of(line) in NEVER_TOUCHED]:
         raise InputError(
-            f"this environment's {', '.join(name_of(line) for line in blocked)} is missing or out of range "
+            f"this environment's {', '.join(map(name_of, blocked))} is missing or out of range "
             f"({', '.join(blocked)}); choose a newer image, or install locally with `make run`"
         )
-    before = _loaded_versions()
-    print(f"installing {', '.join(name_of(line) for line in unmet)} ...", flush=True)
+    owners = importlib.metadata.packages_distributions()
+    loaded = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
+    before = {name: version_of(name) for name in sorted(loaded)}
+    print(f"installing {', '.join(map(name_of, unmet))} ...", flush=True)
     _install(unmet)
     importlib.invalidate_caches()
-    # What has come may refuse what was there.
-    settle()
-    changed = [name for name, version in before.items() if version_of(name) != version]
-    if changed:
+    settle()  # what has just been installed may refuse what was there
+    if changed := [name for name, version in before.items() if version_of(name) != version]:
         raise InputError(
             f"{', '.join(changed)} had been loaded before and has changed: restart the kernel "
             "(Colab: Runtime > Restart session; Kaggle: Run > Restart session), then run all cells again"
         )
+
+
+def settle() -> None:
+    """Keep neighboring packages out of the way; called on importing rlhf_utils, in every process of a run.
+
+    peft raises ImportError at every layer it adapts where it finds an old torchao (Colab and Kaggle ship 0.10) or
+    gptqmodel, whether or not the model uses it. `None` in `sys.modules` makes Python say that it is not there: no
+    network, nothing uninstalled, no restart. The versions are read from peft's source, because importing peft would
+    import torch before a GPU is chosen.
+    """
+    found = importlib.util.find_spec("peft")
+    asks = Path(found.origin).with_name("import_utils.py") if found and found.origin else None
+    if asks and asks.is_file():
+        for function in re.split(r"^def is_", asks.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            name = function.partition("_available(")[0]
+            lowest = re.findall(r'(\w+)_MINIMUM_VERSION = packaging\.version\.parse\("([^"]+)"\)', function)
+            if lowest and importlib.util.find_spec(name) and not all(is_met(f"{n.lower()}>={v}") for n, v in lowest):
+                sys.modules[name] = None  # type: ignore[assignment]
+    # On CPUs with AVX512-BF16 it warns that it finds no faster kernel on the hub; what it falls back on is right.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_worth_showing)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
 
 
 def requirements() -> list[str]:
@@ -64,10 +86,14 @@ def requirements() -> list[str]:
     return [line for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
 
 
-def as_installed(line: str) -> str:
-    """The line as it is given to pip on a notebook service."""
-    # datasets 5.1 and newer would move huggingface_hub under transformers' feet.
-    return f"{line},<5.1" if name_of(line) == "datasets" else line
+def parse(line: str):
+    """A line of requirements.txt as packaging's Requirement."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # pip carries a copy
+        from pip._vendor.packaging.requirements import Requirement
+
+    return Requirement(line)
 
 
 def name_of(line: str) -> str:
@@ -75,11 +101,29 @@ def name_of(line: str) -> str:
     return parse(line).name
 
 
-def pip(*arguments: str, advice: str) -> None:
-    """Run pip; raises InputError with its last complaint and `advice` where it fails.
+def version_of(name: str) -> str | None:
+    """The installed version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
-    On success it is not heard: on Colab it names in red whatever else on the machine would like other versions.
-    """
+
+def is_met(line: str) -> bool:
+    """Whether what a line of requirements.txt asks for is installed, or not asked for on this machine."""
+    requirement = parse(line)
+    version = version_of(requirement.name)
+    skipped = requirement.marker is not None and not requirement.marker.evaluate()
+    return skipped or (version is not None and requirement.specifier.contains(version, prereleases=True))
+
+
+def as_installed(line: str) -> str:
+    """The line as it is given to pip on a notebook service: datasets 5.1 would move huggingface_hub as well."""
+    return f"{line},<5.1" if name_of(line) == "datasets" else line
+
+
+def pip(*arguments: str, advice: str) -> None:
+    """Run pip silently; raises InputError with its last complaint and `advice` where it fails."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -92,14 +136,14 @@ def this_python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def repository_address() -> str:
-    """Where this repository lives: `RLHF_REPO_URL`, else the address in pyproject.toml, where it is written once."""
-    return os.environ.get("RLHF_REPO_URL") or written_address()
-
-
 def written_address() -> str:
-    """The address in pyproject.toml."""
+    """This repository's address, which is written in pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+
+
+def repository_address() -> str:
+    """Where this repository lives: `RLHF_REPO_URL`, else the written address."""
+    return os.environ.get("RLHF_REPO_URL") or written_address()
 
 
 def _own_copy() -> Path:
@@ -123,9 +167,9 @@ def _install(unmet: list[str]) -> None:
     held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
     packages, wheels = [*map(as_installed, unmet), *held], _wheelhouse()
     if wheels is None:
-        pip("install", *packages, advice="without internet, attach a wheelhouse (README, section Offline)")
+        pip("install", *packages, advice="without internet, attach a wheelhouse (docs/offline_and_kaggle.md)")
     else:
-        again = f"{wheels} lacks what is needed here: make it anew with `python -m rlhf_utils.platforms.wheelhouse`"
+        again = f"{wheels} lacks what is needed here: make it anew with `python tools/wheelhouse.py`"
         pip("install", "--no-index", "--find-links", str(wheels), *packages, advice=again)
 
 
@@ -145,13 +189,6 @@ def _wheelhouse() -> Path | None:
     if made_for != here:
         raise InputError(
             f"the wheelhouse in {marker.parent} is for Python {made_for}, and this is {here}: make one with "
-            f"`python -m rlhf_utils.platforms.wheelhouse FOLDER --python {here}`"
+            f"`python tools/wheelhouse.py FOLDER --python {here}`"
         )
     return marker.parent
-
-
-def _loaded_versions() -> dict[str, str]:
-    """The packages whose modules this process has loaded, with their versions."""
-    owners = importlib.metadata.packages_distributions()
-    names = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
-    return {name: version for name in sorted(names) if (version := version_of(name))}

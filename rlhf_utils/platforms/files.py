@@ -16,39 +16,33 @@ import psutil
 
 from rlhf_utils.platforms.errors import InputError
 
+_NO_PERMISSION = "no permission to write there; choose another --output-dir"
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EROFS: "the file system is read-only; choose another --output-dir",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.ENOTDIR: "part of this path is a file, not a folder; choose another --output-dir",
+    errno.EEXIST: "a file of that name is in the way; choose another --output-dir",
+    errno.ENAMETOOLONG: "the name is too long; choose another --output-dir",
+}
 # How safetensors, and torch.save where the write or where closing the file fails, tell of a full disk.
 _FULL = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder or missing rights into one clear line."""
+    """Turn a full disk, a read-only folder or missing rights into one clear line (InputError)."""
     try:
         yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space",
-            errno.EDQUOT: "the disk quota is used up; free some space",
-            errno.EROFS: "the file system is read-only; choose another --output-dir",
-            errno.EACCES: "no permission to write there; choose another --output-dir",
-            errno.EPERM: "no permission to write there; choose another --output-dir",
-            errno.ENOTDIR: "part of this path is a file, not a folder; choose another --output-dir",
-            errno.EEXIST: "a file of that name is in the way; choose another --output-dir",
-            errno.ENAMETOOLONG: "the name is too long; choose another --output-dir",
-        }
-        if error.errno not in reasons:
-            raise
-        raise InputError(f"cannot write {where}: {reasons[error.errno]}") from error
     except Exception as error:
-        # With error classes of their own.
-        if not any(sign in str(error) for sign in _FULL):
+        # Libraries tell of a full disk with error classes of their own.
+        full = not isinstance(error, OSError) and any(sign in str(error) for sign in _FULL)
+        reason = _REASONS.get(errno.ENOSPC if full else getattr(error, "errno", None))
+        if reason is None:
             raise
-        raise InputError(f"cannot write {where}: the disk is full; free some space") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: a reader sees the old file or the new one."""
-    write_bytes(path, text.encode("utf-8"))
+        raise InputError(f"cannot write {where}: {reason}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -66,13 +60,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step."""
+    write_bytes(path, text.encode("utf-8"))
+
+
 def append_text(path: Path, text: str) -> None:
     """Add `text` to the end of `path`; where the disk is full the file stays as it was."""
     with disk_errors(path), open(path, "ab", buffering=0) as file:
         size, content = os.fstat(file.fileno()).st_size, text.encode("utf-8")
         try:
-            # A nearly full disk takes a part of it without an error.
-            while content:
+            while content:  # a nearly full disk takes a part of it without an error
                 content = content[file.write(content) :]
         except OSError:
             file.truncate(size)
@@ -80,12 +78,12 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN is refused because no other JSON reader takes it."""
+    """Write `value` as indented JSON in one step; NaN raises ValueError, because no other JSON reader takes it."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`."""
+    """The JSON value in `path`; raises InputError where it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -112,19 +110,17 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends without an error.
-
-    The earlier content of `folder` is removed only after the new one is complete on disk.
-    """
+    """A temporary folder beside `folder` that takes its place, complete on disk, when the block ends without error."""
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        temporary, replaced = (folder.with_name(f".{folder.name}.{os.getpid()}.{n}") for n in ("partial", "replaced"))
         temporary.mkdir()
         try:
             yield temporary
-            _flush(temporary)
-            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+            for path in filter(Path.is_file, temporary.rglob("*")):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
             if folder.exists():
                 os.replace(folder, replaced)
             os.replace(temporary, folder)
@@ -136,31 +132,44 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`; one that
     was killed just before its last step has moved the folder aside, and it is put back."""
     for path in folder.parent.glob(f".{folder.name}.*"):
-        parts = path.name.removeprefix(f".{folder.name}.").split(".")
-        if len(parts) == 2 and parts[0].isdigit() and parts[1] in ("partial", "replaced"):
-            process = int(parts[0])
-            if process == os.getpid() or not psutil.pid_exists(process):
-                if parts[1] == "replaced" and not folder.exists():
-                    os.replace(path, folder)
-                else:
-                    shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        process, _, what = path.name.removeprefix(f".{folder.name}.").partition(".")
+        if not process.isdigit() or what not in ("partial", "replaced"):
+            continue
+        if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
+            if what == "replaced" and not folder.exists():
+                os.replace(path, folder)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def content_hash(path: Path) -> str:
     """SHA-256 (first 16 hex digits) of a file, or of all files in a folder with their names."""
     digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]:
         if path.is_dir():
             digest.update(file.relative_to(path).as_posix().encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+_COMPLETE = "COMPLETE"
+
+
+def mark_complete(work: Path, step: int) -> None:
+    """Say that the checkpoint of `step` that transformers' trainer wrote in `work` is whole."""
+    (work / f"checkpoint-{step}" / _COMPLETE).touch()
+
+
+def newest_complete(work: Path) -> str | None:
+    """The newest whole checkpoint of transformers' trainer in `work`; those cut off while they were written are
+    removed. The trainer itself would raise on a partial one, silently go on without a missing optimizer state, and
+    count it among those it keeps."""
+    newest = None
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+        if (folder / _COMPLETE).exists():
+            newest = str(folder)
+        else:
+            shutil.rmtree(folder)
+    return newest

@@ -1,6 +1,6 @@
 """Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders.
 
-Importing this module does not import torch: `pin_one_gpu` has to come first.
+Importing this module does not import torch: `prepare_environment` has to come first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
-# Which GPUs there were before `pin_one_gpu`, as in CUDA_VISIBLE_DEVICES; for those who want all of them after all.
+# Which GPUs there were before `prepare_environment`, as in CUDA_VISIBLE_DEVICES; for those who want all of them.
 ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
@@ -35,16 +35,11 @@ def platform_name() -> Literal["colab", "kaggle", "local"]:
     # Asked first: Kaggle's image is made from Colab's and sets Colab's variables too.
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "kaggle"
-    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
-        return "colab"
-    return "local"
+    return "colab" if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules else "local"
 
 
 def is_attended() -> bool:
-    """Whether this is the kernel of a notebook with somebody in front of it, who can be asked.
-
-    papermill and nbconvert tell a kernel that it may not ask for input.
-    """
+    """Whether this is a notebook's kernel with somebody in front of it; papermill forbids its kernels to ask."""
     if HEADLESS in os.environ or "IPython" not in sys.modules:
         return False
     shell = sys.modules["IPython"].get_ipython()
@@ -57,28 +52,24 @@ def is_on_drive(folder: Path) -> bool:
 
 
 def reach_drive(folder: Path) -> None:
-    """Mount Google Drive where `folder` lies in it and this is Colab; somebody has to be there to allow it.
+    """Mount Google Drive where `folder` lies in it and this is Colab; raises InputError where it cannot be mounted.
 
-    Raises InputError where it cannot be mounted: a folder made there without Drive would be lost with the session, and
-    would keep Drive from being mounted later.
+    A folder made there without Drive would be lost with the session, and would keep Drive from being mounted later.
     """
     if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
         return
-    otherwise = "or choose an output_dir outside of it, which is lost when the session ends"
-    if not is_attended():
-        raise InputError(
-            f"{folder} is on Google Drive, which is not mounted, and nobody is here to allow it: run "
-            f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell first, {otherwise}"
-        )
-    from google.colab import drive  # type: ignore[import-not-found]
+    said, remedy = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
+    if is_attended():
+        from google.colab import drive  # type: ignore[import-not-found]
 
-    try:
-        drive.mount(str(DRIVE))
-    except Exception as error:  # of Colab, of its page and of pexpect
-        raise InputError(
-            f"{folder} is on Google Drive, which was not mounted ({error}): run the cell again and allow it, "
-            f"{otherwise}"
-        ) from error
+        try:
+            return drive.mount(str(DRIVE))
+        except Exception as error:  # of Colab, of its page and of pexpect
+            said, remedy = str(error), "this cell again and allow it"
+    raise InputError(
+        f"{folder} is on Google Drive, which is not mounted ({said}): run {remedy}, or choose an output_dir outside of "
+        "it, which is lost when the session ends"
+    )
 
 
 def prepare_environment() -> None:
@@ -86,15 +77,19 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _spare_home()
-    pin_one_gpu()
-    token = hub_token()
-    if token:
+    # One GPU only, unless a launcher gave this process its own: with two (Kaggle's T4 x2) transformers wraps the model
+    # in DataParallel, which trl refuses.
+    if "LOCAL_RANK" not in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ.setdefault(ALL_GPUS, "all" if visible is None else visible)
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
+    if token := hub_token():
         os.environ["HF_TOKEN"] = token
 
 
 def _spare_home() -> None:
-    """Where the home folder cannot be written, name another place for what libraries keep there: left alone, IPython
-    and matplotlib say so in every notebook, and nothing can be downloaded."""
+    """Where the home folder cannot be written, IPython and matplotlib would warn in every notebook, and nothing could
+    be downloaded: name another place for what they keep there."""
     home, chosen = os.path.expanduser("~"), os.environ.get("RLHF_CACHE")
     if os.path.isdir(home) and os.access(home, os.W_OK):
         return
@@ -105,8 +100,7 @@ def _spare_home() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep notices that concern nobody out of the notebooks: loading bars, and warnings about our dependencies' own
-    code."""
+    """Keep loading bars, and warnings about our dependencies' own code, out of the notebooks."""
     import logging
 
     import datasets
@@ -124,42 +118,22 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 
-def pin_one_gpu() -> None:
-    """Show torch one GPU only, unless a launcher gave this process its own.
-
-    With two visible GPUs and no launcher (Kaggle's T4 x2) transformers wraps the model in DataParallel, which trl
-    refuses.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if ALL_GPUS not in os.environ:
-            os.environ[ALL_GPUS] = visible if visible is not None else "all"
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
-
-
 def hub_token() -> str | None:
-    """The Hugging Face token: from `HF_TOKEN`, Colab's user data or Kaggle's secrets, in this order; None without
-    one."""
+    """The Hugging Face token from `HF_TOKEN`, Colab's user data or Kaggle's secrets, in this order; None without."""
     if token := os.environ.get("HF_TOKEN"):
         return token
-    # Outside Colab's own page `userdata.get` blocks for a while and then fails.
-    if platform_name() == "colab" and is_attended():
-        from google.colab import errors, userdata  # type: ignore[import-not-found]
+    try:
+        # Outside Colab's own page `userdata.get` blocks for a while and then fails.
+        if platform_name() == "colab" and is_attended():
+            from google.colab import userdata  # type: ignore[import-not-found]
 
-        try:
             return userdata.get("HF_TOKEN")
-        except (errors.Error, userdata.NotebookAccessError):
-            return None
-    if platform_name() == "kaggle":
-        import kaggle_secrets  # type: ignore[import-not-found]
+        if platform_name() == "kaggle":
+            from kaggle_secrets import UserSecretsClient  # type: ignore[import-not-found]
 
-        # What is raised for a secret that is not attached has changed over the years; without internet nothing is.
-        names = ("BackendError", "CredentialError", "NotFoundError")
-        known = [getattr(kaggle_secrets, name) for name in names if hasattr(kaggle_secrets, name)]
-        try:
-            return kaggle_secrets.UserSecretsClient().get_secret("HF_TOKEN")
-        except (ConnectionError, *known):
-            return None
+            return UserSecretsClient().get_secret("HF_TOKEN")
+    except Exception:  # what a secret that is not there raises has changed over the years; a token is optional
+        return None
     return None
 
 
@@ -187,8 +161,7 @@ class Device:
 
     @property
     def trainer_flags(self) -> dict[str, bool]:
-        """`bf16`, `fp16` and `use_cpu` for transformers and trl; trl's own default, bf16=True, fails on CPUs and
-        old GPUs."""
+        """`bf16`, `fp16`, `use_cpu` for transformers and trl; trl's default bf16=True fails on CPUs and old GPUs."""
         return {"bf16": self.precision == "bf16", "fp16": self.precision == "fp16", "use_cpu": self.kind == "cpu"}
 
 
@@ -211,27 +184,22 @@ def detect_device(precision: str = "auto") -> Device:
     with warnings.catch_warnings():
         # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
         warnings.simplefilter("ignore", UserWarning)
-        properties = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    if properties.major < 7 or not _has_kernels(properties.major, properties.minor, torch.cuda.get_arch_list()):
+        found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    # Binaries (sm_75) run within a major version, PTX (compute_90) on everything newer.
+    built_for = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in torch.cuda.get_arch_list()]
+    has_kernels = any(
+        (int(b[2]) == found.major or b[1] == "compute") and (int(b[2]), int(b[3])) <= (found.major, found.minor)
+        for b in filter(None, built_for)
+    )
+    if found.major < 7 or not has_kernels:
         raise InputError(
-            f"{properties.name} has compute capability {properties.major}.{properties.minor}, for which PyTorch "
+            f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch "
             f"{torch.__version__} has no kernels; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
         )
-    if precision == "bf16" and properties.major < 8:
-        raise InputError(f"{properties.name} only emulates bf16; use precision auto or fp16")
-    best = "bf16" if properties.major >= 8 else "fp16"
-    return Device("cuda", properties.name, best if precision == "auto" else precision, properties.total_memory)
-
-
-def _has_kernels(major: int, minor: int, built_for: list[str]) -> bool:
-    """Whether code for `built_for` (sm_75, compute_90) runs on this compute capability: binaries within a major
-    version, PTX on everything newer."""
-    targets = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built_for]
-    return any(
-        (int(target[2]) == major or target[1] == "compute") and (int(target[2]), int(target[3])) <= (major, minor)
-        for target in targets
-        if target
-    )
+    if precision == "bf16" and found.major < 8:
+        raise InputError(f"{found.name} only emulates bf16; use precision auto or fp16")
+    best = "bf16" if found.major >= 8 else "fp16"
+    return Device("cuda", found.name, best if precision == "auto" else precision, found.total_memory)
 
 
 def cache_folder() -> Path:
@@ -244,25 +212,6 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write the cache {folder}: {error.strerror}; name another place for it in the environment variable "
-            "RLHF_CACHE"
-        ) from error
-
-
-def check_cache() -> None:
-    """Raise InputError where nothing can be written into the cache."""
-    folder = cache_folder()
-    with _cache_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
-@contextmanager
 def cache_entry(name: str) -> Iterator[Path]:
     """The folder `name` of the cache, which need not be there yet; a second process that wants it waits for the block.
 
@@ -272,14 +221,25 @@ def cache_entry(name: str) -> Iterator[Path]:
 
     folder = cache_folder() / name
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    with _cache_errors(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+    except OSError as error:
+        raise InputError(
+            f"cannot write the cache {folder}: {error.strerror}; name another place for it in the environment variable "
+            "RLHF_CACHE"
+        ) from error
     try:
         with disk_errors(folder):
             yield folder
     finally:
         lock.release()
+
+
+def check_cache() -> None:
+    """Raise InputError where nothing can be written into the cache."""
+    with cache_entry("check"):
+        pass
 
 
 def peak_memory_bytes() -> int:

@@ -6,10 +6,9 @@ import html
 import json
 import shlex
 import tempfile
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import jinja2
 
 from rlhf_utils.models.loading import copy_model
 from rlhf_utils.platforms.bootstrap import repository_address
@@ -18,13 +17,13 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import DATASET, hub_name, is_there, known_as
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.platforms.runtime import hub_token
-from rlhf_utils.report.findings import model_table, sentences
+from rlhf_utils.report.findings import COLUMNS, model_table, sentences
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import EMBEDDED, flat
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import EvalResult, HfApi
 
 ROLES = {
     "base": "the base model",
@@ -37,52 +36,74 @@ ROLES = {
 
 def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     """README.md of the model of `stage` in `repository`: what it is, the run's figures with their intervals, how to use
-    and remake it.
+    and reproduce it.
 
     Raises InputError for a stage that leaves no model, and for one that is not complete.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     if stage not in ROLES:
         raise InputError(f"stage {stage!r} leaves no model; choose one of {', '.join(ROLES)}")
     run.require(stage)
-    recipe, record = run.recipe, run.record()
-    policy = _public(recipe.policy)
-    made = read_json(run.folder(stage) / "stage.json")["made"]
-    summary_file = run.evaluation / "summary.json"
-    summary = read_json(summary_file) if run.is_complete("evaluation") else {}
-    table = model_table(summary) if summary else {"columns": [], "rows": []}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rlhf_utils.report", "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-    )
-    return environment.get_template("model_card.md.j2").render(
-        title=recipe.title,
-        role=ROLES[stage],
-        description=recipe.description,
-        stage=stage,
-        recipe=recipe.name,
-        scale=recipe.scale,
-        seed=recipe.seed,
-        address=repository_address(),
-        pipeline="text-classification" if stage == "reward_model" else "text-generation",
-        # A path of this machine means nothing elsewhere.
-        # The hub takes no revision there.
-        base=known_as(policy) if policy else None,
-        dataset=hub_name(dataset, DATASET)[0] if (dataset := _public(recipe.dataset)) else None,
+    recipe = run.recipe
+    # A path of this machine means nothing elsewhere.
+    policy, dataset = (None if name == EMBEDDED or is_there(name) else name for name in (recipe.policy, recipe.dataset))
+    dataset_id = hub_name(dataset, DATASET)[0] if dataset else None
+    summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
+    task = "text-classification" if stage == "reward_model" else "text-generation"
+    about = ModelCardData(
         license=PACKAGED[policy].license if policy in PACKAGED else "mit",
+        library_name="transformers",
+        pipeline_tag=task,
+        # The hub takes no revision there.
+        base_model=known_as(policy) if policy else None,
+        datasets=[dataset_id] if dataset_id else None,
+        tags=["rlhf", stage],
+        model_name=f"{recipe.title}: {ROLES[stage]}",
+        eval_results=_results(summary, stage, task, dataset_id) or None,
+    )
+    card = ModelCard.from_template(
+        about,
+        template_str=(resources.files(__package__) / "templates" / "model_card.md.j2").read_text(encoding="utf-8"),
+        recipe=recipe,
+        stage=stage,
+        role=ROLES[stage],
+        address=repository_address(),
         policy=policy or "a small GPT-2 trained by the series itself",
-        data=_public(recipe.dataset) or "the series' embedded world, or a file of the author's",
+        data=dataset or "the series' synthetic dataset, or a file of the author's",
         headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
-        **table,
+        rows=model_table(summary),
         prompts=summary.get("prompts"),
         usage=_usage(run, stage, repository),
-        format=f"Prompts are worded as `{recipe.template.format('...')!r}`.",
-        recipe_hash=record["recipe_hash"],
-        template_hash=record["template_hash"],
-        commit=made["git_commit"] or "unknown",
-        versions={name: version for name, version in made["versions"].items() if version},
+        record=run.record(),
+        made=read_json(run.folder(stage) / "stage.json")["made"],
         changes=_changes(run),
     )
+    return str(card)
+
+
+def _results(summary: dict, stage: str, task: str, dataset: str | None) -> list[EvalResult]:
+    """The figures of the model of `stage` as the hub keeps them beside a model, each with its 95% CI."""
+    from huggingface_hub import EvalResult
+
+    figures = (
+        summary.get("reward_model") if stage == "reward_model" else (summary.get("models") or {}).get(stage)
+    ) or {}
+    titles = {"accuracy": "accuracy on held-out pairs"} | {key: title for key, title, _ in COLUMNS}
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset or "synthetic",
+            dataset_name=dataset or "synthetic dataset of the series, or a local file",
+            dataset_split="test",
+            metric_type=key,
+            metric_name=title,
+            metric_value=round(figures[key], 4),
+            metric_args={"ci95": figures[f"{key}_ci95"]} if figures.get(f"{key}_ci95") else None,
+        )
+        for key, title in titles.items()
+        if figures.get(key) is not None
+    ]
 
 
 def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:
@@ -108,10 +129,9 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
         if private and not new and not api.model_info(repository).private:
             raise InputError(f"{repository} is there already, and public; make it private on its page, or name another")
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            copy_model(run.folder(stage), folder)
-            (folder / "README.md").write_text(model_card(run, stage, repository), encoding="utf-8")
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{stage} of {run.root.name}")
+            copy_model(run.folder(stage), Path(name))
+            (Path(name) / "README.md").write_text(model_card(run, stage, repository), encoding="utf-8")
+            api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"{stage} of {run.root.name}")
     except InputError:
         raise
     except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
@@ -127,20 +147,14 @@ def _made(api: HfApi, repository: str, private: bool) -> bool:
         api.create_repo(repository, private=private, exist_ok=False)
     except HfHubHTTPError as error:
         # A token may have the right to write into a repository, and none to make one.
-        if error.response.status_code != 409 and not (
-            error.response.status_code in (401, 402, 403) and "/" in repository and api.repo_exists(repository)
-        ):
+        refused = error.response.status_code in (401, 402, 403)
+        if error.response.status_code != 409 and not (refused and "/" in repository and api.repo_exists(repository)):
             raise
         return False
     return True
 
 
-def _public(source: str) -> str | None:
-    return None if source == EMBEDDED or is_there(source) else source
-
-
 def _usage(run: Run, stage: str, repository: str) -> str:
-    prompt = run.recipe.template.format("How do I clean my leather sofa?")
     if stage == "reward_model":
         return (
             "from rlhf_utils.platforms.runtime import detect_device\n"
@@ -148,10 +162,11 @@ def _usage(run: Run, stage: str, repository: str) -> str:
             f'reward = load_reward("{repository}", detect_device())\n'
             'reward(["a prompt"], ["a response"])'
         )
+    prompt, sampling = run.recipe.template.format("How do I clean my leather sofa?"), run.recipe.generation
     return (
         f'from transformers import pipeline\n\ngenerate = pipeline("text-generation", "{repository}")\n'
-        f"generate({prompt!r}, do_sample=True, temperature={run.recipe.generation.temperature:g}, "
-        f"max_new_tokens={run.recipe.generation.max_new_tokens})"
+        f"generate({prompt!r}, do_sample=True, temperature={sampling.temperature:g}, "
+        f"max_new_tokens={sampling.max_new_tokens})"
     )
 
 
@@ -159,9 +174,9 @@ def _changes(run: Run) -> str:
     """The settings that differ from the recipe's, as arguments of the command; paths are left out."""
     usual = flat(load_recipe(run.recipe.name, run.recipe.scale).model_dump(mode="json"))
     found = flat(run.recipe.model_dump(mode="json"))
-    changed = [(key, value) for key, value in found.items() if usual.get(key) != value]
-    plain = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in changed]
-    return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in plain if not is_there(value))
+    changed = {key: value for key, value in found.items() if usual.get(key) != value}
+    plain = {key: value if isinstance(value, str) else json.dumps(value) for key, value in changed.items()}
+    return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in plain.items() if not is_there(value))
 
 
 def _markdown(text: str) -> str:

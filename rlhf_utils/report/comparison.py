@@ -2,64 +2,47 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
-import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, write_text
-from rlhf_utils.report.plots.comparison import draw_comparison
-from rlhf_utils.report.plots.results import bounds, number
-from rlhf_utils.report.plots.style import LABELS, decimal
+from rlhf_utils.report.page import embedded, render
+from rlhf_utils.report.results import LABELS
+from rlhf_utils.report.style import COLORS, DASHED, categories, dot, save, shown
 from rlhf_utils.settings.sections import flat
 
-# Name of the figure, its title, decimals.
-FIGURES = (
-    ("reward_model", "reward model accuracy", 3),
-    ("reward", "reward gained", 2),
-    ("gold", "gold gained", 2),
-    ("rougeL", "ROUGE-L gained", 3),
-    ("win_rate", "win rate", 2),
-    ("kl", "KL, nats", 2),
-    ("eos_rate", "answers end", 2),
-    ("tokens", "tokens", 1),
-)
+# Figure: its title, decimals, and its value where there is no effect.
+FIGURES = {
+    "reward_model": ("reward model accuracy", 3, 0.5),
+    "reward": ("reward gain", 2, 0),
+    "gold": ("gold gain", 2, 0),
+    "rougeL": ("ROUGE-L gain", 3, 0),
+    "win_rate": ("win rate", 2, 0.5),
+    "kl": ("KL, nats", 2, None),
+    "eos_rate": ("EOS rate", 2, None),
+    "tokens": ("tokens", 1, None),
+}
 # What makes two runs two seeds of one thing.
 _SEEDS = ("seed", "ppo.seed")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One run: its settings as dotted keys, and each figure with its 95 % interval (None where there is none)."""
+class Result(NamedTuple):
+    """One run: its settings as dotted keys, and each measured figure with its 95% CI (None where there is none)."""
 
     folder: Path
     settings: dict
     against: str
-    figures: dict[str, tuple[float, tuple[float, float] | None]]
+    figures: dict[str, tuple[float, list[float] | None]]
     hacking: str | None
-
-    @property
-    def seed(self) -> int:
-        return self.settings["seed"]
-
-
-@dataclass
-class Group:
-    """Runs that differ in nothing but their seed."""
-
-    name: str
-    runs: list[Result] = field(default_factory=list)
-
-    def spread(self, figure: str) -> tuple[float, float, float] | None:
-        """Mean, least and greatest value over the seeds."""
-        values = [run.figures[figure][0] for run in self.runs if figure in run.figures]
-        return (fmean(values), min(values), max(values)) if values else None
 
 
 def read_result(folder: str | Path) -> Result:
@@ -74,70 +57,69 @@ def read_result(folder: str | Path) -> Result:
     try:
         settings = flat({"recipe": record["recipe"], "scale": record["scale"], **record["settings"]})
         against = next((name for name in ("sft", "base") if f"ppo_vs_{name}" in summary["paired"]), "")
-        paired, wins = summary["paired"].get(f"ppo_vs_{against}", {}), summary["win_rate"].get(f"ppo_vs_{against}", {})
+        paired, wins = (summary[key].get(f"ppo_vs_{against}") or {} for key in ("paired", "win_rate"))
         judged, ppo = summary["reward_model"], summary["models"].get("ppo") or {}
+        gains = {key: paired.get(key) or {} for key in ("reward", "gold", "rougeL")}
+        found = {"reward_model": (judged.get("accuracy"), judged.get("accuracy_ci95"))}
+        found |= {key: (gain.get("mean"), gain.get("ci95")) for key, gain in gains.items()}
+        found |= {"win_rate": (wins.get("rate"), wins.get("ci95")), "kl": (ppo.get("kl_to_sft"), None)}
+        found |= {"eos_rate": (ppo.get("eos_rate"), None), "tokens": (ppo.get("mean_tokens"), None)}
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{folder} was not made by this version; run the comparison notebook again") from None
-    found = {
-        "reward_model": (judged.get("accuracy"), judged.get("accuracy_ci95")),
-        **{key: ((paired.get(key) or {}).get("mean"), (paired.get(key) or {}).get("ci95")) for key in _GAINS},
-        "win_rate": (wins.get("rate"), wins.get("ci95")),
-        "kl": (ppo.get("kl_to_sft"), None),
-        "eos_rate": (ppo.get("eos_rate"), None),
-        "tokens": (ppo.get("mean_tokens"), None),
-    }
-    figures = {name: (float(value), bounds(ends)) for name, (value, ends) in found.items() if number(value) is not None}
+        raise InputError(f"{folder} was not made by this version; rerun the comparison notebook") from None
+    figures = {key: figure for key, figure in found.items() if figure[0] is not None}
     return Result(folder, settings, against, figures, (summary.get("hacking") or {}).get("level"))
 
 
-_GAINS = ("reward", "gold", "rougeL")
-
-
-def grouped(results: Sequence[Result]) -> list[Group]:
+def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Runs by their settings without the seed, in the order given; a group is named by what sets it apart."""
+    keys = dict.fromkeys(key for result in results for key in result.settings if key not in _SEEDS)
+    apart = [key for key in keys if len({repr(result.settings.get(key)) for result in results}) > 1]
+    # Across recipes nearly everything differs, and the recipe says it all.
+    named = [] if {"recipe", "scale"} & set(apart) else apart[:4]
     kinds: dict[tuple, list[Result]] = {}
     for result in results:
-        key = tuple(sorted((k, repr(v)) for k, v in result.settings.items() if k not in _SEEDS))
-        kinds.setdefault(key, []).append(result)
-    members = list(kinds.values())
-    settings = [runs[0].settings for runs in members]
-    keys = [k for k in settings[0] if k not in _SEEDS and len({repr(s.get(k)) for s in settings}) > 1]
-    groups = []
-    for runs in members:
-        first = runs[0].settings
-        name = f"{first['recipe']}, {first['scale']}"
-        # Across recipes nearly everything differs, and the recipe says it all.
-        apart = [] if any(k in keys for k in ("recipe", "scale")) else [k for k in keys if k in first]
-        groups.append(Group(", ".join([name, *(f"{k}={first[k]}" for k in apart[:4])]), runs))
-    names = [group.name for group in groups]
-    for group in groups:
-        if names.count(group.name) > 1:
-            group.name += f" ({group.runs[0].folder})"
+        kinds.setdefault(tuple(repr(result.settings.get(key)) for key in apart), []).append(result)
+    groups: dict[str, list[Result]] = {}
+    for runs in kinds.values():
+        settings = runs[0].settings
+        values = [f"{key}={settings[key]}" for key in named if key in settings]
+        name = ", ".join([settings["recipe"], settings["scale"], *values])
+        groups[f"{name} ({runs[0].folder})" if name in groups else name] = runs
     return groups
 
 
-def table(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """One row for each group: figures as `mean [least, greatest]` over seeds, of one run with its 95 % interval."""
+def table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
+    """One row for each group: figures as `mean [least, greatest]` over seeds, of one run with its 95% CI."""
     rows = []
-    for group in groups:
-        row = {"run": group.name, "seeds": str(len(group.runs)), "against": LABELS.get(group.runs[0].against, "–")}
-        for key, title, digits in FIGURES:
-            row[title] = _cell(group, key, digits)
-        levels = sorted({run.hacking for run in group.runs if run.hacking})
-        rows.append({**row, "hacking": " / ".join(levels) or "–"})
+    for name, runs in groups.items():
+        row = {"run": name, "seeds": f"{len(runs)}", "against": LABELS.get(runs[0].against, "–")}
+        for key, (title, digits, _) in FIGURES.items():
+            found = [run.figures[key] for run in runs if key in run.figures]
+            values = [value for value, _ in found]
+            ends = found[0][1] if len(runs) == len(found) == 1 else [min(values, default=0), max(values, default=0)]
+            row[title] = shown(fmean(values) if values else None, ends if values else None, f"z.{digits}f")
+        rows.append(row | {"hacking": " / ".join(sorted({run.hacking for run in runs if run.hacking})) or "–"})
     return rows
 
 
-def _cell(group: Group, key: str, digits: int) -> str:
-    spread = group.spread(key)
-    if spread is None:
-        return "–"
-    mean, low, high = spread
-    ends: tuple[float, float] | None = (low, high)
-    if len(group.runs) == 1:
-        ends = group.runs[0].figures[key][1]
-    text = decimal(mean, digits)
-    return text if ends is None else f"{text} [{decimal(ends[0], digits)}, {decimal(ends[1], digits)}]"
+def _draw(groups: dict[str, list[Result]], figure: Figure) -> str:
+    """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over several seeds."""
+    measured = [key for key in FIGURES if any(key in run.figures for runs in groups.values() for run in runs)]
+    lines = -(-len(measured) // 4)
+    figure.set_size_inches(10, 0.9 + lines * (0.9 + 0.42 * len(groups)))
+    for place, key in enumerate(measured):
+        axes, (title, _, neutral) = figure.add_subplot(lines, 4, place + 1), FIGURES[key]
+        for row, runs in enumerate(groups.values()):
+            found = [run.figures[key] for run in runs if key in run.figures]
+            for at, (value, ends) in zip(np.linspace(-0.15, 0.15, len(found)), found, strict=True):
+                dot(axes, value, row + at * (len(found) > 1), ends, COLORS["ppo"], axis="x", size=4.5)
+            if len(found) > 1:
+                axes.plot(fmean(value for value, _ in found), row, "D", markersize=7, color="black", fillstyle="none")
+        if neutral is not None:
+            axes.axvline(neutral, color="black", linewidth=0.9, linestyle=DASHED)
+        axes.set_title(title, fontsize=9)
+        categories(axes, [""] * len(groups) if place % 4 else [textwrap.fill(name, 30) for name in groups], "y")
+    return ""
 
 
 def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
@@ -147,20 +129,12 @@ def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str,
     results = [read_result(folder) for folder in folders]
     if len({result.folder.resolve() for result in results}) < len(results):
         raise InputError("compare was given the same run twice; give each folder once")
-    groups = grouped(results)
-    rows, output = table(groups), Path(output)
+    groups, output = grouped(results), Path(output)
+    rows = table(groups)
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(output / "comparison.csv", text.getvalue())
-    draw_comparison(groups, FIGURES, output / "comparison.png")
-    picture = base64.b64encode((output / "comparison.png").read_bytes()).decode("ascii")
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("rlhf_utils.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = templates.get_template("comparison.html.j2").render(rows=rows, groups=groups, picture=picture)
+    write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    save(output / "comparison.png", "Runs side by side", "", partial(_draw, groups))
+    page = render("comparison.html.j2", rows=rows, groups=groups, picture=embedded(output / "comparison.png"))
     write_text(output / "comparison.html", page)
     return rows

@@ -1,11 +1,10 @@
-"""What the notebooks need to show things: opening the run, source code, tables and pictures."""
+"""What the notebooks need to show things: tables, pictures, texts."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -74,18 +73,18 @@ def _refuse_unknown_parameters() -> None:
 
 
 def parts(row: Mapping[str, Any], template: Template) -> tuple[str, str]:
-    """A row's text as a model sees it, in two parts: up to where a response begins, and the response."""
-    start = template.format(row["prompt"])
-    return start, template.completion(row["chosen"]) if row["chosen"] is not None else row["text"][len(start) :]
+    """A row's text as a model sees it: the prompt up to where a response begins, and the response."""
+    prompt = template.format(row["prompt"])
+    return prompt, template.completion(row["chosen"]) if row["chosen"] is not None else row["text"][len(prompt) :]
 
 
 def candidates(row: Mapping[str, Any], template: Template) -> list[str]:
     """Responses to a row's prompt to be ranked: its own, and made-up ones."""
-    if row["chosen"] is None:
-        good, bad = " wonderful from start to finish.", " boring from start to finish."
-        # The beginning of the text: the whole may be longer than the classifier reads.
-        return [" " + " ".join(parts(row, template)[1].split()[:30]), good, bad, " good" * 12]
-    return [row["chosen"], row["rejected"], "I don't know.", "Good luck! " * 8]
+    if row["chosen"] is not None:
+        return [row["chosen"], row["rejected"], "I don't know.", "Good luck! " * 8]
+    # The beginning of the text: the whole may be longer than the classifier reads.
+    beginning = " " + " ".join(parts(row, template)[1].split()[:30])
+    return [beginning, " wonderful from start to finish.", " boring from start to finish.", " good" * 12]
 
 
 def made(result: Mapping[str, Any]) -> str:
@@ -98,21 +97,13 @@ def made(result: Mapping[str, Any]) -> str:
     )
 
 
-def source(*functions: Callable) -> Markdown:
-    """The source code of these functions, as it is run."""
-    return Markdown(
-        "```python\n" + "\n\n".join(inspect.getsource(function).rstrip() for function in functions) + "\n```"
-    )
-
-
 def table(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> Any:
-    """Rows as a table with whole texts, not cut off, and without the row numbers. Text from data or models is
-    escaped."""
+    """Rows as a table with whole texts and without row numbers; text from data or models is escaped."""
     frame = pd.DataFrame(rows).reset_index(drop=True)
     left = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     return frame.style.format(precision=3, escape="html", na_rep="-").hide(axis="index").set_properties(**left)
 
 
 def picture(run: Run, name: str) -> Image:
-    """Draw the picture `name` from the files of the run, and show it."""
+    """Draw the plot `name` from the files of the run, and show it."""
     return Image(filename=str(draw(run.root, name)[0]), width=900)

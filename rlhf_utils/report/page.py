@@ -1,9 +1,8 @@
-"""One self-contained page about a run, `report.html`: what happened, how sure it is, and answers to read."""
+"""One self-contained page about a run, `report.html`: what happened, how sure it is, and responses to read."""
 
 from __future__ import annotations
 
 import base64
-import math
 from pathlib import Path
 
 import jinja2
@@ -13,128 +12,92 @@ from rlhf_utils.evaluation.judging import outcome
 from rlhf_utils.evaluation.judging.pairs import KEY, PAIRS
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_text
-from rlhf_utils.report.findings import (
-    agreement_sentence,
-    assistant_table,
-    headlines,
-    model_table,
-    percent,
-    phrase_table,
-    style_table,
-    win_rates,
-)
+from rlhf_utils.report import findings
 from rlhf_utils.report.plots import applicable, draw
-from rlhf_utils.report.plots.evaluation import models_of
-from rlhf_utils.report.plots.results import bounds, figures, number, read_object, read_samples, run_caption
-from rlhf_utils.report.plots.reward_model import accuracies
-from rlhf_utils.report.plots.style import COLOURS, LABELS, decimal, with_interval
+from rlhf_utils.report.results import LABELS, accuracies, models_of, read_object, read_samples, run_caption
+from rlhf_utils.report.style import COLORS, shown
 
 EXAMPLES = 8
+
+
+def render(template: str, **values) -> str:
+    """A page of `report/templates/`, with all text of data and models escaped."""
+    loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return templates.get_template(template).render(**values)
 
 
 def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into the run's folder, in one step, and return its path.
 
-    The pictures are drawn anew, so that they show the numbers of the tables; one that cannot be drawn yet is
-    replaced by the reason. Needs `evaluation/summary.json` and `samples.csv`; InputError names the
-    notebook to run when one of them is missing.
+    The pictures are redrawn, so that they show the numbers of the tables; one that cannot be drawn yet is replaced by
+    the reason. Needs `evaluation/summary.json` and `samples.csv`; InputError names the notebook to run when one of
+    them is missing.
     """
     run = Path(run_folder)
     summary, samples = read_object(run, "summary"), read_samples(run)
-    judges = judges_of(run, summary)
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("rlhf_utils.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = templates.get_template("report.html.j2").render(
+    trained = (run / "evaluation" / "reward_model.json").is_file()
+    judges = accuracies(read_object(run, "reward_model") if trained else summary.get("reward_model") or {})
+    page = render(
+        "report.html.j2",
         caption=run_caption(run),
-        about=about(run, summary),
-        headlines=headlines(summary, judges),
-        model_table=model_table(summary),
-        decoding=decoding(summary),
-        win_rates=win_rates(summary),
-        judges=[{"name": name, "accuracy": percent(value, ends)} for name, value, ends in judges],
-        verdict=summary.get("hacking"),
-        phrases=phrase_table(summary),
-        style=style_table(summary),
-        agreement=agreement_sentence(summary),
-        assistant=assistant_table(summary),
-        judged=judged(run),
-        pictures=[picture(run, name) for name in applicable(run)],
-        examples=examples(samples, list(models_of(summary))),
-        colours=COLOURS,
+        summary=summary,
+        headlines=findings.headlines(summary, judges),
+        models=findings.model_table(summary),
+        win_rates=findings.win_rates(summary),
+        judges=[{"": name, "held-out accuracy": shown(*figure, "z.1%")} for name, figure in judges.items()],
+        phrases=findings.phrase_table(summary),
+        style=findings.style_table(summary),
+        agreement=findings.agreement_sentence(summary),
+        assistant=findings.assistant_table(summary),
+        judged=_judged(run / "evaluation"),
+        pictures=[_picture(run, name) for name in applicable(run)],
+        examples=_examples(samples, list(models_of(summary))),
+        colors=COLORS,
     )
-    path = run / "report.html"
-    write_text(path, page)
-    return path
+    write_text(run / "report.html", page)
+    return run / "report.html"
 
 
-def about(run: Path, summary: dict) -> str:
-    """Recipe, scale, seed, number of prompts and data in one line."""
-    parts = [run_caption(run)]
-    if number(summary.get("prompts")) is not None:
-        parts.append(f"{summary['prompts']} held-out prompts")
-    if summary.get("data"):
-        parts.append(f"data: {summary['data']}")
-    return " · ".join(parts)
+def embedded(picture: Path) -> str:
+    """A picture as base64, for a page that holds everything itself."""
+    return base64.b64encode(picture.read_bytes()).decode("ascii")
 
 
-def judged(run: Path) -> list[dict]:
+def _judged(folder: Path) -> list[dict[str, str]]:
     """One row for each kind of outside judge that has given verdicts on the blinded pairs."""
-    folder = run / "evaluation"
     if not (folder / PAIRS).is_file() or not (folder / KEY).is_file():
         return []
     found = outcome(folder)
-    one, other = (LABELS.get(name, name) for name in found["models"])
+    compared = " vs ".join(LABELS.get(name, name) for name in found["models"])
     return [
-        {
-            "judge": kind,
-            "comparison": f"{one} vs {other}",
-            **{key: result[key] for key in ("wins", "ties", "losses")},
-            "rate": with_interval(result["rate"], bounds(result["ci95"])),
-        }
+        {"judge": kind, "comparison": compared}
+        | {title: f"{result[key]}" for title, key in (("won", "wins"), ("tied", "ties"), ("lost", "losses"))}
+        | {"win rate": shown(result["rate"], result["ci95"])}
         for kind, result in found["judges"].items()
     ]
 
 
-def decoding(summary: dict) -> str:
-    """The decoding settings in brackets, empty where none are recorded."""
-    settings = summary.get("decoding") or {}
-    return f" ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else ""
-
-
-def judges_of(run: Path, summary: dict) -> list[tuple[str, float, tuple[float, float] | None]]:
-    """Accuracy of the reward model and its baselines, from reward_model.json where the recipe trained one."""
-    trained = (run / "evaluation" / "reward_model.json").is_file()
-    return accuracies(read_object(run, "reward_model") if trained else summary.get("reward_model") or {})
-
-
-def picture(run: Path, name: str) -> dict:
+def _picture(run: Path, name: str) -> dict[str, str]:
     """A freshly drawn picture as base64, or the reason why there is none."""
     try:
-        content = draw(run, name)[0].read_bytes()
+        return {"name": name, "data": embedded(draw(run, name)[0]), "reason": ""}
     except InputError as error:
         return {"name": name, "data": "", "reason": str(error)}
-    return {"name": name, "data": base64.b64encode(content).decode("ascii"), "reason": ""}
 
 
-def examples(samples: pd.DataFrame, models: list[str]) -> list[dict]:
-    """Up to `EXAMPLES` prompts at even steps through the samples, with every model's answer and scores."""
-    count = min(EXAMPLES, len(samples))
-    chosen = [place * len(samples) // count for place in range(count)]
-    scores = {
-        (model, key): figures(samples, f"{model}_{key}") for model in models for key in ("reward", "gold", "rougeL")
-    }
-    shown = []
-    for place in chosen:
+def _examples(samples: pd.DataFrame, models: list[str]) -> list[dict]:
+    """Up to `EXAMPLES` rows at even steps through the samples, with every model's response and scores."""
+    count, examples = min(EXAMPLES, len(samples)), []
+    for place in (i * len(samples) // count for i in range(count)):
         row = samples.iloc[place]
-        answers = [{"model": "reference", "name": "reference", "scores": "", "text": row.get("reference", "")}]
+        responses = [{"model": "reference", "name": "reference", "scores": "", "text": row.get("reference", "")}]
         for model in models:
-            values = {key: scores[model, key].iloc[place] for key in ("reward", "gold", "rougeL")}
-            texts = [f"{key} {decimal(value)}" for key, value in values.items() if math.isfinite(value)]
+            cells = {key: row.get(f"{model}_{key}", "") for key in ("reward", "gold", "rougeL")}
+            scores = ", ".join(f"{key} {shown(float(cell))}" for key, cell in cells.items() if cell)
             text = row.get(f"{model}_response", "")
-            answers.append({"model": model, "name": LABELS[model], "scores": ", ".join(texts), "text": text})
-        answers = [answer for answer in answers if answer["model"] != "reference" or answer["text"]]
-        shown.append({"number": place + 1, "prompt": row["prompt"], "answers": answers})
-    return shown
+            responses.append({"model": model, "name": LABELS[model], "scores": scores, "text": text})
+        # A recipe may have no references.
+        shown_responses = [each for each in responses if each["model"] != "reference" or each["text"]]
+        examples.append({"number": place + 1, "prompt": row["prompt"], "responses": shown_responses})
+    return examples

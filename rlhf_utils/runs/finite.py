@@ -81,8 +81,6 @@ def watch_numbers(trainer, title: str, folder: Path, setting: str) -> None:
 
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-            if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-                return  # gradients are in pieces, and theirs to watch
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             if norm.isfinite():

@@ -1,9 +1,8 @@
-"""One run, one writer: a second process that would write into the same run's folder is refused and told who is there.
+"""One run, one writer: a second process that would write into the same run is refused and told who is there.
 
-Two locks, because two kinds of process write. The series holds `.series.lock` from beginning to end. Whoever makes a
-stage (a kernel of the series, a notebook by itself) holds `.stage.lock` meanwhile: when a series is killed, its last
-kernel may live on for a moment, and that kernel still holds this one. The operating system releases both when a
-process dies, so nothing stale is ever left. Reading needs no lock.
+A series holds `.series.lock` from beginning to end; whoever makes a stage (a kernel of the series, a notebook by
+itself) holds `.stage.lock` meanwhile, because the last kernel of a series that was killed may live on for a moment. The
+operating system releases both when a process dies. Reading needs no lock.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ SERIES = "RLHF_SERIES"
 _SERIES_LOCK, _STAGE_LOCK = ".series.lock", ".stage.lock"
 # How long a kernel of a series that was killed may take to notice it.
 PATIENCE_SECONDS = 5.0
+# Locks that this process holds already.
+_mine: set[Path] = set()
 
 
 @contextmanager
@@ -59,7 +60,11 @@ def stage_lock(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
-    lock, owner = FileLock(root / name), root / f"{name}.json"
+    path, owner = root.resolve() / name, root / f"{name}.json"
+    if path in _mine:
+        yield
+        return
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=patience)
     except Timeout:
@@ -69,18 +74,14 @@ def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
         warnings.warn(f"{root} cannot be locked ({error}): do not start a second run there", stacklevel=2)
         yield
         return
+    _mine.add(path)
     try:
-        write_json(
-            owner,
-            {
-                "process": os.getpid(),
-                "host": socket.gethostname(),
-                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            },
-        )
+        since, command = time.strftime("%Y-%m-%d %H:%M:%S"), shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        about = {"process": os.getpid(), "host": socket.gethostname(), "since": since, "command": command}
+        write_json(owner, about)
         yield
     finally:
+        _mine.discard(path)
         owner.unlink(missing_ok=True)
         lock.release()
 

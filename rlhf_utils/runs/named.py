@@ -25,9 +25,9 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import is_folder
 from rlhf_utils.platforms.runtime import quiet_libraries
 from rlhf_utils.rewards.functions import check_critic
+from rlhf_utils.runs.base import check_context
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import EMBEDDED
-from rlhf_utils.stages.base import check_context
 
 _POLICIES = ("sft", "sft_qlora", "ppo")
 

@@ -48,6 +48,7 @@ class Recipe(Section):
     form: Literal["dialogue", "continuation"] = "dialogue"
     tuned_policy: bool = False
     reading: dict[str, str] = {}
+    needs: sections.Needs = sections.Needs()
     models: sections.ReadyModels = sections.ReadyModels()
     data: sections.DataSettings = sections.DataSettings()
     base: sections.BaseSettings = sections.BaseSettings()
@@ -101,7 +102,7 @@ class Recipe(Section):
         # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
         if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge or self.models.ppo:
             out.add("judge_model")
-        if self.evaluation.overoptimise is None:
+        if self.evaluation.overoptimise is None or self.models.sft or self.models.ppo:
             out.add("overoptimise")
         # A tuned policy needs no adapter. Beside a ready fine-tuned model nothing says that the embedded base is the
         # one it came from, and an adapter would not be comparable.

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-EMBEDDED = "embedded"  # as a dataset or a policy: made here, without a network
+from rlhf_utils.platforms.names import EMBEDDED  # noqa: F401
+
 UNSET = ("", "null", "none")  # what unsets a name: YAML's word, Python's, and nothing at all
 
 
@@ -275,7 +276,7 @@ class PPOConfig(Section):
     save_every: Count = 8
     keep_checkpoints: Count = 2
     sample_every: Count = 8
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     seed: Annotated[int, Number, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -323,3 +324,13 @@ class EvaluationSettings(Section):
     bootstrap_samples: Annotated[int, Number, Field(ge=100)] = 2_000
     assistant: AssistantScore | None = None
     overoptimise: OveroptimiseSettings | None = None
+
+
+class Needs(Section):
+    """What the whole series takes at a scale. Of `tiny` it was measured, and a test compares it with a run's record; of
+    the GPUs it is an estimate until somebody sends a measurement."""
+
+    machine: str = "two CPU cores"
+    minutes: Positive = 10.0
+    memory_gb: Positive = 1.0
+    download_gb: NonNegative = 0.0

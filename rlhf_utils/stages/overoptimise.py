@@ -13,7 +13,7 @@ from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import write_json, write_jsonl
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.report.plots.style import LABELS
+from rlhf_utils.report.results import LABELS
 from rlhf_utils.rewards.functions import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.reward_model import train_weak_model
@@ -31,7 +31,7 @@ def overoptimise(run: Run) -> dict | None:
     settings = run.recipe.evaluation.overoptimise
     if "overoptimise" not in run.stages:
         return None
-    if run.skips("overoptimise"):
+    if run.has("overoptimise"):
         return run.results("overoptimise")
     with run.stage("overoptimise") as stage:
         data, evaluator = PreparedData.load(run.folder("data")), Evaluator(run)

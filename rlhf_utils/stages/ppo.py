@@ -18,8 +18,8 @@ from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.ppo.checkpoint import update_name
 from rlhf_utils.ppo.record import progress
 from rlhf_utils.rewards.functions import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
+from rlhf_utils.runs.base import fetch_policy
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.base import publish_ready
 
 
 def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
@@ -65,10 +65,11 @@ def train_ppo(run: Run) -> dict:
 
     Which of them is published is decided on development prompts (`frontier.choose`).
     """
-    if run.skips("ppo"):
+    if run.has("ppo"):
         return run.results("ppo")
     if run.ready_model("ppo"):
-        return publish_ready(run, "ppo")
+        fetch_policy(run, "ppo")
+        return run.results("ppo")
     with run.stage("ppo") as stage:
         with phase("load"):
             trainer = ppo_trainer(run, stage.work)

@@ -1,9 +1,9 @@
-"""The soak without notebooks: every stage in processes of its own, ended at random moments. Twenty kills in minutes.
+"""The soak without kernels: the cells of each notebook in a process of its own, ended at random moments. Twenty kills
+in minutes.
 
     python tests/soak/stages.py --kills 20 [--seed 0] [--folder FOLDER] [--recipe imdb] [--set KEY=VALUE ...]
 
-Every stage that the recipe has: with `--set evaluation.overoptimise.updates=6` the demonstration of cheating too, with
-data of people and `--set data.shares.judge=0.2` the second judge.
+Every stage that the recipe has: with data of people and `--set data.shares.judge=0.2` the second judge too.
 
 The processes are forks of one that has imported everything, so that what is ended is work and not the start of Python.
 Locks, checkpoints and resuming are those of a notebook by itself; `soak.py` has the series and its kernels as well.
@@ -26,28 +26,20 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
+from made import make
 from reduced import REDUCED
 
-from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, terminable
 from rlhf_utils.settings.recipes import parse_assignments
-from rlhf_utils.stages.overoptimise import overoptimise
-from rlhf_utils.stages.ready import MAKERS as TRAINED
 from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, kept_at, verdict
-
-MAKERS: dict[str, Callable[[Run], object]] = {
-    **TRAINED,
-    "evaluation": evaluate_models,
-    "overoptimise": overoptimise,
-}
 
 
 @dataclass
@@ -77,7 +69,7 @@ class Side:
             os.dup2(log, 2)
             os.environ["RLHF_CACHE"] = str(self.folder / "cache")
             with terminable():
-                MAKERS[name](self.open())
+                make(self.open(), name)
             status = 0
         except KeyboardInterrupt as error:
             status = 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)

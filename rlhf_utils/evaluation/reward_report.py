@@ -1,0 +1,196 @@
+"""How good a reward model or a classifier is on held-out rows, and beside what; and models that are ready."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.evaluation.length import length_alone
+from rlhf_utils.evaluation.metrics import accuracy_of, calibration, proportion_interval
+from rlhf_utils.models.loading import load_classifier, load_classifier_tokenizer, load_reward_model
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.rewards.functions import LABEL_FILE, RewardModel, class_logits, positions
+from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_base, make_data
+from rlhf_utils.runs.run import Run
+
+_LENGTH_GROUPS = 4
+_REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
+
+
+def measured(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, untrained: PreTrainedModel | None = None
+) -> dict[str, Any]:
+    """Measure the run's reward model or classifier on held-out rows; leaves `evaluation/reward_model.json` and returns
+    its main figures. `untrained` is the same model with a randomly initialized head."""
+    run.progress("reward model: measuring held-out rows")
+    data = PreparedData.load(run.folder("data"))
+    train, held_out = data.splits["reward"], data.first("evaluation", run.recipe.evaluation.reward_pairs)
+    if run.recipe.form == "continuation":
+        report = classifier_report(run, model, untrained, tokenizer, train, held_out)
+    else:
+        reward = RewardModel(model, tokenizer, detect_device())
+        fresh = untrained and margins(RewardModel(untrained, tokenizer, detect_device()), held_out)
+        report = reward_report(margins(reward, held_out), fresh, train, held_out, tokenizer)
+        report["texts_cut"] = reward.cut
+    if processes.is_main():
+        write_json(run.evaluation / "reward_model.json", report)
+    return {key: report[key] for key in _REPORTED}
+
+
+def save_label(run: Run, model: PreTrainedModel, folder: Path) -> None:
+    """Write beside a classifier which label is paid; InputError where it has no such label."""
+    # Of the two tables of labels a configuration may lack the other one.
+    label, labels = run.recipe.reward_model.label, model.config.id2label.values()
+    if label not in labels:
+        names = ", ".join(map(str, labels))
+        raise InputError(f"the classifier has no label {label!r}; set reward_model.label to one of {names}")
+    write_json(folder / LABEL_FILE, {"label": label, "joint": run.recipe.template.joint})
+
+
+def fetch_ready(run: Run) -> dict[str, dict]:
+    """Make the stages of the run in which nothing is trained; returns their results by name."""
+    makers = {"base": make_base, "data": make_data, "reward_model": fetch_reward_model}
+    for stage in run.fetched:
+        makers[stage](run) if stage in makers else fetch_policy(run, stage)
+    return {stage: run.results(stage) for stage in run.fetched}
+
+
+def fetch_reward_model(run: Run) -> None:
+    """The reward model or classifier that the recipe names, measured on the run's rows and, of one trained on pairs,
+    put on the scale of its SFT responses."""
+    if run.has("reward_model"):
+        return
+    source, base, device = run.ready_model("reward_model"), run.adapter_base, detect_device()
+    with run.training("reward_model"):
+        run.progress(f"loading {source}")
+        load = load_classifier if run.recipe.form == "continuation" else load_reward_model
+        model, tokenizer = load(source, device, base=base), load_classifier_tokenizer(source, base)
+        publish_reward(run, model, tokenizer, method="ready", source=source)
+
+
+def publish_reward(run: Run, model, tokenizer, untrained: PreTrainedModel | None = None, **results: Any) -> None:
+    """Measure the run's reward model or classifier and publish it, with its scale or the label that is paid."""
+    if run.recipe.form == "continuation":
+        extra = lambda folder: save_label(run, model, folder)  # noqa: E731
+    else:
+        reward = RewardModel(model, tokenizer, detect_device())
+        calibrate_on_sft(run, reward)
+        extra = reward.save_scale
+    results |= measured(run, model, tokenizer, untrained)
+    run.publish("reward_model", model, tokenizer, fill=extra, **results)
+
+
+def publish_judge(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Publish the second reward model, which only judges, with its accuracy and its agreement with the first one."""
+    data, judge = PreparedData.load(run.folder("data")), RewardModel(model, tokenizer, detect_device())
+    own = margins(judge, data.first("evaluation", run.recipe.evaluation.reward_pairs))
+    first = torch.tensor(read_json(run.evaluation / "reward_model.json")["margins"])
+    calibrate_on_sft(run, judge)
+    right = accuracy_of(own.tolist())
+    agreement = proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
+    run.publish(
+        "judge_model",
+        model,
+        tokenizer,
+        judge.save_scale,
+        accuracy=right.mean,
+        accuracy_ci95=right.as_list(),
+        agreement=agreement.mean,
+        agreement_ci95=agreement.as_list(),
+        pairs=len(own),
+        trained_on=len(data.splits["judge"]),
+    )
+
+
+def margins(reward: RewardModel, pairs: Dataset) -> Tensor:
+    """Logit of the chosen minus logit of the rejected response [n]."""
+    prompts = list(pairs["prompt"])
+    return reward.logits(prompts, pairs["chosen"]) - reward.logits(prompts, pairs["rejected"])
+
+
+def reward_report(found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
+    """Held-out accuracy from margins [n], with its interval, beside the randomly initialized head and a rule that looks
+    at length alone (longer or shorter, whichever does better on the training pairs)."""
+    return {
+        **_accuracies("pairs", found, untrained, train, held_out, tokenizer),
+        "by_length": by_length(found, length_differences(held_out, tokenizer)),
+    }
+
+
+def classifier_report(
+    run: Run, model: PreTrainedModel, untrained: PreTrainedModel | None, tokenizer, train: Dataset, held_out: Dataset
+) -> dict:
+    """The same of a classifier, also beside the more frequent label. Texts are read as far as the classifier reads, at
+    most `data.max_response_tokens` tokens. A margin is the logit of the true label minus the largest other one."""
+    device, labels = detect_device(), torch.tensor(held_out["label"])
+    most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
+    whole = tokenizer(list(held_out["text"]), verbose=False)["input_ids"]
+    rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
+    if int(labels.max()) >= model.config.num_labels:
+        raise InputError(
+            f"the texts have label {int(labels.max())}, but the classifier knows {model.config.num_labels} labels"
+        )
+    found = label_margins(class_logits(model, rows, device), labels)
+    fresh = label_margins(class_logits(untrained, rows, device), labels) if untrained is not None else None
+    common = Counter(train["label"]).most_common(1)[0][0]
+    return {
+        **_accuracies("texts", found, fresh, train, held_out, tokenizer),
+        "commoner_label_accuracy": sum(label == common for label in held_out["label"]) / len(held_out),
+        "texts_cut": sum(len(row) > most for row in whole),
+    }
+
+
+def _accuracies(of: str, found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
+    right = accuracy_of(found.tolist())
+    fresh = accuracy_of(untrained.tolist()) if untrained is not None else None
+    return {
+        "of": of,
+        "accuracy": right.mean,
+        "accuracy_ci95": right.as_list(),
+        "untrained_accuracy": fresh.mean if fresh else None,
+        "untrained_ci95": fresh.as_list() if fresh else None,
+        "length_baseline_accuracy": length_alone(train, held_out, tokenizer),
+        "pairs": len(found),
+        "margins": found.tolist(),
+        "calibration": calibration(found.tolist()),
+    }
+
+
+def label_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit of the true label minus the largest other logit [n], from logits [n, labels] and labels [n]."""
+    true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    return logits[true] - logits.masked_fill(true, -torch.inf).max(dim=1).values
+
+
+def length_differences(pairs: Dataset, tokenizer) -> list[int]:
+    """Tokens of the chosen response minus those of the rejected one, for each pair."""
+    chosen, rejected = (
+        [len(row) for row in tokenizer(list(pairs[side]), add_special_tokens=False)["input_ids"]]
+        for side in ("chosen", "rejected")
+    )
+    return [a - b for a, b in zip(chosen, rejected, strict=True)]
+
+
+def by_length(found: Tensor, differences: Sequence[int]) -> list[dict]:
+    """Accuracy by the difference in length, in four groups of nearly equal size from the shortest chosen responses to
+    the longest: a model that counts instead of reading is wrong at one end."""
+    order = sorted(range(len(differences)), key=differences.__getitem__)
+    groups = []
+    for part in range(_LENGTH_GROUPS):
+        rows = order[part * len(order) // _LENGTH_GROUPS : (part + 1) * len(order) // _LENGTH_GROUPS]
+        if rows:
+            right, ends = accuracy_of(found[rows].tolist()), {"from": differences[rows[0]], "to": differences[rows[-1]]}
+            groups.append({**ends, "pairs": len(rows), "accuracy": right.mean, "accuracy_ci95": right.as_list()})
+    return groups
