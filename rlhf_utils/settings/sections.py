@@ -79,11 +79,12 @@ class Shares(Section):
 class DataSettings(Section):
     """Where rows come from and which of them are used. Token counts are of the policy's tokenizer.
 
-    world: the synthetic dataset of `dataset: embedded`, with `embedded_rows` and `embedded_test_rows`, of whose
-        preferences a share of `label_noise` is wrong
-    split, test_split: names of the splits; the test split, where there is one, is the evaluation split
-    data_dir, revision: folder inside the dataset, and its branch, tag, or commit on the hub
-    max_rows: the most rows of each of the two splits that are used
+    world: the synthetic dataset of `dataset: embedded`
+    test_split: where the dataset has it, it is the evaluation split
+    data_dir: folder inside the dataset
+    revision: branch, tag, or commit of the dataset on the hub
+    label_noise: share of the synthetic dataset's preferences that is wrong
+    max_rows: the most rows that are used of either split
     split_rows: the most rows of single splits, such as {sft: 1000}
     rows_per_prompt: the most rows with the same prompt
     min_score_ratio: of responses with votes, the better one has at least this many times the votes of the worse one
@@ -138,7 +139,8 @@ class TrainingSettings(Section):
     micro_batch_size: rows computed at once, None for all; halved automatically on out-of-memory
     gradient_checkpointing: keep only each layer's input and recompute the rest in the backward pass: the same
         gradients from far less memory, for about a third more time. QLoRA takes it from `sft`
-    evaluations, checkpoints: how often the model is evaluated and saved in the whole training
+    evaluations: how often the model is evaluated in the whole training
+    checkpoints: how often it is saved, to resume from
     """
 
     multiples = (("batch_size", "micro_batch_size"),)
@@ -226,17 +228,20 @@ class PPOConfig(Section):
     """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) on whole responses. Batches count
     episodes (one prompt with one response), lengths tokens, and KL nats per response at the sampling `temperature`.
 
-    method, lora: train all weights, or an adapter (`qlora`: on 4-bit weights)
+    method: train all weights, or a LoRA adapter (`qlora`: on 4-bit weights)
     critic: the value head shares the policy's trunk, or has a model of its own
     microbatch_size: episodes learned from at once, None for all; halved automatically on out-of-memory
-    warmup_ratio, final_learning_rate_ratio: the share of all steps over which the learning rate rises linearly, and
-        the share of it that is left after the linear decay
+    final_learning_rate_ratio: the share of the learning rate that is left after the linear decay
+    warmup_ratio: the share of all steps over which the learning rate rises linearly
     value_clip_range: in standard deviations of the returns
     kl_coefficient: reward per nat
-    kl_target, kl_horizon: of the adaptive controller, in nats per response and in episodes
-    kl_budget: training stops at this KL
-    reward_scale, reward_clip: the reward is multiplied by the one, then clipped to plus or minus the other
-    save_every, sample_every: in updates
+    kl_target: of the adaptive controller
+    kl_horizon: of the adaptive controller, in episodes
+    kl_budget: training stops when the KL passes it
+    missing_eos_penalty: taken from the reward of a response that does not end with EOS
+    reward_clip: rewards are cut to plus or minus this, after `reward_scale`
+    save_every: updates from checkpoint to checkpoint
+    sample_every: updates from table to table of sampled responses
     """
 
     multiples = (("rollout_batch_size", "minibatch_size"), ("minibatch_size", "microbatch_size"))
