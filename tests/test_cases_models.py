@@ -15,7 +15,7 @@ from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.models.loading import load_policy

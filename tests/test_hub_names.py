@@ -322,7 +322,7 @@ def test_a_hub_that_never_answers_is_waited_for_half_a_minute(hub, kept, tmp_pat
 LOADED = """
 import json, torch
 from rlhf_utils.models.loading import load_config, load_policy, load_reward_model, load_tokenizer
-from rlhf_utils.data import load_rows
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.platforms.hub import recording

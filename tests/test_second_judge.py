@@ -10,7 +10,7 @@ from rlhf_utils.stages.reward_model import train_judge_model, train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.judge import about_judge, judge_of
 from rlhf_utils.platforms.files import read_json

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.metrics import mean_interval, win_rate

@@ -11,7 +11,7 @@ from statistics import median
 import pandas as pd
 from datasets import Dataset
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.assistant import score_assistants
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.frontier import best_of_n, development_prompts, measure_policies

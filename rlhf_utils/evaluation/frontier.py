@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from datasets import Dataset
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.metrics import mean_interval
 from rlhf_utils.models.loading import load_policy

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.compare import compared_models
 from rlhf_utils.evaluation.judge import gold_judge

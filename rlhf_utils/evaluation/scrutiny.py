@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rlhf_utils.data import PreparedData, beginnings
+from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.hacking import Answers, judge_gain
 from rlhf_utils.evaluation.metrics import proportion_interval

@@ -10,8 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.packaged import PACKAGED, packaged_folder
-from rlhf_utils.settings.sections import EMBEDDED
 
+# As a dataset or a policy: made here, without a network.
+EMBEDDED = "embedded"
 # A hub id, with `:subfolder` for a folder inside the repository and `@revision` for a branch, tag or commit of it, or a
 # folder on this machine; in each of them a model or a LoRA adapter, which is merged into its base when it is loaded.
 Source = str | Path

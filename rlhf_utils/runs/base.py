@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data.prepare import check_enough, check_rows, prepare
+from rlhf_utils.data.prepare import check_enough, check_rows, prepare, pretraining_texts
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.sources import load_rows
-from rlhf_utils.data.texts import beginnings, pretraining_texts
+from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import (
     copy_model,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 
-from rlhf_utils.data import is_local
+from rlhf_utils.data.sources import is_local
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import Wanted, look_up, wanted_dataset, wanted_model
 from rlhf_utils.platforms.names import is_folder, local_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.hacking import Answers, judge_gain
 from rlhf_utils.evaluation.judge import judge_of

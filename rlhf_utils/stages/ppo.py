@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.frontier import choose, measure_policies
 from rlhf_utils.evaluation.judge import judge_of
