@@ -83,7 +83,7 @@ def prepare(work: Path) -> None:
     """Write `policy` and `reward` in GPT-2's shape, with a tokenizer of fewer tokens than the vocabulary has rows."""
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-    from rlhf_utils.models.pretraining import train_tokenizer
+    from rlhf_utils.runs.pretraining import train_tokenizer
     from rlhf_utils.toyworld import WORLDS
 
     tokenizer = train_tokenizer(WORLDS["instruct"].corpus(300, 0), 700)
@@ -112,10 +112,9 @@ def estimate(stage: str, method: str = "full") -> float | None:
 def numbers(what: str, precision: str, work: Path) -> dict:
     """How far sampling and learning are apart before any step, and what the head costs in fp32 and under autocast."""
     from rlhf_utils.models.generation import left_padded, sample
-    from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model
+    from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, right_padded
     from rlhf_utils.models.loading import load_policy
     from rlhf_utils.platforms.runtime import Device
-    from rlhf_utils.rewards.functions import right_padded
 
     device, source = Device(KIND, "", precision, 0), torch.Generator().manual_seed(0)
     model = load_policy(work / "policy", device)
@@ -152,7 +151,7 @@ def ppo(what: str, precision: str, work: Path) -> dict:
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
-    from rlhf_utils.rewards.functions import RewardModel
+    from rlhf_utils.rewards import RewardModel
     from rlhf_utils.toyworld import WORLDS
 
     method = what.split("-")[1]

@@ -12,7 +12,7 @@ from workload import arguments, matmul_rate, workload
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ class Watch(TrainerCallback):
 
 
 class InUnits(torch.nn.Module):
-    """A reward model's head in the unit of `rlhf_utils.rewards.functions.RewardModel`: (logit - mean) / std.
+    """A reward model's head in the unit of `rlhf_utils.rewards.RewardModel`: (logit - mean) / std.
 
     trl reads the reward at the EOS, and this project's reward models are trained to be read at the token before it;
     with `before_eos` every position gives the value of the one before, so that both learn from the same reward.

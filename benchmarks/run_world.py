@@ -29,7 +29,7 @@ def ours(
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.platforms.runtime import detect_device
     from rlhf_utils.ppo import PPOTrainer
-    from rlhf_utils.rewards.functions import RewardModel
+    from rlhf_utils.rewards import RewardModel
 
     changes = {"save_every": 10**6, "updates": updates, "learning_rate": learning_rate}
     config = run.recipe.ppo.model_copy(update=changes)

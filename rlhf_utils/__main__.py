@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs.name_check import check_names
+    from rlhf_utils.runs.named import check_names
     from rlhf_utils.runs.run import Run
     from rlhf_utils.series import located
     from rlhf_utils.settings.recipes import Recipe, load_recipe, parse_assignments
@@ -204,7 +204,7 @@ def _rank(options: argparse.Namespace) -> None:
     run.require("reward_model")
 
     from rlhf_utils.platforms.runtime import detect_device, quiet_libraries
-    from rlhf_utils.rewards.functions import load_reward
+    from rlhf_utils.rewards import load_reward
 
     quiet_libraries()
     reward = load_reward(run.folder("reward_model"), detect_device())

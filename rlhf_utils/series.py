@@ -26,7 +26,7 @@ from rlhf_utils.platforms.names import is_folder, is_there, local_path
 from rlhf_utils.platforms.runtime import HEADLESS, check_cache
 from rlhf_utils.runs.disk import check_room
 from rlhf_utils.runs.locks import series_lock
-from rlhf_utils.runs.name_check import check_names
+from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Listener, Stopped
 from rlhf_utils.settings.recipes import load_recipe

@@ -22,7 +22,8 @@ from rlhf_utils.models.lora import lora_config, lora_modules
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards.functions import ClassifierReward, RewardModel, positions
+from rlhf_utils.rewards import ClassifierReward, RewardModel
+from rlhf_utils.rewards.reward_model import positions
 from rlhf_utils.settings.sections import LoraSettings, QloraSettings
 from rlhf_utils.settings.template import TEMPLATE
 

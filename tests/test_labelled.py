@@ -16,7 +16,7 @@ from rlhf_utils.evaluation.length import length_alone, sides
 from rlhf_utils.evaluation.metrics import length_rule
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.rewards.functions import ClassifierReward, load_reward
+from rlhf_utils.rewards import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES

@@ -22,12 +22,19 @@ from tiny_sft import sft
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from rlhf_utils.models.generation import Sampled, answer_prompts, left_padded, sample
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, language_model, only_tokens_of
+from rlhf_utils.models.language_model import (
+    Episodes,
+    answer_logprobs,
+    end_ids,
+    language_model,
+    only_tokens_of,
+    right_padded,
+)
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo.actor_critic import ActorCritic
-from rlhf_utils.rewards.functions import FluencyReward, right_padded
+from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.stages.sft import head_in_fp32
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_utils.models import pretraining
-from rlhf_utils.models.pretraining import cached_base, train_base, train_tokenizer
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.runs import pretraining
+from rlhf_utils.runs.pretraining import cached_base, train_base, train_tokenizer
 from rlhf_utils.settings.sections import BaseSettings
 from rlhf_utils.toyworld.corpus import corpus
 
@@ -142,7 +142,5 @@ def test_two_callers_at_once_train_once(texts, tmp_path, monkeypatch):
 
 
 def test_the_module_imports_without_the_libraries():
-    code = (
-        "import sys, rlhf_utils.models.pretraining; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
-    )
+    code = "import sys, rlhf_utils.runs.pretraining; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -10,7 +10,7 @@ from tiny import CPU, PROMPTS, count_letter, one_thread, save_tiny, tiny_model, 
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.rewards.functions import ClassifierReward, FluencyReward, LengthPenalty, RewardMixture
+from rlhf_utils.rewards import ClassifierReward, FluencyReward, LengthPenalty, RewardMixture
 from rlhf_utils.settings.template import TEMPLATE
 
 TEXTS = ["Yes.", "It is, I think, a matter of taste and of time", "No", "well then"]

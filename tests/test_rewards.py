@@ -10,9 +10,11 @@ import torch
 from tiny import CONTEXT, CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, token_rows  # noqa: F401
 from transformers import GPT2ForSequenceClassification
 
+from rlhf_utils.models.language_model import right_padded
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.rewards.functions import SCALE_FILE, RewardModel, class_logits, right_padded
+from rlhf_utils.rewards import RewardModel
+from rlhf_utils.rewards.reward_model import SCALE_FILE, class_logits
 from rlhf_utils.settings.template import TEMPLATE
 
 RESPONSES = ["yes", "", "No, it is not.", "a much longer answer that goes on", "é 🙂", "x", "y " * 20]

@@ -34,7 +34,7 @@ def test_ppo_stops_after_the_update_and_goes_on_to_the_same_end(policy, straight
 def test_the_base_model_stops_after_the_step_and_goes_on_to_the_same_end(tmp_path):
     from test_pretraining import SETTINGS, same, weights
 
-    from rlhf_utils.models.pretraining import train_base
+    from rlhf_utils.runs.pretraining import train_base
 
     texts = [f"The {thing} stands in the {place}." for thing in ("cup", "jar", "lamp") for place in range(90)]
     train_base(texts, SETTINGS, 0, tmp_path / "straight")

@@ -163,7 +163,7 @@ def test_a_trunk_alone_is_no_policy(tmp_path):
 
 @pytest.mark.parametrize("pad, eos", [(-1, 0), (None, [5, 7]), (10_000, None), (0, 0)])
 def test_token_ids_in_a_configuration_do_not_matter_to_a_score(reward, tmp_path, pad, eos):
-    from rlhf_utils.rewards.functions import RewardModel
+    from rlhf_utils.rewards import RewardModel
 
     folder = tmp_path / "ids"
     shutil.copytree(reward, folder)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# As a dataset or a policy: made here, without a network.
-EMBEDDED = "embedded"
+from rlhf_utils.platforms.names import EMBEDDED  # noqa: F401
+
 # What unsets a name: YAML's word and Python's, and nothing at all.
 UNSET = ("", "null", "none")
 

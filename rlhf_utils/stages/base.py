@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rlhf_utils.data import PreparedData, check_enough, check_rows, load_rows, prepare, pretraining_texts
 from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer, save_model
-from rlhf_utils.models.pretraining import cached_base
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.runs.pretraining import cached_base
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import EMBEDDED

@@ -36,7 +36,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_json
 from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.rewards.functions import LABEL_FILE, class_logits, positions
+from rlhf_utils.rewards.reward_model import LABEL_FILE, class_logits, positions
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import RunCallback, common_arguments, train_resumably, write_history
 

@@ -14,7 +14,7 @@ from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import write_json, write_jsonl
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.report.plots.style import LABELS
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.reward_model import train_weak_model
 

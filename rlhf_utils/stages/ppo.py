@@ -17,7 +17,7 @@ from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.ppo.checkpoint import update_name
 from rlhf_utils.ppo.record import progress
-from rlhf_utils.rewards.functions import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
+from rlhf_utils.rewards import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.base import publish_ready
 

@@ -28,7 +28,7 @@ from rlhf_utils.models.lora import lora_config, merge_adapter
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import RunCallback, common_arguments, preference_tokens, train_resumably, write_history
 from rlhf_utils.settings.template import TEMPLATE

@@ -30,7 +30,7 @@ from rlhf_utils.models.lora import lora_config, merge_adapter
 from rlhf_utils.platforms.files import read_json, write_json, write_jsonl
 from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.rewards.functions import FluencyReward
+from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs.run import Run, Stage
 from rlhf_utils.runs.training import (
     RunCallback,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import content_hash, disk_errors, read_json, whole_folder, write_json
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import disk_errors, whole_folder, write_json
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.runs.trainer_checkpoints import mark_complete, newest_complete
@@ -26,8 +26,9 @@ END_OF_TEXT = "<|endoftext|>"
 FORMAT_VERSION = 1
 # Fewer blocks than this would be learned by heart within a few steps.
 MIN_BLOCKS = 8
+# Checkpoints of a training, to resume from.
 SAVES = 3
-# Records the content hash of everything else in a cached folder.
+# Says that a cached folder is whole.
 MARKER = "base.json"
 
 Progress = Callable[[int, int, float], None]
@@ -70,24 +71,45 @@ def train_base(
     """Train a tokenizer and a GPT-2 on `texts` and save both in `folder`, which is there whole or not at all.
 
     The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`. An interrupted
-    training goes on from its last complete checkpoint, kept beside `folder`, when it is called again with the same
+    training resumes from its last whole checkpoint, kept beside `folder`, when it is called again with the same
     arguments. `progress(step, steps, loss)` is called about a hundred times; the loss is in nats per token.
 
     Returns `steps`, `tokens` (seen in training, repetitions included), `final_loss` (mean of the last tenth of the
-    steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss is not
-    finite.
+    steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss or a gradient
+    is not finite.
     """
-    import torch
-    from transformers import set_seed
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
     started = time.monotonic()
     folder = Path(folder)
     work = folder.with_name(f".{folder.name}.work")
-    _claim(work, _key(texts, settings, seed))
+    with disk_errors(work):
+        # The checkpoints of this very training; those of another one are removed.
+        if not (work / _key(texts, settings, seed)).exists():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            (work / _key(texts, settings, seed)).touch()
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
     blocks = _pack(texts, tokenizer, settings)
     set_seed(seed)
-    model = _fresh_model(len(tokenizer), tokenizer.eos_token_id, settings)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=settings.context,
+        n_embd=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        # The same function as GPT-2's gelu_new, in one fused kernel.
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="sdpa",
+    )
+    model = GPT2LMHeadModel(config)
+    # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
+    model.loss_type = "ForCausalLM"
     trainer = _trainer(model, blocks, settings, seed, work, progress)
     newest = newest_complete(work)
     try:
@@ -98,36 +120,29 @@ def train_base(
         raise
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
-    final_loss = sum(last) / len(last)
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise TrainingError(
-            f"base training diverged within {settings.steps} steps (weights are not finite); lower base.learning_rate"
-        )
-    result = {
-        "steps": settings.steps,
-        "tokens": settings.steps * settings.batch_size * settings.block_tokens,
-        "final_loss": final_loss,
-        "seconds": time.monotonic() - started,
-    }
     # Only now: with it transformers takes the end-of-text tokens between documents for padding, and warns.
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     shutil.rmtree(work)
-    return result
+    return {
+        "steps": settings.steps,
+        "tokens": settings.steps * settings.batch_size * settings.block_tokens,
+        "final_loss": sum(last) / len(last),
+        "seconds": time.monotonic() - started,
+    }
 
 
 def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progress: Progress | None = None) -> Path:
     """The folder of the base model for these arguments, trained now unless this machine has it already.
 
-    Kept in `runtime.cache_folder()`. A second process that wants the same model waits for the first; an entry whose
-    files are not as they were written is made again. `base.json` in the folder holds what `train_base` returned.
+    Kept in `runtime.cache_folder()`. A second process that wants the same model waits for the first. `base.json` in the
+    folder holds what `train_base` returned.
     """
     with cache_entry(f"base/{_key(texts, settings, seed)}") as folder:
-        if not _intact(folder):
-            result = train_base(texts, settings, seed, folder, progress)
-            write_json(folder / MARKER, {"files": _files_hash(folder), **result})
+        if not all((folder / file).is_file() for file in (MARKER, "model.safetensors")):
+            write_json(folder / MARKER, train_base(texts, settings, seed, folder, progress))
     return folder
 
 
@@ -138,30 +153,6 @@ def _key(texts: Sequence[str], settings: BaseSettings, seed: int) -> str:
         digest.update(len(encoded).to_bytes(8, "big"))
         digest.update(encoded)
     return digest.hexdigest()[:16]
-
-
-def _intact(folder: Path) -> bool:
-    if not (folder / MARKER).is_file():
-        return False
-    try:
-        return read_json(folder / MARKER)["files"] == _files_hash(folder)
-    except (InputError, UnicodeDecodeError, KeyError, TypeError):
-        return False
-
-
-def _files_hash(folder: Path) -> str:
-    """One hash over all files but the marker."""
-    files = sorted(path for path in folder.iterdir() if path.name != MARKER)
-    return hashlib.sha256("".join(f"{path.name}:{content_hash(path)}\n" for path in files).encode()).hexdigest()
-
-
-def _claim(work: Path, key: str) -> None:
-    """Make `work` the place for the checkpoints of this very training; those of another one are removed."""
-    with disk_errors(work):
-        if not (work / key).exists():
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            (work / key).touch()
 
 
 def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
@@ -175,8 +166,7 @@ def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Ba
     ids: list[int] = []
     for start in range(0, len(texts), 1000):
         for document in tokenizer(list(texts[start : start + 1000]), verbose=False)["input_ids"]:
-            ids += document
-            ids.append(tokenizer.eos_token_id)
+            ids += [*document, tokenizer.eos_token_id]
     blocks = len(ids) // settings.block_tokens
     if blocks < MIN_BLOCKS:
         raise InputError(
@@ -184,30 +174,6 @@ def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Ba
             f"{MIN_BLOCKS * settings.block_tokens:,} are needed; give more text or choose a ready model as policy"
         )
     return torch.tensor(ids[: blocks * settings.block_tokens]).view(blocks, settings.block_tokens)
-
-
-def _fresh_model(vocabulary: int, end_of_text: int, settings: BaseSettings):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=settings.context,
-        n_embd=settings.width,
-        n_layer=settings.layers,
-        n_head=settings.heads,
-        # The same function as GPT-2's gelu_new, in one fused kernel.
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-        attn_implementation="sdpa",
-    )
-    model = GPT2LMHeadModel(config)
-    # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
-    model.loss_type = "ForCausalLM"
-    return model
 
 
 def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progress: Progress | None):
@@ -225,9 +191,7 @@ def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progr
                 control.should_save = control.should_training_stop = True
 
         def on_log(self, args, state, control, logs=None, **_):
-            if "loss" not in (logs or {}):
-                return
-            if progress:
+            if progress and "loss" in (logs or {}):
                 progress(state.global_step, state.max_steps, logs["loss"])
 
     arguments = TrainingArguments(
