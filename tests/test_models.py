@@ -61,12 +61,7 @@ def test_a_policy_has_no_dropout_and_is_fp32(folder):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model.train()
     assert torch.equal(outputs(model), outputs(model)), "the training mode must not change what PPO compares"
-
-
-def test_dropout_stays_where_it_is_asked_for(folder):
-    model = load_policy(folder, CPU, dropout=True).train()
-    assert dropouts(model) == {0.1}
-    assert not torch.equal(outputs(model), outputs(model))
+    assert dropouts(load_policy(folder, CPU, dropout=True)) == {0.1}
 
 
 def test_the_fused_gelu_computes_what_gelu_new_does(folder):
@@ -74,13 +69,6 @@ def test_the_fused_gelu_computes_what_gelu_new_does(folder):
     names = [model.config.activation_function for model in (ours, theirs)]
     assert names == ["gelu_pytorch_tanh", "gelu_new"]
     torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=0, atol=1e-5)
-
-
-def test_another_activation_is_left_alone(folder, tmp_path):
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
-    assert load_policy(tmp_path, CPU).config.activation_function == "relu"
 
 
 def test_a_reward_model_has_one_output_no_dropout_and_knows_its_padding(folder):
@@ -129,15 +117,6 @@ def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path)
     torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=1e-5)
 
 
-def test_the_trunk_and_head_inside_an_adapter_are_the_adapted_ones(folder):
-    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
-    parts = language_model(model)
-    with torch.no_grad():
-        torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
-    plain = load_policy(folder, CPU)
-    assert language_model(plain).trunk is plain.transformer and language_model(plain).head is plain.lm_head
-
-
 def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
     pytest.importorskip("bitsandbytes")
     from peft import get_peft_model, prepare_model_for_kbit_training
@@ -164,6 +143,13 @@ def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_the_trunk_and_head_inside_an_adapter_are_the_adapted_ones(folder):
+    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
+    parts = language_model(model)
+    with torch.no_grad():
+        torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
 
 
 def test_a_4bit_weight_counts_as_the_numbers_it_stands_for(folder):
@@ -208,15 +194,14 @@ def test_a_folder_that_is_no_model_is_named_in_one_line(folder, tmp_path, damage
     assert str(bad) in message and "save_pretrained" in message and "\n" not in message and len(message) < 500
 
 
-@pytest.mark.parametrize("load", [load_policy, load_reward_model])
-@pytest.mark.parametrize("source", ["nobody/nothing", "gpt2-of-nobody", "a/b/c", "with blank"])
-def test_a_hub_id_without_network_is_an_input_error_that_says_what_to_do(load, source):
-    with pytest.raises(InputError, match=f"cannot load {source} from the Hugging Face hub.*--set policy=") as caught:
-        load(source, CPU)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("source", ["nobody/nothing", "with blank"])
+def test_a_hub_id_without_network_is_an_input_error_that_says_what_to_do(source):
+    for load in (load_policy, load_reward_model):
+        with pytest.raises(InputError, match=f"cannot load {source} from the Hugging Face hub.*--set policy="):
+            load(source, CPU)
 
 
-@pytest.mark.parametrize("source", ["/no/such/folder", "./nowhere", "~/nowhere-at-all"])
-def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source):
-    with pytest.raises(InputError, match="is not a model folder"):
-        load_policy(source, CPU)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub():
+    for source in ("/no/such/folder", "./nowhere", "~/nowhere-at-all"):
+        with pytest.raises(InputError, match="is not a model folder"):
+            load_policy(source, CPU)

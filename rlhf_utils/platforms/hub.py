@@ -12,11 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 from urllib.parse import quote
-
-import yaml
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
@@ -36,10 +33,6 @@ _LARGE = re.compile(rf"(.*/)?(?!adapter_)({'|'.join(_WEIGHTS)})")
 _DATA = re.compile(r".+\.(parquet|jsonl|json|ndjson|csv|tsv|txt|arrow|zip)(\.(gz|zst|bz2|xz))?", re.IGNORECASE)
 # Characters; what the hub allows. Longer ones are no names of files either.
 _LONGEST_ID = 96
-
-# `names`: whether it is there, with configuration and tokenizer of a model; `small`: these and the weights of an
-# adapter; `all`: weights or data too.
-Part = Literal["names", "small", "all"]
 
 
 @dataclass(frozen=True)
@@ -99,33 +92,23 @@ def model_folder(source: Source, weights: bool = True) -> Path:
     """
     if is_folder(source):
         return local_path(source)
-    return _snapshot(wanted_model(source), "all" if weights else "small").folder
+    return _snapshot(wanted_model(source), weights).folder
 
 
 def dataset_snapshot(wanted: Wanted) -> Snapshot:
     """A dataset of the hub: its card and all data files that it has below `wanted.subfolder`."""
-    return _snapshot(wanted, "all")
+    return _snapshot(wanted, True)
 
 
 def look_up(wanted: Wanted, base_is_known: bool = False) -> None:
     """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is wanted and lets us read it;
     the base of an adapter is looked up too, unless `base_is_known`."""
-    folder = _snapshot(wanted, "names").folder
+    folder = _snapshot(wanted, False).folder
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() and not base_is_known:
         settings = read_json(folder / ADAPTER_CONFIG)
         base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
         if base and is_hub_name(base):
             look_up(wanted_model(f"{base}@{revision}" if revision and "@" not in base else base))
-
-
-def known_config(source: Source) -> dict:
-    """The configuration of the model that `source` names as far as it is on this machine; the hub is not asked."""
-    if is_folder(source):
-        file = local_path(source) / CONFIG
-    else:
-        snapshot = _cached(wanted_model(source), "small")
-        file = snapshot.folder / CONFIG if snapshot else None
-    return read_json(file) if file and file.is_file() else {}
 
 
 def wanted_model(source: Source) -> Wanted:
@@ -154,41 +137,39 @@ def _wanted(source: Source, kind: str) -> Wanted:
     return wanted
 
 
-def _snapshot(wanted: Wanted, part: Part) -> Snapshot:
-    snapshot = _fetched(wanted, part)
+def _snapshot(wanted: Wanted, large: bool) -> Snapshot:
+    snapshot = _fetched(wanted, large)
     for recorder in _recorders:
         recorder[str(wanted)] = snapshot.commit
     return snapshot
 
 
 @lru_cache
-def _fetched(wanted: Wanted, part: Part) -> Snapshot:
+def _fetched(wanted: Wanted, large: bool) -> Snapshot:
+    """The repository in the cache; without `large` only what is small of a model, and of a dataset the card."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     from rlhf_utils.platforms.hub_errors import HubTrouble, asking, tell_once
 
     def fetch(file: str) -> None:
         where = {"repo_type": wanted.kind, "revision": commit}
-        asking(wanted, lambda token: hf_hub_download(wanted.name, file, token=token, **where))
+        asking(wanted, lambda: hf_hub_download(wanted.name, file, **where))
 
     try:
-        commit, files = _listed(wanted.name, wanted.kind, wanted.revision)
-        root = _storage(wanted) / "snapshots" / commit
-        if wanted.kind == DATASET and CARD in files:
-            fetch(CARD)
-        needed = _needed(wanted, files, root)
+        commit, files, configurations = _listed(wanted.name, wanted.kind, wanted.revision)
+        needed = _needed(wanted, files, configurations)
         for file in needed:
-            if part == "all" or (_is_small(wanted, file) and (part == "small" or "adapter_model." not in file)):
+            if large or file == CARD or (wanted.kind == MODEL and not _LARGE.fullmatch(file)):
                 fetch(file)
-        if part != "all" and wanted.kind == DATASET:
+        if large:
+            write_json(_record(wanted), {"commit": commit, "files": needed})
+        elif wanted.kind == DATASET:
             # Anybody may read the list and the card of a gated one.
             url = hf_hub_url(wanted.name, needed[-1], repo_type=wanted.kind, revision=commit)
-            asking(wanted, lambda token: get_hf_file_metadata(url, token=token))
-        if part == "all" or not _record(wanted).is_file():
-            write_json(_record(wanted), {"commit": commit, "files": needed})
-        return Snapshot(wanted, root)
+            asking(wanted, lambda: get_hf_file_metadata(url))
+        return Snapshot(wanted, _storage(wanted) / "snapshots" / commit)
     except HubTrouble as trouble:
-        snapshot = _cached(wanted, part)
+        snapshot = _cached(wanted)
         if snapshot is None:
             raise InputError(
                 f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; "
@@ -201,16 +182,17 @@ def _fetched(wanted: Wanted, part: Part) -> Snapshot:
 
 
 @lru_cache
-def _listed(name: str, kind: str, revision: str | None) -> tuple[str, tuple[str, ...]]:
-    """The commit that `revision` stands for, and the files at it; asked once by a process, so that all it reads of a
-    repository is of one commit."""
+def _listed(name: str, kind: str, revision: str | None) -> tuple[str, list[str], list[dict]]:
+    """The commit that `revision` stands for, the files at it, and the configurations that its card names; asked once by
+    a process, so that all it reads of a repository is of one commit."""
     from huggingface_hub import HfApi
 
     from rlhf_utils.platforms.hub_errors import asking
 
     wanted = Wanted(name, kind, revision)
-    info = asking(wanted, lambda token: HfApi().repo_info(name, repo_type=kind, revision=revision, token=token))
-    return info.sha, tuple(file.rfilename for file in info.siblings or ())
+    info = asking(wanted, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
+    card = info.card_data or {}
+    return info.sha, [file.rfilename for file in info.siblings or ()], card.get("configs") or []
 
 
 def _storage(wanted: Wanted) -> Path:
@@ -221,20 +203,18 @@ def _storage(wanted: Wanted) -> Path:
 
 
 def _record(wanted: Wanted) -> Path:
-    """The file that says which files are needed."""
+    """The file that says which files are needed, written when all of them are there."""
     key = quote(f"{wanted.revision or 'main'}:{wanted.subfolder or ''}", safe="")
     return _storage(wanted) / "complete" / f"{key}.json"
 
 
-def _cached(wanted: Wanted, part: Part) -> Snapshot | None:
-    """What an earlier run, or another program, left in the cache of this very revision; None unless it is whole, or has
-    the small files where only those are asked for."""
+def _cached(wanted: Wanted) -> Snapshot | None:
+    """What an earlier run, or another program, left in the cache of this very revision; None unless it is whole."""
     storage, record = _storage(wanted), _record(wanted)
     if record.is_file():
         about = read_json(record)
         root = storage / "snapshots" / about["commit"]
-        files = [file for file in about["files"] if part != "small" or _is_small(wanted, file)]
-        if all((root / file).is_file() for file in files):
+        if all((root / file).is_file() for file in about["files"]):
             return Snapshot(wanted, root)
     reference = storage / "refs" / (wanted.revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else wanted.revision or ""
@@ -242,7 +222,7 @@ def _cached(wanted: Wanted, part: Part) -> Snapshot | None:
     if not re.fullmatch("[0-9a-f]{40}", commit) or not root.is_dir():
         return None
     try:
-        _needed(wanted, [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()], root)
+        _needed(wanted, [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()])
     except InputError:
         return None
     index = next((root / (wanted.subfolder or "")).glob("*.index.json"), None)
@@ -250,13 +230,9 @@ def _cached(wanted: Wanted, part: Part) -> Snapshot | None:
     return Snapshot(wanted, root) if all((index.parent / shard).is_file() for shard in shards) else None
 
 
-def _is_small(wanted: Wanted, file: str) -> bool:
-    return wanted.kind == MODEL and not _LARGE.fullmatch(file)
-
-
-def _needed(wanted: Wanted, files: Sequence[str], root: Path) -> list[str]:
-    """The files that are read of a repository whose card is in `root`, the large ones at the end; raises InputError
-    where it lacks the folder, a model or data."""
+def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict] = ()) -> list[str]:
+    """The files that are read of a repository, the large ones at the end; raises InputError where it lacks the folder,
+    a model or data."""
     prefix = f"{wanted.subfolder}/" if wanted.subfolder else ""
     inside = {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
     if prefix and not inside:
@@ -264,7 +240,12 @@ def _needed(wanted: Wanted, files: Sequence[str], root: Path) -> list[str]:
         there = f"it has the folders {', '.join(folders[:8])}" if folders else "it has no folders"
         raise InputError(f"{wanted}: {wanted.name} has no folder {wanted.subfolder}; {there}")
     if wanted.kind == DATASET:
-        return _data_files(wanted, files, list(inside.values()), root / CARD)
+        data = [file for name, file in inside.items() if _DATA.fullmatch(name) and "/." not in f"/{file}"]
+        if not data:
+            raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
+        patterns = _patterns(wanted, configurations) if not prefix else []
+        data = [file for file in data if any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] or data
+        return [*([CARD] if CARD in files else []), *sorted(data)]
     if not {CONFIG, ADAPTER_CONFIG} & set(inside):
         raise InputError(
             f"{wanted} is no model: it has no config.json; name a model, or the folder of it (NAME:FOLDER)"
@@ -285,31 +266,18 @@ def _needed(wanted: Wanted, files: Sequence[str], root: Path) -> list[str]:
     )
 
 
-def _data_files(wanted: Wanted, files: Sequence[str], inside: Sequence[str], card: Path) -> list[str]:
-    """The card of a dataset, if it has one, and its data files; of several configurations those of the default one."""
-    data = [file for file in inside if _DATA.fullmatch(file) and not PurePosixPath(file).name.startswith(".")]
-    if not data:
-        raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
-    if wanted.subfolder is None and card.is_file():
-        patterns = _patterns(wanted, card)
-        data = [file for file in data if any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] or data
-    return [*([CARD] if CARD in files else []), *sorted(data)]
-
-
-def _patterns(wanted: Wanted, card: Path) -> list[str]:
-    """The data files that a card names for the configuration that is read: patterns, none where it names none."""
-    from huggingface_hub import metadata_load
-
-    try:
-        found = (metadata_load(card) or {}).get("configs") or []
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{wanted}: the head of its README.md is not YAML ({type(error).__name__})") from None
-    default = [one for one in found if one.get("default") or one.get("config_name") == "default" or len(found) == 1]
-    if found and not default:
-        names = ", ".join(str(one.get("config_name")) for one in found[:12])
+def _patterns(wanted: Wanted, configurations: Sequence[dict]) -> list[str]:
+    """The data files of the default configuration as patterns, none where the card names none
+    (https://huggingface.co/docs/hub/datasets-manual-configuration)."""
+    default = [
+        one
+        for one in configurations
+        if one.get("default") or one.get("config_name") == "default" or len(configurations) == 1
+    ]
+    if configurations and not default:
+        names = ", ".join(str(one.get("config_name")) for one in configurations[:12])
         raise InputError(f"{wanted} has several configurations ({names}); name the folder of one with data.data_dir")
-    # A pattern, several, by split or not; https://huggingface.co/docs/hub/datasets-manual-configuration
+    # One pattern or a list, of patterns or of {split, path}, in which a path may be a list again.
     given = default[0].get("data_files", []) if default else []
-    given = given.values() if isinstance(given, dict) else given if isinstance(given, list) else [given]
-    flat = [one["path"] if isinstance(one, dict) else one for one in given]
-    return [path for one in flat for path in (one if isinstance(one, list) else [one])]
+    paths = [one["path"] if isinstance(one, dict) else one for one in (given if isinstance(given, list) else [given])]
+    return [path for one in paths for path in (one if isinstance(one, list) else [one])]

@@ -44,9 +44,7 @@ constants.HF_HUB_DISABLE_XET = True
 
 # Of the request in hand, how often each part of a file was asked for; None where this module does not ask.
 _parts: ContextVar[Counter | None] = ContextVar("parts", default=None)
-# A token that the hub did not accept is not sent again by this process, and where the hub could not be reached it is
-# not asked for a minute.
-_refused_tokens: set[str] = set()
+# Where the hub could not be reached it is not asked for a minute.
 _down: list[tuple[float, HubTrouble]] = []
 _told: set[str] = set()
 _lock = threading.Lock()
@@ -69,43 +67,19 @@ def tell_once(text: str) -> None:
             print(text, file=sys.stderr)
 
 
-def asking(wanted: Wanted, request: Callable[[bool | None], Any]) -> Any:
-    """`request(token)` of the hub: None for the user's token, False for none, which gets what is public where the token
-    is not accepted.
-
-    Raises InputError with one line for what the hub refuses, and HubTrouble where it cannot serve for now.
-    """
+def asking(wanted: Wanted, request: Callable[[], Any]) -> Any:
+    """The answer to `request` of the hub. Raises InputError with one line for what it refuses, and HubTrouble where it
+    cannot serve for now."""
     if constants.HF_HUB_OFFLINE:
         raise HubTrouble("it could not be reached (HF_HUB_OFFLINE is set)", "unset that to fetch it")
     if _down and time.monotonic() - _down[-1][0] < 60.0:
         raise _down[-1][1]
-    token = _token()
-    for send in (False,) if token is None or token in _refused_tokens else (None, False):
-        try:
-            answer = _asked(wanted, request, send)
-        except HfHubHTTPError as error:
-            if send is None and error.response.status_code == 401:
-                continue
-            state = "none" if token is None else "sent" if send is None else "refused"
-            raise InputError(_line(wanted, error, state)) from None
-        if send is False and token is not None and token not in _refused_tokens:
-            _refused_tokens.add(token)
-            tell_once(f"the hub does not accept your token (expired or revoked?); going on without it: {_TOKENS}")
-        return answer
-
-
-def _token() -> str | None:
     try:
         token = get_token()
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}; HF_HOME names another folder") from None
     if token and not re.fullmatch(r"[!-~]+", token):
         raise InputError(f"your token has characters that no token has; copy it again from {_TOKENS} into HF_TOKEN")
-    return token
-
-
-def _asked(wanted: Wanted, request: Callable[[bool | None], Any], token: bool | None) -> Any:
-    """`request(token)` within bounds; raises HfHubHTTPError only where the hub itself refuses."""
     # Not by `set_client_factory`: it would take the place of a factory that the user set for a certificate or a proxy.
     session = get_session()
     with _lock:
@@ -115,31 +89,22 @@ def _asked(wanted: Wanted, request: Callable[[bool | None], Any], token: bool | 
     for attempt in range(1, TRIES + 1):
         outer = _parts.set(Counter())
         try:
-            return request(token)
+            return request()
         except HubTrouble as trouble:
             if trouble.lasting:
                 _down.append((time.monotonic(), trouble))
             raise trouble from None
-        except HFValidationError as error:
-            raise InputError(f"{wanted} is no id of the Hugging Face hub: {_first_line(error)}") from None
         except (OSError, ValueError, _http.TransportError) as error:
-            refusal = _of_hub(error)
-            if refusal is None and (isinstance(error, _http.TransportError) or "Consistency check" in str(error)):
-                # While a body was read. What has come of it is kept.
-                if attempt == TRIES:
-                    raise HubTrouble(f"the connection broke off ({_first_line(error)})") from None
-                time.sleep(attempt)
-                continue
-            if refusal is None:
-                raise _not_the_hub(wanted, error) from None
-            # A proxy, a firewall, or a storage host behind the hub says no reason in a header.
-            reasons = [refusal.response.headers.get(name) for name in ("x-error-code", "x-error-message")]
-            if refusal.response.status_code in (401, 404) or any(reasons):
-                raise refusal from None
-            found = f"{refusal.response.url.host} refuses ({refusal.response.status_code}), and not as the hub does"
-            raise HubTrouble(found, "check the proxy and the firewall") from None
+            # Broken off while a body was read; what has come of it is kept.
+            if attempt == TRIES or _of_hub(error) or not _broke_off(error):
+                raise _told(wanted, error, token is not None) from None
         finally:
             _parts.reset(outer)
+        time.sleep(attempt)
+
+
+def _broke_off(error: Exception) -> bool:
+    return isinstance(error, _http.TransportError) or "Consistency check" in str(error)
 
 
 def _send(send, request, **how):
@@ -189,38 +154,46 @@ def _busy(answer) -> tuple[HubTrouble, float]:
     return HubTrouble(told, "try again later (https://status.huggingface.co)"), asked
 
 
-def _not_the_hub(wanted: Wanted, error: Exception) -> Exception:
-    """What to raise for an error that is no answer of the hub: a cache that cannot be written, or a page of a network
-    that wants a login."""
-    if isinstance(error, OSError) and error.errno is not None:
-        where = error.filename or constants.HF_HUB_CACHE
-        return InputError(f"{wanted}: cannot write {where}: {error.strerror}; HF_HOME moves the hub's cache")
-    return HubTrouble(
-        f"{constants.ENDPOINT} does not answer as the hub does ({_first_line(error)})",
-        "check the proxy, HF_ENDPOINT, and whether the network wants you to log in first",
-    )
-
-
-def _line(wanted: Wanted, error: HfHubHTTPError, token: str) -> str:
-    """What a refusal means; `token` is `none`, `sent`, or `refused` where the hub does not know it."""
-    address = f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == 'dataset' else ''}{wanted.name}"
-    status = error.response.status_code
-    renew = f"make a new token at {_TOKENS}: the hub does not accept yours (expired or revoked?)"
-    if isinstance(error, RevisionNotFoundError):
-        return (
-            f"{wanted}: {wanted.name} has no revision {wanted.revision!r}; its branches and tags: {address}/tree/main"
+def _told(wanted: Wanted, error: Exception, token: bool) -> Exception:
+    """What to raise for an error of a request that was sent with a `token` or without one."""
+    refusal = _of_hub(error)
+    if refusal is None:
+        if isinstance(error, HFValidationError):
+            return InputError(f"{wanted} is no id of the Hugging Face hub: {_first_line(error)}")
+        if isinstance(error, OSError) and error.errno is not None:
+            where = error.filename or constants.HF_HUB_CACHE
+            return InputError(f"{wanted}: cannot write {where}: {error.strerror}; HF_HOME moves the hub's cache")
+        if _broke_off(error):
+            return HubTrouble(f"the connection broke off ({_first_line(error)})")
+        return HubTrouble(
+            f"{constants.ENDPOINT} does not answer as the hub does ({_first_line(error)})",
+            "check the proxy, HF_ENDPOINT, and whether the network wants you to log in first",
         )
-    if isinstance(error, GatedRepoError):
-        ways = {"none": "then log in with `hf auth login` or set HF_TOKEN", "refused": f"and {renew}"}
-        how = ways.get(token, "with the account of your token, which has no access yet")
-        return f"{wanted} is gated: accept its licence at {address}, {how}"
-    if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-        ways = {"none": "; for a private one log in with `hf auth login` or set HF_TOKEN", "refused": f", and {renew}"}
-        how = ways.get(token, ", and whether your token may read it")
-        return f"{wanted} does not exist on the hub, or is private; check the name{how}"
-    if status == 403:
-        return f"{wanted}: your token may not read it (403); give it that right at {_TOKENS}"
-    return f"{wanted}: the hub refuses ({status}: {_first_line(error)})"
+    status, headers = refusal.response.status_code, refusal.response.headers
+    if status not in (401, 404) and not headers.get("x-error-code") and not headers.get("x-error-message"):
+        # A proxy, a firewall, or a storage host behind the hub.
+        found = f"{refusal.response.url.host} refuses ({status}), and not as the hub does"
+        return HubTrouble(found, "check the proxy and the firewall")
+    address = f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == 'dataset' else ''}{wanted.name}"
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    if status == 401 and token:
+        # Whatever comes with such a token is refused, also what everybody may read.
+        line = (
+            f"the hub does not accept your token (expired or revoked?); make a new one at {_TOKENS}, or unset HF_TOKEN"
+        )
+    elif isinstance(refusal, RevisionNotFoundError):
+        line = f"{wanted.name} has no revision {wanted.revision!r}; its branches and tags: {address}/tree/main"
+    elif isinstance(refusal, GatedRepoError):
+        how = "with the account of your token, which has no access yet" if token else f"then {log_in}"
+        line = f"it is gated: accept its licence at {address}, {how}"
+    elif isinstance(refusal, RepositoryNotFoundError) or status in (401, 404):
+        how = "whether your token may read it" if token else f"for a private one {log_in}"
+        line = f"it does not exist on the hub, or is private; check the name, and {how}"
+    elif status == 403:
+        line = f"your token may not read it (403); give it that right at {_TOKENS}"
+    else:
+        line = f"the hub refuses ({status}: {_first_line(refusal)})"
+    return InputError(f"{wanted}: {line}")
 
 
 def why_not_written(error: BaseException) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_utils.platforms.hub import known_config
 from rlhf_utils.platforms.names import DATASET, hub_name, known_as
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.settings.recipes import Recipe
@@ -115,10 +114,6 @@ def shape_of(recipe: Recipe) -> Shape | None:
     if recipe.policy == EMBEDDED:
         base = recipe.base
         return Shape(base.layers, base.width, base.vocabulary, base.context)
-    config = {} if recipe.policy in PACKAGED else known_config(recipe.policy)
-    if config.get("model_type") == "gpt2":
-        usual = {"n_layer": 12, "n_embd": 768, "vocab_size": 50_257, "n_positions": 1024} | config
-        return Shape(usual["n_layer"], usual["n_embd"], usual["vocab_size"], usual["n_positions"])
     return SHAPES.get(known_as(recipe.policy))
 
 

@@ -9,17 +9,27 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, whole_folder, write_json
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
+from rlhf_utils.runs.finite import watch_numbers
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.runs.trainer_checkpoints import mark_complete, newest_complete
 from rlhf_utils.settings.sections import BaseSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 # Part of the cache key: raise it when the same settings and text would give another model.
@@ -39,9 +49,6 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) 
 
     EOS, BOS and padding are the one token `<|endoftext|>`, as in GPT-2. Raises InputError where `texts` hold no text.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
     if not any(text.strip() for text in texts):
         raise InputError("there is no text to train a tokenizer on; give documents that are not empty")
     tokenizer = Tokenizer(models.BPE())
@@ -78,8 +85,6 @@ def train_base(
     steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss or a gradient
     is not finite.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
-
     started = time.monotonic()
     folder = Path(folder)
     work = folder.with_name(f".{folder.name}.work")
@@ -157,8 +162,6 @@ def _key(texts: Sequence[str], settings: BaseSettings, seed: int) -> str:
 
 def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
     """The token ids of all documents, each ended by EOS, as int64[blocks, block_tokens]; the rest is dropped."""
-    import torch
-
     if settings.block_tokens > settings.context:
         raise InputError(
             f"base.block_tokens is {settings.block_tokens}, more than base.context {settings.context}; lower it"
@@ -177,11 +180,6 @@ def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Ba
 
 
 def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progress: Progress | None):
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback
-
-    from rlhf_utils.runs.finite import watch_numbers
-
     class Watch(TrainerCallback):
         def on_save(self, args, state, control, **_):
             mark_complete(work, state.global_step)
