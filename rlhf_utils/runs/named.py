@@ -65,69 +65,36 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.models import loading
     from rlhf_utils.models.lora import lora_modules
     from rlhf_utils.platforms.runtime import quiet_libraries
-    from rlhf_utils.rewards.reward_model import check_critic
     from rlhf_utils.stages.base import check_context
 
     def readable(source: str | None) -> bool:
         return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
 
-    def check_tokens(key: str, source: str, tokenizer, config) -> None:
-        if len(tokenizer) > config.vocab_size:
-            raise InputError(
-                f"{key} {source}: its tokenizer has {len(tokenizer)} tokens and the model embeds {config.vocab_size}; "
-                "save the two that belong together"
-            )
-
     quiet_libraries()
-    recipe, base = run.recipe, run.adapter_base
-    named = {"policy": recipe.policy}
-    named |= {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo")}
-    tokenizers = {}
-    for key, source in named.items():
+    recipe, base, tokenizers = run.recipe, run.adapter_base, {}
+    policies = {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo")}
+    for key, source in {"policy": recipe.policy, **policies}.items():
         if not readable(source):
             continue
         config = loading.load_config(source, base)
         # A masked language model would load as a causal one and look into the future.
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or loading.reads_ahead(config):
-            raise InputError(
-                f"{key} {source} is a {config.model_type} model, which does not write text from left to right; name a "
-                "causal LM"
-            )
+            kind = f"a {config.model_type} model, which does not write text from left to right"
+            raise InputError(f"{key} {source} is {kind}; name a causal LM")
         tokenizers[source] = loading.load_tokenizer(source, base)
-        check_tokens(key, source, tokenizers[source], config)
+        _check_size(f"{key} {source}", tokenizers[source], config)
         check_context(recipe, source)
         if is_folder(source):
             loading.load_policy(source, loading.SHAPES_ONLY, base=base)
         first = next(iter(tokenizers))
         if tokenizers[source].get_vocab() != tokenizers[first].get_vocab():
             raise InputError(f"{key} {source} has another vocabulary than {first}; all policies of a run share one")
-
-    reward, dialogue = run.ready_model("reward_model"), recipe.form == "dialogue"
-    if readable(reward):
-        key, config = f"models.reward_model {reward}", loading.load_config(reward, base)
-        kinds = config.architectures if loading.adapter_base(reward, base) is None else None
-        labels = ", ".join(map(str, config.id2label.values()))
-        if kinds and not any("SequenceClassification" in kind for kind in kinds):
-            raise InputError(
-                f"{key} is a {kinds[0]}, which has no trained head for scores; name a model that was saved as a "
-                "sequence classifier"
-            )
-        if kinds and dialogue and config.num_labels != 1:
-            raise InputError(
-                f"{key} has {config.num_labels} outputs ({labels}); the reward model of a dialogue has one"
-            )
-        if recipe.form == "continuation" and recipe.reward_model.label not in config.id2label.values():
-            raise InputError(
-                f"{key} has no label {recipe.reward_model.label!r}; choose one of {labels} with --set "
-                "reward_model.label=..."
-            )
-        check_tokens("models.reward_model", reward, loading.load_classifier_tokenizer(reward, base), config)
-        if is_folder(reward):
-            load = loading.load_reward_model if dialogue else loading.load_classifier
-            load(reward, loading.SHAPES_ONLY, base=base)
+    if readable(reward := run.ready_model("reward_model")):
+        _check_reward_model(run, reward)
         if recipe.ppo.critic == "separate" and not recipe.models.ppo and tokenizers:
-            check_critic(reward, next(iter(tokenizers.values())), base)
+            from rlhf_utils.rewards.reward_model import check_critic
 
+            check_critic(reward, next(iter(tokenizers.values())), base)
     source = recipe.models.sft or recipe.policy
     if source == EMBEDDED or readable(source):
         config = GPT2Config() if source == EMBEDDED else loading.load_config(source, base)
@@ -135,3 +102,31 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
         for stage, lora in (("sft_qlora", recipe.qlora), ("reward_model", recipe.reward_model.lora), ("ppo", ppo)):
             if lora and stage in run.stages and not run.ready_model(stage):
                 lora_modules(lora, config)
+
+
+def _check_reward_model(run: Run, source: str) -> None:
+    from rlhf_utils.models import loading
+
+    base, wanted, dialogue = run.adapter_base, run.recipe.reward_model.label, run.recipe.form == "dialogue"
+    name, config = f"models.reward_model {source}", loading.load_config(source, base)
+    kinds = config.architectures if loading.adapter_base(source, base) is None else None
+    labels = ", ".join(map(str, config.id2label.values()))
+    if kinds and not any("SequenceClassification" in kind for kind in kinds):
+        trouble = f"is a {kinds[0]}, which has no trained head for scores"
+        raise InputError(f"{name} {trouble}; name a model that was saved as a sequence classifier")
+    if kinds and dialogue and config.num_labels != 1:
+        raise InputError(f"{name} has {config.num_labels} outputs ({labels}); the reward model of a dialogue has one")
+    if run.recipe.form == "continuation" and wanted not in config.id2label.values():
+        raise InputError(f"{name} has no label {wanted!r}; choose one of {labels} with --set reward_model.label=...")
+    _check_size(name, loading.load_classifier_tokenizer(source, base), config)
+    if is_folder(source):
+        load = loading.load_reward_model if dialogue else loading.load_classifier
+        load(source, loading.SHAPES_ONLY, base=base)
+
+
+def _check_size(name: str, tokenizer, config) -> None:
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens and the model embeds {config.vocab_size}; save the two "
+            "that belong together"
+        )

@@ -125,8 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
                 return serve(self, **{key: value for key, value in found.groupdict().items()})
         self._refuse(404, "Not found")
 
-    # Reading
-
     def _repository(self, kind: str, name: str) -> Repository | None:
         found = self.server.repositories.get((kind, name))
         if found is None or (found.private and not self.trusted):
