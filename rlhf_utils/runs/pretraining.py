@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -16,19 +17,16 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import PrinterCallback
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, whole_folder, write_json
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
-from rlhf_utils.runs.finite import watch_numbers
-from rlhf_utils.runs.stopping import safe_points, stop_asked
-from rlhf_utils.runs.trainer_checkpoints import mark_complete, newest_complete
+from rlhf_utils.runs.training import RunCallback, train_resumably
 from rlhf_utils.settings.sections import BaseSettings
 
 END_OF_TEXT = "<|endoftext|>"
@@ -41,7 +39,7 @@ SAVES = 3
 # Says that a cached folder is whole.
 MARKER = "base.json"
 
-Progress = Callable[[int, int, float], None]
+Progress = Callable[[str, int, int], None]
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) -> PreTrainedTokenizerFast:
@@ -79,21 +77,22 @@ def train_base(
 
     The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`. An interrupted
     training resumes from its last whole checkpoint, kept beside `folder`, when it is called again with the same
-    arguments. `progress(step, steps, loss)` is called about a hundred times; the loss is in nats per token.
+    arguments. `progress(text, step, steps)` is called about a hundred times.
 
-    Returns `steps`, `tokens` (seen in training, repetitions included), `final_loss` (mean of the last tenth of the
-    steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss or a gradient
-    is not finite.
+    Returns `steps`, `tokens` (seen in training, repetitions included), `final_loss` (nats per token, mean of the last
+    tenth of the steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss
+    or a gradient is not finite.
     """
     started = time.monotonic()
     folder = Path(folder)
     work = folder.with_name(f".{folder.name}.work")
+    claim = work / _key(texts, settings, seed)
     with disk_errors(work):
-        # The checkpoints of this very training; those of another one are removed.
-        if not (work / _key(texts, settings, seed)).exists():
+        # The checkpoints of another training are removed.
+        if not claim.exists():
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-            (work / _key(texts, settings, seed)).touch()
+            claim.touch()
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
     blocks = _pack(texts, tokenizer, settings)
     set_seed(seed)
@@ -115,14 +114,33 @@ def train_base(
     model = GPT2LMHeadModel(config)
     # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
     model.loss_type = "ForCausalLM"
-    trainer = _trainer(model, blocks, settings, seed, work, progress)
-    newest = newest_complete(work)
-    try:
-        with safe_points():
-            trainer.train(resume_from_checkpoint=newest)
-    except BaseException:
-        newest_complete(work)  # what was cut off takes room where the disk is full
-        raise
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, settings.steps // 10),
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        logging_steps=max(1, settings.steps // 100),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=math.ceil(settings.steps / SAVES),
+        save_total_limit=2,
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **detect_device().trainer_flags,
+    )
+    rows = [{"input_ids": block, "labels": block} for block in blocks]
+    watcher = SimpleNamespace(progress=progress or (lambda *_: None))
+    callbacks = [RunCallback(watcher, "training the base model")]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    train_resumably(trainer, work)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
     # Only now: with it transformers takes the end-of-text tokens between documents for padding, and warns.
@@ -177,44 +195,3 @@ def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Ba
             f"{MIN_BLOCKS * settings.block_tokens:,} are needed; give more text or choose a ready model as policy"
         )
     return torch.tensor(ids[: blocks * settings.block_tokens]).view(blocks, settings.block_tokens)
-
-
-def _trainer(model, blocks, settings: BaseSettings, seed: int, work: Path, progress: Progress | None):
-    class Watch(TrainerCallback):
-        def on_save(self, args, state, control, **_):
-            mark_complete(work, state.global_step)
-
-        def on_step_end(self, args, state, control, **_):
-            if stop_asked():
-                control.should_save = control.should_training_stop = True
-
-        def on_log(self, args, state, control, logs=None, **_):
-            if progress and "loss" in (logs or {}):
-                progress(state.global_step, state.max_steps, logs["loss"])
-
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(50, settings.steps // 10),
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        optim="adamw_torch_fused",
-        logging_steps=max(1, settings.steps // 100),
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=math.ceil(settings.steps / SAVES),
-        save_total_limit=2,
-        seed=seed,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **detect_device().trainer_flags,
-    )
-    rows = [{"input_ids": block, "labels": block} for block in blocks]
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[Watch()])
-    trainer.remove_callback(PrinterCallback)
-    watch_numbers(trainer, "base training", work, "base.learning_rate")
-    return trainer
