@@ -227,13 +227,12 @@ def test_an_error_of_the_hub_leaves_the_cache(hub, kept):
 
 
 def test_what_other_programs_put_into_the_cache_is_found(hub, tmp_path):
-    """transformers itself on a machine with network, for one without."""
+    """On a machine with network, for one without."""
+    whole = ("gpt2", "config.json", "tokenizer_config.json", "vocab.json", "merges.txt", "model.safetensors")
+    cut_off = ("sharded/gpt2", "config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json")
     code = (
-        "from transformers import AutoModelForCausalLM as model, AutoTokenizer as tokenizer\n"
         "from huggingface_hub import hf_hub_download\n"
-        "model.from_pretrained('gpt2'); tokenizer.from_pretrained('gpt2')\n"
-        "for name in ('config.json', 'model-00001-of-00002.safetensors', 'model.safetensors.index.json'):\n"
-        "    hf_hub_download('sharded/gpt2', name)"
+        f"for name, *files in {(whole, cut_off)}:\n    for file in files: hf_hub_download(name, file)"
     )
     done(start(code, hub.url, tmp_path))
     found, _ = ask([["model", "gpt2"], ["model", "sharded/gpt2"]], hub.url, tmp_path, HF_HUB_OFFLINE="1")
@@ -253,7 +252,8 @@ def test_a_hub_that_never_answers_is_waited_for_half_a_minute(hub, kept, tmp_pat
     assert not any(found["told"] for found in answers[0]) and "is read from the cache" in said[0][1]
     for found in sum(answers[1:], []):
         assert re.search("accepts connections but has not answered for 24 s, and it is not in the cache", found["told"])
-    assert all(sum(found["seconds"] for found in process) < 35 for process in answers)
+    # Most of it waiting, and some of it imports where the machine is busy.
+    assert all(sum(found["seconds"] for found in process) < 45 for process in answers)
 
 
 # What is read of them
