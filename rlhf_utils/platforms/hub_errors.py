@@ -118,12 +118,13 @@ def _send(send, request, **how):
     if parts[part] > TRIES:
         raise HubTrouble(f"the download broke off {TRIES} times at the same byte")
     host = request.url.host or constants.ENDPOINT
+    unreachable = (_http.ConnectError, _http.ConnectTimeout, _http.ProxyError, _http.UnsupportedProtocol)
     for attempt in range(1, TRIES + 1):
         request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), _ANSWER)
         wait = 0.5 * attempt
         try:
             answer = send(request, **how)
-        except (_http.ConnectError, _http.ConnectTimeout, _http.ProxyError) as error:
+        except unreachable as error:
             trouble = HubTrouble(f"{host} could not be reached ({_first_line(error)})", "check the network", True)
         except _http.TimeoutException:
             silence = f"{host} accepts connections but has not answered for {TRIES * _ANSWER:.0f} s"
