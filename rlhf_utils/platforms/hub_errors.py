@@ -72,8 +72,7 @@ def asking(wanted: Wanted, request: Callable[[], Any]) -> Any:
     cannot serve for now."""
     if constants.HF_HUB_OFFLINE:
         raise HubTrouble("it could not be reached (HF_HUB_OFFLINE is set)", "unset that to fetch it")
-    if _down and time.monotonic() - _down[-1][0] < 60.0:
-        raise _down[-1][1]
+    _check_down()
     try:
         token = get_token()
     except OSError as error:
@@ -91,8 +90,6 @@ def asking(wanted: Wanted, request: Callable[[], Any]) -> Any:
         try:
             return request()
         except HubTrouble as trouble:
-            if trouble.lasting:
-                _down.append((time.monotonic(), trouble))
             raise trouble from None
         except (OSError, ValueError, _http.TransportError) as error:
             # Broken off while a body was read; what has come of it is kept.
@@ -112,6 +109,8 @@ def _send(send, request, **how):
     parts = _parts.get()
     if parts is None:
         return send(request, **how)
+    # The library itself asks for more than was asked of it.
+    _check_down()
     # A proxy that always cuts off at the same byte would be asked for ever.
     part = str(request.url), request.headers.get("range")
     parts[part] += bool(how.get("stream"))
@@ -141,7 +140,14 @@ def _send(send, request, **how):
             wait += asked
         if attempt < TRIES:
             time.sleep(wait)
+    if trouble.lasting:
+        _down.append((time.monotonic(), trouble))
     raise trouble
+
+
+def _check_down() -> None:
+    if _down and time.monotonic() - _down[-1][0] < 60.0:
+        raise _down[-1][1]
 
 
 def _busy(answer) -> tuple[HubTrouble, float]:
