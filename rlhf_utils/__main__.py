@@ -188,7 +188,7 @@ def _rank(options: argparse.Namespace) -> None:
     run.require("reward_model")
 
     from rlhf_utils.platforms.runtime import detect_device, quiet_libraries
-    from rlhf_utils.rewards.functions import load_reward
+    from rlhf_utils.rewards import load_reward
 
     quiet_libraries()
     reward = load_reward(run.folder("reward_model"), detect_device())

@@ -33,7 +33,7 @@ from rlhf_utils.platforms.runtime import (
 from rlhf_utils.runs.headless import run_notebook
 from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
-from rlhf_utils.runs.name_check import check_names
+from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import EMBEDDED, LORA_PLACES, flat

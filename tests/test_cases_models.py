@@ -22,7 +22,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import load_reward
+from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.named import check_named_models
 from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.ppo import train_ppo

@@ -14,7 +14,7 @@ from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig
 from rlhf_utils.ppo.policies import AdapterPolicy
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.settings.sections import LoraSettings
 
 ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(not has_bitsandbytes(), reason="no bitsandbytes"))]

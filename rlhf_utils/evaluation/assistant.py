@@ -21,14 +21,14 @@ from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.metrics import mean_interval, win_rate
 from rlhf_utils.evaluation.metrics.assistant import is_refusal, repetition, safety
-from rlhf_utils.models.language_model import language_model
+from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import write_text
 from rlhf_utils.platforms.hub import model_folder
 from rlhf_utils.platforms.names import local_path
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.platforms.runtime import Device
-from rlhf_utils.rewards.functions import FluencyReward, right_padded
+from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import EMBEDDED
 

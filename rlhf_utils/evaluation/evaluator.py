@@ -14,10 +14,10 @@ from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.evaluation.metrics import rouge_per_sample, rouge_scores
 from rlhf_utils.models.generation import Answer, answer_prompts
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of, right_padded
 from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import ClassifierReward, load_reward, right_padded
+from rlhf_utils.rewards import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datasets import Dataset
 
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import EMBEDDED

@@ -25,7 +25,7 @@ from rlhf_utils.models.lora import lora_config, merge_adapter
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo.actor_critic import ActorCritic
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.settings.sections import PPOConfig
 
 Source = str | Path

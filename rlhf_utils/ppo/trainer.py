@@ -29,7 +29,8 @@ from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_cr
 from rlhf_utils.ppo.record import Record, metrics_line, progress, samples_table, times
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.ppo.trackers import Trackers
-from rlhf_utils.rewards.functions import RewardFunction, check_critic
+from rlhf_utils.rewards import RewardFunction
+from rlhf_utils.rewards.reward_model import check_critic
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, Template

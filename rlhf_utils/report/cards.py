@@ -153,7 +153,7 @@ def _usage(run: Run, stage: str, repository: str) -> str:
     if stage == "reward_model":
         return (
             "from rlhf_utils.platforms.runtime import detect_device\n"
-            "from rlhf_utils.rewards.functions import load_reward\n\n"
+            "from rlhf_utils.rewards import load_reward\n\n"
             f'reward = load_reward("{repository}", detect_device())\n'
             'reward(["a prompt"], ["a response"])'
         )

@@ -23,7 +23,7 @@ from rlhf_utils.platforms.runtime import (
     quiet_libraries,
 )
 from rlhf_utils.report.plots import draw
-from rlhf_utils.runs.name_check import check_names
+from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.template import Template
 
