@@ -84,8 +84,8 @@ def test_a_phrase_that_is_paid_for_is_seen_spreading(tmp_path):
     policy = save_tiny(tmp_path / "policy", spread=0.05)
     trainer = tiny_trainer(policy, tmp_path / "out", reward, max_new_tokens=12, updates=2)
     texts = ["e e e e e"] * 7 + ["x"]
-    trainer.record.spreading_phrase(0, ["a b c d", "e e e e"] + ["x"] * 6)
-    found = trainer.record.spreading_phrase(5, texts)
+    trainer.files.spreading_phrase(0, ["a b c d", "e e e e"] + ["x"] * 6)
+    found = trainer.files.spreading_phrase(5, texts)
     assert found == {"phrase": "e e e e", "phrase_share": 0.875, "phrase_share_at_start": 0.125}
     trainer.train()
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -1,21 +1,19 @@
-"""What a PPO training writes down: one line of figures per update, sample answers, and which phrases spread."""
+"""What a PPO training writes down: one line of figures per update, sample responses, and which phrases spread."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_utils.data.words import words_of
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import append_text, read_json, write_json, write_text
+from rlhf_utils.ppo.health import phrase_shares, spreading_phrase
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
 
 SAMPLES_SHOWN = 4
-PHRASE_WORDS = 4
 
 
 class Record:
@@ -42,7 +40,7 @@ class Record:
         _append(self.metrics, [line])
 
     def add_samples(self, update: int, rollout: Rollout) -> list[dict]:
-        """Append the first answers of a rollout; returns them as written."""
+        """Append the first responses of a rollout; returns them as written."""
         shown = list(zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True))[:SAMPLES_SHOWN]
         samples = [
             {"update": update, "prompt": prompt, "response": answer.text, "reward": score}
@@ -51,24 +49,16 @@ class Record:
         _append(self.samples, samples)
         return samples
 
-    def spreading_phrase(self, update: int, texts: Sequence[str]) -> dict:
-        """The phrase whose share of the answers has grown most since update 0, with both shares."""
-        shares = phrase_shares(texts)
+    def phrase(self, update: int, texts: Sequence[str]) -> dict:
+        """The phrase whose share of the responses has grown most since update 0, with both shares."""
         if update == 0:
-            write_json(self._phrases, dict(shares.most_common()))
+            write_json(self._phrases, dict(phrase_shares(texts).most_common()))
             return {"phrase": None, "phrase_share": 0.0, "phrase_share_at_start": 0.0}
-        start = read_json(self._phrases)
-        # By share, then by name, so that a tie is the same phrase on every machine.
-        grown = max(shares, key=lambda phrase: (shares[phrase] - start.get(phrase, 0.0), phrase), default=None)
-        return {
-            "phrase": grown,
-            "phrase_share": shares[grown] if grown else 0.0,
-            "phrase_share_at_start": start.get(grown, 0.0),
-        }
+        return spreading_phrase(texts, read_json(self._phrases))
 
 
 def samples_table(samples: Sequence[dict]) -> str:
-    """Samples of an update, one line each: reward, the end of the prompt, the start of the answer."""
+    """Samples of an update, one line each: reward, the end of the prompt, the start of the response."""
 
     def cut(text: str, width: int, end: bool = False) -> str:
         text = visible(" ".join(text.split()))
@@ -84,57 +74,41 @@ def samples_table(samples: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def phrase_shares(texts: Sequence[str]) -> Counter[str]:
-    """Share of the texts, 0 to 1, in which each phrase of four words stands, lower-cased."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        words = words_of(text.lower())
-        counts.update({" ".join(words[i : i + PHRASE_WORDS]) for i in range(len(words) - PHRASE_WORDS + 1)})
-    return Counter({phrase: count / len(texts) for phrase, count in counts.items()})
-
-
-def metrics_line(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
-    """What the experience of an update says: rewards, KL in nats per answer, entropy in nats per token, lengths in
+def figures_of(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
+    """What a rollout says of the policy: rewards, KL in nats per response, entropy in nats per token, lengths in
     tokens.
 
-    `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what an
-    answer is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
+    `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what a
+    response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
     """
-    mask, answers = rollout.episodes.mask, len(rollout.scores)
-    kl = {
-        name: kl_estimate(rollout.logprobs, rollout.reference_logprobs, name)
-        .masked_fill(~mask, 0.0)
-        .sum(dim=1)
-        .mean()
-        .item()
+    mask, episodes = rollout.episodes.mask, len(rollout.scores)
+    k1, k3 = (
+        kl_estimate(rollout.logprobs, rollout.reference_logprobs, name).masked_fill(~mask, 0.0).sum(dim=1).mean().item()
         for name in ("k1", "k3")
-    }
+    )
     variance = explained_variance(rollout.values, rollout.returns, mask).item()
     return {
         "update": update,
-        "episodes": (update + 1) * answers,
+        "episodes": (update + 1) * episodes,
         "reward": rollout.scores.mean().item(),
         "reward_std": rollout.scores.std(correction=0).item(),
         "reward_terms": {name: term.mean().item() for name, term in rollout.terms.items()},
-        "kl": kl["k1"],
-        "kl_k3": kl["k3"],
+        "kl": k1,
+        "kl_k3": k3,
         "kl_coefficient": kl_coefficient,
         "objective": rollout.rewards.sum(dim=1).mean().item(),
         "entropy": masked_mean(rollout.entropy, mask).item(),
         "explained_variance": variance if math.isfinite(variance) else None,
-        "response_tokens": int(mask.sum()) / answers,
-        "eos_rate": sum(answer.ended for answer in rollout.answers) / answers,
+        "response_tokens": int(mask.sum()) / episodes,
+        "eos_rate": sum(answer.ended for answer in rollout.answers) / episodes,
     }
 
 
-def times(rollout: Rollout, seconds: float) -> dict:
+def times_of(rollout: Rollout) -> dict:
     """Seconds of an update in all and by phase, and tokens a second."""
-    learning = seconds - sum(rollout.seconds.values())
-    return {
-        "tokens_per_second": int(rollout.episodes.mask.sum()) / seconds,
-        "seconds": seconds,
-        "phase_seconds": {**rollout.seconds, "learning": learning},
-    }
+    seconds = sum(rollout.seconds.values())
+    tokens = int(rollout.episodes.mask.sum())
+    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "phase_seconds": rollout.seconds}
 
 
 def progress(line: dict) -> str:
