@@ -9,10 +9,12 @@ import time
 import torch
 from workload import arguments, matmul_rate, workload
 
+from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.settings.template import TEMPLATE
 
 
 def main() -> None:
@@ -38,7 +40,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as output:
         prompts = json.loads((asked.work / "prompts.json").read_text())[job.name]
         reward = RewardModel.load(asked.work / "reward", device)
-        trainer = PPOTrainer(folder, load_tokenizer(folder), reward, prompts, config, output, on_update)
+        tokenizer = load_tokenizer(folder)
+        asked_tokens = start_tokens(tokenizer, [TEMPLATE.format(prompt) for prompt in prompts])
+        trainer = PPOTrainer(folder, tokenizer, reward, prompts, config, output, on_update)
         parameters = sum(p.numel() for p in trainer.policy().transformer.h.parameters())
         shape = trainer.policy().config
         started = time.perf_counter()
@@ -57,7 +61,7 @@ def main() -> None:
                 "width": shape.n_embd,
                 "vocabulary": shape.vocab_size,
                 "layers": shape.n_layer,
-                "prompt_tokens": sum(len(rows) for rows in trainer.rollouts.prompt_tokens) / len(prompts),
+                "prompt_tokens": sum(map(len, asked_tokens)) / len(prompts),
                 "matmul_flops": matmul_rate(torch.float32, device.kind),
             }
         )

@@ -30,8 +30,6 @@ def ppo_trainer(folder: Path, name: str, **settings) -> PPOTrainer:
         kl_controller="adaptive",
         kl_target=0.1,
         kl_horizon=40,
-        kl_budget=0.02,
-        kl_budget_action="shrink",
         **settings,
     )
 
@@ -51,7 +49,7 @@ def ppo_of_other_kinds(folder: Path, name: str) -> None:
 def ppo_stopped(folder: Path, name: str) -> None:
     """PPO that every process leaves within its fourth update, the newest checkpoint being that after the second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PPOTrainer, "_adapt", stops_at(UPDATES, PPOTrainer._adapt))
+        patch.setattr(PPOTrainer, "record", stops_at(UPDATES, PPOTrainer.record))
         with pytest.raises(KeyboardInterrupt):
             ppo_trainer(folder, name).train()
 

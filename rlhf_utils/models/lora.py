@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_utils.models.language_model import language_model
 from rlhf_utils.models.weights import say_pickled, some, unreadable
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import model_folder
@@ -122,3 +123,17 @@ def _layers(config: PretrainedConfig) -> Iterator[_Layer]:
     for members in blocks.values():
         for i, (name, module) in enumerate(members):
             yield _Layer(name, module, i == len(members) - 1)
+
+
+def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
+    too."""
+    head = language_model(model).head
+    for layer in model.modules():
+        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
+        if kept and not layer.weight.requires_grad:
+            layer.to(dtype)
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
+            layer.register_forward_hook(
+                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
+            )

@@ -46,37 +46,26 @@ def put_back(actor: ActorCritic, weights: dict[str, Tensor]) -> None:
         parameter.data.copy_(weights[name])
 
 
-def keep_what_learns(accelerator: Accelerator, actor: ActorCritic) -> None:
-    """Let `accelerator` save and load the weights of `actor` that learn in place of whole models: frozen weights, which
-    may be in 4 bits, are the policy's own and need no copy."""
-
-    def save(models: list, weights: list, folder: str) -> None:
-        weights.clear()
-        if processes.is_main():
-            save_file(learning_weights(actor), Path(folder) / WEIGHTS_FILE)
-
-    def load(models: list, folder: str) -> None:
-        models.clear()
-        put_back(actor, load_file(Path(folder) / WEIGHTS_FILE))
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
-
-
 class CheckpointStore:
-    """The checkpoints of one PPO training in `folder`."""
+    """The checkpoints in `folder` of a training of `actor`, whose optimizer `accelerator` has prepared."""
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, accelerator: Accelerator, actor: ActorCritic):
+        self.folder, self.keep, self.accelerator, self.actor = folder, keep, accelerator, actor
 
-    def save(
-        self,
-        accelerator: Accelerator,
-        actor: ActorCritic,
-        policy: Policy,
-        tokenizer: PreTrainedTokenizerBase,
-        state: dict,
-    ) -> None:
+        # In place of whole models: frozen weights, which may be in 4 bits, are the policy's own and need no copy.
+        def save(models: list, weights: list, training: str) -> None:
+            weights.clear()
+            if processes.is_main():
+                save_file(learning_weights(actor), Path(training) / WEIGHTS_FILE)
+
+        def load(models: list, training: str) -> None:
+            models.clear()
+            put_back(actor, load_file(Path(training) / WEIGHTS_FILE))
+
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
+
+    def save(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
         """Write the checkpoint after `state["update"]` updates; `state` is the JSON-able rest of the loop's state.
 
         Every process calls it: the main one writes, and each of the others its own random state.
@@ -85,10 +74,10 @@ class CheckpointStore:
         with whole_folder(self.folder / update_name(state["update"])) if main else contextlib.nullcontext() as folder:
             if main:
                 policy.save(tokenizer, folder / "policy")
-                head = {name: tensor.cpu() for name, tensor in actor.value_head.state_dict().items()}
+                head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
                 save_file(head, folder / "policy" / VALUE_HEAD_FILE)
             folder = processes.from_main(folder)
-            accelerator.save_state(str(folder / "training"))
+            self.accelerator.save_state(str(folder / "training"))
             processes.wait()
             if main:
                 write_json(folder / "state.json", state)
@@ -96,8 +85,8 @@ class CheckpointStore:
             self.thin(state["update"])
         processes.wait()
 
-    def restore(self, accelerator: Accelerator, check: Callable[[Path, dict], None]) -> dict | None:
-        """Load the newest complete checkpoint into what `accelerator` prepared; returns its state, None without one.
+    def restore(self, check: Callable[[Path, dict], None]) -> dict | None:
+        """Load the newest complete checkpoint; returns its state, None without one.
 
         A damaged one is passed over with a warning. `check(folder, state)` raises InputError for one of another
         training.
@@ -111,7 +100,7 @@ class CheckpointStore:
             else:
                 check(folder, state)
                 try:
-                    accelerator.load_state(str(folder / "training"))
+                    self.accelerator.load_state(str(folder / "training"))
                 except Exception as error:  # whatever a half-written file makes a reader raise
                     failure = error
             # Where any process failed to read it, all of them have to go on from the one before.

@@ -158,12 +158,10 @@ class Learner:
 
     def _failure(self, what: str, advice: str, rollout: Rollout, rows: Tensor) -> TrainingError:
         """The error for a figure that is not finite, with the episodes `rows` written down."""
-        names = ("logprobs", "reference_logprobs", "values", "advantages", "returns", "scores")
-        tensors = {**vars(rollout.episodes.select(rows)), **{name: getattr(rollout, name)[rows] for name in names}}
-        texts = {
-            "prompt": [rollout.prompts[i] for i in rows.tolist()],
-            "response": [rollout.answers[i].text for i in rows.tolist()],
-        }
+        kept = {**vars(rollout), **vars(rollout.episodes)}
+        tensors = {name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)}
+        prompts, answers = ([column[i] for i in rows.tolist()] for column in (rollout.prompts, rollout.answers))
+        texts = {"prompt": prompts, "response": [answer.text for answer in answers]}
         return not_finite(what, advice, self.folder, tensors, texts)
 
 

@@ -10,18 +10,18 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from rlhf_utils.models.language_model import (
     Episodes,
     chosen_logprobs,
+    in_fp32,
     language_model,
     only_tokens_of,
     spread,
     states_before_answers,
 )
 from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_policy, load_policy_4bit, save_model
-from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.models.lora import lora_config, merge_adapter, store_frozen
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.rewards.functions import RewardModel
@@ -67,7 +67,7 @@ class AdapterPolicy:
             self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
         fp32_trainables(self.model)
         if device.autocast_dtype is not None:
-            _store_frozen(self.model, device.autocast_dtype)
+            store_frozen(self.model, device.autocast_dtype)
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
@@ -85,20 +85,6 @@ class AdapterPolicy:
 Policy = FullPolicy | AdapterPolicy
 
 
-def _store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
-    too."""
-    head = language_model(model).head
-    for layer in model.modules():
-        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
-        if kept and not layer.weight.requires_grad:
-            layer.to(dtype)
-            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
-            layer.register_forward_hook(
-                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
-            )
-
-
 def load_ppo_policy(source: Source, device: Device, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Policy:
     """The policy at `source`, to be trained as `config.method` says; it and its reference say tokens of `tokenizer`
     alone."""
@@ -107,14 +93,6 @@ def load_ppo_policy(source: Source, device: Device, config: PPOConfig, tokenizer
         for model in (policy.model, reference):
             only_tokens_of(tokenizer, model)
     return policy
-
-
-class ValueHead(nn.Linear):
-    """One number per state, in fp32 also inside of autocast: rollout and learning have to read the same value."""
-
-    def forward(self, states: Tensor) -> Tensor:
-        with torch.autocast(states.device.type, enabled=False):
-            return super().forward(states.float())
 
 
 class ActorCritic(nn.Module):
@@ -134,7 +112,7 @@ class ActorCritic(nn.Module):
     ):
         super().__init__()
         self.policy, self.critic = policy, critic
-        self.value_head = ValueHead(width, 1)
+        self.value_head = nn.Linear(width, 1)
         # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
         weight, bias = value_start or (torch.zeros(1, width), torch.zeros(1))
         self.value_head.load_state_dict({"weight": weight, "bias": bias})
@@ -155,7 +133,11 @@ class ActorCritic(nn.Module):
         if before is None:
             trunk = self.critic if self.critic is not None else language_model(self.policy).trunk
             before = states_before_answers(trunk, episodes)
-        return spread(self.value_head(before).squeeze(-1), episodes.mask)
+        return spread(self.value(before), episodes.mask)
+
+    def value(self, states: Tensor) -> Tensor:
+        """The value head on states [..., D], in fp32: rollout and learning have to read the same value."""
+        return in_fp32(self.value_head, states).squeeze(-1)
 
 
 def make_actor_critic(policy: Policy, critic: Source | None, device: Device) -> ActorCritic:

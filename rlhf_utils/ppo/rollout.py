@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,34 +26,21 @@ from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, Template
 
 
-class Episode(NamedTuple):
-    """One prompt with its response of T tokens: `score` is the reward function's and `terms` what a mixture is made of
-    (0-dim tensors); the others are [T]. On the CPU."""
-
-    prompt: str
-    answer: Answer
-    score: Tensor
-    terms: dict[str, Tensor]
-    logprobs: Tensor
-    reference_logprobs: Tensor
-    values: Tensor
-    entropy: Tensor
-
-
 @dataclass
 class Rollout:
     """B scored episodes with R response positions, and what is to be learnt from them.
 
-    Tensors are [B, R] and 0 outside `episodes.mask`, but for the `scores` [B] and the `terms` of a mixture, each [B]
-    and unweighted. `rewards` are what is paid per token, the KL penalty in it; `spread`, the standard deviation of the
-    returns (1 where they are all the same), is the unit the rewards are in. `seconds` is the time per phase, `figures`
-    what the rollout measures of the policy.
+    `scores`, `gold` (None without a judge) and each of a mixture's unweighted `terms` are [B]; the other tensors are
+    [B, R] and 0 outside `episodes.mask`. `rewards` are what is paid per token, the KL penalty in it; `spread`, the
+    standard deviation of the returns (1 where they are all the same), is the unit the rewards are in. `seconds` is the
+    time per phase, `figures` what the rollout measures of the policy.
     """
 
     prompts: list[str]
     answers: list[Answer]
     episodes: Episodes
     scores: Tensor
+    gold: Tensor | None
     terms: dict[str, Tensor]
     logprobs: Tensor
     reference_logprobs: Tensor
@@ -71,13 +57,10 @@ class Rollout:
 def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
     """Which of `count` prompts update `update` answers: each epoch over the prompts is a new permutation, and no prompt
     is skipped."""
-    size = config.rollout_batch_size
-    positions = range(update * size, (update + 1) * size)
-    orders = {
-        epoch: torch.randperm(count, generator=seeded(config.seed, 1, epoch)).tolist()
-        for epoch in range(positions[0] // count, positions[-1] // count + 1)
-    }
-    return [orders[position // count][position % count] for position in positions]
+    size, first = config.rollout_batch_size, update * config.rollout_batch_size
+    epochs = range(first // count, (first + size - 1) // count + 1)
+    order = torch.cat([torch.randperm(count, generator=seeded(config.seed, 1, epoch)) for epoch in epochs])
+    return order[first % count :][:size].tolist()
 
 
 def sample_episodes(
@@ -92,7 +75,7 @@ def sample_episodes(
     """One response to each of this process's `prompts`, with the random numbers of `config.seed` and `update`: as text
     with its tokens, as token rows after their prompts, and what the sampler knows of every token."""
     device = next(policy.parameters()).device
-    rows = start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
+    rows = _tokens(tokenizer, prompts, template)
     sampled = sample(
         policy,
         *left_padded(rows, tokenizer.pad_token_id, device),
@@ -104,25 +87,22 @@ def sample_episodes(
         place=(processes.index() * len(prompts), processes.count() * len(prompts)),
     )
     answers = to_answers(rows, sampled, tokenizer, template)
-    return answers, _episodes(rows, answers, tokenizer.pad_token_id, device), sampled
+    return answers, _episodes(rows, answers, tokenizer, device), sampled
 
 
+@dataclass
 class RolloutCollector:
     """Makes rollouts. Which prompts update `u` answers and which random numbers it draws depend on the seed and `u`
     alone, not on how many processes share the work. Responses whose reward is not finite are left in `folder`."""
 
-    def __init__(
-        self,
-        prompts: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        reward_function: RewardFunction,
-        policy: Policy,
-        config: PPOConfig,
-        template: Template,
-        folder: Path,
-    ):
-        self.prompts, self.template, self.folder = list(prompts), template, folder
-        self.tokenizer, self.reward_function, self.policy, self.config = tokenizer, reward_function, policy, config
+    prompts: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    reward_function: RewardFunction
+    judge: RewardFunction | None
+    policy: Policy
+    config: PPOConfig
+    template: Template
+    folder: Path
 
     @torch.no_grad()
     def collect(self, actor: ActorCritic, update: int, kl_coefficient: float) -> Rollout:
@@ -133,14 +113,12 @@ class RolloutCollector:
         """
         config, device = self.config, actor.value_head.weight.device
         mine, seconds = self._share(actor, update)
-        found = Episode(*map(list, zip(*(row for part in processes.gathered(mine) for row in part), strict=True)))
-        logprobs, reference_logprobs, values, entropy = (
-            pad_sequence(c, batch_first=True).to(device) for c in found[4:]
-        )
-        rows = start_tokens(self.tokenizer, [self.template.format(prompt) for prompt in found.prompt])
-        episodes = _episodes(rows, found.answer, self.tokenizer.pad_token_id, device)
-        mask, scores = episodes.mask, torch.stack(found.score).to(device)
-        paid = self._paid(scores, found.answer)
+        rows = [row for part in processes.gathered(mine) for row in part]
+        prompts, answers, scores, gold, terms, *columns = map(list, zip(*rows, strict=True))
+        logprobs, reference_logprobs, values, entropy = (pad_sequence(c, batch_first=True).to(device) for c in columns)
+        episodes = _episodes(_tokens(self.tokenizer, prompts, self.template), answers, self.tokenizer, device)
+        mask, scores = episodes.mask, torch.stack(scores).to(device)
+        paid = self._paid(scores, answers)
         if update == 0 and actor.critic is None:
             # A critic that knows nothing expects the mean of the first rewards: raw scores may lie far from 0, and that
             # distance would be the larger part of every advantage until the critic has learnt it.
@@ -149,25 +127,20 @@ class RolloutCollector:
             actor.value_head.bias.add_(change)
         rewards = shaped_rewards(paid, kl_estimate(logprobs, reference_logprobs, "k1"), mask, kl_coefficient)
         advantages, returns = advantages_and_returns(rewards, values, mask, config.gamma, config.gae_lambda)
-        return Rollout(
-            prompts=found.prompt,
-            answers=found.answer,
-            episodes=episodes,
-            scores=scores,
-            terms={name: torch.stack([terms[name] for terms in found.terms]) for name in found.terms[0]},
-            logprobs=logprobs,
-            reference_logprobs=reference_logprobs,
-            values=values,
-            entropy=entropy,
-            rewards=rewards,
-            advantages=masked_whiten(advantages, mask) if config.whiten_advantages else advantages,
-            returns=returns,
-            spread=returns[mask].std(correction=0).item() or 1.0,
-            seconds=seconds,
-        )
+        spread = returns[mask].std(correction=0).item() or 1.0
+        if config.whiten_advantages:
+            advantages = masked_whiten(advantages, mask)
+        kept = (logprobs, reference_logprobs, values, entropy, rewards, advantages, returns)
+        gold = torch.stack(gold) if self.judge else None
+        terms = {name: torch.stack([term[name] for term in terms]) for name in terms[0]}
+        return Rollout(prompts, answers, episodes, scores, gold, terms, *kept, spread, seconds)
 
-    def _share(self, actor: ActorCritic, update: int) -> tuple[list[Episode], dict[str, float]]:
-        """This process's share of the episodes of `update`, and the seconds of each phase."""
+    def _share(self, actor: ActorCritic, update: int) -> tuple[list[tuple], dict[str, float]]:
+        """This process's share of the episodes of `update`, and the seconds of each phase.
+
+        An episode is prompt, answer, score, gold, terms, and [T] for its T tokens log-probabilities of policy and
+        reference, values and entropy; tensors on the CPU.
+        """
         config, clock = self.config, [time.perf_counter()]
         indices = prompt_indices(len(self.prompts), config, update)
         prompts = [self.prompts[i] for i in indices[processes.share(len(indices))]]
@@ -178,53 +151,46 @@ class RolloutCollector:
         clock.append(time.perf_counter())
         with self.policy.reference() as reference:
             reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
-        if actor.critic is None:
-            values = actor.value_head(sampled.hidden).squeeze(-1)
-        else:
-            values = self._by_parts(episodes, actor.values)
+        values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
         clock.append(time.perf_counter())
-        seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("sampling", "scoring", "reference"))}
-        seconds["learning"] = 0.0
-
-        lengths = [len(answer.tokens) for answer in answers]
+        seconds = dict(zip(("sampling", "scoring", "reference"), map(float.__sub__, clock[1:], clock), strict=True))
+        gold = [None] * len(prompts)
+        if self.judge is not None:
+            gold = torch.as_tensor(self.judge(prompts, [a.text for a in answers]), dtype=torch.float32, device="cpu")
         columns = [
-            [row[:length] for row, length in zip(column.cpu(), lengths, strict=True)]
+            [row[: len(answer.tokens)] for row, answer in zip(column.cpu(), answers, strict=True)]
             for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
-        return list(map(Episode, prompts, answers, scores.cpu(), parts, *columns)), seconds
+        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), {
+            **seconds,
+            "learning": 0.0,
+        }
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward function's scores [B], and the terms of a mixture."""
-        texts, terms = [answer.text for answer in answers], {}
-        if isinstance(self.reward_function, RewardMixture):
-            terms = self.reward_function.terms(prompts, texts)
-            returned = self.reward_function.total(terms)
+        texts, terms, mixture = [answer.text for answer in answers], {}, self.reward_function
+        if isinstance(mixture, RewardMixture):
+            terms = mixture.terms(prompts, texts)
+            returned = mixture.total(terms)
         else:
             returned = self.reward_function(prompts, texts)
-        begins = f"for the prompt {prompts[0][:80]!r} and the answer {texts[0][:80]!r}"
         try:
             scores = torch.as_tensor(returned)
+            wrong = scores.is_complex() or scores.dtype == torch.bool or scores.shape != (len(prompts),)
+            what = f"shape {tuple(scores.shape)} of {scores.dtype}"
         except (TypeError, ValueError, RuntimeError) as error:
+            wrong, what = True, f"what is no list of numbers ({str(error)[:100]})"
+        if wrong:
             raise TrainingError(
-                f"update {update}: the reward function's result is no list of numbers ({str(error)[:100]}), the first "
-                f"{begins}; return one float each"
-            ) from error
-        if scores.is_complex() or scores.dtype == torch.bool:
-            raise TrainingError(
-                f"update {update}: the reward function returned {scores.dtype}, the first {begins}; return one float "
-                "per answer"
-            )
-        if scores.shape != (len(prompts),):
-            raise TrainingError(
-                f"the reward function returned shape {tuple(scores.shape)} for {len(prompts)} answers; "
-                "it must return one number per answer"
+                f"update {update}: the reward function returned {what} for {len(prompts)} responses, the first "
+                f"{texts[0][:80]!r} to the prompt {prompts[0][:80]!r}; it must return one float per response"
             )
         scores = scores.to(torch.float32)
-        if len(bad := (~scores.isfinite()).nonzero()):
-            first = int(bad[0])
+        if not (finite := scores.isfinite()).all():
+            first = int((~finite).nonzero()[0])
             raise not_finite(
-                f"update {update}: the reward function returned {scores[first].item()} for the answer "
+                f"update {update}: the reward function returned {scores[first].item()} for the response "
                 f"{texts[first][:80]!r} to the prompt {prompts[first][:80]!r}",
                 "a reward must be finite",
                 self.folder,
@@ -256,9 +222,14 @@ class RolloutCollector:
         return fitting("scoring answers", self.config.microbatch_size or self.config.minibatch_size, parts)
 
 
-def _episodes(rows: list[list[int]], answers: list[Answer], pad_id: int, device: torch.device) -> Episodes:
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], template: Template) -> list[list[int]]:
+    return start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
+
+
+def _episodes(rows: list[list[int]], answers: list[Answer], tokenizer, device: torch.device) -> Episodes:
     """Prompts (token ids) and responses as token rows."""
-    whole, _ = right_padded([row + answer.tokens for row, answer in zip(rows, answers, strict=True)], pad_id)
+    texts = [row + answer.tokens for row, answer in zip(rows, answers, strict=True)]
+    whole, _ = right_padded(texts, tokenizer.pad_token_id)
     lengths = torch.tensor([len(answer.tokens) for answer in answers])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     return Episodes(whole.to(device), torch.tensor([len(row) for row in rows]).to(device), mask.to(device))

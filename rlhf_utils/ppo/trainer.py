@@ -23,12 +23,12 @@ from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
 from rlhf_utils.platforms.memory import remembering
 from rlhf_utils.platforms.runtime import Device, detect_device
-from rlhf_utils.ppo.checkpoint import CheckpointStore, keep_what_learns, learning_weights, put_back
+from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic
-from rlhf_utils.ppo.record import Record, figures_of, progress, samples_table, times_of
+from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.functions import RewardFunction, check_critic
 from rlhf_utils.runs.stopping import safe_points, stop_asked
@@ -91,7 +91,6 @@ class PPOTrainer:
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.files = Record(self.output_dir)
-        self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_checkpoints)
         self._build()
         self._check_context()
 
@@ -142,10 +141,8 @@ class PPOTrainer:
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
         if update == 0:
             self._check_first(rollout)
-        texts, gold = [answer.text for answer in rollout.answers], self._gold(rollout)
         if processes.is_main():
-            phrase = self.files.phrase(update, texts)
-            rollout.figures = {**figures_of(rollout, update, self.kl_coefficient), **phrase, "gold": gold}
+            rollout.figures = self.files.figures(rollout, update, self.kl_coefficient)
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
         rollout.figures = processes.from_main(rollout.figures)
         kl, budget = rollout.figures["kl"], self.config.kl_budget
@@ -178,14 +175,16 @@ class PPOTrainer:
         self.history.append(line)
         line["warnings"] = warnings_of(self.history, config)
         done = len(self.history)
+        shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
+        samples = samples_of(rollout, done - 1) if shown else []
+        self.samples_written += len(samples)
         if processes.is_main():
-            self.files.add(line)
-            self.accelerator.log({k: v for k, v in flat(line, "/").items() if isinstance(v, int | float)}, done - 1)
-            for name, text in line["warnings"].items():
-                if name not in known:
-                    print(visible(f"update {done}: {text}"), flush=True)
-            if (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget:
-                self._show_samples(rollout)
+            self.files.add(line, samples)
+            self._track(line, samples)
+            for name in [name for name in line["warnings"] if name not in known]:
+                print(visible(f"update {done}: {line['warnings'][name]}"), flush=True)
+            if samples:
+                print(samples_table(samples), flush=True)
             if done == 1 or done % max(1, config.updates // 8) == 0:
                 print(f"update {done:>4}/{config.updates}   {progress(line)}", flush=True)
             if self.on_update:
@@ -201,7 +200,7 @@ class PPOTrainer:
 
     def _build(self) -> None:
         """Load what learns, as it is before the first update."""
-        self.trained = self.actor = self.learner = self.rollouts = None  # twice would need twice the memory
+        self.trained = self.actor = self.learner = self.store = self.rollouts = None  # two would need twice the memory
         config, device = self.config, self.device
         self.accelerator = _accelerator(device, log_with=list(config.report_to), project_dir=self.output_dir)
         self.trained = load_ppo_policy(self.source, device, config, self.tokenizer)
@@ -210,9 +209,10 @@ class PPOTrainer:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
                 checkpoint_gradients(model)
         self.learner = Learner(self.actor, self.accelerator, config, device.precision, self.output_dir)
-        keep_what_learns(self.accelerator, self.actor)
-        how = (self.prompts, self.tokenizer, self.reward_function, self.trained, config, self.template, self.output_dir)
-        self.rollouts = RolloutCollector(*how)
+        checkpoints = self.output_dir / "checkpoints"
+        self.store = CheckpointStore(checkpoints, config.keep_checkpoints, self.accelerator, self.actor)
+        how = (self.trained, config, self.template, self.output_dir)
+        self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
         self._begin()
 
     def _begin(self) -> None:
@@ -233,7 +233,7 @@ class PPOTrainer:
 
     def _restore(self) -> None:
         self._touched |= bool(self.store.policies())
-        state = self.store.restore(self.accelerator, self._check_settings)
+        state = self.store.restore(self._check_settings)
         if state is None:
             return self._start_over()
         self._begin()
@@ -261,7 +261,7 @@ class PPOTrainer:
             "settings": self._settings(),
             "on_request": on_request,
         }
-        self.store.save(self.accelerator, self.actor, self.trained, self.tokenizer, state)
+        self.store.save(self.trained, self.tokenizer, state)
         self._saved_at = update
 
     def _settings(self) -> dict:
@@ -297,24 +297,6 @@ class PPOTrainer:
                 "model; padding, positions or dropout are handled differently in sampling and in scoring"
             )
 
-    def _gold(self, rollout: Rollout) -> float | None:
-        if self.judge is None:
-            return None
-        mine = processes.share(len(rollout.prompts))
-        judged = self.judge(rollout.prompts[mine], [answer.text for answer in rollout.answers[mine]])
-        parts = processes.gathered(torch.as_tensor(judged, dtype=torch.float32, device="cpu"))
-        return torch.cat(parts).mean().item()
-
-    def _show_samples(self, rollout: Rollout) -> None:
-        """Write down the first responses, print them, and send them to the trackers as a table where they have one."""
-        samples = self.files.add_samples(len(self.history) - 1, rollout)
-        self.samples_written += len(samples)
-        print(samples_table(samples), flush=True)
-        for tracker in self.accelerator.trackers:
-            columns, rows = list(samples[0]), [list(sample.values()) for sample in samples]
-            if hasattr(tracker, "log_table"):
-                tracker.log_table("samples", columns=columns, data=rows, step=samples[0]["update"])
-
     @contextmanager
     def _tracking(self) -> Iterator[None]:
         """In the block accelerate's trackers take the figures of every update."""
@@ -327,6 +309,16 @@ class PPOTrainer:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator.trackers.clear()
+
+    def _track(self, line: dict, samples: list[dict]) -> None:
+        """Send the numbers of a line of metrics on, nested ones as `a/b`, and the samples as a table where there is
+        one."""
+        figures = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
+        for tracker in self.accelerator.trackers:
+            tracker.log(figures, step=line["update"])
+            if samples and hasattr(tracker, "log_table"):
+                rows = [list(sample.values()) for sample in samples]
+                tracker.log_table("samples", columns=list(samples[0]), data=rows, step=line["update"])
 
 
 def _accelerator(device: Device, **how) -> Accelerator:

@@ -296,7 +296,7 @@ class PPOConfig(Section):
     save_every: Count = 8
     keep_checkpoints: Count = 2
     sample_every: Count = 8
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="before")
