@@ -58,7 +58,7 @@ SERIES = (
     Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
     Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
     Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model")),
-    Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
+    Notebook("03_ppo_alignment/01_ppo_from_scratch.ipynb", reads=("sft", "reward_model")),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
     Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
     Notebook("04_evaluation/02_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),

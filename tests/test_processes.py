@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file
 from test_labelled import reviews

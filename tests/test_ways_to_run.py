@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "03_ppo_alignment" / "01_ppo_step_by_step.ipynb"
+NOTEBOOK = ROOT / "03_ppo_alignment" / "01_ppo_from_scratch.ipynb"
 FIRST = ROOT / "01_supervised_finetuning" / "02_full_finetuning.ipynb"
 pytestmark = pytest.mark.slow
 

@@ -202,7 +202,7 @@ class PPOTrainer:
         """Load what learns, as it is before the first update."""
         self.trained = self.actor = self.learner = self.store = self.rollouts = None  # two would need twice the memory
         config, device = self.config, self.device
-        self.accelerator = _accelerator(device, log_with=list(config.report_to), project_dir=self.output_dir)
+        self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=self.output_dir)
         self.trained = load_ppo_policy(self.source, device, config, self.tokenizer)
         self.actor = make_actor_critic(self.trained, self.critic, device)
         if config.gradient_checkpointing:
