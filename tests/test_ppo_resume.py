@@ -143,17 +143,13 @@ def test_lines_half_written_are_cut_off(policy, straight, tmp_path):
     assert result(tmp_path) == straight
 
 
-def test_metrics_that_are_shorter_than_the_checkpoint_says_are_an_input_error(policy, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"), [("metrics", r"metrics.jsonl has 0 lines.*stands at 4"), ("phrases", "phrases.json is missing")]
+)
+def test_files_that_are_gone_are_an_input_error(policy, tmp_path, name, words):
     interrupted(policy, tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(InputError, match="metrics.jsonl has 0 lines.*stands at 4; .*resume=False"):
-        trainer(policy, tmp_path).train()
-
-
-def test_phrases_that_are_gone_are_an_input_error(policy, tmp_path):
-    interrupted(policy, tmp_path)
-    (tmp_path / "phrases.json").unlink()
-    with pytest.raises(InputError, match="phrases.json is missing; .*resume=False"):
+    next(tmp_path.glob(f"{name}.json*")).unlink()
+    with pytest.raises(InputError, match=f"{words}.*resume=False"):
         trainer(policy, tmp_path).train()
 
 

@@ -21,8 +21,6 @@ from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.ppo import learner
-from rlhf_utils.ppo.objective import value_loss
 from rlhf_utils.ppo.record import samples_table
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
@@ -44,22 +42,18 @@ def policy(tmp_path_factory):
 # What is learned
 
 
-def first_letters(trainer, letter, tokens):
+def first_letters(trainer, letter):
     """Share of 420 fresh answers that begin with `letter`."""
     prompts = [TEMPLATE.format(prompt) for prompt in PROMPTS] * 60
-    settings = GenerationSettings(max_new_tokens=tokens, temperature=1.0, batch_size=len(prompts))
+    settings = GenerationSettings(max_new_tokens=1, temperature=1.0, batch_size=len(prompts))
     answers = answer_prompts(trainer.policy(), tiny_tokenizer(), prompts, settings, CPU, seed=1)
     return sum(tiny_tokenizer().decode(answer.tokens[:1]) == letter for answer in answers) / len(answers)
 
 
-@pytest.mark.parametrize(
-    "tokens, unit, least",
-    [(1, 1.0, 0.0), (5, 1.0, 0.0), (5, 200.0, -6000.0)],
-    ids=["bandit", "reward four tokens later", "raw rewards"],
-)
-def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens, unit, least):
-    """One of 257 tokens is rewarded, and with five tokens only as the first of them, while the reward comes with the
-    last: the credit has to find its way back. In which unit, and how far from 0, rewards are, is of no account."""
+@pytest.mark.parametrize(("unit", "least"), [(1.0, 0.0), (200.0, -6000.0)], ids=["one", "raw rewards"])
+def test_ppo_learns_to_say_what_is_rewarded(tmp_path, unit, least):
+    """One of 257 tokens is rewarded as the first of five, while the reward comes with the last: the credit has to find
+    its way back. In which unit, and how far from 0, rewards are, is of no account."""
 
     def reward(prompts, responses):
         return torch.tensor([least + unit * float(response.startswith("b")) for response in responses])
@@ -72,15 +66,15 @@ def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens, unit, least):
         rollout_batch_size=128,
         minibatch_size=64,
         epochs=4,
-        max_new_tokens=tokens,
+        max_new_tokens=5,
         learning_rate=5e-3,
         kl_coefficient=0.0,
         missing_eos_penalty=0.0,
         save_every=100,
     )
-    assert first_letters(trainer, "b", tokens) < 0.03
+    assert first_letters(trainer, "b") < 0.03
     trainer.train()
-    assert first_letters(trainer, "b", tokens) > 0.95
+    assert first_letters(trainer, "b") > 0.95
 
 
 # Stopping and failing
@@ -138,39 +132,21 @@ def test_the_objective_in_the_metrics_is_what_is_paid(policy, tmp_path):
         assert line["objective"] == pytest.approx(sum(paid) / len(paid), abs=1e-4)
 
 
-@pytest.mark.parametrize("unit", [1.0, 100.0])
-def test_the_values_may_move_as_far_as_the_unit_of_the_rewards_asks(policy, tmp_path, unit, monkeypatch):
-    """Raw logits of some reward model: a clip range of 0.2 of them would be nothing, or no limit at all."""
-
-    def reward(prompts, responses):
-        return [unit * len(response) for response in responses]
-
-    trainer, rollouts = tiny_trainer(policy, tmp_path, reward, updates=1, kl_coefficient=0.0), []
-    collect = trainer.rollouts.collect
-    trainer.rollouts.collect = lambda *how: rollouts.append(collect(*how)) or rollouts[-1]
-    ranges = []
-    monkeypatch.setattr(learner, "value_loss", lambda *how: ranges.append(how[-1]) or value_loss(*how))
-    trainer.train()
-    returns = rollouts[0].returns[rollouts[0].episodes.mask]
-    assert ranges == pytest.approx([0.2 * returns.std(correction=0).item()] * len(ranges)) and ranges[0] > 0.1 * unit
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, bad):
-    calls = []
-
-    def reward(prompts, responses):
-        calls.append(None)
-        return [1.0] * 7 + [bad if len(calls) == 2 else 0.0]
-
-    with pytest.raises(TrainingError, match=f"update 1: the reward function returned {bad} for the response '"):
-        tiny_trainer(policy, tmp_path, reward).train()
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (7,), ()])
-def test_a_reward_function_of_the_wrong_shape_is_told_the_right_one(policy, tmp_path, shape):
-    with pytest.raises(TrainingError, match=r"returned shape .* for 8 responses, .* must return one float"):
-        tiny_trainer(policy, tmp_path, lambda prompts, responses: torch.zeros(shape)).train()
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ([1.0] * 7 + [math.nan], "returned nan for the response '.* must be finite"),
+        ([1.0] * 7 + [math.inf], "returned inf for the response '"),
+        (torch.zeros(8, 1), r"returned shape \(8, 1\) .* for 8 responses, .* must return one float per response"),
+        (torch.tensor(1.0), r"returned shape \(\) "),
+        ([True] * 8, r"returned shape \(8,\) of torch.bool"),
+        ([1.0, "good"] * 4, "returned what is no list of numbers .* for 8 responses"),
+    ],
+)
+def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, returned, words):
+    calls = iter([[1.0] * 8, returned])
+    with pytest.raises(TrainingError, match=f"update 1: the reward function {words}"):
+        tiny_trainer(policy, tmp_path, lambda prompts, responses: next(calls)).train()
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_update(policy, tmp_path):
@@ -213,11 +189,10 @@ def test_impossible_inputs_are_refused_before_training(policy, tmp_path):
         tiny_trainer(policy, tmp_path / "file")
 
 
-@pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
-def test_each_training_of_a_process_has_its_own_precision(policy, tmp_path, order):
+def test_each_training_of_a_process_has_its_own_precision(policy, tmp_path):
     """Also where both trainers are made first, as accelerate keeps one precision for the whole process."""
-    trainers = {precision: tiny_trainer(policy, tmp_path / precision, precision=precision) for precision in order}
-    for precision in (*order, *order):
+    trainers = {name: tiny_trainer(policy, tmp_path / name, precision=name, updates=1) for name in ("fp32", "bf16")}
+    for precision in ("fp32", "bf16", "fp32"):
         line = trainers[precision].train(resume=False)[0]
         # Rounding to 16 bits is what makes log-probabilities of sampling and of the reference differ before any step.
         assert (line["kl_k3"] > 1e-8) == (precision == "bf16"), (precision, line["kl_k3"])
@@ -318,22 +293,9 @@ def test_a_tracker_that_is_not_installed_is_told_before_training(policy, tmp_pat
         tiny_trainer(policy, tmp_path, report_to=("wandb",))
 
 
-def test_a_table_of_samples_is_shown(policy, tmp_path, capsys):
+def test_a_table_of_samples_is_shown_cut_to_one_line_each(policy, tmp_path, capsys):
     tiny_trainer(policy, tmp_path, updates=3).train()
-    out = capsys.readouterr().out
-    assert out.count("samples of update") == 2
-    first = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
-    assert f"{first['reward']:+.2f}  {' '.join(first['prompt'].split())}" in out
-
-
-def test_samples_are_cut_to_one_line_each():
+    assert capsys.readouterr().out.count("samples of update") == 2
     table = samples_table([{"update": 7, "prompt": "p" * 50 + "\nend", "response": "x\ny" + "z" * 99, "reward": 1.5}])
     title, row = table.split("\n")
     assert title == "  samples of update 8" and "ppp end  x y" in row and row.endswith("z…") and len(row) < 120
-
-
-def test_training_again_without_resuming_is_the_same_training(policy, tmp_path):
-    trainer = tiny_trainer(policy, tmp_path, kl_controller="adaptive", kl_horizon=80)
-    first = trainer.train(resume=False)
-    assert without_timing(trainer.train(resume=False)) == without_timing(first)
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -153,28 +154,24 @@ class RolloutCollector:
             reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
         clock.append(time.perf_counter())
-        seconds = dict(zip(("sampling", "scoring", "reference"), map(float.__sub__, clock[1:], clock), strict=True))
-        gold = [None] * len(prompts)
-        if self.judge is not None:
-            gold = torch.as_tensor(self.judge(prompts, [a.text for a in answers]), dtype=torch.float32, device="cpu")
+        seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("sampling", "scoring", "reference"))}
+        seconds["learning"] = 0.0
+        judged = self.judge(prompts, [a.text for a in answers]) if self.judge else [math.nan] * len(prompts)
+        gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
-            [row[: len(answer.tokens)] for row, answer in zip(column.cpu(), answers, strict=True)]
+            # Copies: a view would take the whole column along to the other processes.
+            [row[: len(answer.tokens)].clone() for row, answer in zip(column.cpu(), answers, strict=True)]
             for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
-        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), {
-            **seconds,
-            "learning": 0.0,
-        }
+        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward function's scores [B], and the terms of a mixture."""
-        texts, terms, mixture = [answer.text for answer in answers], {}, self.reward_function
-        if isinstance(mixture, RewardMixture):
-            terms = mixture.terms(prompts, texts)
-            returned = mixture.total(terms)
-        else:
-            returned = self.reward_function(prompts, texts)
+        texts, terms, reward = [answer.text for answer in answers], {}, self.reward_function
+        if isinstance(reward, RewardMixture):
+            terms = reward.terms(prompts, texts)
+        returned = reward.total(terms) if terms else reward(prompts, texts)
         try:
             scores = torch.as_tensor(returned)
             wrong = scores.is_complex() or scores.dtype == torch.bool or scores.shape != (len(prompts),)
