@@ -114,8 +114,11 @@ def test_ppo_goes_on_with_plain_texts(tmp_path):
 
     policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
     trainer = tiny_trainer(policy, tmp_path / "out", reward, prompts=["ab", "abc"], updates=1, template=PLAIN)
-    assert trainer.rollouts.prompt_tokens == tiny_tokenizer()(["ab", "abc"])["input_ids"]
     rollout = trainer.rollouts.collect(trainer.actor.eval(), 0, 0.0)
+    for prompt, row, length in zip(
+        rollout.prompts, rollout.episodes.tokens, rollout.episodes.prompt_lengths, strict=True
+    ):
+        assert row[:length].tolist() == tiny_tokenizer()(prompt)["input_ids"]
     for (_, response), answer in zip(seen, rollout.answers, strict=True):
         assert response == tiny_tokenizer().decode(answer.tokens, skip_special_tokens=True)
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_utils.models.language_model import language_model
 from rlhf_utils.models.weights import say_pickled, some, unreadable
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import model_folder

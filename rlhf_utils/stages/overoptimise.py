@@ -82,7 +82,6 @@ def _optimise(run: Run, weak: RewardModel, work: Path) -> tuple[list[dict], torc
             "kl_coefficient": settings.kl_coefficient,
             "learning_rate": settings.learning_rate or run.recipe.ppo.learning_rate,
             "kl_budget": None,
-            "kl_budget_action": "stop",
             "critic": "shared",
             "save_every": settings.updates,
             "sample_every": settings.updates,

@@ -28,10 +28,7 @@ def ppo_trainer(run: Run, work: Path) -> PPOTrainer:
     updates = run.recipe.ppo.updates
 
     def report(line: dict) -> None:
-        done, text = min(line["update"] + 1, updates), f"PPO: {progress(line)}"
-        run.progress(text, done, updates)
-        if done % max(1, updates // 8) == 0 or done == 1:
-            print(f"update {done:>4}/{updates}   {text}", flush=True)
+        run.progress(f"PPO: {progress(line)}", min(line["update"] + 1, updates), updates)
 
     return PPOTrainer(
         policy=run.folder("sft"),
