@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf_utils.evaluation import metrics
+from rlhf_utils.evaluation import statistics
+from rlhf_utils.evaluation.rouge import Rouge
+from rlhf_utils.evaluation.text import distinct_n
 
+ROUGE = Rouge()
 MODELS = ("base", "sft", "sft_qlora", "ppo")
 LEVELS = {
     "base": (-1.2, 2.1, 0.2),
@@ -111,13 +114,13 @@ def write_reward_model(run: Path, generator: np.random.Generator) -> None:
         run / "evaluation" / "reward_model.json",
         {
             "accuracy": right / 800,
-            "accuracy_ci95": metrics.proportion_interval(right, 800).as_list(),
+            "accuracy_ci95": statistics.proportion_interval(right, 800).as_list(),
             "untrained_accuracy": 0.47,
             "untrained_ci95": [0.435, 0.505],
             "length_baseline_accuracy": 0.53,
             "pairs": 800,
             "margins": margins.tolist(),
-            "calibration": metrics.calibration(margins),
+            "calibration": statistics.calibration(margins),
             "by_length": [
                 {
                     "from": low,
@@ -155,7 +158,7 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
             row[f"{model}_reward"] = float(scores[model]["reward"][place])
             if gold:
                 row[f"{model}_gold"] = float(scores[model]["gold"][place])
-            row[f"{model}_rougeL"] = metrics.rouge_scores([row[f"{model}_response"]], [row["reference"]])["rougeL"]
+            row[f"{model}_rougeL"] = ROUGE.compute(predictions=[row[f"{model}_response"]], references=[row["reference"]])["rougeL"]
             row[f"{model}_tokens"] = len(kept)
             row[f"{model}_ended"] = True
     run.joinpath("evaluation").mkdir(parents=True, exist_ok=True)
@@ -165,24 +168,24 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
         writer.writerows(rows)
     models = {}
     for model in MODELS:
-        reward, judged = (metrics.mean_interval(scores[model][key]) for key in ("reward", "gold"))
+        reward, judged = (statistics.mean_interval(scores[model][key]) for key in ("reward", "gold"))
         answers, references = [row[f"{model}_response"] for row in rows], [row["reference"] for row in rows]
         models[model] = {
             "reward": reward.mean,
             "reward_ci95": reward.as_list(),
             "gold": judged.mean if gold else None,
             "gold_ci95": judged.as_list() if gold else None,
-            **metrics.rouge_scores(answers, references),
+            **ROUGE.compute(predictions=answers, references=references),
             "eos_rate": 0.99,
-            "distinct_2": metrics.distinct_n(answers, 2),
+            "distinct_2": distinct_n(answers, 2),
             "kl_to_sft": {"base": None, "sft": 0.0, "sft_qlora": 0.6, "ppo": 2.1}[model],
             "mean_tokens": 61.0,
         }
-    paired = {key: metrics.paired_difference(scores["ppo"][key], scores["sft"][key]) for key in ("reward", "gold")}
+    paired = {key: statistics.paired_difference(scores["ppo"][key], scores["sft"][key]) for key in ("reward", "gold")}
     paired = {key: {"mean": value.mean, "ci95": value.as_list()} for key, value in paired.items()}
     if not gold:
         paired["gold"] = {"mean": None, "ci95": None}
-    wins = {f"ppo_vs_{m}": metrics.win_rate(scores["ppo"]["gold"], scores[m]["gold"]) for m in ("sft", "base")}
+    wins = {f"ppo_vs_{m}": statistics.win_rate(scores["ppo"]["gold"], scores[m]["gold"]) for m in ("sft", "base")}
     write_object(
         run / "evaluation" / "summary.json",
         {

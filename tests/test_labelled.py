@@ -11,9 +11,7 @@ from datasets import Dataset
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.data import Rows, check_rows, prepare
-from rlhf_utils.evaluation.judge import label_noise
-from rlhf_utils.evaluation.length import length_alone, sides
-from rlhf_utils.evaluation.metrics import length_rule
+from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.rewards.functions import ClassifierReward, load_reward
@@ -133,10 +131,13 @@ def test_length_alone():
     train = Dataset.from_list([long, short] * 5)
     assert length_alone(train, Dataset.from_list([long, short, short]), tiny_tokenizer()) == 1.0
     assert length_alone(train, Dataset.from_list([{**long, "label": 0}, short]), tiny_tokenizer()) == 0.5
-    assert length_rule([5, 30], [1, 0], [5, 6, 30, 31], [1, 1, 0, 0]) == 1.0
+    short_is_one = Dataset.from_list([{**long, "label": 0}, {**short, "label": 1}])
+    assert length_alone(short_is_one, short_is_one, tiny_tokenizer()) == 1.0
     assert sides(train) == {"positive": ["a" * 30] * 5, "negative": ["a" * 5] * 5}
     pairs = Dataset.from_list([{"chosen": "aaaa", "rejected": "a"}] * 3)
     assert length_alone(pairs, Dataset.from_list([{"chosen": "a", "rejected": "aaa"}]), tiny_tokenizer()) == 0.0
+    tied = Dataset.from_list([{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}])
+    assert length_alone(pairs, tied, tiny_tokenizer()) == 0.75
 
 
 def test_label_noise_is_what_the_judge_disagrees_with():

@@ -15,7 +15,7 @@ from rlhf_utils.data.prepare import IN_TEST
 from rlhf_utils.data.schemas import SCHEMAS, RowDropped, clean, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.data.splits import SPLITS, split_of
-from rlhf_utils.evaluation.metrics import proportion_interval, win_rate
+from rlhf_utils.evaluation.statistics import proportion_interval, win_rate
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.ppo.objective import advantages_and_returns, masked_whiten
 from rlhf_utils.settings.sections import DataSettings

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.evaluation.length import length_alone
-from rlhf_utils.evaluation.metrics import accuracy_of, calibration
+from rlhf_utils.evaluation.judge import length_alone
+from rlhf_utils.evaluation.statistics import accuracy_of, calibration
 from rlhf_utils.models.loading import (
     load_classifier,
     load_classifier_tokenizer,

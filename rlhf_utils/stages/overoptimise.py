@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from rlhf_utils.data import PreparedData
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.hacking import Answers, judge_gain
+from rlhf_utils.evaluation.hacking import judge_gain
 from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import write_json, write_jsonl
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.report.plots.style import LABELS
 from rlhf_utils.rewards.functions import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.stages.reward_model import train_weak_model
@@ -37,25 +37,16 @@ def overoptimise(run: Run) -> dict | None:
         data, evaluator = PreparedData.load(run.folder("data")), Evaluator(run)
         weak, accuracy = train_weak_model(run, stage.work / "reward", settings.pairs)
         history, policy = _optimise(run, weak, stage.work / "ppo")
-        prompts = list(data.first("evaluation", run.recipe.evaluation.prompts)["prompt"])
+        split = data.first("evaluation", run.recipe.evaluation.prompts)
+        prompts = list(split["prompt"])
         run.progress("judging the policy without restraint")
-        before, after = (_answers(evaluator, weak, model, prompts) for model in (evaluator.reference, policy))
-        verdict = judge_gain(
-            prompts,
-            before,
-            after,
-            lambda p, r: weak(list(p), list(r)).tolist(),
-            (lambda p, r: evaluator.judge(list(p), list(r))) if evaluator.judge else None,
-            (LABELS["sft"], _NAME),
-            run.recipe.seed,
-        )
+        before, after = (evaluator.measure(model, split, weak) for model in (evaluator.reference, policy))
+        verdict = judge_gain(prompts, before, after, weak, evaluator.judge, (LABELS["sft"], _NAME), run.recipe.seed)
         stage.results = {
             "accuracy": accuracy,
             "pairs": settings.pairs,
             "updates": len(history),
-            "level": verdict.level,
-            "text": verdict.text,
-            "evidence": verdict.evidence,
+            **{key: verdict[key] for key in ("level", "text", "evidence")},
         }
         shown = [0, len(prompts) // 3, 2 * len(prompts) // 3]
         write_json(
@@ -63,7 +54,7 @@ def overoptimise(run: Run) -> dict | None:
             {
                 **stage.results,
                 "curve": [{key: line[key] for key in ("update", "reward", "gold", "kl")} for line in history],
-                "phrases": verdict.phrases,
+                "phrases": verdict["phrases"],
                 "examples": [
                     {"prompt": prompts[i], "SFT": before.texts[i], _NAME: after.texts[i]} for i in dict.fromkeys(shown)
                 ],
@@ -100,11 +91,3 @@ def _optimise(run: Run, weak: RewardModel, work: Path) -> tuple[list[dict], torc
         template=run.recipe.template,
     )
     return trainer.train(), trainer.policy()
-
-
-def _answers(evaluator: Evaluator, weak: RewardModel, policy: torch.nn.Module, prompts: list[str]) -> Answers:
-    found = evaluator.answer(policy, prompts)
-    texts = [answer.text for answer in found]
-    gold = evaluator.judge(prompts, texts) if evaluator.judge else None
-    _, surprise = evaluator.distance(policy, prompts, found)
-    return Answers(texts, [answer.ended for answer in found], weak(prompts, texts).tolist(), gold, surprise)

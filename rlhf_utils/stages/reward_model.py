@@ -12,8 +12,8 @@ from transformers import PrinterCallback, Trainer, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_utils.data import PreparedData
-from rlhf_utils.evaluation.length import length_alone
-from rlhf_utils.evaluation.metrics import accuracy_of, calibration, proportion_interval
+from rlhf_utils.evaluation.judge import length_alone
+from rlhf_utils.evaluation.statistics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import (
     fp32_trainables,

@@ -14,7 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data import PreparedData, beginnings
-from rlhf_utils.evaluation.metrics import rouge_scores
+from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import (
     copy_model,
@@ -174,7 +174,7 @@ def _train_and_publish(stage: Stage, trainer: SFTTrainer, method: str, finished_
         **counts,
         "peak_memory_bytes": memory,
         "seconds": round(seconds, 1),
-        "rougeL": rouge_scores([answer.text for answer in answers], checked["chosen"])["rougeL"],
+        "rougeL": Rouge().compute(predictions=[a.text for a in answers], references=list(checked["chosen"]))["rougeL"],
         "eos_rate": sum(answer.ended for answer in answers) / len(answers),
         "checked_prompts": len(answers),
     }

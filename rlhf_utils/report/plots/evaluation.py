@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 
-from rlhf_utils.evaluation.metrics import mean_interval, rouge_per_sample
+from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.report.plots.results import MODELS, bounds, number, read_object, read_samples
 from rlhf_utils.report.plots.style import (
     COLOURS,
@@ -102,7 +102,11 @@ def rouge_intervals(samples: pd.DataFrame, model: str) -> dict[str, tuple[float,
     kept = samples[samples["reference"] != ""]
     if len(kept) < 2:
         return None
-    scores = rouge_per_sample(kept[column].tolist(), kept["reference"].tolist())
+    from rlhf_utils.evaluation.rouge import Rouge  # brings torch with it, which takes seconds
+
+    scores = Rouge().compute(
+        predictions=kept[column].tolist(), references=kept["reference"].tolist(), use_aggregator=False
+    )
     intervals = {key: mean_interval(values) for key, values in scores.items()}
     return {key: (interval.low, interval.high) for key, interval in intervals.items()}
 

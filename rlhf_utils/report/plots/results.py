@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 
-MODELS = ("base", "sft", "sft_qlora", "ppo")
+MODELS = tuple(LABELS)
 NOTEBOOKS = {
     "base": "01_data_and_baseline",
     "sft": "02_full_finetuning",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from rlhf_utils.evaluation.metrics import proportion_interval
+from rlhf_utils.evaluation.statistics import proportion_interval
 from rlhf_utils.report.plots.results import bounds, number, read_object
 from rlhf_utils.report.plots.style import GOLD, PALE, REWARD, empty, picture
 

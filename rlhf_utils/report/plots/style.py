@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from rlhf_utils.evaluation import LABELS as LABELS
 from rlhf_utils.platforms.files import write_bytes
 from rlhf_utils.report.plots.results import run_caption
 
 # Okabe and Ito (2008): told apart with any kind of colour vision.
 COLOURS = {"base": "#6E6E6E", "sft": "#0072B2", "sft_qlora": "#E69F00", "ppo": "#009E73"}
-LABELS = {"base": "base", "sft": "SFT", "sft_qlora": "SFT (QLoRA)", "ppo": "PPO"}
 REWARD, GOLD, MUTED, PALE, INK = "#CC79A7", "#D55E00", "#767676", "#B5B5B5", "#222222"
 WIDTH, HEIGHT, DPI = 8.0, 4.5, 150
 STYLE = {
