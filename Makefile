@@ -76,7 +76,7 @@ lint: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh --set evaluation.overoptimise.learning_rate=5e-4
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
 	@$(PY) tools/published.py outputs/instruct-tiny
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml

@@ -158,7 +158,9 @@ def write_evaluation(run: Path, generator: np.random.Generator, gold: bool, prom
             row[f"{model}_reward"] = float(scores[model]["reward"][place])
             if gold:
                 row[f"{model}_gold"] = float(scores[model]["gold"][place])
-            row[f"{model}_rougeL"] = ROUGE.compute(predictions=[row[f"{model}_response"]], references=[row["reference"]])["rougeL"]
+            row[f"{model}_rougeL"] = ROUGE.compute(
+                predictions=[row[f"{model}_response"]], references=[row["reference"]]
+            )["rougeL"]
             row[f"{model}_tokens"] = len(kept)
             row[f"{model}_ended"] = True
     run.joinpath("evaluation").mkdir(parents=True, exist_ok=True)

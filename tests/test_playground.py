@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 
 import pytest
 import torch
@@ -126,6 +125,11 @@ def served(playground):
     page.close()
 
 
+def texts(chat: list[dict]) -> list[str]:
+    """What was said, which version 6 of gradio wraps once more than version 5."""
+    return [m["content"] if isinstance(m["content"], str) else m["content"][0]["text"] for m in chat]
+
+
 @pytest.fixture
 def client(served):
     from gradio_client import Client
@@ -136,12 +140,18 @@ def client(served):
 def test_the_page_asks_every_model_remembers_and_takes_votes(playground, client):
     path = playground.run.evaluation / "votes.jsonl"
     path.unlink(missing_ok=True)
-    *_, before = client.submit(HOSTILE, 0.7, 6, 2, api_name="/ask").outputs() and client.predict(
-        HOSTILE, 0.7, 6, 2, api_name="/ask"
-    )
-    chats = client.predict(HOSTILE, 0.7, 6, 2, api_name="/ask")[:4]
-    rows = playground.ask(HOSTILE, temperature=0.7, max_new_tokens=6, seed=2)
-    assert before is not None and len(chats) == 4
+    job = client.submit("<b>Hi</b>", 0.7, 6, 2, api_name="/ask")
+    said, rows = job.result(), playground.ask("<b>Hi</b>", temperature=0.7, max_new_tokens=6, seed=2)
+    assert len(job.outputs()) == 4, "one model after the other"
+    assert [texts(chat) for chat in said[:4]] == [["<b>Hi</b>", row["response"]] for row in rows]
+    assert said[4].startswith(f"reward {rows[0]['reward']:.2f} | gold")
+    voted = client.predict(api_name="/vote_ppo")
+    assert "1 preference rows" in voted[-1] and [texts(chat) for chat in voted[:4]] == [texts(said[3])] * 4
+    (row,) = read_jsonl(path)
+    assert row == {"prompt": "<b>Hi</b>", "chosen": rows[3]["response"], "rejected": rows[0]["response"]}
+    again = client.predict("And?", 0.7, 6, 2, api_name="/ask")
+    assert all(texts(chat)[:3] == ["<b>Hi</b>", rows[3]["response"], "And?"] for chat in again[:4])
+    assert client.predict(api_name="/new")[0] == []
 
 
 def test_bad_input_is_one_line_on_the_page(client):

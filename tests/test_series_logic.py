@@ -130,10 +130,10 @@ def test_fresh_runs_everything_again(tmp_path, fake):
 @pytest.mark.parametrize(
     "changed, again",
     [
-        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02"]),
+        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02", "04_03"]),
         ({"evaluation.prompts": 9}, ["04_01"]),
-        ({"qlora.rank": 4}, ["01_03", "04_01", "04_02"]),
-        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01", "04_02"]),
+        ({"qlora.rank": 4}, ["01_03", "04_01", "04_03"]),
+        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01", "04_02", "04_03"]),
     ],
 )
 def test_a_changed_setting_runs_only_what_depends_on_it(tmp_path, fake, changed, again):
@@ -170,7 +170,7 @@ def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_p
     fake.failures.clear()
     fake.calls.clear()
     start(tmp_path)
-    assert fake.paths == [path, "04_evaluation/01_compare_models.ipynb", "04_evaluation/02_playground.ipynb"]
+    assert fake.paths == [path, *(notebook.path for notebook in SERIES if notebook.name.startswith("04"))]
     assert sorted(p.name for p in run.notebooks.iterdir()) == [f"{notebook.name}.ipynb" for notebook in SERIES]
     assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "complete"
 

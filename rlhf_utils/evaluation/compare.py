@@ -1,9 +1,11 @@
-"""Stage `evaluation`: every model responds to the same held-out prompts with the same decoding, measured the same way."""
+"""Stage `evaluation`: every model responds to the same held-out prompts and is measured in the same way."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from statistics import fmean, median
 
 import pandas as pd
@@ -40,10 +42,7 @@ def evaluate_models(run: Run) -> dict:
         answered, models = {}, compared_models(run)
         for i, name in enumerate(models):
             run.progress(f"evaluating {name}", i, len(models))
-
-            def measured(folder=run.folder(name)) -> dict:
-                return asdict(evaluator.measure(load_policy(folder, evaluator.device), split))
-
+            measured = partial(_measured, evaluator, run.folder(name), split)
             answered[name] = Answered(**stage.once(f"responses-{name}", measured))
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
         write_json(run.evaluation / "frontier.json", frontier(stage, evaluator))
@@ -64,6 +63,10 @@ def evaluate_models(run: Run) -> dict:
         with stage.publish() as folder:
             write_json(folder / "summary.json", summary)
     return summary
+
+
+def _measured(evaluator: Evaluator, folder: Path, split: Dataset) -> dict:
+    return asdict(evaluator.measure(load_policy(folder, evaluator.device), split))
 
 
 def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:

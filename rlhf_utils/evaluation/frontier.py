@@ -1,4 +1,4 @@
-"""Reward and gold against KL: the policies saved along the way, the one that is published, and best-of-n beside them."""
+"""Reward and gold against KL: the policies saved along the way, the one that is published, and best-of-n."""
 
 from __future__ import annotations
 

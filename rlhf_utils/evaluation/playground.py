@@ -31,7 +31,7 @@ Turns = Sequence[tuple[str, str]]
 
 
 class Playground:
-    """The finished policies of `run`, loaded once, and its reward model if it has one; InputError without any policy."""
+    """The finished policies of `run`, loaded once, and its reward model; InputError without any policy."""
 
     def __init__(self, run: Run):
         self.run, self.device = run, detect_device()
@@ -150,17 +150,18 @@ def chat_page(playground: Playground) -> Any:
             for name, row in playground.respond(prompt, earlier, int(seed), **settings):
                 kept[name] = [*(kept[name] if keep_turns else ()), (prompt, row["response"])]
                 scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
-                notes[names.index(name)] = " | ".join([*scores, f"{row['tokens']} tokens", "EOS" * row["ended"]])
+                notes[names.index(name)] = " | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]])
                 yield [*shown(kept), *notes, kept]
         except InputError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(str(error), print_exception=False) from None
 
     def voted(best, dialogues):
         if set(dialogues) != set(names):
-            raise gr.Error("there is nothing to compare yet; ask something first")
+            raise gr.Error("there is nothing to compare yet; ask something first", print_exception=False)
         count = playground.vote(best, dialogues)
         dialogues = dict.fromkeys(names, dialogues[best])
-        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}", dialogues]
+        why = "" if count else ": the others said the same, or after other earlier turns; vote after each turn"
+        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}{why}", dialogues]
 
     with gr.Blocks(title=f"Playground: {playground.run.root.name}", analytics_enabled=False) as page:
         dialogues, chats, notes, buttons = gr.State({}), [], [], []
@@ -188,7 +189,9 @@ def chat_page(playground: Playground) -> Any:
                 [*chats, status, dialogues],
                 api_name=f"vote_{name}",
             )
-        new.click(lambda: [*[[] for _ in names], *[""] * len(names), {}], None, [*chats, *notes, dialogues])
+        new.click(
+            lambda: [*[[] for _ in names], *[""] * len(names), {}], None, [*chats, *notes, dialogues], api_name="new"
+        )
     return page
 
 

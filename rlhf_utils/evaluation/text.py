@@ -111,7 +111,7 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
     """The phrases of 2 to 5 words that appear in more of the `first` responses than of the `second`, by z.
 
     Log-odds ratio with half a count added to each cell (Haldane 1956; Anscombe 1956), z by its standard error (Monroe
-    et al. 2008, "Fightin' Words", with a flat prior). Of phrases that share two words in a row only the first is listed.
+    et al. 2008, "Fightin' Words", with a flat prior). Of those that share two words in a row only the first is listed.
     """
     counts = [Counter(phrase for text in texts for phrase in phrases_of(text)) for texts in (first, second)]
     found = []

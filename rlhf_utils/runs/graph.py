@@ -53,7 +53,7 @@ STAGES: dict[str, StageKind] = {
     "overoptimise": StageKind(
         ("sft", "reward_model", "judge_model", "data"),
         ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
-        "01_compare_models",
+        "02_reward_hacking",
         ("evaluation/overoptimise.json",),
     ),
 }

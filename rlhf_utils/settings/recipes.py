@@ -123,7 +123,7 @@ class Recipe(Section):
         out = set()
         if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge or self.models.ppo:
             out.add("judge_model")
-        if self.evaluation.overoptimise is None:
+        if self.evaluation.overoptimise is None or self.models.sft or self.models.ppo:
             out.add("overoptimise")
         if (self.tuned_policy or self.models.sft) and not self.models.sft_qlora:
             out.add("sft_qlora")

@@ -348,7 +348,7 @@ class AssistantScore(Section):
 
 
 class OveroptimiseSettings(Section):
-    """PPO against a reward model of few pairs with a small KL price, to see what cheating looks like."""
+    """PPO against a reward model of few pairs with a small KL penalty, to see reward hacking."""
 
     pairs: Count = 800
     updates: Count = 24
