@@ -66,7 +66,7 @@ def sides(split: Dataset) -> dict[str, list[str]]:
 
 def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
     """Held-out accuracy of a rule that sees only lengths in tokens: the longer response of a pair is the better one (a
-    tie counts half), or a text longer than the median of `train` has label 1; or the reverse if that is better there."""
+    tie counts half), or a text longer than the median of `train` has label 1; reversed if that is better there."""
 
     def lengths(texts: Sequence[str]) -> np.ndarray:
         return np.array([len(row) for row in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids])
