@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from rlhf_utils.data import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.statistics import mean_interval, win_rate
+from rlhf_utils.evaluation.statistics import figures, win_rate
 from rlhf_utils.evaluation.text import is_refusal, repetition
 from rlhf_utils.models.language_model import language_model
 from rlhf_utils.models.loading import load_policy
@@ -71,13 +71,9 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
         scores[name] = [weighted(weights, *parts) for parts in zip(helpful, safe, fluent[name], strict=True)]
         columns = {"response": texts[name], "helpfulness": helpful, "safety": safe, "fluency": fluent[name]}
         table |= {f"{name}_{key}": values for key, values in {**columns, "quality": scores[name]}.items()}
-        interval, refused = (
-            mean_interval(scores[name], seed=run.recipe.seed),
-            [is_refusal(text) for text in texts[name]],
-        )
+        refused = [is_refusal(text) for text in texts[name]]
         summary["models"][name] |= {
-            "quality": interval.mean,
-            "quality_ci95": interval.as_list(),
+            **figures("quality", scores[name], seed=run.recipe.seed),
             "helpfulness": _mean([r for r in helpful if r is not None]),
             "safety": _mean(safe),
             "fluency": _mean(fluent[name]),

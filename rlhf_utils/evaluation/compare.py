@@ -19,7 +19,7 @@ from rlhf_utils.evaluation.frontier import frontier
 from rlhf_utils.evaluation.hacking import agreement, judge_gain, reward_range
 from rlhf_utils.evaluation.judge import about_judge
 from rlhf_utils.evaluation.judging import write_pairs
-from rlhf_utils.evaluation.statistics import mean_interval, paired_difference, win_rate
+from rlhf_utils.evaluation.statistics import figures, paired_difference, win_rate
 from rlhf_utils.evaluation.text import distinct_n
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json, write_json, write_text
@@ -88,7 +88,7 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
             key: reward_model[key]
             for key in ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
         },
-        "models": {name: figures(found, settings) for name, found in answered.items()},
+        "models": {name: of_model(found, settings) for name, found in answered.items()},
         "paired": {},
         "win_rate": {},
     }
@@ -106,20 +106,16 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     return summary
 
 
-def figures(found: Answered, settings: dict) -> dict:
+def of_model(found: Answered, settings: dict) -> dict:
     """What `summary.json` says of one model; `settings` are those of `mean_interval`."""
-    line: dict = {}
-    for key, values in {"reward": found.reward, "gold": found.gold}.items():
-        interval = mean_interval(values, **settings) if values is not None else None
-        line |= {key: interval and interval.mean, f"{key}_ci95": interval and interval.as_list()}
+    line = {**figures("reward", found.reward, **settings), **figures("gold", found.gold, **settings)}
     if found.rouge is None:
         line |= dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeL_ci95"))
     else:
         line |= {kind: sum(values) / len(values) for kind, values in found.rouge.items()}
-        line["rougeL_ci95"] = mean_interval(found.rouge["rougeL"], **settings).as_list()
+        line["rougeL_ci95"] = figures("rougeL", found.rouge["rougeL"], **settings)["rougeL_ci95"]
     if found.positivity is not None:
-        interval = mean_interval(found.positivity, **settings)
-        line |= {"positivity": interval.mean, "positivity_ci95": interval.as_list()}
+        line |= figures("positivity", found.positivity, **settings)
         line["positivity_median"] = median(found.positivity)
     return line | {
         "eos_rate": fmean(found.ended),
@@ -135,12 +131,8 @@ def kl_budget(run: Run) -> dict | None:
     if "ppo" not in run.stages or run.ready_model("ppo"):
         return None
     results, settings = run.results("ppo"), run.recipe.ppo
-    return {
-        "nats": settings.kl_budget,
-        "temperature": settings.temperature,
-        "published": results["published_kl"],
-        "stopped": results["stopped"],
-    }
+    budget = {"nats": settings.kl_budget, "temperature": settings.temperature}
+    return {**budget, "published": results["published_kl"], "stopped": results["stopped"]}
 
 
 def _scores(found: Answered) -> dict[str, list[float] | None]:

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from rlhf_utils.data import PreparedData
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.statistics import mean_interval
+from rlhf_utils.evaluation.statistics import figures
 from rlhf_utils.models.loading import copy_model, load_policy
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import link_or_copy, read_json, read_jsonl, write_json
@@ -49,9 +49,12 @@ def measure_policies(
 
     def point(update: int, folder: Path, kl: float | None) -> dict:
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
-        return {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)} | _figures(
-            stage.run, {"reward": found.reward, "gold": found.gold}, error=True
-        )
+        line = {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)}
+        for name, values in {"reward": found.reward, "gold": found.gold}.items():
+            # Of one prompt nobody knows how far another one would be off.
+            error = stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None
+            line |= {**figures(name, values, seed=stage.run.recipe.seed), f"{name}_error": error}
+        return line
 
     points = []
     for i, (update, (folder, kl)) in enumerate(policies.items()):
@@ -127,14 +130,14 @@ def stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | 
     first = next(line for line in history[1:] if line["kl"] > settings.kl_budget)
     budget = f"ppo.kl_budget={settings.kl_budget:g} nats per response at temperature {settings.temperature:g}"
     after = f"after {first['update']} update{'s' if first['update'] > 1 else ''}"
-    text = f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}"
-    text += ": the training stopped there" if first["learning_rate"] is None else ": the steps were made smaller"
-    if chosen:
-        return f"{text}, and a policy within the budget is used, that of update {chosen}"
-    return (
-        f"{text}, no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
+    done = "the training stopped there" if first["learning_rate"] is None else "the steps were made smaller"
+    used = (
+        f"and a policy within the budget is used, that of update {chosen}"
+        if chosen
+        else "no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
         "ppo.kl_coefficient or the budget"
     )
+    return f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}: {done}, {used}"
 
 
 def frontier(stage: Stage, evaluator: Evaluator) -> dict:
@@ -167,15 +170,14 @@ def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
     reward = evaluator.reward(prompts * most, texts).tolist()
     gold = evaluator.judge(prompts * most, texts) if evaluator.judge else None
 
-    def best(values: list[float] | None, n: int) -> list[float] | None:
-        step = len(prompts)
-        return values and [expected_best(reward[i::step], values[i::step], n) for i in range(step)]
-
-    return [
-        {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
-        | _figures(run, {"reward": best(reward, n), "gold": best(gold, n)})
-        for n in BEST_OF
-    ]
+    points, step = [], len(prompts)
+    for n in BEST_OF:
+        point = {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
+        for name, values in {"reward": reward, "gold": gold}.items():
+            best = values and [expected_best(reward[i::step], values[i::step], n) for i in range(step)]
+            point |= figures(name, best, seed=run.recipe.seed)
+        points.append(point)
+    return points
 
 
 def expected_best(order: Sequence[float], values: Sequence[float], n: int) -> float:
@@ -185,15 +187,3 @@ def expected_best(order: Sequence[float], values: Sequence[float], n: int) -> fl
     """
     ranked = [value for _, value in sorted(zip(order, values, strict=True), key=lambda pair: pair[0])]
     return sum(comb(i, n - 1) * value for i, value in enumerate(ranked)) / comb(len(ranked), n)
-
-
-def _figures(run: Run, scores: Mapping[str, list[float] | None], error: bool = False) -> dict:
-    """Mean and interval of each score, null where there is none; with the standard error of the mean if `error`."""
-    line: dict = {}
-    for name, values in scores.items():
-        interval = values and mean_interval(values, seed=run.recipe.seed)
-        line |= {name: interval and interval.mean, f"{name}_ci95": interval and interval.as_list()}
-        if error:
-            # Of one prompt nobody knows how far another one would be off.
-            line[f"{name}_error"] = stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None
-    return line

@@ -71,24 +71,18 @@ class Playground:
         for name, model in self.models.items():
             whole = self.conversation(prompt, (turns or {}).get(name, ()))
             text = template.format(whole)
-            limit, length = getattr(model.config, "max_position_embeddings", None), len(self._tokens(text))
+            limit = getattr(model.config, "max_position_embeddings", None)
+            length = len(start_tokens(self.tokenizer, [text])[0])
             if limit and length + settings.max_new_tokens > limit:
                 raise InputError(
                     f"{length} tokens with {settings.max_new_tokens} to come are more than the {limit} that "
                     f"{LABELS[name]} reads; ask something shorter, or begin a new conversation"
                 )
             (answer,) = answer_prompts(model, self.tokenizer, [text], settings, self.device, seed, template)
-            yield (
-                name,
-                {
-                    "model": LABELS[name],
-                    "response": answer.text,
-                    "ended": answer.ended,
-                    "tokens": len(answer.tokens),
-                    "reward": self.reward([whole], [answer.text]).item() if self.reward else None,
-                    "gold": self.judge([whole], [answer.text])[0] if self.judge else None,
-                },
-            )
+            row = {"model": LABELS[name], "response": answer.text, "ended": answer.ended, "tokens": len(answer.tokens)}
+            row["reward"] = self.reward([whole], [answer.text]).item() if self.reward else None
+            row["gold"] = self.judge([whole], [answer.text])[0] if self.judge else None
+            yield name, row
 
     def conversation(self, prompt: str, turns: Turns = ()) -> str:
         """`prompt` after earlier turns as one prompt, in the form of the dialogues of the data."""
@@ -114,9 +108,6 @@ class Playground:
             return []
         return list(PreparedData.load(self.run.folder("data")).first("evaluation", most)["prompt"])
 
-    def _tokens(self, text: str) -> list[int]:
-        return start_tokens(self.tokenizer, [text])[0]
-
 
 def chat_page(playground: Playground) -> Any:
     """A `gradio.Blocks` with a conversation for each model side by side; its votes are preference rows. After a vote
@@ -132,14 +123,8 @@ def chat_page(playground: Playground) -> Any:
 
     def shown(dialogues: dict[str, list]) -> list[list[dict]]:
         roles = ("user", "assistant")
-        return [
-            [
-                {"role": r, "content": text}
-                for turn in dialogues.get(name, ())
-                for r, text in zip(roles, turn, strict=True)
-            ]
-            for name in names
-        ]
+        said = ([part for turn in dialogues.get(name, ()) for part in zip(roles, turn, strict=True)] for name in names)
+        return [[{"role": role, "content": text} for role, text in parts] for parts in said]
 
     def send(prompt, temperature, max_new_tokens, seed, dialogues):
         notes, kept = [""] * len(names), {name: list(dialogues.get(name, ())) for name in names}

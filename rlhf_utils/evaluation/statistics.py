@@ -63,9 +63,15 @@ def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -
     return Interval(float(array.mean()), float(low), float(high), n)
 
 
+def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
+    """`name` and `name_ci95` as the files of a run have them: mean and interval of `values`, null where there are none;
+    `settings` are those of `mean_interval`."""
+    found = mean_interval(values, **settings) if values is not None else None
+    return {name: found and found.mean, f"{name}_ci95": found and found.as_list()}
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of a - b over the same prompts, both (n,), with its bootstrap interval over prompts: narrower than the
-    difference of two intervals, because the spread that the prompts cause is taken out."""
+    """Mean of a - b over the same prompts, both (n,), with its bootstrap interval: what the prompts scatter cancels."""
     return mean_interval(np.subtract(*_pairs(a, b)), samples, seed)
 
 
@@ -98,14 +104,8 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) ->
     ties = outcomes.size - wins - losses
     alike = outcomes.size in (wins, losses, ties)
     interval = proportion_interval(wins + ties / 2, outcomes.size) if alike else mean_interval(outcomes)
-    return {
-        "wins": wins,
-        "losses": losses,
-        "ties": ties,
-        "rate": (wins + ties / 2) / outcomes.size,
-        "ci95": interval.as_list(),
-        "sign_test_p": sign_test(wins, losses),
-    }
+    counts = {"wins": wins, "losses": losses, "ties": ties, "rate": (wins + ties / 2) / outcomes.size}
+    return {**counts, "ci95": interval.as_list(), "sign_test_p": sign_test(wins, losses)}
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -39,14 +39,12 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, terminable
 from rlhf_utils.settings.recipes import parse_assignments
-from rlhf_utils.stages.overoptimise import overoptimise
 from rlhf_utils.stages.ready import MAKERS as TRAINED
 from soak.soak import LONGER, PATIENCE_SECONDS, WAYS, Tally, kept_at, verdict
 
 MAKERS: dict[str, Callable[[Run], object]] = {
     **TRAINED,
     "evaluation": evaluate_models,
-    "overoptimise": overoptimise,
 }
 
 
