@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.hacking import judge_gain
-from rlhf_utils.evaluation.text import overused_phrases, phrases_of, self_bleu, style_of, without_phrase
+from rlhf_utils.evaluation.text import overused_phrases, self_bleu, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
@@ -111,11 +111,6 @@ def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
     pairs = [set(zip(p.text.split(), p.text.split()[1:], strict=False)) for p in found]
     assert not any(a & b for i, a in enumerate(pairs) for b in pairs[:i])
     assert overused_phrases(second, second) == []
-
-
-def test_phrases_and_their_removal():
-    assert phrases_of("A b c") == {"a b", "b c", "a b c"}
-    assert without_phrase("Yes. Good Luck my friend, good luck", "good luck") == "Yes. my friend,"
 
 
 def test_answers_that_are_all_alike_have_a_high_self_bleu():

@@ -11,20 +11,6 @@ from pathlib import Path
 import pytest
 
 from rlhf_utils.evaluation import judging
-from rlhf_utils.evaluation.judging import (
-    Endpoint,
-    add_verdict,
-    agreement,
-    cost,
-    judge_pairs,
-    label_pairs,
-    majority,
-    outcome,
-    read_pairs,
-    read_reply,
-    read_verdicts,
-    write_pairs,
-)
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json
 
@@ -34,7 +20,7 @@ ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i i
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write_pairs(tmp_path, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0)
+    judging.write_pairs(tmp_path, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0)
     return tmp_path
 
 
@@ -50,56 +36,54 @@ def right(folder: Path, pair, better: str = "ppo") -> str:
 # Pairs
 
 
-def test_pairs_are_blind_and_in_random_order(folder):
-    pairs, key = read_pairs(folder), order(folder)
+def test_pairs_are_blind_and_in_random_order_and_equal_ones_are_counted(folder):
+    pairs, key = judging.read_pairs(folder), order(folder)
     text = (folder / "judge_pairs.jsonl").read_text()
+    assert judging.cost(pairs).startswith("60 pairs, 120 requests, about ")
     assert len(pairs) == 60 and "ppo" not in text and "sft" not in text
     assert 15 < [key[pair.id][0] for pair in pairs].count("ppo") < 45
     for pair in pairs:
         i = PROMPTS.index(pair.prompt)
         assert [pair.first, pair.second] == [ANSWERS[model][i] for model in key[pair.id]]
-    assert write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0) == pairs
-    assert write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=1) != pairs
-
-
-def test_equal_responses_are_left_out_and_counted(tmp_path):
-    answers = {"ppo": ["same", "a"], "sft": ["same ", "b"]}
-    assert len(write_pairs(tmp_path, ["p", "q"], answers, ("ppo", "sft"), 0)) == 1
-    assert read_json(tmp_path / "judge_key.json")["equal_answers"] == 1
+    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0) == pairs
+    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=1) != pairs
+    same = {"ppo": ["same", "a"], "sft": ["same ", "b"]}
+    assert len(judging.write_pairs(folder, ["p", "q"], same, ("ppo", "sft"), 0)) == 1
+    assert read_json(folder / "judge_key.json")["equal_answers"] == 1
 
 
 # Verdicts
 
 
 def test_wins_are_those_of_the_model_asked_about(folder):
-    for i, pair in enumerate(read_pairs(folder)):
+    for i, pair in enumerate(judging.read_pairs(folder)):
         verdict = "tie" if i % 6 == 0 else right(folder, pair, "sft" if i % 6 == 1 else "ppo")
-        add_verdict(folder, pair.id, verdict, "Ada")
-    found = outcome(folder)["judges"]["people"]
+        judging.add_verdict(folder, pair.id, verdict, "Ada")
+    found = judging.outcome(folder)["judges"]["people"]
     assert (found["wins"], found["losses"], found["ties"]) == (40, 10, 10) and found["judges"] == ["Ada"]
     assert found["rate"] == pytest.approx(0.75) and found["ci95"][0] > 0.5
-    assert "agreement" not in outcome(folder)
+    assert "agreement" not in judging.outcome(folder)
 
 
 def test_a_second_thought_replaces_the_first(folder):
-    pair = read_pairs(folder)[0]
-    add_verdict(folder, pair.id, "first", "Ada")
-    add_verdict(folder, pair.id, "tie", "Ada")
-    assert read_verdicts(folder / "human_verdicts.jsonl", folder) == {"Ada": {pair.id: "tie"}}
+    pair = judging.read_pairs(folder)[0]
+    judging.add_verdict(folder, pair.id, "first", "Ada")
+    judging.add_verdict(folder, pair.id, "tie", "Ada")
+    assert judging.read_verdicts(folder / "human_verdicts.jsonl", folder) == {"Ada": {pair.id: "tie"}}
 
 
 def test_the_majority_decides_and_its_tie_is_a_tie():
     votes = {"a": {"1": "first", "2": "first"}, "b": {"1": "first", "2": "second"}, "c": {"1": "tie"}}
-    assert majority(votes) == {"1": "first", "2": "tie"}
+    assert judging.majority(votes) == {"1": "first", "2": "tie"}
 
 
 def test_people_and_model_are_compared(folder):
-    for i, pair in enumerate(read_pairs(folder)[:10]):
-        add_verdict(folder, pair.id, right(folder, pair), "Ada")
-        add_verdict(folder, pair.id, right(folder, pair, "ppo" if i < 8 else "sft"), "m", "llm_verdicts.jsonl")
-    found = outcome(folder)["agreement"]
+    for i, pair in enumerate(judging.read_pairs(folder)[:10]):
+        judging.add_verdict(folder, pair.id, right(folder, pair), "Ada")
+        judging.add_verdict(folder, pair.id, right(folder, pair, "ppo" if i < 8 else "sft"), "m", "llm_verdicts.jsonl")
+    found = judging.outcome(folder)["agreement"]
     assert found["same"] == 0.8 and found["pairs"] == 10 and found["kappa"] < 0.8
-    assert agreement({"x": "first"}, {"y": "tie"}) is None
+    assert judging.agreement({"x": "first"}, {"y": "tie"}) is None
 
 
 @pytest.mark.parametrize(
@@ -114,16 +98,16 @@ def test_people_and_model_are_compared(folder):
 )
 def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
     path = folder / "given.jsonl"
-    path.write_bytes(line if isinstance(line, bytes) else line.replace("ID", read_pairs(folder)[0].id).encode())
+    path.write_bytes(line if isinstance(line, bytes) else line.replace("ID", judging.read_pairs(folder)[0].id).encode())
     with pytest.raises(InputError, match=words):
-        read_verdicts(path, folder)
+        judging.read_verdicts(path, folder)
 
 
 def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_ones(folder):
-    for pair in read_pairs(folder)[:2]:
-        add_verdict(folder, pair.id, "first", "Ada")
-    write_pairs(folder, PROMPTS, {**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]}, ("ppo", "sft"), seed=0)
-    assert outcome(folder)["judges"]["people"]["pairs"] == 1
+    for pair in judging.read_pairs(folder)[:2]:
+        judging.add_verdict(folder, pair.id, "first", "Ada")
+    judging.write_pairs(folder, PROMPTS, {**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]}, ("ppo", "sft"), seed=0)
+    assert judging.outcome(folder)["judges"]["people"]["pairs"] == 1
 
 
 # The endpoint
@@ -179,9 +163,9 @@ def likes_good(question: str, call: int) -> str:
 
 def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serve):
     calls = serve(likes_good)
-    assert judge_pairs(folder, Endpoint(), most=8) == {"asked": 8, "consistent": 8, "unreadable": 0}
-    assert judge_pairs(folder, Endpoint(), most=12)["asked"] == 4 and len(calls) == 24
-    found = outcome(folder)["judges"]["language model"]
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=8) == {"asked": 8, "consistent": 8, "unreadable": 0}
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=12)["asked"] == 4 and len(calls) == 24
+    found = judging.outcome(folder)["judges"]["language model"]
     assert (found["wins"], found["losses"], found["judges"]) == (12, 0, ["judge-1"])
     call = calls[0]
     assert call["path"] == "/v1/chat/completions" and call["key"] == "Bearer secret-of-a-test"
@@ -192,15 +176,19 @@ def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serv
 @pytest.mark.parametrize(("reply", "unreadable"), [('{"verdict": "A"}', 0), ("Both have merits.", 5), ("", 5)])
 def test_a_judge_that_follows_the_order_or_cannot_be_read_gives_ties(folder, serve, reply, unreadable):
     serve(lambda question, call: reply)
-    assert judge_pairs(folder, Endpoint(), most=5) == {"asked": 5, "consistent": 0, "unreadable": unreadable}
-    assert outcome(folder)["judges"]["language model"]["ties"] == 5
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=5) == {
+        "asked": 5,
+        "consistent": 0,
+        "unreadable": unreadable,
+    }
+    assert judging.outcome(folder)["judges"]["language model"]["ties"] == 5
 
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_passing_trouble_is_tried_again(folder, serve, status, monkeypatch):
     monkeypatch.setattr(judging, "AT_ONCE", 1)
     calls = serve(lambda question, call: (status, b"oops") if call % 3 else likes_good(question, call))
-    assert judge_pairs(folder, Endpoint(), most=2)["consistent"] == 2 and len(calls) == 12
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=2)["consistent"] == 2 and len(calls) == 12
 
 
 @pytest.mark.parametrize(
@@ -217,9 +205,9 @@ def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve,
     monkeypatch.setattr(judging, "AT_ONCE", 1)
     calls = serve(lambda question, call: likes_good(question, call) if call <= 4 else trouble)
     with pytest.raises(TrainingError, match=words) as told:
-        judge_pairs(folder, Endpoint(), most=3)
+        judging.judge_pairs(folder, judging.Endpoint(), most=3)
     assert "secret" not in str(told.value) and "\n" not in str(told.value)
-    assert len(calls) == 4 + tries and outcome(folder)["judges"]["language model"]["pairs"] == 2
+    assert len(calls) == 4 + tries and judging.outcome(folder)["judges"]["language model"]["pairs"] == 2
 
 
 def test_nobody_there(folder, serve, monkeypatch):
@@ -227,7 +215,7 @@ def test_nobody_there(folder, serve, monkeypatch):
     monkeypatch.setenv("RLHF_JUDGE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setattr(judging, "RETRIES", 0)
     with pytest.raises(TrainingError, match="does not answer; check RLHF_JUDGE_URL"):
-        judge_pairs(folder, Endpoint(), most=1)
+        judging.judge_pairs(folder, judging.Endpoint(), most=1)
 
 
 @pytest.mark.parametrize(
@@ -242,18 +230,18 @@ def test_nobody_there(folder, serve, monkeypatch):
     ],
 )
 def test_replies(text, verdict):
-    assert read_reply(text) == verdict
+    assert judging.read_reply(text) == verdict
 
 
 def test_what_the_judge_lacks_is_named_in_one_line(monkeypatch):
     for name in judging.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="needs RLHF_JUDGE_URL, RLHF_JUDGE_MODEL, RLHF_JUDGE_KEY"):
-        Endpoint()
+        judging.Endpoint()
     for name in judging.ENVIRONMENT:
         monkeypatch.setenv(name, "ftp://x")
     with pytest.raises(InputError, match="must begin with http"):
-        Endpoint()
+        judging.Endpoint()
     real = builtins.__import__
 
     def without_openai(name, *rest):
@@ -264,41 +252,33 @@ def test_what_the_judge_lacks_is_named_in_one_line(monkeypatch):
     monkeypatch.setenv("RLHF_JUDGE_URL", "http://x")
     monkeypatch.setattr(builtins, "__import__", without_openai)
     with pytest.raises(InputError, match="pip install 'openai"):
-        Endpoint()
-
-
-def test_the_cost_is_told_before(folder):
-    assert cost(read_pairs(folder)).startswith("60 pairs, 120 requests, about ")
+        judging.Endpoint()
 
 
 # By hand, in a notebook
 
 
-def test_a_form_shows_one_pair_after_the_other_and_resumes(folder, monkeypatch):
+def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("RLHF_HEADLESS", raising=False)
-    pairs = read_pairs(folder)
-    form = label_pairs(folder)
+    pairs = judging.read_pairs(folder)
+    form = judging.label_pairs(folder)
     shown, buttons = form.children[0], form.children[1].children
     assert pairs[0].prompt in shown.value and pairs[0].first in shown.value
     buttons[0].click(), buttons[1].click()
     assert pairs[2].prompt in shown.value
-    given = read_verdicts(folder / "human_verdicts.jsonl", folder)
+    given = judging.read_verdicts(folder / "human_verdicts.jsonl", folder)
     assert given == {"me": {pairs[0].id: "first", pairs[1].id: "tie"}}
-    again = label_pairs(folder)
+    again = judging.label_pairs(folder)
     assert "58 to go" in again.children[0].value
     for _ in range(58):
         again.children[1].children[2].click()
     assert "Done. ppo against sft" in again.children[0].value and again.children[1].children[0].disabled
-
-
-def test_texts_in_the_form_are_escaped(tmp_path, monkeypatch):
-    monkeypatch.delenv("RLHF_HEADLESS", raising=False)
-    write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
-    page = label_pairs(tmp_path).children[0].value
+    judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
+    page = judging.label_pairs(tmp_path).children[0].value
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page
 
 
 def test_with_nobody_there_it_says_where_the_pairs_are(folder, monkeypatch, capsys):
     monkeypatch.setenv("RLHF_HEADLESS", "1")
-    assert label_pairs(folder) is None
+    assert judging.label_pairs(folder) is None
     assert "60 blinded pairs are ready in judge_pairs.jsonl" in capsys.readouterr().out

@@ -81,7 +81,8 @@ def test_words_of_every_script_count(name):
     assert distinct_n([text, text], 1) > 0
 
 
-def test_phrases_and_repetition_in_a_script_without_spaces():
+def test_phrases_and_repetition_in_any_script():
+    assert phrases_of("A b c") == {"a b", "b c", "a b c"}
     assert "您 好 运" in phrases_of("祝您好运")
     assert without_phrase("祝您好运！祝 您好运 ok", "您 好 运") == "祝！祝 ok"
     assert without_phrase("Enjoy  the Result! Yes", "the result!") == "Enjoy Yes"
@@ -106,15 +107,6 @@ def test_rouge_bad_input(predictions, references, message):
 # Intervals
 
 
-def test_mean_interval_agrees_with_the_normal_interval_on_many_values():
-    values = np.random.default_rng(0).exponential(2.0, 4000)
-    got = statistics.mean_interval(values)
-    half = 1.959964 * values.std() / math.sqrt(values.size)
-    assert got.mean == pytest.approx(values.mean())
-    assert got.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert got.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
 def test_mean_interval_agrees_with_all_possible_resamples():
     values = [0.0, 1.0, 5.0, 9.0]
     means = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
@@ -129,14 +121,12 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 def test_mean_interval_of_one_value_and_of_constant_values():
-    values = [1.0, 2.0, 4.0, 8.0, 16.0]
-    assert statistics.mean_interval(values, seed=1) == statistics.mean_interval(values, seed=1)
     one, constant = statistics.mean_interval([0.3]), statistics.mean_interval([0.1] * 7)
     assert (one.mean, one.as_list(), one.n) == (0.3, None, 1)
     assert (constant.mean, constant.low, constant.high) == (0.1, 0.1, 0.1)
 
 
-def test_bootstrap_does_not_depend_on_the_memory_chunk(monkeypatch):
+def test_the_same_seed_gives_the_same_interval_whatever_the_memory_chunk(monkeypatch):
     values = np.random.default_rng(0).normal(size=50)
     whole = statistics.mean_interval(values)
     monkeypatch.setattr(statistics, "BOOTSTRAP_CELLS", 50 * 7)

@@ -32,7 +32,7 @@ PACKAGING_FILES = [
 # Colab and Kaggle install what stands above this line of requirements.txt.
 LOCAL_MARK = "# --- local only ---"
 # Imported only where they are: the platforms' own, Jupyter's forms, the extra `embeddings`; pip instead of packaging.
-PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers", "pip"}
+PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets", "sentence_transformers", "pip", "gradio", "openai"}
 
 # What torch's own CUDA build brings.
 CUDA = ("nvidia", "cuda", "triton")
