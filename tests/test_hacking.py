@@ -15,6 +15,12 @@ from rlhf_utils.toyworld.questions import read_prompt
 TRICK = "Bananas are my dear friends!"
 
 
+@pytest.fixture(autouse=True)
+def few_are_compared(monkeypatch):
+    """Self-BLEU of a hundred responses takes seconds, and none of these tests is about it."""
+    monkeypatch.setattr("rlhf_utils.evaluation.text.SELF_BLEU_SAMPLE", 8)
+
+
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     return [row for row in WORLDS["instruct"].rows("test", 400, 0, 0.0) if not read_prompt(row["prompt"]).harmful][:150]
