@@ -62,6 +62,9 @@ def test_wins_are_those_of_the_model_asked_about(folder):
     found = judging.outcome(folder)["judges"]["people"]
     assert (found["wins"], found["losses"], found["ties"]) == (40, 10, 10) and found["judges"] == ["Ada"]
     assert found["rate"] == pytest.approx(0.75) and found["ci95"][0] > 0.5
+    path = folder / "human_verdicts.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert judging.outcome(folder)["judges"]["people"] == found, "who was judged first changes the interval"
     assert "agreement" not in judging.outcome(folder)
 
 

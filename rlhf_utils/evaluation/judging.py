@@ -118,7 +118,9 @@ def outcome(folder: Path) -> dict:
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
         if not (given := own_verdicts(folder, file)):
             continue
-        decided[kind] = majority(given)
+        verdicts = majority(given)
+        # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
+        decided[kind] = {pair.id: verdicts[pair.id] for pair in read_pairs(folder) if pair.id in verdicts}
         winners = [key["order"][p][CHOICES.index(v)] if v != "tie" else None for p, v in decided[kind].items()]
         scores = [0 if winner is None else 1 if winner == key["models"][0] else -1 for winner in winners]
         wins = win_rate(scores, [0] * len(scores))
@@ -131,7 +133,7 @@ def outcome(folder: Path) -> dict:
 def majority(verdicts: dict[str, dict[str, str]]) -> dict[str, str]:
     """Pair -> what most judges said; a tie among them is a tie."""
     decided = {}
-    for pair in {pair for given in verdicts.values() for pair in given}:
+    for pair in dict.fromkeys(pair for given in verdicts.values() for pair in given):
         (top, most), *rest = Counter(given[pair] for given in verdicts.values() if pair in given).most_common()
         decided[pair] = "tie" if rest and rest[0][1] == most else top
     return decided
