@@ -68,8 +68,9 @@ SERIES = (
     Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
     Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
-    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
-    Notebook("04_evaluation/02_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
+    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
+    Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",)),
+    Notebook("04_evaluation/03_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
 
 

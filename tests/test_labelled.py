@@ -136,10 +136,13 @@ def test_length_alone():
     train = Dataset.from_list([long, short] * 5)
     assert length_alone(train, Dataset.from_list([long, short, short]), tiny_tokenizer()) == 1.0
     assert length_alone(train, Dataset.from_list([{**long, "label": 0}, short]), tiny_tokenizer()) == 0.5
-    assert length_rule([5, 30], [1, 0], [5, 6, 30, 31], [1, 1, 0, 0]) == 1.0
+    short_is_one = Dataset.from_list([{**long, "label": 0}, {**short, "label": 1}])
+    assert length_alone(short_is_one, short_is_one, tiny_tokenizer()) == 1.0
     assert sides(train) == {"positive": ["a" * 30] * 5, "negative": ["a" * 5] * 5}
     pairs = Dataset.from_list([{"chosen": "aaaa", "rejected": "a"}] * 3)
     assert length_alone(pairs, Dataset.from_list([{"chosen": "a", "rejected": "aaa"}]), tiny_tokenizer()) == 0.0
+    tied = Dataset.from_list([{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}])
+    assert length_alone(pairs, tied, tiny_tokenizer()) == 0.75
 
 
 def test_label_noise_is_what_the_judge_disagrees_with():

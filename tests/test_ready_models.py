@@ -159,7 +159,7 @@ def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(re
         "02_02_reward_model",
         "03_01_ppo_from_scratch",
         "04_01_compare_models",
-        "04_02_playground",
+        "04_03_playground",
     ]
 
 

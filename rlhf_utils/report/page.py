@@ -8,8 +8,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from rlhf_utils.evaluation.judging import outcome
-from rlhf_utils.evaluation.judging.pairs import KEY, PAIRS
+from rlhf_utils.evaluation.judging import KEY, PAIRS, outcome
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_text
 from rlhf_utils.report import findings

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.frontier import choose, measure_policies
+from rlhf_utils.evaluation.frontier import choose, measure_policies, stopped
 from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.models.loading import copy_model, load_policy, load_tokenizer
 from rlhf_utils.platforms.files import link_or_copy, write_json
 from rlhf_utils.platforms.memory import add_seconds, phase
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.ppo import PPOConfig, PPOTrainer
+from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.ppo.checkpoint import update_name
 from rlhf_utils.ppo.record import progress
 from rlhf_utils.rewards.functions import FluencyReward, LengthPenalty, RewardFunction, RewardMixture, load_reward
@@ -101,20 +100,3 @@ def train_ppo(run: Run) -> dict:
                     shutil.copytree(policy, folder / "frontier" / update_name(update), copy_function=link_or_copy)
             write_json(folder / "frontier.json", {"points": points, **decision})
     return run.results("ppo")
-
-
-def stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | None:
-    """What the KL budget did to a training, in a sentence; None where it did nothing."""
-    if settings.kl_budget is None or all(line["kl"] <= settings.kl_budget for line in history[1:]):
-        return None
-    first = next(line for line in history[1:] if line["kl"] > settings.kl_budget)
-    budget = f"ppo.kl_budget={settings.kl_budget:g} nats per response at temperature {settings.temperature:g}"
-    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''}"
-    text = f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}"
-    text += ": the training stopped there" if first["learning_rate"] is None else ": the steps were made smaller"
-    if chosen:
-        return f"{text}, and a policy within the budget is used, that of update {chosen}"
-    return (
-        f"{text}, no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
-        "ppo.kl_coefficient or the budget"
-    )
