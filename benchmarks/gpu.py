@@ -145,7 +145,7 @@ def ppo(what: str, precision: str, work: Path) -> dict:
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
-    from rlhf_utils.rewards.functions import RewardModel
+    from rlhf_utils.rewards.reward_model import RewardModel
 
     method = what.split("-")[1]
     reward = RewardModel.load(work / "reward", detect_device(precision))

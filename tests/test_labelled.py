@@ -10,21 +10,19 @@ import pytest
 import torch
 from datasets import Dataset
 from made import make
+from rlhf_utils.stages.ppo import reward_function
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.data.prepare import check_rows, prepare
 from rlhf_utils.data.sources import Rows
-from rlhf_utils.evaluation.judge import label_noise
-from rlhf_utils.evaluation.length import length_alone, sides
-from rlhf_utils.evaluation.metrics import length_rule
+from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
 from rlhf_utils.evaluation.reward_report import label_margins as margins
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
-from rlhf_utils.rewards.functions import ClassifierReward, load_reward
+from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES
-from rlhf_utils.stages.ppo import reward_function
 
 PLAIN = TEMPLATES["continuation"]
 

@@ -33,7 +33,7 @@ from rlhf_utils.models.language_model import (
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
-from rlhf_utils.ppo.actor_critic import ActorCritic
+from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.settings.sections import GenerationSettings
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread, save_tiny  # noqa: F401
@@ -19,8 +19,8 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.comparison import compare
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import write_report
+from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.ppo import train_ppo
 
 ONE = {f"data.split_rows.{name}": 1 for name in ("sft", "reward", "ppo", "development", "evaluation")}
 ONE |= {f"evaluation.{name}": 1 for name in ("prompts", "reward_pairs", "frontier_prompts")}

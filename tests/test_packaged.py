@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_utils.runs.costs import estimate
 from tiny import CPU
 
 from rlhf_utils.evaluation.assistant import sentence_encoder

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from made import make
 from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file

@@ -15,7 +15,8 @@ from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.sections import EMBEDDED, DataSettings, Split
+from rlhf_utils.platforms.names import EMBEDDED
+from rlhf_utils.settings.sections import DataSettings, Split
 from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, Template
 
 SPLITS = get_args(Split)

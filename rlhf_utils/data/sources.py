@@ -21,8 +21,8 @@ from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.platforms.hub import dataset_snapshot, wanted_dataset
-from rlhf_utils.platforms.names import is_hub_name, is_there, local_path
-from rlhf_utils.settings.sections import EMBEDDED, DataSettings
+from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
+from rlhf_utils.settings.sections import DataSettings
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 

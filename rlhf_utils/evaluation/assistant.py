@@ -23,12 +23,12 @@ from rlhf_utils.models.language_model import language_model
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.names import local_path
+from rlhf_utils.platforms.names import EMBEDDED, local_path
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.sections import EMBEDDED, AssistantScore
+from rlhf_utils.settings.sections import AssistantScore
 
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
 _REFERENCES = 100

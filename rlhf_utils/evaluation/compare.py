@@ -11,7 +11,7 @@ from statistics import fmean, median
 import pandas as pd
 from datasets import Dataset
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.assistant import score_assistants
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator

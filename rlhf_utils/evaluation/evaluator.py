@@ -17,7 +17,8 @@ from rlhf_utils.models.generation import Answer, answer_prompts
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of, right_padded
 from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import ClassifierReward, RewardFunction, load_reward, right_padded
+from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
+from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.run import Run
 
 
@@ -111,7 +112,7 @@ def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, f
     run.progress("sampling held-out responses")
     answers = answer_prompts(policy.eval(), tokenizer, texts, run.recipe.generation, detect_device(), run.recipe.seed)
     return {
-        "rougeL": rouge_scores([answer.text for answer in answers], asked["chosen"])["rougeL"],
+        "rougeL": Rouge().compute(predictions=[a.text for a in answers], references=list(asked["chosen"]))["rougeL"],
         "eos_rate": sum(answer.ended for answer in answers) / len(answers),
         "checked_prompts": len(answers),
     }

@@ -9,7 +9,8 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from rlhf_utils.data import PreparedData, beginnings
+from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.judge import sides
 from rlhf_utils.evaluation.statistics import Interval, accuracy_of, paired_difference

@@ -8,11 +8,11 @@ import numpy as np
 from datasets import Dataset
 
 from rlhf_utils.evaluation.statistics import accuracy_of
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
-from rlhf_utils.settings.sections import EMBEDDED
 
 # Gold scores lie in 0 to 10.
 MIDDLE = 5.0

@@ -21,7 +21,7 @@ from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import append_text
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import load_reward
+from rlhf_utils.rewards.reward_model import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import NEXT_ASSISTANT, NEXT_HUMAN

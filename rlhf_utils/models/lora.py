@@ -116,3 +116,17 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
     if told := [f"{what} {some(names)}" for what, names in found.items() if names]:
         raise InputError(f"{adapter} does not fit the model it is put on ({'; '.join(told)}); give the base it is of")
     return wrapped.merge_and_unload(), {key.removeprefix("base_model.model.") for key in weights}
+
+
+def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
+    too."""
+    head = language_model(model).head
+    for layer in model.modules():
+        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
+        if kept and not layer.weight.requires_grad:
+            layer.to(dtype)
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
+            layer.register_forward_hook(
+                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
+            )

@@ -24,7 +24,7 @@ from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_po
 from rlhf_utils.models.lora import lora_config, merge_adapter, store_frozen
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards.reward_model import RewardModel
 from rlhf_utils.settings.sections import PPOConfig
 
 Source = str | Path

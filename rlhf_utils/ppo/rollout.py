@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.generation import Answer, Sampled, left_padded, sample, to_answers
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, right_padded
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
 from rlhf_utils.ppo.policies import ActorCritic, Policy
-from rlhf_utils.rewards.functions import RewardFunction, RewardMixture, right_padded
+from rlhf_utils.rewards.terms import RewardFunction, RewardMixture
 from rlhf_utils.runs.finite import not_finite
 from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, Template

@@ -30,7 +30,8 @@ from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic
 from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
-from rlhf_utils.rewards.functions import RewardFunction, check_critic
+from rlhf_utils.rewards.reward_model import check_critic
+from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template

@@ -14,13 +14,13 @@ from rlhf_utils.models.loading import copy_model
 from rlhf_utils.platforms.bootstrap import repository_address
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import DATASET, hub_name, is_there, known_as
+from rlhf_utils.platforms.names import DATASET, EMBEDDED, hub_name, is_there, known_as
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.platforms.runtime import hub_token
 from rlhf_utils.report.findings import COLUMNS, model_table, sentences
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
-from rlhf_utils.settings.sections import EMBEDDED, flat
+from rlhf_utils.settings.sections import flat
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, HfApi

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from rlhf_utils.evaluation.metrics import mean_interval, rouge_per_sample
+from rlhf_utils.evaluation.rouge import Rouge
+from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.report.results import (
     LABELS,
     accuracies,
@@ -149,7 +150,9 @@ def rouge(run: Path, figure: Figure) -> str:
 def _rouge_intervals(samples: pd.DataFrame, model: str) -> dict[str, list[float] | None]:
     """The 95% CI of each mean ROUGE; empty where there is no response of `model` with a reference."""
     kept = samples[samples["reference"] != ""] if {f"{model}_response", "reference"} <= set(samples) else ()
-    scores = rouge_per_sample(kept[f"{model}_response"].tolist(), kept["reference"].tolist()) if len(kept) else {}
+    texts = {"predictions": f"{model}_response", "references": "reference"}
+    texts = {name: kept[column].tolist() for name, column in texts.items()} if len(kept) else None
+    scores = Rouge().compute(**texts, use_aggregator=False) if texts else {}
     return {key: mean_interval(values).as_list() for key, values in scores.items()}
 
 

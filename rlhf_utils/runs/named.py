@@ -7,14 +7,12 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from rlhf_utils.data import is_local
+from rlhf_utils.data.sources import is_local
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.names import is_folder
-from rlhf_utils.platforms.runtime import quiet_libraries
-from rlhf_utils.rewards.functions import check_critic
-from rlhf_utils.runs.base import check_context
+from rlhf_utils.platforms.hub import Wanted, look_up, wanted_dataset, wanted_model
+from rlhf_utils.platforms.names import EMBEDDED, is_folder, local_path
+from rlhf_utils.platforms.packaged import PACKAGED, check_packaged
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.sections import EMBEDDED
 
 
 def check_names(run: Run, stages: Collection[str]) -> set[str]:
@@ -67,7 +65,7 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.models import loading
     from rlhf_utils.models.lora import lora_modules
     from rlhf_utils.platforms.runtime import quiet_libraries
-    from rlhf_utils.stages.base import check_context
+    from rlhf_utils.runs.base import check_context
 
     def readable(source: str | None) -> bool:
         return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)

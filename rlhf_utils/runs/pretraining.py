@@ -9,20 +9,24 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
 
-from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import (
-    content_hash,
-    disk_errors,
-    mark_complete,
-    newest_complete,
-    read_json,
-    whole_folder,
-    write_json,
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
 )
+
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import disk_errors, whole_folder, write_json
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
-from rlhf_utils.runs.stopping import safe_points, stop_asked
+from rlhf_utils.runs.training import RunCallback, train_resumably
 from rlhf_utils.settings.sections import BaseSettings
 
 END_OF_TEXT = "<|endoftext|>"

@@ -17,8 +17,9 @@ from pydantic import ValidationError, model_validator
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings import sections
-from rlhf_utils.settings.sections import EMBEDDED, UNSET, Name, Section, Seed
+from rlhf_utils.settings.sections import UNSET, Name, Section, Seed
 from rlhf_utils.settings.template import TEMPLATES, Template
 
 SCALES = ("tiny", "t4", "full")

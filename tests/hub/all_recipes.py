@@ -41,7 +41,6 @@ def main(output_dir: str, names: list[str]) -> None:
 
     from rlhf_utils.evaluation.compare import evaluate_models
     from rlhf_utils.runs.named import check_named_models, check_names
-    from rlhf_utils.stages.ready import MAKERS
 
     quiet_libraries()
     for name in names:
