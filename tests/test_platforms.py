@@ -21,6 +21,7 @@ from tiny import save_tiny
 from rlhf_utils.platforms import runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.runs.run import Run
+from rlhf_utils.series import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = (
@@ -118,16 +119,14 @@ def test_colab_is_asked_nothing_when_nobody_is_there(colab, attended, monkeypatc
 
 
 def test_opening_a_run_on_drive_mounts_it_once(colab, attended, tmp_path, capsys):
-    from rlhf_utils.report.notebook import start
-
     colab.mount = lambda folder: (folder / "MyDrive").mkdir(parents=True)
     folder = tmp_path / "drive" / "MyDrive" / "rlhf"
     for _ in range(2):
         assert Run.open("instruct", "tiny", folder).root.is_dir()
     assert colab.calls == [("mount", str(tmp_path / "drive"))]
-    start("instruct", "tiny", str(folder), {}, True)
+    open_run("01_01", "instruct", "tiny", str(folder), {}, True)
     assert "Colab deletes this run" not in capsys.readouterr().out
-    start("instruct", "tiny", str(tmp_path / "elsewhere"), {}, True)
+    open_run("01_01", "instruct", "tiny", str(tmp_path / "elsewhere"), {}, True)
     assert "Colab deletes this run with the session" in capsys.readouterr().out
     assert [call for call, _ in colab.calls].count("mount") == 1
 
@@ -229,6 +228,7 @@ def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
         from rlhf_utils.data.sources import load_rows
         from rlhf_utils.models.loading import load_policy, load_tokenizer
         from rlhf_utils.runs.run import Run
+from rlhf_utils.series import open_run
         from rlhf_utils.platforms.runtime import detect_device
         attached = sys.argv[1]
         for data in ("pairs.jsonl", "saved"):
