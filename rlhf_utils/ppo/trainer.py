@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -312,14 +314,19 @@ class PPOTrainer:
             self.accelerator.trackers.clear()
 
     def _track(self, line: dict, samples: list[dict]) -> None:
-        """Send the numbers of a line of metrics on, nested ones as `a/b`, and the samples as a table where there is
-        one."""
+        """Send the numbers of a line of metrics on, nested ones as `a/b`, and the samples: as a table where there are
+        any."""
         figures = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
         for tracker in self.accelerator.trackers:
             tracker.log(figures, step=line["update"])
-            if samples and hasattr(tracker, "log_table"):
+            if samples and tracker.name == "wandb":
                 rows = [list(sample.values()) for sample in samples]
                 tracker.log_table("samples", columns=list(samples[0]), data=rows, step=line["update"])
+            elif samples and tracker.name == "trackio":
+                table = importlib.import_module("trackio").Table(dataframe=pd.DataFrame(samples))
+                tracker.log({"samples": table}, step=line["update"])
+            elif samples:
+                tracker.log({"samples": samples_table(samples)}, step=line["update"])
 
 
 def _accelerator(device: Device, **how) -> Accelerator:
