@@ -217,7 +217,7 @@ def _playground(options: argparse.Namespace) -> None:
     print("open it in a browser; Ctrl-C ends it", file=sys.stderr)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
-    page.close()
+    page.close(verbose=False)
 
 
 def _judge(options: argparse.Namespace) -> None:

@@ -122,7 +122,7 @@ def served(playground):
     pytest.importorskip("gradio")
     page, url = serve(playground)
     yield page, url
-    page.close()
+    page.close(verbose=False)
 
 
 def texts(chat: list[dict]) -> list[str]:

@@ -40,7 +40,9 @@ def judge_of(run: Run) -> Judge | None:
 def about_judge(run: Run) -> dict | None:
     """What `summary.json` says of the judge: its kind and, of a second reward model, its figures."""
     if "judge_model" in run.stages:
-        return {"kind": "second reward model", **run.results("judge_model")}
+        found = run.results("judge_model")
+        kept = ("accuracy", "accuracy_ci95", "agreement", "agreement_ci95", "pairs", "trained_on")
+        return {"kind": "second reward model", **{key: found[key] for key in kept}}
     return {"kind": "gold preference"} if gold_judge(run.recipe) else None
 
 
