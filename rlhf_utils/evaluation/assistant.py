@@ -19,7 +19,7 @@ from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.statistics import figures, win_rate
 from rlhf_utils.evaluation.text import is_refusal, repetition
-from rlhf_utils.models.language_model import language_model
+from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.platforms.hub import model_folder

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, write_text
 from rlhf_utils.report.page import embedded, render
-from rlhf_utils.report.results import LABELS
 from rlhf_utils.report.style import COLORS, DASHED, categories, dot, save, shown
 from rlhf_utils.settings.sections import flat
 

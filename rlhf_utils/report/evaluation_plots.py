@@ -11,18 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.evaluation.statistics import mean_interval
-from rlhf_utils.report.results import (
-    LABELS,
-    accuracies,
-    judge_of,
-    models_of,
-    read_object,
-    read_samples,
-    versus,
-    win_rates_of,
-)
+from rlhf_utils.report.results import accuracies, judge_of, models_of, read_object, read_samples, versus, win_rates_of
 from rlhf_utils.report.style import COLORS, DASHED, NothingToShow, beside, categories, dot, empty, plot, reach, shown
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}

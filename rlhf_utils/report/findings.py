@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.platforms.errors import visible
-from rlhf_utils.report.results import LABELS, accuracies, bounds, judge_of, models_of, versus, win_rates_of
+from rlhf_utils.report.results import accuracies, bounds, judge_of, models_of, versus, win_rates_of
 from rlhf_utils.report.style import shown
 
 # Figure of summary.json, its title in the table, decimals.

@@ -8,12 +8,13 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.judging import KEY, PAIRS, outcome
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_text
 from rlhf_utils.report import findings
 from rlhf_utils.report.plots import applicable, draw
-from rlhf_utils.report.results import LABELS, accuracies, models_of, read_object, read_samples, run_caption
+from rlhf_utils.report.results import accuracies, models_of, read_object, read_samples, run_caption
 from rlhf_utils.report.style import COLORS, shown
 
 EXAMPLES = 8
