@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rlhf_utils.evaluation import metrics
+from rlhf_utils.evaluation import statistics
+from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.platforms.files import write_json, write_jsonl
 
 # Reward, gold and share of the reference's words of each model.
@@ -60,13 +61,17 @@ def _trainings(folder: Path, generator: np.random.Generator) -> None:
 def _reward_model(folder: Path, generator: np.random.Generator) -> None:
     margins = generator.normal(2.6, 1.8, 800)
     right = int((margins > 0).sum())
-    result = {"accuracy": right / 800, "accuracy_ci95": metrics.proportion_interval(right, 800).as_list(), "pairs": 800}
+    result = {
+        "accuracy": right / 800,
+        "accuracy_ci95": statistics.proportion_interval(right, 800).as_list(),
+        "pairs": 800,
+    }
     result |= {"untrained_accuracy": 0.47, "untrained_ci95": [0.435, 0.505], "length_baseline_accuracy": 0.53}
     groups = [
         {"from": low, "to": low + 9, "pairs": 200, "accuracy": share, "accuracy_ci95": [share - 0.05, share + 0.04]}
         for low, share in ((-20, 0.86), (-10, 0.9), (0, 0.93), (10, 0.95))
     ]
-    result |= {"margins": margins.tolist(), "calibration": metrics.calibration(margins), "by_length": groups}
+    result |= {"margins": margins.tolist(), "calibration": statistics.calibration(margins), "by_length": groups}
     write_json(folder / "reward_model.json", result)
 
 
@@ -99,20 +104,25 @@ def _comparison(folder: Path, generator: np.random.Generator, gold: bool, prompt
         for key, values in found.items():
             if gold or key == "reward":
                 samples[f"{model}_{key}"] = values
-        samples[f"{model}_rougeL"] = metrics.rouge_per_sample(texts, list(samples["reference"]))["rougeL"]
-        intervals = {key: metrics.mean_interval(values) for key, values in found.items()}
+        samples[f"{model}_rougeL"] = Rouge().compute(
+            predictions=texts, references=list(samples["reference"]), use_aggregator=False
+        )["rougeL"]
+        intervals = {key: statistics.mean_interval(values) for key, values in found.items()}
         figures = {key: value.mean for key, value in intervals.items()}
         figures |= {f"{key}_ci95": value.as_list() for key, value in intervals.items()}
         figures |= {} if gold else {"gold": None, "gold_ci95": None}
-        figures |= metrics.rouge_scores(texts, list(samples["reference"])) | {"eos_rate": 0.99, "distinct_2": 0.27}
+        figures |= Rouge().compute(predictions=texts, references=list(samples["reference"])) | {
+            "eos_rate": 0.99,
+            "distinct_2": 0.27,
+        }
         kl = {"base": None, "sft": 0.0, "sft_qlora": 0.6, "ppo": 2.1}[model]
         models[model] = figures | {"kl_to_sft": kl, "mean_tokens": 61.0}
     samples.to_csv(folder / "samples.csv", index=False)
     paired = {"rougeL": {"mean": 0.01, "ci95": [-0.02, 0.04]}, "gold": {"mean": None, "ci95": None}}
     for key in ("reward", "gold") if gold else ("reward",):
-        found = metrics.paired_difference(scores["ppo"][key], scores["sft"][key])
+        found = statistics.paired_difference(scores["ppo"][key], scores["sft"][key])
         paired[key] = {"mean": found.mean, "ci95": found.as_list()}
-    wins = {f"ppo_vs_{m}": metrics.win_rate(scores["ppo"]["gold"], scores[m]["gold"]) for m in ("sft", "base")}
+    wins = {f"ppo_vs_{m}": statistics.win_rate(scores["ppo"]["gold"], scores[m]["gold"]) for m in ("sft", "base")}
     phrase = {"text": "i hope <b>", "first": 50, "second": 20, "first_total": 60, "second_total": 60, "log_odds": 2.3}
     hacking = {
         "level": "none",

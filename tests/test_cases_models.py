@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_utils.stages.ppo import train_ppo
-from rlhf_utils.stages.reward_model import train_reward_model
-from rlhf_utils.stages.sft import train_full, train_qlora
+from made import make
 from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,7 +21,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards import load_reward
-from rlhf_utils.runs.base import make_base, make_data
+from rlhf_utils.runs.base import make_base
 from rlhf_utils.runs.named import check_named_models
 from rlhf_utils.runs.run import Run
 
@@ -113,8 +111,7 @@ def test_a_ready_reward_model_reads_with_its_own_tokenizer(tmp_path, reward_mode
 def test_the_series_passes_with_the_defaults(tmp_path, policy):
     run = open_run(tmp_path, policy=policy)
     check_named_models(run)
-    for make in (make_base, make_data, train_full, train_qlora, train_reward_model, train_ppo):
-        make(run)
+    make(run, "base", "data", "sft", "sft_qlora", "reward_model", "ppo")
     for stage in ("base", "sft", "sft_qlora", "ppo"):
         _, info = AutoModelForCausalLM.from_pretrained(run.folder(stage), output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -129,13 +126,12 @@ def test_dropout_by_other_names_is_off_in_ppo(tmp_path):
     run = open_run(tmp_path, models__sft="opt_nobos", models__reward_model="rm_same")
     check_named_models(run)
     fetch_ready(run)
-    assert train_ppo(run)["updates"] == 1
+    assert make(run, "ppo").results("ppo")["updates"] == 1
 
 
 def test_continuations_keep_their_leading_space(tmp_path):
     run = open_run(tmp_path, "imdb", "reviews.jsonl", policy="llama_nobos")
-    for make in (make_base, make_data, train_full, train_reward_model, train_ppo):
-        make(run)
+    make(run, "base", "data", "sft", "reward_model", "ppo")
     samples = read_jsonl(run.folder("ppo") / "samples.jsonl")
     evaluator = Evaluator(run)
     prompts = list(PreparedData.load(run.folder("data")).splits["ppo"]["prompt"])[:30]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from datasets import Dataset
 from made import make
-from rlhf_utils.stages.ppo import reward_function
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.data.prepare import check_rows, prepare
@@ -193,15 +192,6 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
     assert good > bad
     chances = reward.probabilities(["It was "], ["zzzz zz z from the first"])
     assert 0.5 < chances.item() <= 1
-
-
-def test_weighted_terms_stand_beside_the_classifier(run):
-    make(run, "reward_model")
-    mixture = reward_function(run)
-    assert {name: weight for name, (weight, _) in mixture.parts.items()} == {
-        "reward_model": 1.0, "fluency": 0.5, "length": 0.2
-    }  # fmt: skip
-    assert set(mixture.terms(["It"], [" was"])) == {"reward_model", "fluency", "length"}
 
 
 def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):

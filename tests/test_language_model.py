@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from rlhf_utils.stages.sft import head_in_fp32
 from tiny import (
     CPU,
     PROMPTS,
@@ -35,6 +34,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.rewards import FluencyReward
+from rlhf_utils.runs.training import head_in_fp32
 from rlhf_utils.settings.sections import GenerationSettings
 
 EOS = 0

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from rlhf_utils.stages.ppo import train_ppo
-from rlhf_utils.stages.reward_model import train_reward_model
-from rlhf_utils.stages.sft import train_full, train_qlora
+from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.evaluation.compare import evaluate_models
@@ -19,7 +17,6 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.comparison import compare
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import write_report
-from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
 
 ONE = {f"data.split_rows.{name}": 1 for name in ("sft", "reward", "ppo", "development", "evaluation")}
@@ -44,8 +41,7 @@ def policy(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, policy) -> Run:
     run = open_run(tmp_path_factory.mktemp("one"), policy)
-    for make in (make_base, make_data, train_full, train_qlora, train_reward_model, train_ppo, evaluate_models):
-        make(run)
+    evaluate_models(make(run, "base", "data", "sft", "sft_qlora", "reward_model", "ppo"))
     return run
 
 
@@ -79,13 +75,13 @@ def test_a_budget_that_nothing_keeps_leaves_the_sft_model_and_is_not_paid_for_tw
     """The last of those that use `run`: PPO is trained anew in its folder."""
     tight = {"ppo.kl_budget": 1e-6, "ppo.updates": 3, "ppo.save_every": 100, "ppo.learning_rate": 1e-2}
     tight |= {"ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4}
-    result = train_ppo(open_run(run.root.parents[1], policy, **tight))
+    result = make(open_run(run.root.parents[1], policy, **tight), "ppo").results("ppo")
     assert (result["updates"], result["published"]) == (1, "update-000000") and abs(result["published_kl"]) < 1e-3
     assert "the SFT model itself is used; lower ppo.learning_rate" in result["stopped"]
     weights = [(run.folder(name) / "model.safetensors").read_bytes() for name in ("sft", "ppo")]
     assert weights[0] == weights[1]
     again = open_run(run.root.parents[1], policy, **tight)
-    assert again.skips("ppo") and train_ppo(again) == result
+    assert again.has("ppo") and again.results("ppo") == result
     assert "PPO and its KL budget: after 1 update the policy was" in text_summary(evaluate_models(again))
 
 

@@ -129,7 +129,7 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
     trainer.add_callback(RunCallback(run, title))
     fp32_trainables(trainer.model)
     if isinstance(trainer, SFTTrainer):
-        _head_in_fp32(trainer.model)
+        head_in_fp32(trainer.model)
     elif not isinstance(trainer, RewardTrainer):
         # transformers takes a classifier's loss for one over the whole batch, since it would accept the number of rows;
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
@@ -158,7 +158,7 @@ def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:
     return folder
 
 
-def _head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
+def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
     """Have trl compute the loss from fp32 logits also under autocast: it rounds them to 16 bits, and logits around -100
     lose half a nat by that."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model

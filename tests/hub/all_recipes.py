@@ -37,7 +37,7 @@ REDUCED = {
 
 def main(output_dir: str, names: list[str]) -> None:
     prepare_environment()
-    from rlhf_utils.stages.ready import MAKERS
+    from made import make
 
     from rlhf_utils.evaluation.compare import evaluate_models
     from rlhf_utils.runs.named import check_named_models, check_names
@@ -49,9 +49,7 @@ def main(output_dir: str, names: list[str]) -> None:
         run = Run(load_recipe(name, "t4", reduced), output_dir)
         run.make_folders()
         check_named_models(run, check_names(run, run.stages))
-        for stage in run.stages:
-            if stage in MAKERS:
-                MAKERS[stage](run)
+        make(run, *(stage for stage in run.stages if stage not in ("evaluation", "overoptimise")))
         summary = evaluate_models(run)
         commits = {stage: about["hub"] for stage, about in run.record()["stages"].items() if about["hub"]}
         told = {"recipe": name, "commits": commits, "models": sorted(summary["models"])}
