@@ -81,7 +81,7 @@ TOGETHER = {
     "ppo.minibatch_size=60": ["not a multiple"],
     "ppo.microbatch_size=7": ["not a multiple"],
     "sft.micro_batch_size=5": ["not a multiple"],
-    "base.heads=3": ["cannot be divided"],
+    "base.heads=3": ["not a multiple"],
     "base.context=64": ["raise base.context"],
     "ppo.kl_controller=adaptive ppo.kl_horizon=5": ["kl_horizon"],
     "ppo.lora.dropout=0.1": ["dropout"],
