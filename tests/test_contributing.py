@@ -26,10 +26,8 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("scale", ["tiny", "t4"])
 def test_the_recipe_is_complete(tmp_path, monkeypatch, scale):
-    folder = tmp_path / "settings" / "recipes"
-    folder.mkdir(parents=True)
-    (folder / "support.yaml").write_text(*blocks("yaml"), encoding="utf-8")
-    monkeypatch.setattr(recipes.resources, "files", lambda package: tmp_path)
+    (tmp_path / "support.yaml").write_text(*blocks("yaml"), encoding="utf-8")
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
     recipe = load_recipe("support", scale)
     assert recipe.reward.length == 0.3 and recipe.dataset == "data/support_pairs.jsonl"
     assert set(recipe.reading) <= {path.stem for path in ROOT.glob("0*/*.ipynb")}
