@@ -127,7 +127,8 @@ TOKENS = {
 
 def test_what_a_token_is_good_for(hub, tmp_path):
     wanted = {token: [["look up", name] for name in names] for token, names in TOKENS.items()}
-    asking = {token: start_asking(names, hub.url, tmp_path, HF_TOKEN=token) for token, names in wanted.items()}
+    # Each with a cache of its own: what one may read is there for all.
+    asking = {token: start_asking(names, hub.url, tmp_path / token, HF_TOKEN=token) for token, names in wanted.items()}
     asking["no home"] = start_asking([["look up", "gpt2"]], hub.url, Path("/dev/null"))
     for token, process in asking.items():
         out, err = done(process)

@@ -43,12 +43,7 @@ def make_base(run: Run) -> dict:
             run.progress("training the small base model (once per machine)")
             texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
             with phase("train"):
-                source = cached_base(
-                    texts,
-                    recipe.base,
-                    recipe.seed,
-                    lambda step, total, loss: run.progress(f"training the base model: loss {loss:.2f}", step, total),
-                )
+                source = cached_base(texts, recipe.base, recipe.seed, run.progress)
             copy_model(source, folder)
             stage.results["documents"] = len(texts)
         else:

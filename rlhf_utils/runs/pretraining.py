@@ -137,10 +137,10 @@ def train_base(
     )
     rows = [{"input_ids": block, "labels": block} for block in blocks]
     watcher = SimpleNamespace(progress=progress or (lambda *_: None))
-    callbacks = [RunCallback(watcher, "training the base model")]
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=callbacks)
+    title = "training the base model"
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[RunCallback(watcher, title)])
     trainer.remove_callback(PrinterCallback)
-    train_resumably(trainer, work)
+    train_resumably(trainer, work, title)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
     # Only now: with it transformers takes the end-of-text tokens between documents for padding, and warns.
