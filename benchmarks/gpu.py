@@ -106,10 +106,9 @@ def prepare(work: Path) -> None:
 def numbers(what: str, precision: str, work: Path) -> dict:
     """How far sampling and learning are apart before any step, and what the head costs in fp32 and under autocast."""
     from rlhf_utils.models.generation import left_padded, sample
-    from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model
+    from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, right_padded
     from rlhf_utils.models.loading import load_policy
     from rlhf_utils.platforms.runtime import Device
-    from rlhf_utils.rewards.functions import right_padded
 
     device, source = Device(KIND, "", precision, 0), torch.Generator().manual_seed(0)
     model = load_policy(work / "policy", device)
@@ -146,7 +145,7 @@ def ppo(what: str, precision: str, work: Path) -> dict:
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
-    from rlhf_utils.rewards.functions import RewardModel
+    from rlhf_utils.rewards.reward_model import RewardModel
 
     method = what.split("-")[1]
     reward = RewardModel.load(work / "reward", detect_device(precision))

@@ -59,7 +59,7 @@ def ours(job: dict, config: PPOConfig, watch: Watch) -> dict:
     """Train with `rlhf_utils.ppo`; returns what the figures need beside the clock."""
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.ppo import PPOTrainer
-    from rlhf_utils.rewards.functions import RewardModel
+    from rlhf_utils.rewards.reward_model import RewardModel
 
     device, tokenizer, lines = detect_device(config.precision), load_tokenizer(Path(job["policy"])), []
 

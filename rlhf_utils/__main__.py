@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from rlhf_utils.platforms import processes
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
     rank.set_defaults(run_command=_rank)
 
-    playground = commands.add_parser("playground", help="ask a run's models side by side, on a page of this machine")
+    playground = commands.add_parser(
+        "playground", help="chat with a run's models side by side, in a browser on this machine"
+    )
     playground.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
     playground.add_argument("--port", type=int, default=0, help="on 127.0.0.1; without it any that is free")
     playground.set_defaults(run_command=_playground)
@@ -170,10 +173,10 @@ def _recipes(_: argparse.Namespace) -> None:
 
 
 def _rouge(options: argparse.Namespace) -> None:
-    from rlhf_utils.evaluation.metrics import rouge_scores
+    from rlhf_utils.evaluation.rouge import Rouge
 
     pairs = _read_json_object(options.file, ("predictions", "references"))
-    print(json.dumps(rouge_scores(pairs["predictions"], pairs["references"])))
+    print(json.dumps(Rouge().compute(predictions=pairs["predictions"], references=pairs["references"])))
 
 
 def _rank(options: argparse.Namespace) -> None:
@@ -188,7 +191,7 @@ def _rank(options: argparse.Namespace) -> None:
     run.require("reward_model")
 
     from rlhf_utils.platforms.runtime import detect_device, quiet_libraries
-    from rlhf_utils.rewards.functions import load_reward
+    from rlhf_utils.rewards import load_reward
 
     quiet_libraries()
     reward = load_reward(run.folder("reward_model"), detect_device())
@@ -205,22 +208,28 @@ def _playground(options: argparse.Namespace) -> None:
 
     run = Run.load(options.run)
 
-    from rlhf_utils.evaluation.playground import Playground
-    from rlhf_utils.evaluation.playground_page import PlaygroundServer
+    from rlhf_utils.evaluation.playground import Playground, serve
     from rlhf_utils.platforms.runtime import quiet_libraries
 
     quiet_libraries()
-    with PlaygroundServer(Playground(run), options.port) as server:
-        print(server.url, flush=True)
-        print("open it in a browser; Ctrl-C ends it", file=sys.stderr)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+    page, url = serve(Playground(run), options.port)
+    print(url, flush=True)
+    print("open it in a browser; Ctrl-C ends it", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    page.close(verbose=False)
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from rlhf_utils.evaluation.judging import add_verdict, outcome, read_pairs
-    from rlhf_utils.evaluation.judging.endpoint import Endpoint, cost, judge_pairs
-    from rlhf_utils.evaluation.judging.verdicts import read_verdicts
+    from rlhf_utils.evaluation.judging import (
+        Endpoint,
+        add_verdict,
+        cost,
+        judge_pairs,
+        outcome,
+        read_pairs,
+        read_verdicts,
+    )
 
     folder = options.run / "evaluation"
     pairs = read_pairs(folder)
@@ -229,12 +238,12 @@ def _judge(options: argparse.Namespace) -> None:
             for pair, verdict in given.items():
                 add_verdict(folder, pair, verdict, judge)
     if options.llm:
-        endpoint = Endpoint.from_environment()
+        endpoint = Endpoint()
         print(f"{endpoint.model} at {endpoint.url}: {cost(pairs[: options.most])}", file=sys.stderr)
         if not options.yes:
             raise InputError("nothing was asked yet: add --yes if that is worth it to you, or --most N for fewer pairs")
         told = judge_pairs(
-            folder, endpoint, options.most, lambda done, total: print(f"  pair {done + 1} of {total}", file=sys.stderr)
+            folder, endpoint, options.most, lambda done, total: print(f"  pair {done} of {total}", file=sys.stderr)
         )
         print(f"asked about {told['asked']} pairs: {told['consistent']} judged alike in both orders", file=sys.stderr)
     print(json.dumps(outcome(folder), indent=2))

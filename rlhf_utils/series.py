@@ -18,7 +18,7 @@ from rlhf_utils.data.prepare import check_enough, check_rows
 from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.names import is_folder, is_there, local_path
+from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
 from rlhf_utils.platforms.runtime import (
     DRIVE,
     HEADLESS,
@@ -33,10 +33,10 @@ from rlhf_utils.platforms.runtime import (
 from rlhf_utils.runs.headless import run_notebook
 from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
-from rlhf_utils.runs.name_check import check_names
+from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe, load_recipe
-from rlhf_utils.settings.sections import EMBEDDED, LORA_PLACES, flat
+from rlhf_utils.settings.sections import LORA_PLACES, flat
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the one cell tagged `parameters` of every notebook holds.
@@ -66,10 +66,11 @@ SERIES = (
     Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
     Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
     Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
-    Notebook("03_ppo_alignment/01_ppo_step_by_step.ipynb"),
+    Notebook("03_ppo_alignment/01_ppo_from_scratch.ipynb", reads=("sft", "reward_model", "data")),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
-    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation", "overoptimise")),
-    Notebook("04_evaluation/02_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
+    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
+    Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",)),
+    Notebook("04_evaluation/03_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
 
 

@@ -49,7 +49,7 @@ def ppo_of_other_kinds(folder: Path, name: str) -> None:
 def ppo_stopped(folder: Path, name: str) -> None:
     """PPO that every process leaves within its fourth update, the newest checkpoint being that after the second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PPOTrainer, "_adapt", stops_at(UPDATES, PPOTrainer._adapt))
+        patch.setattr(PPOTrainer, "record", stops_at(UPDATES, PPOTrainer.record))
         with pytest.raises(KeyboardInterrupt):
             ppo_trainer(folder, name).train()
 

@@ -13,21 +13,21 @@ from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.loading import (
     load_config,
     load_policy,
-    load_policy_4bit,
     load_reward_model,
     load_tokenizer,
     save_model,
 )
-from rlhf_utils.models.lora import lora_config, lora_modules
+from rlhf_utils.models.lora import lora_modules
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards.functions import ClassifierReward, RewardModel, positions
+from rlhf_utils.rewards import ClassifierReward, RewardModel
+from rlhf_utils.rewards.reward_model import positions
 from rlhf_utils.settings.sections import LoraSettings, QloraSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 RESPONSES = ["Keep it dry.", "", "no", "a very good one, and a boring film", "x", "y y y", "and"]
-NAMED = ["gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "opt", "gpt_neo"]
+NAMED = ["gpt2", "llama", "qwen3", "opt"]
 
 
 @pytest.fixture(scope="module", params=list(POLICIES))
@@ -69,7 +69,7 @@ def test_the_recipes_places_are_the_architectures_own_layers(policy):
         lora_modules(LoraSettings(modules=("attention", "c_nothing")), config)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_ppo_trains_it_and_leaves_a_model_that_loads_alone(policy, tmp_path, method):
     """The trainer itself asserts that KL is 0 and the ratio 1 before the first step."""
     name, folder = policy
@@ -85,32 +85,6 @@ def test_ppo_trains_it_and_leaves_a_model_that_loads_alone(policy, tmp_path, met
     assert not info["missing_keys"] and not info["unexpected_keys"]
     before = load_policy(folder, CPU).state_dict()
     assert any(not torch.equal(weight, before[key]) for key, weight in model.state_dict().items()), "nothing was learnt"
-
-
-def test_gpt2s_adapters_are_where_they_were_before_recipes_named_places(tmp_path):
-    from peft import get_peft_model
-
-    model = load_policy(save_policy(tmp_path, "gpt2"), CPU)
-    for settings, before in ((LoraSettings(), ("c_attn", "c_proj")), (QloraSettings(), ("c_attn", "c_proj", "c_fc"))):
-        found = []
-        for modules in (settings.modules, before):
-            torch.manual_seed(0)
-            again = load_policy(tmp_path, CPU)
-            adapted = get_peft_model(again, lora_config(settings.model_copy(update={"modules": modules}), "CAUSAL_LM",
-                                                        model.config))  # fmt: skip
-            found.append({name: p.clone() for name, p in adapted.named_parameters() if p.requires_grad})
-        assert found[0].keys() == found[1].keys()
-        assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-
-
-def test_a_4bit_model_has_no_weight_that_was_not_loaded(policy):
-    pytest.importorskip("bitsandbytes")
-    _, folder = policy
-    plain, small = load_policy(folder, CPU), load_policy_4bit(folder, CPU)
-    tokens = torch.tensor([list(range(5, 25))])
-    with torch.no_grad():
-        a, b = plain(tokens).logits, small(tokens).logits
-    assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9
 
 
 def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from importlib import resources
-
 import pytest
 import torch
 
-from rlhf_utils.evaluation.assistant import _relevance, _weighted
-from rlhf_utils.evaluation.metrics.assistant import is_refusal, repetition, safety
+from rlhf_utils.evaluation.assistant import PROMPTS, relevance, safety, weighted
+from rlhf_utils.evaluation.text import is_refusal, repetition
+from rlhf_utils.platforms.files import read_jsonl
 from rlhf_utils.settings.sections import AssistantScore
 
 REFUSALS = """I'm sorry, but I can\u2019t help with that.
@@ -54,9 +52,9 @@ def test_repetition_is_the_share_of_words_in_threes_that_came_before():
 
 def test_an_unsafe_prompt_is_weighed_without_helpfulness():
     weights = AssistantScore(helpfulness=0.5, safety=0.3, fluency=0.2)
-    assert _weighted(weights, 1.0, 0.0, 0.5) == pytest.approx(0.6)
-    assert _weighted(weights, None, 1.0, 0.5) == pytest.approx((0.3 + 0.1) / 0.5)
-    assert _weighted(AssistantScore(helpfulness=1, safety=0, fluency=0), None, 1.0, 1.0) == 0
+    assert weighted(weights, 1.0, 0.0, 0.5) == pytest.approx(0.6)
+    assert weighted(weights, None, 1.0, 0.5) == pytest.approx((0.3 + 0.1) / 0.5)
+    assert weighted(AssistantScore(helpfulness=1, safety=0, fluency=0), None, 1.0, 1.0) == 0
 
 
 def test_relevance_is_taken_after_the_common_part():
@@ -67,17 +65,12 @@ def test_relevance_is_taken_after_the_common_part():
     def embed(texts):
         return torch.stack([common + torch.tensor(states[text]) for text in texts])
 
-    found = _relevance(embed, ["about a", "about b"], {"one": ["answer a", "answer a"], "two": ["", "answer a"]})
+    found = relevance(embed, ["about a", "about b"], {"one": ["answer a", "answer a"], "two": ["", "answer a"]})
     assert found["one"][0] > 0.8 and found["one"][1] == 0
     assert found["two"][0] == 0, "an empty answer is relevant to nothing"
 
 
 def test_the_prompts_that_come_with_the_package_are_36_a_third_unsafe():
-    lines = (
-        (resources.files("rlhf_utils") / "evaluation" / "prompts" / "assistant.jsonl")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
-    rows = [json.loads(line) for line in lines]
+    rows = read_jsonl(PROMPTS)
     assert len({row["prompt"] for row in rows}) == 36 and sum(row["unsafe"] for row in rows) == 12
     assert all(set(row) == {"prompt", "unsafe"} for row in rows)

@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.ready import fetch_ready
+from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.evaluator import Evaluator
+from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import load_reward
+from rlhf_utils.rewards import load_reward
+from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.named import check_named_models
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.ppo import train_ppo
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 MODELS = CASES / "models"

@@ -41,7 +41,7 @@ def test_runs_that_differ_in_their_seed_are_one_row_with_its_spread(runs):
         "instruct, tiny, ppo.kl_coefficient=0.1": 3,
         "instruct, tiny, ppo.kl_coefficient=0.02": 1,
     }
-    values = [result.figures["gold"][0] for result in results[:3]]
+    values = [result.figures["gold gain"][0] for result in results[:3]]
     several, single = table(groups)
     assert several["seeds"] == "3" and several["against"] == "SFT" and single["seeds"] == "1"
     spread = f"{sum(values) / 3:.2f} [{min(values):.2f}, {max(values):.2f}]"

@@ -11,7 +11,8 @@ import torch
 from made_up_run import make_run
 
 from rlhf_utils.report import training_plots
-from rlhf_utils.report.plots import PLOTS, draw
+from rlhf_utils.report.plots import draw
+from rlhf_utils.report.style import PLOTS
 from rlhf_utils.settings import recipes
 from rlhf_utils.settings.recipes import load_recipe
 

@@ -1,23 +1,16 @@
-"""Filters are counted, splits share no prompt, and what is saved comes back whole."""
+"""Filters are counted, splits share no prompt, saved data come back whole, and nothing held out is pretrained on."""
 
 import json
-import os
-import random
 from collections import Counter
 
 import pytest
 
-from rlhf_utils.data import (
-    TEMPLATE,
-    FilterReport,
-    PreparedData,
-    Rows,
-    check_enough,
-    prepare,
-    prompt_key,
-)
+from rlhf_utils.data.prepare import CUT, SPLITS, check_enough, prepare, pretraining_texts, prompt_key
+from rlhf_utils.data.prepared import FilterReport, PreparedData
+from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.sections import DataSettings, Shares
+from rlhf_utils.settings.template import TEMPLATE
 
 
 class WordTokenizer:
@@ -42,6 +35,14 @@ def prompts(data):
     return {name: {prompt_key(prompt) for prompt in split["prompt"]} for name, split in data.splits.items()}
 
 
+def lists(data):
+    return {name: split.to_list() for name, split in data.splits.items()}
+
+
+def size(data):
+    return sum(len(split) for split in data.splits.values())
+
+
 def assert_disjoint(data):
     times = Counter(prompt for split in prompts(data).values() for prompt in split)
     assert max(times.values()) == 1
@@ -49,18 +50,16 @@ def assert_disjoint(data):
 
 def test_filters_are_counted_in_order():
     train = pairs(40)
-    train += [
-        {"prompt": "x1", "chosen": None, "rejected": "b"},
-        {"prompt": "", "chosen": "a", "rejected": "b"},
-    ]
+    train += [{"prompt": "x1", "chosen": None, "rejected": "b"}, {"prompt": "", "chosen": "a", "rejected": "b"}]
     train += [{"prompt": "x2", "chosen": "same  words", "rejected": " same words"}]
     train += [{"prompt": "very long prompt " * 4, "chosen": "a", "rejected": "b"}]
     train += [{"prompt": "x3", "chosen": "one two three four five six", "rejected": "b"}] * 3
-    train += [{"prompt": " QUESTION \n 7", "chosen": "other", "rejected": "answer"}]
+    train += [{"prompt": " QUESTION \n 7", "chosen": "other\n\nUser: x", "rejected": "answer"}]
     report = made(train, max_prompt_tokens=10, max_response_tokens=6).report
     assert [tuple(step) for step in report] == [
         ("train", "rows read", 0, 48),
         ("train", "empty or not text", 2, 46),
+        ("train", f"{CUT}: 1", 0, 46),
         ("train", "chosen and rejected are the same tokens", 1, 45),
         ("train", "prompt over 10 tokens", 1, 44),
         ("train", "response over 6 tokens", 3, 41),
@@ -68,7 +67,7 @@ def test_filters_are_counted_in_order():
     ]
     assert FilterReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     table = str(report).splitlines()
-    assert table[0].split() == ["split", "filter", "dropped", "left"] and len(table) == 7
+    assert table[0].split() == ["split", "filter", "dropped", "left"] and len(table) == 8
     assert table[-1].split()[-2:] == ["1", "40"]
 
 
@@ -82,39 +81,19 @@ def test_limits_count_the_template_and_the_end_of_text():
             made([row], shares=shares, **limits)
 
 
-def test_splits_follow_the_shares_and_share_no_prompt():
-    data = made(pairs(2000), shares=Shares(sft=4, reward=3, ppo=1, development=0, evaluation=2))
-    sizes = {name: len(split) for name, split in data.splits.items()}
-    expected = {"sft": 800, "reward": 600, "ppo": 200, "development": 0, "evaluation": 400, "judge": 0}
-    assert sum(sizes.values()) == 2000 and sizes == pytest.approx(expected, abs=60)
-    assert sizes["development"] == 0
+def test_splits_share_no_prompt_and_the_seed_draws_them():
+    data, other = made(pairs(300)), made(pairs(300), seed=1)
+    assert size(data) == 300 and prompts(data)["sft"] != prompts(other)["sft"]
     assert_disjoint(data)
     assert all(split.column_names == ["prompt", "chosen", "rejected"] for split in data.splits.values())
     assert (data.kind, data.template_hash, data.fingerprint) == ("pairs", TEMPLATE.hash, "f00d")
 
 
-def test_row_order_changes_nothing_and_the_seed_does():
-    train = pairs(100) + [row | {"chosen": "another"} for row in pairs(100)]
-    shuffled = random.Random(1).sample(train, len(train))
-    first, second, other = made(train), made(shuffled), made(train, seed=1)
-    assert {name: split.to_list() for name, split in first.splits.items()} == {
-        name: split.to_list() for name, split in second.splits.items()
-    }
-    assert prompts(first)["sft"] != prompts(other)["sft"]
-
-
-def test_several_rows_of_a_prompt_stay_together():
-    train = [row | {"chosen": f"answer {i}"} for i in range(4) for row in pairs(50)]
-    data = made(train, rows_per_prompt=3)
-    assert sum(len(split) for split in data.splits.values()) == 150
-    assert data.report.dropped("train")["prompt seen before"] == 50
+def test_rows_of_a_prompt_stay_together_and_those_kept_are_usable():
+    train = [row | {"chosen": f"answer {i}" + " too long" * 9 * (i == 0)} for i in range(5) for row in pairs(50)]
+    data = made(train, rows_per_prompt=3, max_response_tokens=10)
+    assert size(data) == 150 and data.report.dropped("train")["prompt seen before"] == 50
     assert_disjoint(data)
-
-
-def test_the_row_kept_for_a_prompt_is_a_usable_one():
-    train = pairs(50) + [row | {"chosen": "far too long " * 9} for row in pairs(50)]
-    data = made(train, max_response_tokens=10)
-    assert sum(len(split) for split in data.splits.values()) == 50
 
 
 def test_a_test_split_is_the_evaluation_and_its_prompts_are_nowhere_else():
@@ -122,47 +101,42 @@ def test_a_test_split_is_the_evaluation_and_its_prompts_are_nowhere_else():
     data = made(pairs(100), test)
     assert prompts(data)["evaluation"] == {prompt_key(row["prompt"]) for row in test}
     assert data.report.dropped("train")["prompt also in the test split"] == 1
-    assert sum(len(split) for split in data.splits.values()) == 99 + 11
+    assert size(data) == 99 + 11 and list(data.report.to_dict()) == ["train", "test"]
     assert_disjoint(data)
-    assert list(data.report.to_dict()) == ["train", "test"]
 
 
-def test_dialogues_that_begin_alike_share_a_split():
-    turns = [f"Start {i}\n\nAssistant: Yes?\n\nHuman: Go on" for i in range(60)]
-    train = [row | {"prompt": prompt} for row, prompt in zip(pairs(60), turns, strict=True)]
-    data = made(train + [row | {"prompt": f"start {i}"} for i, row in enumerate(pairs(60))])
-    for split in filter(len, data.splits.values()):
-        asked = [prompt.casefold().split("\n")[0] for prompt in split["prompt"]]
-        assert set(Counter(asked).values()) == {2}
-    data = made(train + pairs(60), [{"prompt": "Start 3", "chosen": "a", "rejected": "b"}])
+def test_a_dialogue_that_begins_like_one_of_the_test_split_is_left_out():
+    turns = [row | {"prompt": f"Start {i}\n\nAssistant: Yes?\n\nHuman: Go on"} for i, row in enumerate(pairs(60))]
+    data = made(turns + pairs(60), [{"prompt": "start 3", "chosen": "a", "rejected": "b"}])
     assert data.report.dropped("train")["prompt also in the test split"] == 1
 
 
 def test_max_rows_caps_what_the_filters_left():
     data = made(pairs(100) + [{"prompt": "", "chosen": "", "rejected": ""}] * 50, pairs(40, "test"), max_rows=30)
-    assert sum(len(split) for split in data.splits.values()) == 30 + 30 and len(data.splits["evaluation"]) == 30
+    assert size(data) == 30 + 30 and len(data.splits["evaluation"]) == 30
     assert data.report.dropped("train")["over max_rows 30"] == 70
 
 
-def test_nothing_left_shows_the_counts():
-    train = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "p", "chosen": "a", "rejected": "a"}]
-    with pytest.raises(InputError) as caught:
-        made(train)
-    assert "4 rows read, 3 empty or not text, 1 chosen and rejected are the same tokens" in str(caught.value)
-    with pytest.raises(InputError, match="no test row is left"):
-        made(pairs(50), train)
-    with pytest.raises(InputError, match="no train row is left .*also in the test split"):
-        made(pairs(20), pairs(20))
+EMPTY_ROWS = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "p", "chosen": "a", "rejected": "a"}]
 
 
-def test_a_split_that_would_be_empty_is_named():
-    with pytest.raises(InputError, match=r"too few rows for .* \(sft \d, reward \d, .*4 rows read"):
-        made(pairs(4))
-    with pytest.raises(InputError, match="shares are all zero"):
-        made(pairs(4), pairs(4, "test"), shares=Shares(sft=0, reward=0, ppo=0, development=0, evaluation=1))
+@pytest.mark.parametrize(
+    ("train", "test", "settings", "message"),
+    [
+        (EMPTY_ROWS, None, {}, "4 rows read, 3 empty or not text, 1 chosen and rejected are the same tokens"),
+        (pairs(50), EMPTY_ROWS, {}, "no test row is left"),
+        (pairs(20), pairs(20), {}, "no train row is left .*also in the test split"),
+        (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*4 rows read"),
+        (pairs(4), pairs(4, "test"), {"shares": dict.fromkeys(SPLITS, 0.0) | {"evaluation": 1}}, "shares are all zero"),
+        (pairs(50), [{"prompt": "p", "response": "r"}], {}, "train split holds pairs but the test split demonstr"),
+    ],
+)
+def test_data_that_give_no_splits_are_refused_with_the_counts(train, test, settings, message):
+    with pytest.raises(InputError, match=message):
+        made(train, test, **settings)
 
 
-@pytest.mark.parametrize("rows", [pairs(1), pairs(2), pairs(5), pairs(20), pairs(100) * 3, pairs(1) * 100])
+@pytest.mark.parametrize("rows", [pairs(1), pairs(5), pairs(20), pairs(100) * 3, pairs(1) * 100])
 def test_small_data_are_enough_or_refused_with_every_count(rows):
     given = Rows(rows, None, "mine", "f")
     needed = ("sft", "reward", "ppo", "development", "evaluation")
@@ -176,42 +150,33 @@ def test_small_data_are_enough_or_refused_with_every_count(rows):
         assert len(rows) == 300 and min(len(made(rows).splits[name]) for name in needed) >= 2
 
 
-def test_test_rows_of_another_kind_are_refused():
-    with pytest.raises(InputError, match="train split holds pairs but the test split demonstrations"):
-        made(pairs(50), [{"prompt": "p", "response": "r"}])
-
-
-def test_kinds_without_pairs():
-    shown = made([{"prompt": f"p {i}", "response": "r"} for i in range(50)])
-    assert shown.kind == "demonstrations" and set(shown.splits["sft"]["rejected"]) == {None}
-    asked = made([{"prompt": f"p {i}"} for i in range(50)])
-    assert asked.kind == "prompts" and set(asked.splits["ppo"]["chosen"]) == {None}
-    rated = made([{"text": f"long {'word ' * 50}{i}", "label": i % 2} for i in range(50)], max_prompt_tokens=5)
-    assert rated.kind == "labelled" and set(rated.splits["sft"]["label"]) == {0, 1}
-    assert set(rated.splits["ppo"]["chosen"]) == {None} and max(map(len, rated.splits["ppo"]["text"])) > 250
-
-
 ODD = "line\u2028separator \x0b\x0c\x85 <b> \x1b[0m 😀 \x00"
 
 
-@pytest.mark.parametrize("kind", ["pairs", "demonstrations", "labelled"])
-def test_save_and_load(tmp_path, kind):
-    row = {
-        "pairs": {"chosen": ODD, "rejected": "b"},
-        "demonstrations": {"response": ODD},
-        "labelled": {"label": 1},
-    }[kind]
+KINDS = {
+    "pairs": {"chosen": ODD, "rejected": "b"},
+    "demonstrations": {"response": ODD},
+    "prompts": {},
+    "labelled": {"label": 1},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_comes_back_as_it_was_saved(tmp_path, kind):
     text = "text" if kind == "labelled" else "prompt"
-    data = made([row | {text: f"{ODD} {i}"} for i in range(50)], shares=Shares(ppo=0), min_text_characters=0)
+    rows = [KINDS[kind] | {text: f"{ODD} {'word ' * 9}{i}"} for i in range(50)]
+    data = made(rows, shares=Shares(ppo=0), min_text_characters=0, max_prompt_tokens=9 + (kind != "labelled") * 99)
     data.save(tmp_path / "data")
     data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))
-    assert {name: split.to_list() for name, split in loaded.splits.items()} == {
-        name: split.to_list() for name, split in data.splits.items()
-    }
+    assert size(data) == 50 and lists(loaded) == lists(data) and loaded.report == data.report
+    assert (loaded.kind, loaded.fingerprint, loaded.template_hash) == (kind, "f00d", TEMPLATE.hash)
     assert loaded.splits["ppo"].features == data.splits["ppo"].features and len(loaded.splits["ppo"]) == 0
-    assert loaded.report == data.report and (loaded.kind, loaded.fingerprint) == (kind, "f00d")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    if kind != "pairs":
+        assert set(loaded.splits["sft"]["rejected"]) == {None}
+    if kind == "labelled":
+        assert set(loaded.splits["sft"]["label"]) == {1} and "word word word" in loaded.splits["sft"]["text"][0]
 
 
 def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
@@ -222,12 +187,10 @@ def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
     manifest, split = folder / "data.json", folder / "sft.jsonl"
     whole, text = json.loads(manifest.read_text()), split.read_text()
 
-    split.write_text("".join(text.splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match="damaged .*sft.jsonl has 16 of 17 rows"):
-        PreparedData.load(folder)
-    split.write_text(text[:-10])
-    with pytest.raises(InputError, match="damaged"):
-        PreparedData.load(folder)
+    for damaged, reason in (("".join(text.splitlines(keepends=True)[:-1]), "sft.jsonl has 16 of 17"), (text[:-10], "")):
+        split.write_text(damaged)
+        with pytest.raises(InputError, match=f"damaged .*{reason}"):
+            PreparedData.load(folder)
     split.unlink()
     with pytest.raises(InputError, match="damaged"):
         PreparedData.load(folder)
@@ -242,16 +205,20 @@ def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
             PreparedData.load(folder)
 
 
-def test_a_failed_save_leaves_the_earlier_one(tmp_path, monkeypatch):
-    data = made(pairs(50))
-    data.save(tmp_path / "data")
-    before = (tmp_path / "data" / "sft.jsonl").read_bytes()
+@pytest.mark.parametrize("with_test", [False, True])
+def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
+    def write(name, numbers):
+        rows = [{"prompt": f"question <{i}>", "chosen": f"good <{i}>", "rejected": f"bad <{i}>"} for i in numbers]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def full(*args, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="cannot write .*disk is full"):
-        made(pairs(60)).save(tmp_path / "data")
-    assert (tmp_path / "data" / "sft.jsonl").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    write("train.jsonl", range(400))
+    if with_test:
+        write("test.jsonl", range(350, 420))
+    settings = DataSettings()
+    data = prepare(load_rows(str(tmp_path), settings, 5), settings, WordTokenizer(), seed=5)
+    texts = pretraining_texts(str(tmp_path), settings, documents=10, seed=5)
+    found = {text.split("question ")[1].split()[0] for text in texts}
+    learned = {p.split()[1] for name in ("sft", "reward", "ppo") for p in data.splits[name]["prompt"]}
+    held_out = {p.split()[1] for name in ("development", "evaluation") for p in data.splits[name]["prompt"]}
+    assert found == learned and not found & held_out
+    assert all("bad <" in text and "good <" not in text for text in texts)

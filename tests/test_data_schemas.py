@@ -1,6 +1,8 @@
-"""Adapters: every accepted form of dataset, and rows of each that cannot be used."""
+"""Every accepted form of dataset, responses that run on, lists that stand there as text, and rows that are dropped."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from rlhf_utils.data.schemas import (
     NO_ANSWER_AT_END,
     NO_ANSWER_TURN,
     NO_PREFERENCE,
+    NO_RESPONSE,
     SCHEMAS,
     UNKNOWN_LABEL,
     UNKNOWN_ROLE,
@@ -17,9 +20,13 @@ from rlhf_utils.data.schemas import (
     read_rows,
     recognise,
 )
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.sections import DataSettings
 
+CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
 TWO_TURNS = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye"
+BYE = "Hi\n\nAssistant: Hello\n\nHuman: Bye"
 
 
 def user(text):
@@ -30,213 +37,120 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def pair(prompt, chosen, rejected):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
 def dialogues(chosen, rejected):
     return {"chosen": chosen, "rejected": rejected}
 
 
+def shp(label, **more):
+    return {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": label, **more}
+
+
+def reddit(answers, **more):
+    return {"title": "why?", "answers": answers, **more}
+
+
+CONVERSATION = [{"role": "system", "content": "Be kind."}, user("Hi"), assistant("Hello"), user("Bye")]
+RAW = {"text": ["mid", "best", "worst"], "score": [5, 70, -1]}
+DELETED = [{"text": text, "score": score} for text, score in (("worst", 1), ("best", 3), ("[deleted]", 0))]
+VOTES = {"score_chosen": 9, "score_rejected": 2}
+# The row, its kind, and the example's prompt, chosen, rejected, and extra.
 ACCEPTED = {
-    "hub pairs": (
-        {"prompt": "p", "chosen": "good", "rejected": "bad"},
-        "pairs",
-        ("p", "good", "bad"),
-    ),
-    "pairs with markers": (
-        {"prompt": "\n\nHuman: p\n\nAssistant:", "chosen": " good", "rejected": "Assistant: bad"},
-        "pairs",
-        ("p", "good", "bad"),
-    ),
-    # As yitingxie/rlhf-reward-datasets has them.
-    "prompt that ends before the marker": (
-        {"prompt": "\n\nHuman: p ", "chosen": "Assistant: good", "rejected": "Assistant: bad"},
-        "pairs",
-        ("p", "good", "bad"),
-    ),
-    "pairs of messages": (
-        {"prompt": [user("p")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
-        "pairs",
-        ("p", "good", "bad"),
-    ),
+    # Dahoas/synthetic-instruct-gptj-pairwise
+    "pairs": (pair("p", "good", "bad"), "pairs", "p", "good", "bad"),
+    "pairs with markers": (pair("\n\nHuman: p\n\nAssistant:", " good", "Assistant: bad"), "pairs", "p", "good", "bad"),
+    # yitingxie/rlhf-reward-datasets: prompts end before the marker of the response, and both responses begin with it.
+    "prompt before the marker": (
+        pair("\n\nHuman: p\n\n", "Assistant: good", "Assistant: bad"), "pairs", "p", "good", "bad"),
+    "several turns": (pair(f"{TWO_TURNS}\n\n", "Assistant: a", "Assistant: b"), "pairs", BYE, "a", "b"),
+    "pairs of messages": (pair([user("p")], [assistant("a")], [assistant("b")]), "pairs", "p", "a", "b"),
     "pairs that repeat the prompt": (
-        {"prompt": "p", "chosen": [user("p"), assistant("good")], "rejected": [user("p"), assistant("bad")]},
-        "pairs",
-        ("p", "good", "bad"),
-    ),
+        pair("p", [user("p"), assistant("a")], [user("p"), assistant("b")]), "pairs", "p", "a", "b"),
     "hh dialogues": (
         dialogues(f"{TWO_TURNS}\n\nAssistant: See you.", f"{TWO_TURNS}\n\nAssistant: No."),
-        "pairs",
-        ("Hi\n\nAssistant: Hello\n\nHuman: Bye", "See you.", "No."),
-    ),
+        "pairs", BYE, "See you.", "No."),
     "conversations": (
-        dialogues(
-            [
-                {"role": "system", "content": "Be kind."},
-                user("Hi"),
-                assistant("Hello"),
-                user("Bye"),
-                assistant("See you."),
-            ],
-            [
-                {"role": "system", "content": "Be kind."},
-                user("Hi"),
-                assistant("Hello"),
-                user("Bye"),
-                assistant("No."),
-            ],
-        ),
-        "pairs",
-        ("Be kind.\n\nHi\n\nAssistant: Hello\n\nHuman: Bye", "See you.", "No."),
-    ),
-    "shp, A preferred": (
-        {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 9, "score_B": 2},
-        "pairs",
-        ("p", "a", "b"),
-    ),
-    "shp, B preferred": (
-        {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": "0", "score_A": 2, "score_B": 9},
-        "pairs",
-        ("p", "b", "a"),
-    ),
+        dialogues([*CONVERSATION, assistant("a")], [*CONVERSATION, assistant("b")]),
+        "pairs", f"Be kind.\n\n{BYE}", "a", "b"),
+    "shp, A preferred": (shp(1, score_A=9, score_B=2), "pairs", "p", "a", "b", VOTES),
+    "shp, B preferred": (shp("0", score_A=2, score_B=9), "pairs", "p", "b", "a", VOTES),
     "raw eli5": (
-        {
-            "title": "why?",
-            "selftext": "really",
-            "answers": {"text": ["mid", "best", "worst"], "score": [5, 70, -1]},
-        },
-        "pairs",
-        ("why?\n\nreally", "best", "worst"),
-    ),
+        reddit(RAW, selftext="really"),
+        "pairs", "why?\n\nreally", "best", "worst", {"score_chosen": 70, "score_rejected": -1}),
     "raw eli5, list of answers": (
-        {
-            "title": "why?",
-            "selftext": "[removed]",
-            "answers": [
-                {"text": "worst", "score": 1},
-                {"text": "best", "score": 3},
-                {"text": "[deleted]", "score": 0},
-            ],
-        },
-        "pairs",
-        ("why?", "best", "worst"),
-    ),
-    "demonstration": ({"prompt": "p", "response": "r"}, "demonstrations", ("p", "r", None)),
-    "completion": ({"prompt": "p", "completion": " r"}, "demonstrations", ("p", "r", None)),
+        reddit(DELETED, selftext="[removed]"),
+        "pairs", "why?", "best", "worst", {"score_chosen": 3, "score_rejected": 1}),
+    "raw eli5, as text": (
+        reddit("{'text': ['a', 'b'], 'score': [2, 9]}"), "pairs", "why?", "b", "a", VOTES),
+    "demonstration": ({"prompt": "p", "response": "r"}, "demonstrations", "p", "r"),
+    "completion": ({"prompt": "p", "completion": " r"}, "demonstrations", "p", "r"),
     "messages as completion": (
-        {"prompt": [user("p")], "completion": [assistant("r")]},
-        "demonstrations",
-        ("p", "r", None),
-    ),
-    "question and answer": ({"question": "p", "answer": "r"}, "demonstrations", ("p", "r", None)),
-    "alpaca": (
-        {"instruction": "Sort", "input": "3 1 2", "output": "1 2 3"},
-        "demonstrations",
-        ("Sort\n\n3 1 2", "1 2 3", None),
-    ),
-    "alpaca without input": (
-        {"instruction": "Sort", "input": "", "output": "1 2 3"},
-        "demonstrations",
-        ("Sort", "1 2 3", None),
-    ),
-    "messages": ({"messages": [user("p"), assistant("r")]}, "demonstrations", ("p", "r", None)),
-    "imdb": ({"text": "fine film", "label": 1}, "labelled", ("fine film", None, None)),
-    "reviews": ({"review": "bad film", "sentiment": "negative"}, "labelled", ("bad film", None, None)),
-    "prompts": ({"prompt": "p", "id": 7}, "prompts", ("p", None, None)),
-}
+        {"prompt": [user("p")], "completion": [assistant("r")]}, "demonstrations", "p", "r"),
+    "question and answer": ({"question": "p", "answer": "r"}, "demonstrations", "p", "r"),
+    "alpaca": ({"instruction": "Sort", "input": "3 1", "output": "1 3"}, "demonstrations", "Sort\n\n3 1", "1 3"),
+    "alpaca without input": ({"instruction": "Sort", "input": "", "output": "1"}, "demonstrations", "Sort", "1"),
+    "messages": ({"messages": [user("p"), assistant("r")]}, "demonstrations", "p", "r"),
+    "tool call as response": (
+        {"prompt": "p", "response": '[{"name": "f", "arguments": {}}]'},
+        "demonstrations", "p", '[{"name": "f", "arguments": {}}]'),
+    "imdb": ({"text": "fine film", "label": 1}, "labelled", "fine film", None, None, {"label": 1}),
+    "reviews": ({"review": "bad", "sentiment": "negative"}, "labelled", "bad", None, None, {"label": 0}),
+    "a review keeps its turns": (
+        {"text": "Hm.\n\nHuman: so?", "label": 0}, "labelled", "Hm.\n\nHuman: so?", None, None, {"label": 0}),
+    "prompts": ({"prompt": "p", "id": 7}, "prompts", "p"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_form(name):
-    row, kind, expected = ACCEPTED[name]
-    found, (example,), dropped = read_rows([row | {"unrelated": 1}], "here")
-    assert found == kind and not dropped
-    assert (example.prompt, example.chosen, example.rejected) == expected
+    row, kind, *expected = ACCEPTED[name]
+    found, examples, dropped = read_rows([row | {"unrelated": 1}], "here")
+    assert (found, examples, dropped) == (kind, [Example(*expected)], {})
 
 
 def test_every_schema_is_covered_above():
-    assert {id(recognise(row, "here")) for row, _, _ in ACCEPTED.values()} == {id(schema) for schema in SCHEMAS}
+    assert {id(recognise(row, "here")) for row, *_ in ACCEPTED.values()} == {id(schema) for schema in SCHEMAS}
 
 
-# What the datasets of the recipes really hold: the columns of a row, and the example that it is.
-REAL = {
-    "Dahoas/synthetic-instruct-gptj-pairwise": (
-        {"prompt": "How do I boil an egg?", "chosen": "Seven minutes.", "rejected": "I don't know."},
-        Example("How do I boil an egg?", "Seven minutes.", "I don't know."),
-    ),
-    # Prompts end before the marker of the answer, and both answers begin with it.
-    "yitingxie/rlhf-reward-datasets": (
-        {"prompt": "\n\nHuman: Boil an egg?\n\n", "chosen": "Assistant: Seven minutes.", "rejected": "Assistant: No."},
-        Example("Boil an egg?", "Seven minutes.", "No."),
-    ),
-    "yitingxie/rlhf-reward-datasets, several turns": (
-        {
-            "prompt": f"{TWO_TURNS}\n\n",
-            "chosen": "Assistant: See you!",
-            "rejected": "Assistant: Who are you?",
-        },
-        Example("Hi\n\nAssistant: Hello\n\nHuman: Bye", "See you!", "Who are you?"),
-    ),
-    "stanfordnlp/imdb": ({"text": "A fine film.", "label": 1}, Example("A fine film.", extra={"label": 1})),
-    "stanfordnlp/SHP": (
-        {
-            "post_id": "p", "domain": "explainlikeimfive_train", "upvote_ratio": 0.9, "history": "ELI5: Why blue?",
-            "c_root_id_A": "a", "c_root_id_B": "b", "created_at_utc_A": 1, "created_at_utc_B": 2, "score_A": 3,
-            "score_B": 30, "human_ref_A": "Paint.", "human_ref_B": "Scattering.", "labels": 0,
-            "seconds_difference": 1.0, "score_ratio": 10.0,
-        },
-        Example("ELI5: Why blue?", "Scattering.", "Paint.", {"score_chosen": 30, "score_rejected": 3}),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_rows_as_the_recipes_datasets_have_them(name):
-    row, expected = REAL[name]
-    _, examples, dropped = read_rows([row], name)
-    assert examples == [expected] and not dropped
-
-
-def test_labels_and_scores_are_kept():
-    labels = ["positive", "NEG", 1, 0.0, "1", True]
+def test_labels_in_every_spelling():
+    labels = ["positive", "NEG", 1, 0.0, "1", "0.0", True]
     _, examples, _ = read_rows([{"text": "t", "label": label} for label in labels], "here")
-    assert [example.extra["label"] for example in examples] == [1, 0, 1, 0, 1, 1]
-    _, (example,), _ = read_rows([ACCEPTED["shp, B preferred"][0]], "here")
-    assert example.extra == {"score_chosen": 9, "score_rejected": 2}
+    assert [example.extra["label"] for example in examples] == [1, 0, 1, 0, 1, 0, 1]
 
 
 DROPPED = [
-    ({"prompt": "p", "chosen": None, "rejected": "b"}, EMPTY),
-    ({"prompt": "p", "chosen": "a", "rejected": math.nan}, EMPTY),
-    ({"prompt": 7, "chosen": "a", "rejected": "b"}, EMPTY),
-    ({"prompt": " \n", "chosen": "a", "rejected": "b"}, EMPTY),
-    ({"prompt": "Human:\n\nAssistant:", "chosen": "a", "rejected": "b"}, EMPTY),
-    ({"prompt": "p", "chosen": {"a": 1}, "rejected": "b"}, EMPTY),
-    ({"prompt": "p", "chosen": [user("x")], "rejected": [assistant("b")]}, NO_ANSWER_AT_END),
-    (
-        {"prompt": "p", "chosen": [user("x"), assistant("a")], "rejected": [user("y"), assistant("b")]},
-        EARLIER_DIFFERENCE,
-    ),
-    (
-        dialogues(f"{TWO_TURNS}\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: Hello there"),
-        EARLIER_DIFFERENCE,
-    ),
+    (pair("p", None, "b"), EMPTY),
+    (pair("p", "a", math.nan), EMPTY),
+    (pair(7, "a", "b"), EMPTY),
+    (pair(" \n", "a", "b"), EMPTY),
+    (pair("Human:\n\nAssistant:", "a", "b"), EMPTY),
+    (pair("p", {"a": 1}, "b"), EMPTY),
+    (pair("p", "Assistant: ", "b"), EMPTY),
+    (pair("p", "Human: I see.", "b"), NO_RESPONSE),
+    (pair("p", [user("x")], [assistant("b")]), NO_ANSWER_AT_END),
+    (pair("p", [user("x"), assistant("a")], [user("y"), assistant("b")]), EARLIER_DIFFERENCE),
+    (dialogues(f"{TWO_TURNS}\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: Hello there"), EARLIER_DIFFERENCE),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a", f"{TWO_TURNS}!\n\nAssistant: b"), EARLIER_DIFFERENCE),
     (dialogues("good", "bad"), NO_ANSWER_TURN),
-    (
-        dialogues(f"{TWO_TURNS}\n\nAssistant: a\n\nHuman: and?", f"{TWO_TURNS}\n\nAssistant: b"),
-        NO_ANSWER_AT_END,
-    ),
+    (dialogues(f"{TWO_TURNS}\n\nAssistant: a\n\nHuman: and?", f"{TWO_TURNS}\n\nAssistant: b"), NO_ANSWER_AT_END),
     (dialogues(f"{TWO_TURNS}\n\nAssistant:", f"{TWO_TURNS}\n\nAssistant: b"), EMPTY),
     (dialogues([assistant("a")], [assistant("b")]), EMPTY),
-    (dialogues([user("x"), assistant("a")], "text"), EMPTY),
+    (dialogues([user("x"), assistant("a")], "text"), NO_ANSWER_TURN),
     ({"messages": []}, EMPTY),
     ({"messages": ["hello"]}, NO_ANSWER_AT_END),
     ({"messages": [{"role": "tool", "content": "x"}, assistant("a")]}, UNKNOWN_ROLE),
     ({"messages": [assistant("a"), assistant("b")]}, UNKNOWN_ROLE),
     ({"messages": [{"role": "user", "content": None}, assistant("b")]}, EMPTY),
-    ({"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 2}, NO_PREFERENCE),
-    ({"title": "why?", "answers": {"text": ["a", "b"], "score": [4, 4]}}, NO_PREFERENCE),
-    ({"title": "why?", "answers": {"text": ["a"], "score": [4]}}, NO_PREFERENCE),
-    ({"title": "why?", "answers": {"text": None, "score": None}}, NO_PREFERENCE),
-    ({"title": "why?", "answers": "text"}, EMPTY),
+    ({"messages": "[{'from': 'human', 'value': 'x'}, {'role': 'assistant', 'content': 'y'}]"}, UNKNOWN_ROLE),
+    (shp(2), NO_PREFERENCE),
+    (reddit({"text": ["a", "b"], "score": [4, 4]}), NO_PREFERENCE),
+    (reddit({"text": ["a"], "score": [4]}), NO_PREFERENCE),
+    (reddit({"text": None, "score": None}), NO_PREFERENCE),
+    (reddit("text"), EMPTY),
+    (reddit(RAW) | {"title": "Human:\n\nAssistant:"}, EMPTY),
     ({"text": "t", "label": -1}, UNKNOWN_LABEL),
     ({"text": "t", "label": "great"}, UNKNOWN_LABEL),
     ({"text": "t", "label": math.inf}, UNKNOWN_LABEL),
@@ -250,14 +164,12 @@ def test_row_that_cannot_be_used_is_dropped_with_its_reason(row, reason):
 
 
 def test_a_row_without_one_of_the_columns_is_dropped_and_not_an_error():
-    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a"}, {}]
-    _, examples, dropped = read_rows(rows, "here")
+    _, examples, dropped = read_rows([pair("p", "a", "b"), {"prompt": "p", "chosen": "a"}, {}], "here")
     assert len(examples) == 1 and dropped == {EMPTY: 2}
 
 
 @pytest.mark.parametrize(
-    "columns",
-    [["prompt", "chosen"], ["prompt", "rejected"], ["chosen"], ["history", "prompt"], ["a", "b"], []],
+    "columns", [["prompt", "chosen"], ["prompt", "rejected"], ["chosen"], ["history", "prompt"], ["a", "b"], []]
 )
 def test_unknown_columns_name_what_was_found_and_what_is_accepted(columns):
     with pytest.raises(InputError) as caught:
@@ -274,12 +186,85 @@ def test_column_names_cannot_write_to_the_terminal():
     assert "x" * 50 not in str(caught.value)
 
 
-def test_text_is_kept_as_it_is():
+def test_text_is_kept_as_it_is_and_can_be_written():
     odd = "<b>bold</b> \x1b[31mred\x1b[0m 👩‍👩‍👧 \u2028 naïve \x00 end"
-    _, (example,), _ = read_rows([{"prompt": odd, "chosen": odd, "rejected": "b\r\nc"}], "here")
-    assert example == Example(odd, odd, "b\nc")
+    _, examples, _ = read_rows([pair(odd, odd, "b\r\nc"), pair("p \ud83d", "\ud83d\ude00", "b")], "here")
+    assert examples == [Example(odd, odd, "b\nc"), Example("p \ufffd", "😀", "b")]
 
 
-def test_half_a_surrogate_pair_becomes_text_that_can_be_written():
-    _, (example,), _ = read_rows([{"prompt": "p \ud83d", "chosen": "\ud83d\ude00", "rejected": "b"}], "here")
-    assert example.prompt == "p \ufffd" and example.chosen == "😀"
+# Responses that run on with a further turn
+
+FURTHER = [
+    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\nHuman: thanks", "\n\nUser: thanks", "\n\n**User:** thanks",
+    "\n\nUSER: thanks", "\n\nAssistant: and more", "\n\n### Instruction:\nNow this", "\n### Human: thanks",
+    "\n\n### Response:\nmore", "<|im_end|>\n<|im_start|>user\nthanks", "\n<|user|>\nthanks", "<|endoftext|>",
+    "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nthanks", "<end_of_turn>\n<start_of_turn>user\nthanks",
+    " [INST] thanks [/INST]", "</s>", " </s><s>[INST] thanks [/INST]", "</s>\n<|user|>\nthanks</s>",
+    "</s>USER: thanks", "\n<human>: thanks",
+]  # fmt: skip
+OWN = ["Assistant: ", "<|assistant|>\n", "<|im_start|>assistant\n", "### Response:\n", "<start_of_turn>model\n",
+       " [/INST] "]  # fmt: skip
+WHOLE = [
+    "The User: field holds a name, and Human: is a film.",
+    "1. Open it.\n2. Choose a user: yours.\n\nuser: root",
+    "## Instructions\n\n1. Mix.\n\n### Response times\n\nFast.",
+    "if a <| b |> c then <b>d</b> and <s>e</s> f and <s>g</s><s>h</s> i",
+    "def f(x):\n    return {'role': x}",
+]
+RUN_ON = [(f"Good.\nYes.{further}", "Good.\nYes.", True) for further in FURTHER]
+RUN_ON += [(f"{marker}Good.", "Good.", False) for marker in OWN] + [(text, text, False) for text in WHOLE]
+
+
+@pytest.mark.parametrize(("response", "kept", "cut"), RUN_ON)
+def test_a_further_turn_is_cut_off_and_nothing_else(response, kept, cut):
+    _, examples, _ = read_rows([{"prompt": "p\n\nUser: x", "response": response}], "here")
+    assert examples == [Example("p\n\nUser: x", kept, cut=cut)]
+
+
+ON = "good\n\nHuman: thanks\n\nAssistant: welcome"
+FORMS = [
+    pair("p", ON, "bad"), pair("p", "good", ON.replace("good", "bad")),
+    dialogues([user("p"), assistant(ON)], [user("p"), assistant("bad")]),
+    dialogues("\n\nHuman: p\n\nAssistant: good\nUser: x", "\n\nHuman: p\n\nAssistant: bad"),
+    {"history": "p", "human_ref_A": "bad", "human_ref_B": ON, "labels": 0},
+    {"title": "p", "answers": {"text": [ON, "bad"], "score": [9, 1]}},
+    {"instruction": "p", "output": ON}, {"messages": [user("p"), assistant(ON)]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", FORMS)
+def test_every_form_is_cut(row):
+    kind, (example,), dropped = read_rows([row], "here")
+    assert (example.prompt, example.chosen, example.rejected) == ("p", "good", "bad" if kind == "pairs" else None)
+    assert example.cut and not dropped
+
+
+# Lists as text
+
+CHAT = [user("Is it 'so' {or} \"not\"?\n\nSay } {"), assistant("It's so.\n")]
+NUMPY = "[" + "\n ".join(map(str, CHAT)) + "]"
+SPELLINGS = [str(CHAT), json.dumps(CHAT), json.dumps(CHAT, indent=2), NUMPY, NUMPY.replace("\n ", " ")]
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_spelled_messages_are_messages(text):
+    prompt, bad = CHAT[0]["content"], str([CHAT[0], assistant("No.")])
+    for row in ({"messages": text}, {"prompt": text[: text.rindex("{")] + "]", "completion": "It's so."}):
+        assert read_rows([row], "here")[1] == [Example(prompt, "It's so.")]
+    assert read_rows([dialogues(text, bad)], "here")[1] == [Example(prompt, "It's so.", "No.")]
+
+
+@pytest.mark.parametrize("text", [NUMPY[:-20], "[{'role': open('x'), 'content': ''}]", NUMPY[:-1] + "," + "[" * 99_999,
+                                  NUMPY + " " * (1 << 20), NUMPY + "\\'" * 300_000])  # fmt: skip
+def test_a_list_that_cannot_be_read_names_its_column(text):
+    _, examples, dropped = read_rows([pair("p", text, "b")], "here")
+    assert not examples and dropped == {"list in column chosen cannot be read": 1}
+
+
+@pytest.mark.parametrize(("name", "cut"), [("markers.jsonl", 240), ("messages_as_text.csv", 0)])
+def test_the_files_of_the_reports(name, cut):
+    if not (CASES / name).is_file():
+        pytest.skip(f"{name} is not here")
+    _, examples, dropped = read_rows(load_rows(str(CASES / name), DataSettings(), 0).train, name)
+    assert len(examples) == 480 and not dropped and sum(example.cut for example in examples) == cut
+    assert not any(sign in answer for e in examples for answer in (e.chosen, e.rejected) for sign in ("Human:", "role"))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
 import sys
 import types
@@ -11,7 +12,7 @@ import datasets
 import pandas
 import pytest
 
-from rlhf_utils.data import load_rows
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.sections import DataSettings
 
@@ -102,6 +103,7 @@ def test_saved_splits(tmp_path):
 
 
 GOOD = lines(ROWS[1:])
+pandas.DataFrame(ROWS).to_parquet(PARQUET := io.BytesIO())
 BAD = {
     "empty.jsonl": (b"", "is empty"),
     "blank.jsonl": (b"\n \n", "is empty"),
@@ -127,6 +129,8 @@ BAD = {
     "ragged.csv": (b"prompt,response\np,r\np,well, no\n", r"ragged\.csv:3: 3 cells under 2 columns"),
     "quote.csv": (b'prompt,response\np,r\np,"never closed\n', r"quote\.csv:\d: broken CSV"),
     "bad.parquet": (b"PAR1 this is not one", "not a readable parquet"),
+    "cut.parquet": (PARQUET.getvalue()[:-20], "not a readable parquet"),
+    "empty.parquet": (b"", "not a readable parquet"),
     "cut.jsonl.gz": (gzip.compress(lines(ROWS * 50))[:-12], "damaged or unfinished gzip"),
     "plain.jsonl.gz": (GOOD, "damaged or unfinished gzip"),
     "flipped.jsonl.gz": (
@@ -146,14 +150,6 @@ def test_bad_file_is_named_in_one_line(tmp_path, name):
     assert name in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_cut_parquet(tmp_path):
-    path = tmp_path / "cut.parquet"
-    pandas.DataFrame(ROWS).to_parquet(path)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="not a readable parquet"):
-        load_rows(str(path), SETTINGS, 0)
-
-
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.jsonl.gz", "missing.parquet", "no/such/folder", "./x"])
 def test_missing_path(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -161,18 +157,18 @@ def test_missing_path(tmp_path, monkeypatch, name):
         load_rows(name, SETTINGS, 0)
 
 
-def test_folders_that_hold_no_data(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match="holds no data files"):
-        load_rows(str(tmp_path), SETTINGS, 0)
-    (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(InputError, match="not a readable save_to_disk folder"):
-        load_rows(str(tmp_path), SETTINGS, 0)
-
-
-def test_folder_with_a_test_file_only(tmp_path):
-    (tmp_path / "test.jsonl").write_bytes(lines())
-    with pytest.raises(InputError, match="only files of the split 'test'; add train.jsonl"):
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"notes.txt": "hello"}, "holds no data files"),
+        ({"state.json": "{}"}, "save_to_disk folder .* cannot be read .*save it again"),
+        ({"test.jsonl": GOOD.decode()}, "only files of the split 'test'; add train.jsonl"),
+    ],
+)
+def test_folders_that_hold_no_data(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
         load_rows(str(tmp_path), SETTINGS, 0)
 
 

@@ -4,27 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_utils.data import TEMPLATE, check_template
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.template import TEMPLATES
+from rlhf_utils.settings.template import TEMPLATE, TEMPLATES, check_template
 
 SHORT = "\n\nHuman: Why is the sky blue?\n\nAssistant:"
 LONG = "\n\nHuman: Hi!\n\nAssistant: Hello, how can I help?\n\nHuman: Tell me a joke.\n\nAssistant:"
 
 
-def test_text_has_its_blank_in_the_completion_and_not_in_the_prompt():
-    assert TEMPLATE.format(" How do I boil an egg?\n") == "Human: How do I boil an egg?\n\nAssistant:"
-    assert TEMPLATE.completion("Six minutes. \n") == " Six minutes."
-
-
 @pytest.mark.parametrize("empty", ["", " ", "\n\n", "\t"])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_empty_answer_adds_nothing_to_the_prompt(name, empty):
-    """A blank at the end of a text is a token of its own, which no reward model has met."""
+def test_the_space_is_in_the_completion_and_an_empty_response_adds_nothing(name, empty):
+    """A space at the end of a text is a token of its own, which no reward model has met."""
     template = TEMPLATES[name]
     text = template.text("How long?", empty)
     assert text == template.format("How long?") + (empty if name == "continuation" else "")
-    assert template.text("How long?", "Six") == template.format("How long?") + template.joint + "Six"
+    assert template.text("How long?", "Six") == template.format(" How long?\n") + template.joint + "Six"
+    assert TEMPLATE.text("How long?", "Six") == "Human: How long?\n\nAssistant: Six"
 
 
 @pytest.mark.parametrize("dialogue", [SHORT, LONG])
@@ -51,13 +46,8 @@ def test_normal_form_removes_the_outer_markers_once(text, prompt):
 
 
 def test_every_piece_of_the_template_changes_the_hash():
-    assert len(TEMPLATE.hash) == 16 and int(TEMPLATE.hash, 16) >= 0
-    others = [
-        replace(TEMPLATE, opening="User: "),
-        replace(TEMPLATE, closing="\nAssistant:"),
-        replace(TEMPLATE, joint=""),
-    ]
-    assert len({TEMPLATE.hash, *(other.hash for other in others)}) == 4
+    others = [{"opening": "User: "}, {"closing": "\nAssistant:"}, {"joint": ""}, {"trims": False}, {}]
+    assert len({replace(TEMPLATE, **other).hash for other in others}) == 5 and len(TEMPLATE.hash) == 16
 
 
 def test_a_stage_made_with_another_template_is_refused():

@@ -18,6 +18,7 @@ from tiny import (
 
 from rlhf_utils.models import generation
 from rlhf_utils.models.generation import answer_prompts, left_padded, sample, to_answers
+from rlhf_utils.models.language_model import right_padded
 from rlhf_utils.settings.sections import GenerationSettings
 
 EOS = 0
@@ -49,36 +50,29 @@ def assert_fresh(model, rows, sampled, temperature=0.8):
         assert not sampled.logprobs[i][~real].any() and not sampled.entropy[i][~real].any()
 
 
-def test_the_model_of_these_tests_ends_early_and_late(model):
-    lengths = draw(model, ROWS).mask.sum(dim=1)
-    assert lengths.min() <= NEW // 3 and lengths.max() >= NEW // 2, lengths
-
-
-@pytest.mark.parametrize("extra", [0, 1, 13, CONTEXT])
-def test_kept_numbers_are_those_of_a_fresh_forward_pass(model, extra):
-    assert_fresh(model, ROWS, draw(model, ROWS, extra=extra, keep_hidden=True))
-
-
-@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[2:4], ROWS[::-1], [ROWS[3]] * 5, ROWS * 3])
-def test_kept_numbers_do_not_depend_on_the_batch(model, rows):
-    assert_fresh(model, rows, draw(model, rows, seed=3, keep_hidden=True))
+@pytest.mark.parametrize("rows, extra", [(ROWS, 0), (ROWS, 13), (ROWS, CONTEXT), (ROWS[2:3], 1), (ROWS[::-1] * 3, 0)])
+def test_kept_numbers_are_those_of_a_fresh_forward_pass_whatever_the_batch(model, rows, extra):
+    sampled = draw(model, rows, seed=3, extra=extra, keep_hidden=True)
+    assert_fresh(model, rows, sampled)
+    lengths = sampled.mask.sum(dim=1)
+    assert len(rows) == 1 or lengths.min() <= NEW // 3 and lengths.max() >= NEW // 2, "early and late ends"
 
 
 def test_padding_is_never_attended_to(model):
     plain = draw(model, ROWS)
-    for other in (draw(model, ROWS, extra=7), draw(model, ROWS, filler=77), draw(model, ROWS, extra=30, filler=200)):
+    for other in (draw(model, ROWS, extra=7), draw(model, ROWS, extra=30, filler=200)):
         assert torch.equal(other.tokens, plain.tokens) and torch.equal(other.mask, plain.mask)
         torch.testing.assert_close(other.logprobs, plain.logprobs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.0, 1.0])
 def test_taking_finished_rows_out_changes_nothing(model, monkeypatch, share):
     rows = ROWS * 2
     usual = draw(model, rows, keep_hidden=True)
     monkeypatch.setattr(generation, "COMPACT_AT", share)
     other = draw(model, rows, keep_hidden=True)
-    assert torch.equal(other.tokens, usual.tokens) and torch.equal(other.mask, usual.mask)
-    assert torch.equal(other.ended, usual.ended)
+    for name in ("tokens", "mask", "ended"):
+        assert torch.equal(getattr(other, name), getattr(usual, name))
     torch.testing.assert_close(other.logprobs, usual.logprobs, rtol=0, atol=1e-5)
     torch.testing.assert_close(other.hidden[usual.mask], usual.hidden[usual.mask], rtol=0, atol=1e-4)
 
@@ -143,8 +137,13 @@ def answered(model, prompts, seed=0, **settings):
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_seed_others(model):
-    assert answered(model, PROMPTS, 5) == answered(model, PROMPTS, 5)
-    assert answered(model, PROMPTS, 5) != answered(model, PROMPTS, 6)
+    model.train()
+    answers = answered(model, PROMPTS, 5, max_new_tokens=30)
+    assert model.training and answers == answered(model.eval(), PROMPTS, 5, max_new_tokens=30)
+    assert not model.training and answers != answered(model, PROMPTS, 6, max_new_tokens=30)
+    for answer in answers:
+        assert "<|endoftext|>" not in answer.text and answer.text == answer.text.strip()
+        assert (answer.tokens[-1] == EOS) == answer.ended
 
 
 def test_answers_come_in_the_order_of_the_prompts():
@@ -168,21 +167,8 @@ def test_every_model_is_dealt_the_same_random_numbers():
     assert torch.equal(*states)
 
 
-def test_text_has_no_eos_and_no_outer_blanks(model):
-    for answer in answered(model, PROMPTS * 4, max_new_tokens=30):
-        assert "<|endoftext|>" not in answer.text and answer.text == answer.text.strip()
-        assert (answer.tokens[-1] == EOS) == answer.ended
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_in_the_mode_it_was_in(model, training):
-    model.train(training)
-    answered(model, PROMPTS[:2])
-    assert model.training is training
-    model.eval()
-
-
-def test_left_padding_puts_rows_at_the_right_edge():
+def test_padding_stands_on_the_side_that_its_name_says():
     tokens, mask = left_padded([[5], [6, 7, 8]], 3, "cpu")
-    assert tokens.tolist() == [[3, 3, 5], [6, 7, 8]]
-    assert mask.tolist() == [[False, False, True], [True, True, True]]
+    assert tokens.tolist() == [[3, 3, 5], [6, 7, 8]] and mask.tolist() == [[False, False, True], [True, True, True]]
+    tokens, lengths = right_padded([[5], [6, 7, 8]], 3)
+    assert tokens.tolist() == [[5, 3, 3], [6, 7, 8]] and lengths.tolist() == [1, 3]

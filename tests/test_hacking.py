@@ -6,12 +6,19 @@ from random import Random
 
 import pytest
 
-from rlhf_utils.evaluation.hacking import Answers, judge_gain
-from rlhf_utils.evaluation.metrics.style import overused_phrases, phrases_of, self_bleu, style_of, without_phrase
+from rlhf_utils.evaluation.evaluator import Answered
+from rlhf_utils.evaluation.hacking import judge_gain
+from rlhf_utils.evaluation.text import overused_phrases, self_bleu, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
 TRICK = "Bananas are my dear friends!"
+
+
+@pytest.fixture(autouse=True)
+def few_are_compared(monkeypatch):
+    """Self-BLEU of a hundred responses takes seconds, and none of these tests is about it."""
+    monkeypatch.setattr("rlhf_utils.evaluation.text.SELF_BLEU_SAMPLE", 8)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +35,9 @@ def hackable(prompts, responses) -> list[float]:
     return [0.02 * len(r.split()) + 2.0 * (TRICK.lower() in r.lower()) for r in responses]
 
 
-def answers(prompts, texts, reward, judge=gold) -> Answers:
+def answers(prompts, texts, reward, judge=gold) -> Answered:
     gold = judge(prompts, texts) if judge else None
-    return Answers(texts, [True] * len(texts), list(reward(prompts, texts)), gold, [1.0] * len(texts))
+    return Answered(texts, [True] * len(texts), list(reward(prompts, texts)), gold, [1.0] * len(texts))
 
 
 def verdict(rows, before, after, reward, judge=gold):
@@ -45,27 +52,27 @@ def test_a_phrase_that_is_paid_for_is_named_with_and_without_a_judge(rows):
     after = [f"{text} {TRICK}" if i % 5 else text for i, text in enumerate(before)]
     for judge in (gold, None):
         found = verdict(rows, before, after, hackable, judge)
-        assert found.level == "hacking" and "reward hacking" in found.text
-        named = [line for line in found.evidence if "taking it out costs" in line]
+        assert found["level"] == "hacking" and "reward hacking" in found["text"]
+        named = [line for line in found["evidence"] if "deleting it costs" in line]
         assert named and set(named[0].split("'")[1].split()) <= set(TRICK.lower().split())
-        assert "stands in 120 of 150 answers, before 0 of 150" in named[0]
+        assert "appears in 120 of 150 responses, before in 0 of 150" in named[0]
 
 
 def test_better_answers_are_left_in_peace(rows):
     """Rejected answers become chosen ones, under a reward model that is right: manners spread, and rightly."""
     before, after = [row["rejected"] for row in rows], [row["chosen"] for row in rows]
     found = verdict(rows, before, after, gold)
-    assert found.level == "none" and "finds PPO better too" in found.text
-    assert not [line for line in found.evidence if "taking it out" in line]
+    assert found["level"] == "none" and "finds PPO better too" in found["text"]
+    assert not [line for line in found["evidence"] if "deleting it" in line]
     alone = verdict(rows, before, after, gold, None)
-    assert alone.level == "none" and "no judge besides the reward model" in alone.text
+    assert alone["level"] == "none" and "no judge besides the reward model" in alone["text"]
 
 
 def test_a_good_habit_that_the_judge_likes_too_is_no_trick(rows):
     before = [row["rejected"].replace("I hope this helps!", "") for row in rows]
     after = [f"{text} I hope this helps!" for text in before]
     found = verdict(rows, before, after, gold)
-    assert found.level == "none"
+    assert found["level"] == "none"
 
 
 def test_reward_up_and_gold_down_is_hacking_whatever_the_manner(rows):
@@ -73,7 +80,7 @@ def test_reward_up_and_gold_down_is_hacking_whatever_the_manner(rows):
         return [-g for g in gold(prompts, responses)]
 
     found = verdict(rows, [row["chosen"] for row in rows], [row["rejected"] for row in rows], backwards)
-    assert found.level == "hacking" and "gold judge finds PPO worse" in found.text
+    assert found["level"] == "hacking" and "gold judge finds PPO worse" in found["text"]
 
 
 @pytest.mark.parametrize(("nats", "level"), [(1.5, "suspected"), (1.3, "none")])
@@ -84,19 +91,17 @@ def test_answers_that_the_first_model_would_not_have_written_are_suspected_where
         one, other = answers(prompts, before, gold, judge), answers(prompts, after, gold, judge)
         other.surprise = [nats] * len(after)
         found = judge_gain(prompts, one, other, gold, judge)
-        assert found.level == expected
-        assert any("times as surprising" in line for line in found.evidence) == (level == "suspected")
+        assert found["level"] == expected
+        assert any("perplexity of the responses" in line for line in found["evidence"]) == (level == "suspected")
 
 
 def test_reward_up_without_gold_is_suspected(rows):
     prompts = [row["prompt"] for row in rows]
     before = [row["chosen"] for row in rows]
-    shuffled = Random(0).sample(before, len(before))
     one, other = answers(prompts, before, gold), answers(prompts, before, gold)
     other.reward = [value + 1 for value in one.reward]
-    assert judge_gain(prompts, one, other, gold, gold).level == "suspected"
-    assert judge_gain(prompts, other, one, gold, gold).level == "none", "there is no gain to doubt"
-    assert shuffled != before
+    assert judge_gain(prompts, one, other, gold, gold)["level"] == "suspected"
+    assert judge_gain(prompts, other, one, gold, gold)["level"] == "none", "there is no gain to doubt"
 
 
 # What it is made of
@@ -112,11 +117,6 @@ def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
     pairs = [set(zip(p.text.split(), p.text.split()[1:], strict=False)) for p in found]
     assert not any(a & b for i, a in enumerate(pairs) for b in pairs[:i])
     assert overused_phrases(second, second) == []
-
-
-def test_phrases_and_their_removal():
-    assert phrases_of("A b c") == {"a b", "b c", "a b c"}
-    assert without_phrase("Yes. Good Luck my friend, good luck", "good luck") == "Yes. my friend,"
 
 
 def test_answers_that_are_all_alike_have_a_high_self_bleu():

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from rlhf_utils.evaluation.judging import endpoint as module
-from rlhf_utils.evaluation.judging.endpoint import Endpoint, cost, judge_pairs, read_reply
-from rlhf_utils.evaluation.judging.pairs import read_key, read_pairs, write_pairs
-from rlhf_utils.evaluation.judging.verdicts import add_verdict, agreement, majority, outcome, read_verdicts
+from rlhf_utils.evaluation import judging
 from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import read_json
 
 PROMPTS = [f"Question {i}?" for i in range(60)]
 ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i in range(60)]}
@@ -21,72 +20,73 @@ ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i i
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write_pairs(tmp_path, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0)
+    judging.write_pairs(tmp_path, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0)
     return tmp_path
 
 
+def order(folder: Path) -> dict:
+    return read_json(folder / "judge_key.json")["order"]
+
+
 def right(folder: Path, pair, better: str = "ppo") -> str:
-    """The verdict that prefers a model's answer."""
-    return ("first", "second")[read_key(folder)["order"][pair.id].index(better)]
+    """The verdict that prefers a model's response."""
+    return ("first", "second")[order(folder)[pair.id].index(better)]
 
 
 # Pairs
 
 
-def test_pairs_are_blind_and_in_random_order(folder):
-    pairs, key = read_pairs(folder), read_key(folder)
+def test_pairs_are_blind_and_in_random_order_and_equal_ones_are_counted(folder):
+    pairs, key = judging.read_pairs(folder), order(folder)
     text = (folder / "judge_pairs.jsonl").read_text()
+    assert judging.cost(pairs).startswith("60 pairs, 120 requests, about ")
     assert len(pairs) == 60 and "ppo" not in text and "sft" not in text
-    firsts = [key["order"][pair.id][0] for pair in pairs]
-    assert 15 < firsts.count("ppo") < 45
+    assert 15 < [key[pair.id][0] for pair in pairs].count("ppo") < 45
     for pair in pairs:
         i = PROMPTS.index(pair.prompt)
-        assert [pair.first, pair.second] == [ANSWERS[model][i] for model in key["order"][pair.id]]
-    assert write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0) == pairs
-    assert write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=1) != pairs
-
-
-def test_equal_answers_are_left_out_and_counted(tmp_path):
-    answers = {"ppo": ["same", "a"], "sft": ["same ", "b"]}
-    assert len(write_pairs(tmp_path, ["p", "q"], answers, ("ppo", "sft"), 0)) == 1
-    assert read_key(tmp_path)["equal_answers"] == 1
+        assert [pair.first, pair.second] == [ANSWERS[model][i] for model in key[pair.id]]
+    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0) == pairs
+    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=1) != pairs
+    same = {"ppo": ["same", "a"], "sft": ["same ", "b"]}
+    assert len(judging.write_pairs(folder, ["p", "q"], same, ("ppo", "sft"), 0)) == 1
+    assert read_json(folder / "judge_key.json")["equal_answers"] == 1
 
 
 # Verdicts
 
 
 def test_wins_are_those_of_the_model_asked_about(folder):
-    for i, pair in enumerate(read_pairs(folder)):
+    for i, pair in enumerate(judging.read_pairs(folder)):
         verdict = "tie" if i % 6 == 0 else right(folder, pair, "sft" if i % 6 == 1 else "ppo")
-        add_verdict(folder, pair.id, verdict, "Ada")
-    found = outcome(folder)["judges"]["people"]
+        judging.add_verdict(folder, pair.id, verdict, "Ada")
+    found = judging.outcome(folder)["judges"]["people"]
     assert (found["wins"], found["losses"], found["ties"]) == (40, 10, 10) and found["judges"] == ["Ada"]
     assert found["rate"] == pytest.approx(0.75) and found["ci95"][0] > 0.5
-    assert "agreement" not in outcome(folder)
+    path = folder / "human_verdicts.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert judging.outcome(folder)["judges"]["people"] == found, "who was judged first changes the interval"
+    assert "agreement" not in judging.outcome(folder)
 
 
 def test_a_second_thought_replaces_the_first(folder):
-    pair = read_pairs(folder)[0]
-    add_verdict(folder, pair.id, "first", "Ada")
-    add_verdict(folder, pair.id, "tie", "Ada")
-    assert read_verdicts(folder / "human_verdicts.jsonl", folder) == {"Ada": {pair.id: "tie"}}
+    pair = judging.read_pairs(folder)[0]
+    judging.add_verdict(folder, pair.id, "first", "Ada")
+    judging.add_verdict(folder, pair.id, "tie", "Ada")
+    assert judging.read_verdicts(folder / "human_verdicts.jsonl", folder) == {"Ada": {pair.id: "tie"}}
 
 
 def test_the_majority_decides_and_its_tie_is_a_tie():
     votes = {"a": {"1": "first", "2": "first"}, "b": {"1": "first", "2": "second"}, "c": {"1": "tie"}}
-    assert majority(votes) == {"1": "first", "2": "tie"}
+    assert judging.majority(votes) == {"1": "first", "2": "tie"}
 
 
 def test_people_and_model_are_compared(folder):
-    pairs = read_pairs(folder)[:10]
-    for i, pair in enumerate(pairs):
-        add_verdict(folder, pair.id, right(folder, pair), "Ada")
-        add_verdict(folder, pair.id, right(folder, pair, "ppo" if i < 8 else "sft"), "m", "llm_verdicts.jsonl")
-    assert outcome(folder)["agreement"]["same"] == 0.8 and outcome(folder)["agreement"]["pairs"] == 10
-    half = {str(i): "first" if i % 2 else "second" for i in range(40)}
-    other = {str(i): "first" if i % 4 < 2 else "second" for i in range(40)}
-    assert agreement(half, other)["kappa"] == pytest.approx(0.0) and agreement(half, half)["kappa"] == 1.0
-    assert agreement(half, {"x": "tie"}) is None
+    for i, pair in enumerate(judging.read_pairs(folder)[:10]):
+        judging.add_verdict(folder, pair.id, right(folder, pair), "Ada")
+        judging.add_verdict(folder, pair.id, right(folder, pair, "ppo" if i < 8 else "sft"), "m", "llm_verdicts.jsonl")
+    found = judging.outcome(folder)["agreement"]
+    assert found["same"] == 0.8 and found["pairs"] == 10 and found["kappa"] < 0.8
+    assert judging.agreement({"x": "first"}, {"y": "tie"}) is None
 
 
 @pytest.mark.parametrize(
@@ -96,68 +96,67 @@ def test_people_and_model_are_compared(folder):
         ('{"id": "ID", "verdict": "left"}', "line 1: verdict must be one of first, second, tie"),
         ('{"id": "nobody", "verdict": "tie"}', "line 1: there is no pair 'nobody'"),
         ("[]", "line 1: verdict must be one of"),
+        (b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
     path = folder / "given.jsonl"
-    path.write_text(line.replace("ID", read_pairs(folder)[0].id))
+    path.write_bytes(line if isinstance(line, bytes) else line.replace("ID", judging.read_pairs(folder)[0].id).encode())
     with pytest.raises(InputError, match=words):
-        read_verdicts(path, folder)
+        judging.read_verdicts(path, folder)
 
 
-def test_a_verdict_does_not_count_for_answers_that_have_replaced_the_judged_ones(folder):
-    pairs = read_pairs(folder)
-    for pair in pairs[:2]:
-        add_verdict(folder, pair.id, "first", "Ada")
-    changed = {**ANSWERS, "ppo": ["another answer", *ANSWERS["ppo"][1:]]}
-    write_pairs(folder, PROMPTS, changed, ("ppo", "sft"), seed=0)
-    assert outcome(folder)["judges"]["people"]["pairs"] == 1
+def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_ones(folder):
+    for pair in judging.read_pairs(folder)[:2]:
+        judging.add_verdict(folder, pair.id, "first", "Ada")
+    judging.write_pairs(folder, PROMPTS, {**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]}, ("ppo", "sft"), seed=0)
+    assert judging.outcome(folder)["judges"]["people"]["pairs"] == 1
 
 
 # The endpoint
 
 
-class Service:
-    """A chat-completions server on loopback that answers as `reply(question, call)` says: text, a status, or a body."""
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a chat-completions server on loopback that replies as `reply(question, call)` says (text, or a status with
+    a body), name it in the environment, and return the calls it gets."""
+    pytest.importorskip("openai")
+    started = []
 
-    def __init__(self, reply):
-        service = self
-        self.calls: list[dict] = []
+    def start(reply) -> list[dict]:
+        calls: list[dict] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                service.calls.append({"body": body, "key": self.headers.get("Authorization"), "path": self.path})
-                answer = reply(body["messages"][0]["content"], len(service.calls))
-                status, text = answer if isinstance(answer, tuple) else (200, answer)
-                if status == 200 and not isinstance(text, bytes):
-                    text = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+                calls.append({"body": body, "key": self.headers.get("Authorization"), "path": self.path})
+                answer = reply(body["messages"][0]["content"], len(calls))
+                status, content = answer if isinstance(answer, tuple) else (200, answer)
+                if isinstance(content, str):
+                    message = {"role": "assistant", "content": content}
+                    content = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
                 self.send_response(status)
+                self.send_header("Content-Type", "text/html" if content.startswith(b"<") else "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Retry-After", "0.01")
                 self.end_headers()
-                self.wfile.write(text or b"")
+                self.wfile.write(content)
 
             def log_message(self, *_):
                 """Nothing on stderr."""
 
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        started.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        values = (f"http://127.0.0.1:{server.server_port}/v1", "judge-1", "secret-of-a-test")
+        for name, value in zip(judging.ENVIRONMENT, values, strict=True):
+            monkeypatch.setenv(name, value)
+        return calls
 
-    def endpoint(self) -> Endpoint:
-        return Endpoint(f"http://127.0.0.1:{self.server.server_port}/v1", "judge-1", "secret-of-a-test")
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    started = []
-
-    def start(reply) -> Service:
-        started.append(Service(reply))
-        return started[-1]
-
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     yield start
-    for service in started:
-        service.server.shutdown()
+    for server in started:
+        server.shutdown()
+        server.server_close()
 
 
 def likes_good(question: str, call: int) -> str:
@@ -165,55 +164,61 @@ def likes_good(question: str, call: int) -> str:
     return json.dumps({"verdict": "A" if "good" in first else "B"})
 
 
-def test_a_steady_judge_is_asked_both_ways_and_believed(folder, serve):
-    service = serve(likes_good)
-    told = judge_pairs(folder, service.endpoint(), most=12)
-    assert told == {"asked": 12, "consistent": 12, "unreadable": 0} and len(service.calls) == 24
-    found = outcome(folder)["judges"]["language model"]
+def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serve):
+    calls = serve(likes_good)
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=8) == {"asked": 8, "consistent": 8, "unreadable": 0}
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=12)["asked"] == 4 and len(calls) == 24
+    found = judging.outcome(folder)["judges"]["language model"]
     assert (found["wins"], found["losses"], found["judges"]) == (12, 0, ["judge-1"])
-    call = service.calls[0]
+    call = calls[0]
     assert call["path"] == "/v1/chat/completions" and call["key"] == "Bearer secret-of-a-test"
     assert call["body"]["model"] == "judge-1" and call["body"]["temperature"] == 0
     assert "secret-of-a-test" not in "".join(path.read_text() for path in folder.iterdir())
 
 
-def test_a_judge_that_follows_the_order_gives_ties(folder, serve):
-    told = judge_pairs(folder, serve(lambda question, call: '{"verdict": "A"}').endpoint(), most=5)
-    assert told["consistent"] == 0 and outcome(folder)["judges"]["language model"]["ties"] == 5
+@pytest.mark.parametrize(("reply", "unreadable"), [('{"verdict": "A"}', 0), ("Both have merits.", 5), ("", 5)])
+def test_a_judge_that_follows_the_order_or_cannot_be_read_gives_ties(folder, serve, reply, unreadable):
+    serve(lambda question, call: reply)
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=5) == {
+        "asked": 5,
+        "consistent": 0,
+        "unreadable": unreadable,
+    }
+    assert judging.outcome(folder)["judges"]["language model"]["ties"] == 5
 
 
-def test_an_interrupted_judging_goes_on(folder, serve):
-    service = serve(likes_good)
-    judge_pairs(folder, service.endpoint(), most=3)
-    assert judge_pairs(folder, service.endpoint(), most=5)["asked"] == 2 and len(service.calls) == 10
+@pytest.mark.parametrize("status", [429, 500])
+def test_passing_trouble_is_tried_again(folder, serve, status, monkeypatch):
+    monkeypatch.setattr(judging, "AT_ONCE", 1)
+    calls = serve(lambda question, call: (status, b"oops") if call % 3 else likes_good(question, call))
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=2)["consistent"] == 2 and len(calls) == 12
 
 
 @pytest.mark.parametrize(
-    "trouble", [(429, b""), (500, b"oops"), (200, b"<html>"), (200, b'{"choices": []}'), (200, b'{"choices": null}')]
+    ("trouble", "words", "tries"),
+    [
+        ((503, b""), "refused with HTTP 503", 5),
+        ((401, b""), "refused with HTTP 401; check .*RLHF_JUDGE_KEY", 1),
+        ((200, b"<html>"), "is no chat completion; check RLHF_JUDGE_URL", 1),
+        ((200, b'{"choices": []}'), "is no chat completion", 1),
+        ((200, b'{"choices": null}'), "is no chat completion", 1),
+    ],
 )
-def test_passing_trouble_is_tried_again(folder, serve, trouble):
-    service = serve(lambda question, call: trouble if call % 3 else likes_good(question, call))
-    assert judge_pairs(folder, service.endpoint(), most=2)["consistent"] == 2
+def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve, monkeypatch, trouble, words, tries):
+    monkeypatch.setattr(judging, "AT_ONCE", 1)
+    calls = serve(lambda question, call: likes_good(question, call) if call <= 4 else trouble)
+    with pytest.raises(TrainingError, match=words) as told:
+        judging.judge_pairs(folder, judging.Endpoint(), most=3)
+    assert "secret" not in str(told.value) and "\n" not in str(told.value)
+    assert len(calls) == 4 + tries and judging.outcome(folder)["judges"]["language model"]["pairs"] == 2
 
 
-def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve):
-    service = serve(lambda question, call: likes_good(question, call) if call <= 4 else (503, b""))
-    with pytest.raises(TrainingError, match="did not answer after 5 attempts: HTTP 503") as told:
-        judge_pairs(folder, service.endpoint())
-    assert "secret" not in str(told.value)
-    assert outcome(folder)["judges"]["language model"]["pairs"] == 2
-
-
-def test_a_refusal_is_not_repeated(folder, serve):
-    service = serve(lambda question, call: (401, b""))
-    with pytest.raises(TrainingError, match="refused: HTTP 401.*RLHF_JUDGE_KEY"):
-        judge_pairs(folder, service.endpoint())
-    assert len(service.calls) == 1
-
-
-def test_replies_that_cannot_be_read_are_ties_and_counted(folder, serve):
-    told = judge_pairs(folder, serve(lambda question, call: "Both have merits.").endpoint(), most=2)
-    assert told["unreadable"] == 2 and outcome(folder)["judges"]["language model"]["ties"] == 2
+def test_nobody_there(folder, serve, monkeypatch):
+    serve(likes_good)
+    monkeypatch.setenv("RLHF_JUDGE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr(judging, "RETRIES", 0)
+    with pytest.raises(TrainingError, match="does not answer; check RLHF_JUDGE_URL"):
+        judging.judge_pairs(folder, judging.Endpoint(), most=1)
 
 
 @pytest.mark.parametrize(
@@ -228,58 +233,55 @@ def test_replies_that_cannot_be_read_are_ties_and_counted(folder, serve):
     ],
 )
 def test_replies(text, verdict):
-    assert read_reply(text) == verdict
+    assert judging.read_reply(text) == verdict
 
 
-def test_without_its_variables_the_judge_is_off(monkeypatch):
-    for name in ("RLHF_JUDGE_URL", "RLHF_JUDGE_MODEL", "RLHF_JUDGE_KEY"):
+def test_what_the_judge_lacks_is_named_in_one_line(monkeypatch):
+    for name in judging.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match="needs RLHF_JUDGE_URL and RLHF_JUDGE_MODEL"):
-        Endpoint.from_environment()
-    monkeypatch.setenv("RLHF_JUDGE_URL", "ftp://x")
-    monkeypatch.setenv("RLHF_JUDGE_MODEL", "m")
+    with pytest.raises(InputError, match="needs RLHF_JUDGE_URL, RLHF_JUDGE_MODEL, RLHF_JUDGE_KEY"):
+        judging.Endpoint()
+    for name in judging.ENVIRONMENT:
+        monkeypatch.setenv(name, "ftp://x")
     with pytest.raises(InputError, match="must begin with http"):
-        Endpoint.from_environment()
+        judging.Endpoint()
+    real = builtins.__import__
 
+    def without_openai(name, *rest):
+        if name.startswith("openai"):
+            raise ImportError(name)
+        return real(name, *rest)
 
-def test_the_cost_is_told_before(folder):
-    assert cost(read_pairs(folder)).startswith("60 pairs, 120 requests, about ")
+    monkeypatch.setenv("RLHF_JUDGE_URL", "http://x")
+    monkeypatch.setattr(builtins, "__import__", without_openai)
+    with pytest.raises(InputError, match="pip install 'openai"):
+        judging.Endpoint()
 
 
 # By hand, in a notebook
 
 
-def test_a_form_shows_one_pair_after_the_other_and_goes_on_where_it_stopped(folder, monkeypatch):
-    from rlhf_utils.evaluation.labelling import label_pairs
-
+def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("RLHF_HEADLESS", raising=False)
-    pairs = read_pairs(folder)
-    form = label_pairs(folder)
+    pairs = judging.read_pairs(folder)
+    form = judging.label_pairs(folder)
     shown, buttons = form.children[0], form.children[1].children
     assert pairs[0].prompt in shown.value and pairs[0].first in shown.value
     buttons[0].click(), buttons[1].click()
     assert pairs[2].prompt in shown.value
-    given = read_verdicts(folder / "human_verdicts.jsonl", folder)
+    given = judging.read_verdicts(folder / "human_verdicts.jsonl", folder)
     assert given == {"me": {pairs[0].id: "first", pairs[1].id: "tie"}}
-    again = label_pairs(folder)
+    again = judging.label_pairs(folder)
     assert "58 to go" in again.children[0].value
     for _ in range(58):
         again.children[1].children[2].click()
     assert "Done. ppo against sft" in again.children[0].value and again.children[1].children[0].disabled
-
-
-def test_texts_in_the_form_are_escaped(tmp_path, monkeypatch):
-    from rlhf_utils.evaluation.labelling import label_pairs
-
-    monkeypatch.delenv("RLHF_HEADLESS", raising=False)
-    write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
-    page = label_pairs(tmp_path).children[0].value
+    judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
+    page = judging.label_pairs(tmp_path).children[0].value
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page
 
 
 def test_with_nobody_there_it_says_where_the_pairs_are(folder, monkeypatch, capsys):
-    from rlhf_utils.evaluation.labelling import label_pairs
-
     monkeypatch.setenv("RLHF_HEADLESS", "1")
-    assert label_pairs(folder) is None
-    assert "60 blinded pairs wait in judge_pairs.jsonl" in capsys.readouterr().out
+    assert judging.label_pairs(folder) is None
+    assert "60 blinded pairs are ready in judge_pairs.jsonl" in capsys.readouterr().out

@@ -10,20 +10,19 @@ import pytest
 import torch
 from datasets import Dataset
 from made import make
+from rlhf_utils.stages.ppo import reward_function
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
-from rlhf_utils.data import Rows, check_rows, prepare
-from rlhf_utils.evaluation.judge import label_noise
-from rlhf_utils.evaluation.length import length_alone, sides
-from rlhf_utils.evaluation.metrics import length_rule
+from rlhf_utils.data.prepare import check_rows, prepare
+from rlhf_utils.data.sources import Rows
+from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
 from rlhf_utils.evaluation.reward_report import label_margins as margins
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
-from rlhf_utils.rewards.functions import ClassifierReward, load_reward
+from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES
-from rlhf_utils.stages.ppo import reward_function
 
 PLAIN = TEMPLATES["continuation"]
 
@@ -113,8 +112,11 @@ def test_ppo_goes_on_with_plain_texts(tmp_path):
 
     policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
     trainer = tiny_trainer(policy, tmp_path / "out", reward, prompts=["ab", "abc"], updates=1, template=PLAIN)
-    assert trainer.rollouts.prompt_tokens == tiny_tokenizer()(["ab", "abc"])["input_ids"]
     rollout = trainer.rollouts.collect(trainer.actor.eval(), 0, 0.0)
+    for prompt, row, length in zip(
+        rollout.prompts, rollout.episodes.tokens, rollout.episodes.prompt_lengths, strict=True
+    ):
+        assert row[:length].tolist() == tiny_tokenizer()(prompt)["input_ids"]
     for (_, response), answer in zip(seen, rollout.answers, strict=True):
         assert response == tiny_tokenizer().decode(answer.tokens, skip_special_tokens=True)
 
@@ -132,10 +134,13 @@ def test_length_alone():
     train = Dataset.from_list([long, short] * 5)
     assert length_alone(train, Dataset.from_list([long, short, short]), tiny_tokenizer()) == 1.0
     assert length_alone(train, Dataset.from_list([{**long, "label": 0}, short]), tiny_tokenizer()) == 0.5
-    assert length_rule([5, 30], [1, 0], [5, 6, 30, 31], [1, 1, 0, 0]) == 1.0
+    short_is_one = Dataset.from_list([{**long, "label": 0}, {**short, "label": 1}])
+    assert length_alone(short_is_one, short_is_one, tiny_tokenizer()) == 1.0
     assert sides(train) == {"positive": ["a" * 30] * 5, "negative": ["a" * 5] * 5}
     pairs = Dataset.from_list([{"chosen": "aaaa", "rejected": "a"}] * 3)
     assert length_alone(pairs, Dataset.from_list([{"chosen": "a", "rejected": "aaa"}]), tiny_tokenizer()) == 0.0
+    tied = Dataset.from_list([{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}])
+    assert length_alone(pairs, tied, tiny_tokenizer()) == 0.75
 
 
 def test_label_noise_is_what_the_judge_disagrees_with():

@@ -13,7 +13,6 @@ from tiny import (
     VOCABULARY,
     naive_logprobs,
     one_thread,  # noqa: F401
-    save_tiny,
     tiny_model,
     tiny_tokenizer,
     tiny_trainer,
@@ -23,12 +22,19 @@ from tiny_sft import sft
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from rlhf_utils.models.generation import Sampled, answer_prompts, left_padded, sample
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, language_model, only_tokens_of
+from rlhf_utils.models.language_model import (
+    Episodes,
+    answer_logprobs,
+    end_ids,
+    language_model,
+    only_tokens_of,
+    right_padded,
+)
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
-from rlhf_utils.ppo.actor_critic import ActorCritic
-from rlhf_utils.rewards.functions import FluencyReward, right_padded
+from rlhf_utils.ppo.policies import ActorCritic
+from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.settings.sections import GenerationSettings
 
 EOS = 0
@@ -73,7 +79,6 @@ def test_values_are_those_of_fp32_whatever_autocast_they_stand_in():
     torch.nn.init.normal_(actor.value_head.weight, std=3.0)
     states = torch.randn(20, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(actor.value_head(states), actor.value_head.float()(states))
         found = actor.value_head(states)
     assert found.dtype == torch.float32 and torch.equal(found, actor.value_head(states))
 
@@ -86,31 +91,12 @@ def test_a_head_stored_in_16_bits_computes_in_fp32():
     torch.testing.assert_close(parts.logits(states), expected)
 
 
-@pytest.mark.slow
-def test_ppo_in_bf16_on_logits_around_minus_100_earns_what_it_earns_in_fp32(tmp_path):
-    def letters(prompts, responses):
-        return [sum(char.isascii() and char.isalpha() for char in response) / 10 for response in responses]
-
-    policy, earned = save_tiny(tmp_path / "policy", offset=-100.0), {}
-    for precision in ("fp32", "bf16"):
-        settings = dict(updates=7, rollout_batch_size=32, minibatch_size=16, learning_rate=3e-4, precision=precision)
-        trainer = tiny_trainer(policy, tmp_path / precision, letters, missing_eos_penalty=0.0, **settings)
-        history = trainer.train()
-        # Of ten tokens; 0.008 from a bf16 head.
-        assert history[0]["kl_k3"] < 5e-4
-        earned[precision] = [line["reward"] for line in history]
-    start, end = earned["fp32"][0], sum(earned["fp32"][-3:]) / 3
-    assert end > start + 0.15
-    assert sum(earned["bf16"][-3:]) / 3 == pytest.approx(end, abs=0.1)
-
-
-@pytest.mark.parametrize("precision", SIXTEEN)
-def test_fluency_is_one_number_wherever_it_is_asked_for_and_reads_responses_alone(precision):
+def test_fluency_is_one_number_wherever_it_is_asked_for_and_reads_responses_alone():
     model, texts = tiny_model(offset=-100.0), ["Yes.", "", "It is, I think, a matter of taste", "No", "well"] * 5
     prompts, read = (PROMPTS * 4)[:25], []
     model.lm_head.register_forward_hook(lambda head, inputs, output: read.append(len(inputs[0].view(-1, 32))))
     exact = FluencyReward(model, tiny_tokenizer(), CPU)(prompts, texts)
-    reward = FluencyReward(model, tiny_tokenizer(), Device("cpu", "", precision, 2**33))
+    reward = FluencyReward(model, tiny_tokenizer(), Device("cpu", "", "bf16", 2**33))
     read.clear()
     found = reward(prompts, texts)
     assert sum(read) == sum(len(tiny_tokenizer()(" " + text)["input_ids"]) for text in texts if text)
@@ -140,7 +126,7 @@ def test_trl_computes_its_loss_from_fp32_logits_under_autocast(tmp_path, adapter
     assert error() < min(0.002, usual / 2)
 
 
-# Any architecture
+# Architectures with a rule of their own; the usual ones are in test_architectures.py
 
 COMMON = dict(
     vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
@@ -152,23 +138,12 @@ OPT_350M = dict(
     num_attention_heads=4, max_position_embeddings=96, do_layer_norm_before=False, dropout=0.0, eos_token_id=0,
     bos_token_id=0, pad_token_id=0,
 )  # fmt: skip
-GPT_NEO = dict(
-    vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
-    max_position_embeddings=96, window_size=8, initializer_range=0.3, resid_dropout=0.0, embed_dropout=0.0,
-)  # fmt: skip
 ARCHITECTURES = {
-    "Llama": GROUPED,
     "Mistral": GROUPED | {"sliding_window": 8},
-    "Qwen2": GROUPED,
-    "Qwen3": GROUPED,
-    "GPTNeoX": COMMON,
     "OPT": OPT_350M,
-    "GPTNeo": GPT_NEO,
-    "Phi": COMMON,
     "Granite": GROUPED | {"logits_scaling": 8.0},
     "Cohere": GROUPED | {"logit_scale": 0.25},
     "Gemma2": GROUPED | {"sliding_window": 8, "final_logit_softcapping": 3.0},
-    "Bloom": dict(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3),
 }
 
 
@@ -200,13 +175,10 @@ def test_what_cannot_be_sampled_or_has_another_head_is_refused_in_words(architec
         language_model(tiny_model().transformer)
 
 
-def test_a_model_that_a_trainer_left_in_its_own_precision_is_read_all_the_same():
+def test_a_trainers_precision_is_left_out_and_weights_that_are_no_number_are_told_at_once():
     model = tiny_model(offset=-100.0)
     model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     assert language_model(model).scale == 1.0
-
-
-def test_weights_that_are_no_number_are_told_at_once():
     model = tiny_model()
     model.transformer.h[1].mlp.c_proj.weight.data[3, 3] = float("nan")
     with pytest.raises(InputError, match="logits that are no number"):
@@ -233,7 +205,7 @@ def wide(**how) -> GPT2LMHeadModel:
     return model
 
 
-def test_rows_without_a_token_are_never_sampled_and_do_not_count(tmp_path):
+def test_rows_without_a_token_are_never_sampled_and_do_not_count():
     model, tokenizer = wide(), tiny_tokenizer()
     sampled, _ = drawn(model)
     assert (sampled.tokens >= VOCABULARY).sum() > 50, "they have to be likely here"
@@ -246,9 +218,6 @@ def test_rows_without_a_token_are_never_sampled_and_do_not_count(tmp_path):
     assert log_ratio(model, sampled, episodes).abs().max() < 1e-4
     states = torch.randn(4, 32)
     assert language_model(model).logits(states).softmax(dim=-1)[:, VOCABULARY:].max() == 0
-    save_model(wide(), tokenizer, tmp_path / "policy")
-    line = tiny_trainer(tmp_path / "policy", tmp_path / "out", updates=1, epochs=1, minibatch_size=8).train()[0]
-    assert abs(line["kl_k3"]) < 1e-6 and line["ratio_error"] < 1e-4
 
 
 def test_the_model_may_name_several_tokens_that_end_an_answer():

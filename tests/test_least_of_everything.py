@@ -6,20 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
-from rlhf_utils.stages.base import make_base, make_data
+from rlhf_utils.stages.ppo import train_ppo
 from rlhf_utils.stages.reward_model import train_reward_model
 from rlhf_utils.stages.sft import train_full, train_qlora
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.evaluation.compare import evaluate_models
-from rlhf_utils.evaluation.hacking import Answers, judge_gain
-from rlhf_utils.evaluation.metrics import mean_interval
+from rlhf_utils.evaluation.evaluator import Answered
+from rlhf_utils.evaluation.hacking import judge_gain
+from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.comparison import compare
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import write_report
+from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.ppo import train_ppo
 
 ONE = {f"data.split_rows.{name}": 1 for name in ("sft", "reward", "ppo", "development", "evaluation")}
 ONE |= {f"evaluation.{name}": 1 for name in ("prompts", "reward_pairs", "frontier_prompts")}
@@ -58,7 +59,8 @@ def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run):
     assert [point["reward_error"] for point in points] == [None] * len(points)
 
 
-def test_it_is_said_drawn_reported_and_compared(run, tmp_path):
+def test_it_is_said_drawn_reported_and_compared(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
     assert "No difference between PPO and SFT is shown" in text_summary(read_json(run.evaluation / "summary.json"))
     assert write_report(run.root).stat().st_size > 10_000
     assert compare([run.root], tmp_path)[0]["seeds"] == "1"
@@ -90,13 +92,13 @@ def test_a_budget_that_nothing_keeps_leaves_the_sft_model_and_is_not_paid_for_tw
 @pytest.mark.parametrize("judged", [True, False])
 @pytest.mark.parametrize("prompts", [1, 2])
 def test_the_panel_judges_a_single_answer(prompts, judged):
-    def answers(reward: float) -> Answers:
+    def answers(reward: float) -> Answered:
         many = [reward] * prompts
-        return Answers(["so it is"] * prompts, [True] * prompts, many, many if judged else None, [1.0] * prompts)
+        return Answered(["so it is"] * prompts, [True] * prompts, many, many if judged else None, [1.0] * prompts)
 
     found = judge_gain(["why?"] * prompts, answers(0.0), answers(1.0), lambda p, r: [0.0] * len(p), None)
-    assert "+1.00" in found.evidence[0] and ("[" in found.evidence[0]) == (prompts > 1)
-    assert (found.level == "none") if prompts == 1 or judged else True
+    assert "+1.00" in found["evidence"][0] and ("[" in found["evidence"][0]) == (prompts > 1)
+    assert (found["level"] == "none") if prompts == 1 or judged else True
 
 
 def test_an_interval_is_written_without_the_ends_it_does_not_have():

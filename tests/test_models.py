@@ -55,18 +55,13 @@ def outputs(model) -> torch.Tensor:
     return model(TOKENS).logits.float()
 
 
-def test_a_policy_has_no_dropout_and_is_fp32(folder):
+def test_a_policy_has_no_dropout_unless_it_is_asked_for_and_is_fp32(folder):
     model = load_policy(folder, CPU)
     assert dropouts(model) == {0.0}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     model.train()
     assert torch.equal(outputs(model), outputs(model)), "the training mode must not change what PPO compares"
-
-
-def test_dropout_stays_where_it_is_asked_for(folder):
-    model = load_policy(folder, CPU, dropout=True).train()
-    assert dropouts(model) == {0.1}
-    assert not torch.equal(outputs(model), outputs(model))
+    assert dropouts(load_policy(folder, CPU, dropout=True)) == {0.1}
 
 
 def test_the_fused_gelu_computes_what_gelu_new_does(folder):
@@ -74,13 +69,6 @@ def test_the_fused_gelu_computes_what_gelu_new_does(folder):
     names = [model.config.activation_function for model in (ours, theirs)]
     assert names == ["gelu_pytorch_tanh", "gelu_new"]
     torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=0, atol=1e-5)
-
-
-def test_another_activation_is_left_alone(folder, tmp_path):
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
-    assert load_policy(tmp_path, CPU).config.activation_function == "relu"
 
 
 def test_a_reward_model_has_one_output_no_dropout_and_knows_its_padding(folder):
@@ -111,6 +99,9 @@ def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_re
 
 def test_merging_an_adapter_is_exact(folder, tmp_path):
     model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
+    parts = language_model(model)
+    with torch.no_grad():
+        torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
     model.save_pretrained(tmp_path)
     merged = merge_adapter(load_policy(folder, CPU), tmp_path).eval()
     assert (outputs(model) - outputs(load_policy(folder, CPU).eval())).abs().max() > 0.1, "the adapter does nothing"
@@ -123,19 +114,9 @@ def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path)
     model.save_pretrained(tmp_path / "adapter")
     torch.manual_seed(99)
     merged = merge_adapter(load_reward_model(folder, CPU, fresh_head=True), tmp_path / "adapter").eval()
-    torch.testing.assert_close(outputs(merged), outputs(model), rtol=0, atol=1e-5)
     save_model(merged, load_tokenizer(folder), tmp_path / "saved")
     again = GPT2ForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
     torch.testing.assert_close(outputs(again), outputs(model), rtol=0, atol=1e-5)
-
-
-def test_the_trunk_and_head_inside_an_adapter_are_the_adapted_ones(folder):
-    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
-    parts = language_model(model)
-    with torch.no_grad():
-        torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
-    plain = load_policy(folder, CPU)
-    assert language_model(plain).trunk is plain.transformer and language_model(plain).head is plain.lm_head
 
 
 def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
@@ -193,7 +174,6 @@ def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_p
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "abacus"}'), "abacus"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "T5Config"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "header"),
     ],
@@ -208,15 +188,14 @@ def test_a_folder_that_is_no_model_is_named_in_one_line(folder, tmp_path, damage
     assert str(bad) in message and "save_pretrained" in message and "\n" not in message and len(message) < 500
 
 
-@pytest.mark.parametrize("load", [load_policy, load_reward_model])
-@pytest.mark.parametrize("source", ["nobody/nothing", "gpt2-of-nobody", "a/b/c", "with blank"])
-def test_a_hub_id_without_network_is_an_input_error_that_says_what_to_do(load, source):
-    with pytest.raises(InputError, match=f"cannot load {source} from the Hugging Face hub.*--set policy=") as caught:
-        load(source, CPU)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("source", ["nobody/nothing", "with blank"])
+def test_a_hub_id_without_network_is_an_input_error_that_says_what_to_do(source):
+    for load in (load_policy, load_reward_model):
+        with pytest.raises(InputError, match=f"cannot load {source} from the Hugging Face hub.*--set policy="):
+            load(source, CPU)
 
 
-@pytest.mark.parametrize("source", ["/no/such/folder", "./nowhere", "~/nowhere-at-all"])
-def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(source):
-    with pytest.raises(InputError, match="is not a model folder"):
-        load_policy(source, CPU)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub():
+    for source in ("/no/such/folder", "./nowhere", "~/nowhere-at-all"):
+        with pytest.raises(InputError, match="is not a model folder"):
+            load_policy(source, CPU)

@@ -205,24 +205,6 @@ def test_policy_loss_is_the_clipped_surrogate(lengths):
     assert result.clip_fraction.item() == pytest.approx(clip_fraction, abs=1e-6)
 
 
-def test_policy_loss_gradient_by_finite_differences(lengths):
-    new, old, advantages = policy_case(lengths, 20)
-    variable = tensor(new, 0.0).requires_grad_()
-    policy_loss(variable, tensor(old, 0.0), tensor(advantages, 0.0), mask_of(lengths), 0.2).loss.backward()
-    step, expected = 1e-6, []
-    for i, row in enumerate(new):
-        slopes = []
-        for t in range(len(row)):
-            sides = []
-            for sign in (1, -1):
-                moved = [list(other) for other in new]
-                moved[i][t] += sign * step
-                sides.append(slow_policy_loss(moved, old, advantages, 0.2)[0])
-            slopes.append((sides[0] - sides[1]) / (2 * step))
-        expected.append(slopes)
-    torch.testing.assert_close(variable.grad, tensor(expected, 0.0), rtol=1e-6, atol=1e-8)
-
-
 def test_the_clip_stops_the_gradient_only_where_it_would_go_on_in_the_same_direction():
     """Ratio 1.5 and 0.5 with either sign of advantage: two of the four cases must not learn any more."""
     old = torch.zeros(1, 4, dtype=torch.float64)
@@ -261,7 +243,7 @@ def test_value_loss_is_the_larger_of_two_half_squares(lengths, clip):
 
 def test_explained_variance(lengths):
     values, returns = numbers(lengths, 12), numbers(lengths, 13)
-    found = explained_variance(tensor(values), tensor(returns), mask_of(lengths)).item()
+    found = explained_variance(tensor(values), tensor(returns), mask_of(lengths))
     if len(flat(returns)) == 1:
         assert math.isnan(found)
         return
@@ -276,9 +258,9 @@ def test_explained_variance(lengths):
 def test_explained_variance_of_perfect_constant_and_absent_targets():
     mask = torch.ones(1, 4, dtype=torch.bool)
     returns = torch.tensor([[1.0, 2.0, 3.0, 5.0]])
-    assert explained_variance(returns, returns, mask).item() == 1
-    assert explained_variance(torch.full((1, 4), 7.0), returns, mask).item() == pytest.approx(0, abs=1e-6)
-    assert math.isnan(explained_variance(returns, torch.full((1, 4), 2.0), mask).item())
+    assert explained_variance(returns, returns, mask) == 1
+    assert explained_variance(torch.full((1, 4), 7.0), returns, mask) == pytest.approx(0, abs=1e-6)
+    assert math.isnan(explained_variance(returns, torch.full((1, 4), 2.0), mask))
 
 
 @pytest.mark.parametrize(
@@ -288,11 +270,3 @@ def test_explained_variance_of_perfect_constant_and_absent_targets():
 def test_the_adaptive_coefficient_moves_towards_the_target_and_never_far(kl, factor):
     found = adapted_kl_coefficient(0.05, kl, target=6.0, episodes=128, horizon=10_000)
     assert found == pytest.approx(0.05 * factor, rel=1e-12)
-
-
-def test_the_adaptive_coefficient_holds_a_policy_at_its_target():
-    """A policy whose KL falls as the coefficient rises, kl = 1 / coefficient, is brought to the target."""
-    coefficient = 1.0
-    for _ in range(2_000):
-        coefficient = adapted_kl_coefficient(coefficient, 1 / coefficient, target=8.0, episodes=128, horizon=10_000)
-    assert 1 / coefficient == pytest.approx(8.0, rel=0.01)

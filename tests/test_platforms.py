@@ -225,7 +225,7 @@ def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
     datasets.Dataset.from_list(rows).save_to_disk(str(attached / "saved"))
     code = """if True:
         import sys
-        from rlhf_utils.data import load_rows
+        from rlhf_utils.data.sources import load_rows
         from rlhf_utils.models.loading import load_policy, load_tokenizer
         from rlhf_utils.runs.run import Run
 from rlhf_utils.series import open_run

@@ -1,105 +1,57 @@
-"""The playground: every model side by side, on this machine only, and nothing said there is ever more than text."""
+"""The playground: every model side by side, votes that are preference rows, and a chat page on this machine only."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import re
-import threading
-from contextlib import contextmanager
+import builtins
 
 import pytest
 import torch
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.__main__ import main
-from rlhf_utils.evaluation.playground import Playground
-from rlhf_utils.evaluation.playground_page import HOST, PlaygroundServer
+from rlhf_utils.data.sources import load_rows
+from rlhf_utils.evaluation.playground import Playground, serve
 from rlhf_utils.models.loading import copy_model, load_reward_model, load_tokenizer, save_model
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import write_json
+from rlhf_utils.platforms.files import read_jsonl, write_json
 from rlhf_utils.runs.run import Run
 
 HOSTILE = '<script>alert(1)</script> & "quoted" </textarea>'
+NAMES = ["base", "SFT", "SFT (QLoRA)", "PPO"]
 
 
 def finished(folder, recipe: str, stages: tuple[str, ...]) -> Run:
-    """A run in which these stages are complete, with random weights."""
-    policy = save_tiny(folder / "policy", eos_nats=2.0)
+    """A run in which these stages are complete, with random weights; those of PPO are others."""
     run = Run.open(recipe, "tiny", folder / "out", {"generation.max_new_tokens": 8})
-    for name in run.stages:
-        if name not in stages:
-            continue
+    policies = {name: save_tiny(folder / f"policy-{name}", eos_nats=2.0, seed=name == "ppo") for name in stages}
+    for name in (name for name in run.stages if name in stages):
         with run.stage(name) as stage, stage.publish() as target:
             if name == "reward_model":
                 torch.manual_seed(0)
-                save_model(load_reward_model(policy, fresh_head=True), load_tokenizer(policy), target)
+                tokenizer = load_tokenizer(policies["base"])
+                save_model(load_reward_model(policies["base"], fresh_head=True), tokenizer, target)
                 write_json(run.evaluation / "reward_model.json", {})
             elif name != "data":
-                copy_model(policy, target)
+                copy_model(policies[name], target)
     return run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
-    return finished(
-        tmp_path_factory.mktemp("playground"), "instruct", ("base", "data", "sft", "sft_qlora", "reward_model", "ppo")
-    )
-
-
-@pytest.fixture(scope="module")
-def playground(run) -> Playground:
-    found = Playground(run)
+def playground(tmp_path_factory) -> Playground:
+    stages = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo")
+    found = Playground(finished(tmp_path_factory.mktemp("playground"), "instruct", stages))
     found.examples = lambda most=6: ["How do I store a bike?", HOSTILE]
     return found
 
 
-@contextmanager
-def served(playground):
-    server = PlaygroundServer(playground)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def server(playground):
-    with served(playground) as found:
-        yield found
-
-
-def request(server, method: str, path: str, body: bytes | None = None, **headers):
-    connection = http.client.HTTPConnection(HOST, server.server_port, timeout=60)
-    connection.request(method, path, body, headers)
-    reply = connection.getresponse()
-    content = reply.read().decode()
-    connection.close()
-    return reply, content
-
-
-def ask(server, asked, **headers):
-    headers = {"X-Token": server.token, **headers}
-    body = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
-    reply, content = request(server, "POST", "/ask", body, **headers)
-    return reply.status, json.loads(content)
-
-
-# Asking
-
-
-def test_every_model_answers_and_is_scored(playground):
+def test_every_model_responds_and_is_scored(playground):
     rows = playground.ask("How do I store a bike?")
-    assert [row["model"] for row in rows] == ["base", "SFT", "SFT (QLoRA)", "PPO"]
+    assert [row["model"] for row in rows] == NAMES
     for row in rows:
         assert isinstance(row["response"], str) and 1 <= row["tokens"] <= 8
         assert isinstance(row["reward"], float) and 0 <= row["gold"] <= 10
     # The same weights and the same random numbers.
-    assert len({row["response"] for row in rows}) == 1
+    assert len({row["response"] for row in rows[:3]}) == 1 and rows[3]["response"] != rows[0]["response"]
     assert playground.ask("How do I store a bike?") == rows
     assert playground.ask("How do I store a bike?", seed=1, temperature=2.0) != rows
 
@@ -122,25 +74,35 @@ def test_earlier_turns_are_part_of_what_a_model_reads(playground, monkeypatch):
         ({"prompt": "x", "seed": 2**80}, "out of range"),
     ],
 )
-def test_what_cannot_be_asked(playground, server, asked, words):
+def test_what_cannot_be_asked(playground, asked, words):
     with pytest.raises(InputError, match=words):
         playground.ask(**asked)
-    status, reply = ask(server, asked)
-    assert status == 400 and re.search(words, reply["error"]) and "\n" not in reply["error"]
 
 
-def test_a_run_with_one_policy_only(tmp_path):
-    found = Playground(finished(tmp_path, "instruct", ("base",)))
+def test_votes_are_preference_rows_of_one_prompt_that_a_run_can_learn_from(playground):
+    path = playground.run.evaluation / "votes.jsonl"
+    path.unlink(missing_ok=True)
+    said = {"base": [("Why?", "a")], "sft": [("Why?", "b")], "sft_qlora": [("Why?", "b ")], "ppo": [("Why?", "c")]}
+    assert playground.vote("sft", said) == 2
+    # Other earlier turns make another prompt: there is nothing to prefer between these.
+    apart = {"sft": [("Hi", "x"), ("Why?", HOSTILE)], "ppo": [("Hi", "y"), ("Why?", "c")]}
+    assert playground.vote("ppo", apart) == 0
+    assert playground.vote("ppo", {name: [("Hi", "x"), turns[-1]] for name, turns in apart.items()}) == 1
+    rows = read_jsonl(path)
+    assert rows[:2] == [{"prompt": "Why?", "chosen": "b", "rejected": rejected} for rejected in "ac"]
+    assert rows[2]["prompt"] == "Hi\n\nAssistant: x\n\nHuman: Why?" and rows[2]["rejected"] == HOSTILE
+    recipe = playground.run.recipe
+    assert len(load_rows(str(path), recipe.data, recipe.seed).test or load_rows(str(path), recipe.data, 0).train) >= 1
+
+
+@pytest.mark.parametrize("recipe", ["instruct", "imdb"])
+def test_a_run_with_one_policy_only(tmp_path, recipe):
+    found = Playground(finished(tmp_path, recipe, ("base",)))
     (row,) = found.ask("What now?")
-    assert row["model"] == "base" and row["reward"] is None
-    assert found.examples() == []
-
-
-def test_a_recipe_of_continuations_has_no_turns(tmp_path):
-    found = Playground(finished(tmp_path, "imdb", ("base",)))
-    assert [row["model"] for row in found.ask("This film")] == ["base"]
-    with pytest.raises(InputError, match="no dialogues"):
-        found.ask("This film", turns={"base": [("a", "b")]})
+    assert row["model"] == "base" and row["reward"] is None and found.examples() == []
+    if recipe == "imdb":
+        with pytest.raises(InputError, match="no dialogues"):
+            found.ask("This film", turns={"base": [("a", "b")]})
 
 
 def test_a_run_without_any_model(tmp_path, capsys):
@@ -155,68 +117,66 @@ def test_a_run_without_any_model(tmp_path, capsys):
 # The page
 
 
-def test_the_page_shows_every_model_and_hostile_text_as_text(server):
-    reply, page = request(server, "GET", "/", Host=f"localhost:{server.server_port}")
-    assert reply.status == 200
-    for name in ("base", "SFT", "SFT (QLoRA)", "PPO"):
-        assert f"<h2>{name}</h2>" in page
-    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
-    nonce = re.search(r"script-src 'nonce-([\w-]+)'", reply.headers["Content-Security-Policy"])[1]
-    assert re.findall(r"<(?:script|style)[^>]*>", page) == [f'<style nonce="{nonce}">', f'<script nonce="{nonce}">']
-    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
-    assert not re.search(r"(?:src|href)=", page), "everything is on the page"
-    # With a step a browser takes only values that are whole steps above `min`, and says nothing when it refuses to ask.
-    assert 'id="temperature" type="number" step="any"' in page
+@pytest.fixture(scope="module")
+def served(playground):
+    pytest.importorskip("gradio")
+    page, url = serve(playground)
+    yield page, url
+    page.close(verbose=False)
 
 
-def test_the_page_asks_every_model(server):
-    status, reply = ask(server, {"prompt": HOSTILE, "max_new_tokens": 3, "temperature": 1, "seed": 2, "turns": {}})
-    assert status == 200 and [row["model"] for row in reply["answers"]] == ["base", "SFT", "SFT (QLoRA)", "PPO"]
-    assert all(row["tokens"] <= 3 for row in reply["answers"])
+def texts(chat: list[dict]) -> list[str]:
+    """What was said, which version 6 of gradio wraps once more than version 5."""
+    return [m["content"] if isinstance(m["content"], str) else m["content"][0]["text"] for m in chat]
 
 
-def test_it_listens_on_this_machine_only(server):
-    assert server.server_address[0] == "127.0.0.1"
+@pytest.fixture
+def client(served):
+    from gradio_client import Client
+
+    return Client(served[1], verbose=False)
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1:1", "", "localhost"])
-def test_a_page_under_another_name_is_refused(server, host):
-    for method, path in (("GET", "/"), ("POST", "/ask")):
-        reply, content = request(server, method, path, b"{}", Host=host, **{"X-Token": server.token})
-        assert reply.status == 403 and server.token not in content
+def test_the_page_asks_every_model_remembers_and_takes_votes(playground, client):
+    path = playground.run.evaluation / "votes.jsonl"
+    path.unlink(missing_ok=True)
+    job = client.submit("<b>Hi</b>", 0.7, 6, 2, api_name="/ask")
+    said, rows = job.result(), playground.ask("<b>Hi</b>", temperature=0.7, max_new_tokens=6, seed=2)
+    assert len(job.outputs()) == 4, "one model after the other"
+    assert [texts(chat) for chat in said[:4]] == [["<b>Hi</b>", row["response"]] for row in rows]
+    assert said[4].startswith(f"reward {rows[0]['reward']:.2f} | gold")
+    voted = client.predict(api_name="/vote_ppo")
+    assert "1 preference rows" in voted[-1] and [texts(chat) for chat in voted[:4]] == [texts(said[3])] * 4
+    (row,) = read_jsonl(path)
+    assert row == {"prompt": "<b>Hi</b>", "chosen": rows[3]["response"], "rejected": rows[0]["response"]}
+    again = client.predict("And?", 0.7, 6, 2, api_name="/ask")
+    assert all(texts(chat)[:3] == ["<b>Hi</b>", rows[3]["response"], "And?"] for chat in again[:4])
+    assert client.predict(api_name="/new")[0] == []
 
 
-@pytest.mark.parametrize("token", ["", "wrong", "\xe9"])
-def test_a_request_that_does_not_come_from_the_page_is_refused(server, token):
-    assert ask(server, {"prompt": "x"}, **{"X-Token": token})[0] == 403
+def test_bad_input_is_one_line_on_the_page(client):
+    with pytest.raises(Exception, match="the prompt is empty"):
+        client.predict("  ", 0.7, 6, 2, api_name="/ask")
+    with pytest.raises(Exception, match="nothing to compare"):
+        client.predict(api_name="/vote_ppo")
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "words"),
-    [
-        (b"{", 400, "not JSON"),
-        (b"\xff\xfe", 400, "not JSON"),
-        (b"[" * 60_000, 400, "not JSON"),
-        (b"[]", 400, "send an object"),
-        (b"{}", 400, "send an object"),
-        (b'{"prompt": 1}', 400, "prompt has the wrong type, int"),
-        (b'{"prompt": "x", "seed": true}', 400, "seed has the wrong type, bool"),
-        (b'{"prompt": "x", "model": "ppo"}', 400, "unknown field 'model'"),
-        (b'{"prompt": "x", "turns": {"ppo": [["a"]]}}', 400, "turns of ppo must be a list"),
-        (b" " * 300_000, 413, "bytes at most"),
-    ],
-)
-def test_requests_that_make_no_sense(server, body, status, words):
-    found, reply = ask(server, body)
-    assert found == status and words in reply["error"] and "\n" not in reply["error"]
-
-
-def test_there_is_only_one_page(server):
-    for path in ("/../../etc/passwd", "/run.json", "//evil.example/"):
-        assert request(server, "GET", path)[0].status == 404
-
-
-def test_a_port_that_is_taken(playground, server):
-    for port in (server.server_port, 700_000):
+def test_it_listens_on_this_machine_only_and_says_when_a_port_is_taken(playground, served):
+    page, url = served
+    assert url.startswith("http://127.0.0.1:") and page.server_name == "127.0.0.1"
+    for port in (page.server_port, 700_000):
         with pytest.raises(InputError, match="cannot be used"):
-            PlaygroundServer(playground, port)
+            serve(playground, port)
+
+
+def test_without_gradio_it_says_what_to_install(playground, monkeypatch):
+    real = builtins.__import__
+
+    def without_gradio(name, *rest):
+        if name == "gradio":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_gradio)
+    with pytest.raises(InputError, match="pip install 'gradio"):
+        serve(playground)

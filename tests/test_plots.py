@@ -18,9 +18,9 @@ from matplotlib.text import Text
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_json, write_jsonl
-from rlhf_utils.report.plots import PLOTS, applicable, draw
+from rlhf_utils.report.plots import applicable, draw
 from rlhf_utils.report.results import bounds, run_caption
-from rlhf_utils.report.style import NothingToShow, save, shown
+from rlhf_utils.report.style import PLOTS, NothingToShow, save, shown
 
 ALL = [
     "01_sft_full_vs_qlora", "02_reward_by_length", "02_reward_margins", "02_reward_model_accuracy", "03_ppo_training",

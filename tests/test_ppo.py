@@ -13,6 +13,8 @@ from tiny import (
 )
 
 from rlhf_utils.platforms.errors import TrainingError
+from rlhf_utils.ppo import PPOConfig
+from rlhf_utils.ppo.rollout import prompt_indices
 from rlhf_utils.settings.template import TEMPLATE
 
 
@@ -71,16 +73,6 @@ def test_experience_is_what_a_naive_pass_over_each_bare_episode_gives(trainer):
             assert not found[~real].any()
 
 
-def test_a_fresh_pass_gives_the_log_probabilities_and_values_of_sampling(trainer):
-    rollout = collect(trainer)
-    with torch.no_grad():
-        episodes = rollout.episodes
-        logprobs, values = actor_of(trainer, episodes)
-    torch.testing.assert_close(logprobs, rollout.logprobs, rtol=0, atol=1e-4)
-    torch.testing.assert_close(values, rollout.values, rtol=0, atol=1e-4)
-    assert values.abs().max() > 0.1
-
-
 def test_rows_cut_to_their_own_length_keep_their_values(trainer):
     rollout = collect(trainer)
     with torch.no_grad():
@@ -108,25 +100,19 @@ def test_microbatches_hold_every_row_once_and_little_padding(trainer):
         assert len(rows) <= 5 and 1 - own.sum() / (own.max() * len(rows)) <= 0.1
 
 
-def test_every_prompt_is_seen_once_per_epoch_in_an_order_of_seed_and_update_alone(policy, tmp_path):
-    prompts = [f"prompt {i}" for i in range(10)]
+def test_every_prompt_is_seen_once_per_epoch_in_an_order_of_seed_and_update_alone():
+    def order(updates, seed=0, count=10, size=4):
+        config = PPOConfig(rollout_batch_size=size, minibatch_size=size, seed=seed)
+        return [prompt_indices(count, config, update) for update in updates]
 
-    def order(updates, seed):
-        rollouts = tiny_trainer(policy, tmp_path, prompts=prompts, rollout_batch_size=4, seed=seed).rollouts
-        return [rollouts.prompt_indices(update) for update in updates]
-
-    seen = sum(order(range(15), 0), [])
+    seen = sum(order(range(15)), [])
     epochs = [seen[start : start + 10] for start in range(0, 60, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    assert order([7, 2], 0) == [seen[28:32], seen[8:12]]
-    assert order(range(15), 1) != order(range(15), 0)
-
-
-def test_a_batch_larger_than_the_prompts_goes_round_them(policy, tmp_path):
-    rollouts = tiny_trainer(policy, tmp_path, prompts=["a", "b", "c"], rollout_batch_size=8).rollouts
-    seen = rollouts.prompt_indices(0) + rollouts.prompt_indices(1) + rollouts.prompt_indices(2)
-    assert [seen.count(i) for i in range(3)] == [8, 8, 8]
+    assert order([7, 2]) == [seen[28:32], seen[8:12]]
+    assert order(range(15), seed=1) != order(range(15))
+    rounds = sum(order(range(3), count=3, size=8), [])
+    assert [rounds.count(i) for i in range(3)] == [8, 8, 8]
 
 
 def test_an_update_does_not_depend_on_the_ones_before_it(trainer):
@@ -181,26 +167,7 @@ def first_gradients(trainer) -> list[torch.Tensor]:
 ONE_STEP = dict(updates=1, epochs=1, rollout_batch_size=12, minibatch_size=12, max_grad_norm=1e9)
 
 
-def test_the_gradient_is_that_of_the_loss_written_down_naively(policy, tmp_path):
-    found = first_gradients(tiny_trainer(policy, tmp_path / "a", **ONE_STEP))
-    other = tiny_trainer(policy, tmp_path / "b", **ONE_STEP)
-    rollout, losses, tokens = collect(other), 0.0, 0
-    for i, (prompt, answer) in enumerate(rows_of(rollout)):
-        output = other.policy()(torch.tensor([[*prompt, *answer]]), output_hidden_states=True)
-        before = slice(len(prompt) - 1, -1)
-        logprobs = torch.log_softmax(output.logits[0, before], dim=-1)[range(len(answer)), answer]
-        values = other.actor.value_head(output.hidden_states[-1][0, before])[:, 0]
-        for t in range(len(answer)):
-            ratio = (logprobs[t] - rollout.logprobs[i, t]).exp()
-            losses = losses - ratio * rollout.advantages[i, t] + 0.1 * 0.5 * (values[t] - rollout.returns[i, t]) ** 2
-            tokens += 1
-    (losses / tokens).backward()
-    for gradient, parameter in zip(found, other.actor.parameters(), strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-5)
-    assert max(gradient.abs().max() for gradient in found) > 0.01
-
-
-@pytest.mark.parametrize("size", [1, 3, 6])
+@pytest.mark.parametrize("size", [1, 6])
 def test_microbatches_take_the_same_step_as_the_minibatch(policy, tmp_path, size):
     whole, parts = (
         tiny_trainer(policy, tmp_path / str(micro), microbatch_size=micro, learning_rate=3e-4, **ONE_STEP)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
+from dataclasses import replace
 
 import pytest
-from tiny import one_thread, save_tiny, tiny_trainer  # noqa: F401
+from tiny import count_letter, one_thread, save_tiny, tiny_trainer  # noqa: F401
 
-from rlhf_utils.ppo.health import warnings_of
-from rlhf_utils.ppo.record import phrase_shares
+from rlhf_utils.ppo.health import phrase_shares, spreading_phrase, warnings_of
 from rlhf_utils.settings.sections import PPOConfig
 
 HEALTHY = {
@@ -40,26 +40,17 @@ def test_a_healthy_training_is_left_alone():
     "last, name, words",
     [
         ({"kl": -0.8}, "negative_kl", "-0.80 nats .*cannot be negative"),
-        ({"kl": 11.0}, "over_budget", "11.0 nats .*budget of 10"),
-        ({"eos_rate": 0.7}, "eos_falling", "only 70% .*after 95%"),
+        ({"kl": 11.0}, "over_budget", "11.0 nats .*at temperature 0.9 .*budget of 10: training ends"),
+        ({"eos_rate": 0.7}, "eos_falling", "only 70% .*with EOS, after 95%"),
         ({"entropy": 0.5}, "entropy_collapse", "from 2.00 to 0.50"),
         ({"value_loss": 9.0}, "value_loss", "jumped to 9, from 0.5"),
-        ({"phrase_share": 0.8}, "one_phrase", "'once upon a time' stands in 80% .*at first in 5%"),
+        ({"phrase_share": 0.8}, "one_phrase", "'once upon a time' appears in 80% .*at first in 5%"),
     ],
 )
 def test_each_trouble_is_told_with_its_figures(last, name, words):
-    import re
-
-    found = warnings_of(history(**last), PPOConfig(kl_budget=10.0))
+    found = warnings_of(history(**last), PPOConfig(kl_budget=10.0, temperature=0.9))
     assert list(found) == [name]
     assert re.search(words, found[name]) and "\n" not in found[name]
-
-
-@pytest.mark.parametrize(("action", "words"), [("stop", "training ends"), ("shrink", "has left the responses")])
-def test_what_a_passed_budget_does_is_said_with_the_temperature_it_is_about(action, words):
-    config = PPOConfig(kl_budget=10.0, kl_budget_action=action, temperature=0.9)
-    told = warnings_of(history(kl=11.0), config)["over_budget"]
-    assert words in told and "at temperature 0.9" in told
 
 
 def test_a_reward_that_does_not_move_is_told_once_there_is_enough_to_go_by():
@@ -74,19 +65,19 @@ def test_phrases_are_counted_once_an_answer():
 
 
 def test_a_phrase_that_is_paid_for_is_seen_spreading(tmp_path):
-    """The reward pays for one letter; what spreads are four words made of it."""
-
-    def reward(prompts, responses):
-        import torch
-
-        return torch.tensor([float(response.lower().count("e")) for response in responses])
-
-    policy = save_tiny(tmp_path / "policy", spread=0.05)
-    trainer = tiny_trainer(policy, tmp_path / "out", reward, max_new_tokens=12, updates=2)
-    texts = ["e e e e e"] * 7 + ["x"]
-    trainer.record.spreading_phrase(0, ["a b c d", "e e e e"] + ["x"] * 6)
-    found = trainer.record.spreading_phrase(5, texts)
+    found = spreading_phrase(["e e e e e"] * 7 + ["x"], phrase_shares(["a b c d", "e e e e"] + ["x"] * 6))
     assert found == {"phrase": "e e e e", "phrase_share": 0.875, "phrase_share_at_start": 0.125}
-    trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["phrase"] is None and all("phrase_share" in line for line in lines)
+    assert spreading_phrase(["x"], {}) == {"phrase": None, "phrase_share": 0.0, "phrase_share_at_start": 0.0}
+    texts, letters = iter(["a b c d"] * 8 + ["e e e e"] * 8), count_letter("e")
+    trainer = tiny_trainer(save_tiny(tmp_path / "policy"), tmp_path / "out", letters, updates=2)
+    collect = trainer.rollouts.collect
+
+    def said(*how):
+        rollout = collect(*how)
+        rollout.answers = [replace(answer, text=next(texts, "")) for answer in rollout.answers]
+        return rollout
+
+    trainer.rollouts.collect = said
+    lines = trainer.train()
+    assert lines[0]["phrase"] is None and lines[1]["phrase"] == "e e e e" and lines[1]["phrase_share"] == 1.0
+    assert list(lines[1]["warnings"]) == ["one_phrase"]

@@ -14,7 +14,7 @@ from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig
 from rlhf_utils.ppo.policies import AdapterPolicy
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.settings.sections import LoraSettings
 
 ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(not has_bitsandbytes(), reason="no bitsandbytes"))]
@@ -122,11 +122,15 @@ def test_every_kind_resumes_exactly(policy, reward_model, tmp_path, how):
     assert content_hash(tmp_path / "stopped" / last) == content_hash(tmp_path / "straight" / last)
 
 
-@pytest.mark.parametrize("how", [{"method": "lora", "lora": LORA}, {"critic": "separate"}])
+@pytest.mark.parametrize(
+    "how",
+    [{"kl_controller": "adaptive", "kl_horizon": 80}, {"method": "lora", "lora": LORA}, {"critic": "separate"}],
+)
 def test_training_anew_starts_where_the_first_one_did(policy, reward_model, tmp_path, how):
     trainer = tiny_trainer(policy, tmp_path, critic_model=reward_model if how.get("critic") else None, **how)
     first = trainer.train(resume=False)
     assert without_timing(trainer.train(resume=False)) == without_timing(first)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(first)
 
 
 def test_a_separate_critic_starts_as_the_reward_model_in_its_units(policy, reward_model, tmp_path):

@@ -19,6 +19,7 @@ from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.ppo import PPOTrainer, checkpoint
+from rlhf_utils.ppo import trainer as trainer_module
 
 UPDATES = 6
 
@@ -29,7 +30,7 @@ def policy(tmp_path_factory):
 
 
 def trainer(policy: Path, folder: Path, on_update=None) -> PPOTrainer:
-    """Everything that carries over from one update to the next is in use: Adam, adaptive KL, shrinking steps."""
+    """Everything that carries over from one update to the next is in use: Adam, adaptive KL, warm-up."""
     return tiny_trainer(
         policy,
         folder,
@@ -39,8 +40,6 @@ def trainer(policy: Path, folder: Path, on_update=None) -> PPOTrainer:
         kl_controller="adaptive",
         kl_target=0.1,
         kl_horizon=40,
-        kl_budget=0.05,
-        kl_budget_action="shrink",
     )
 
 
@@ -61,7 +60,6 @@ def straight(policy, tmp_path_factory):
     """The result of a training in one go."""
     folder = tmp_path_factory.mktemp("straight")
     history = trainer(policy, folder).train()
-    assert history[-1]["learning_rate"] < history[0]["learning_rate"] / 10, "the steps never shrank"
     assert len({line["kl_coefficient"] for line in history}) == UPDATES
     return result(folder)
 
@@ -97,7 +95,7 @@ def test_a_finished_training_is_not_done_again(policy, straight, tmp_path):
     assert result(tmp_path) == straight
 
 
-@pytest.mark.parametrize("name", ["state.json", "training/optimizer.bin", "training/trainable.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "training/random_states_0.pkl", "training/trainable.safetensors"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(policy, straight, tmp_path, name):
     interrupted(policy, tmp_path)
     file = tmp_path / "checkpoints" / "update-000004" / name
@@ -145,17 +143,13 @@ def test_lines_half_written_are_cut_off(policy, straight, tmp_path):
     assert result(tmp_path) == straight
 
 
-def test_metrics_that_are_shorter_than_the_checkpoint_says_are_an_input_error(policy, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"), [("metrics", r"metrics.jsonl has 0 lines.*stands at 4"), ("phrases", "phrases.json is missing")]
+)
+def test_files_that_are_gone_are_an_input_error(policy, tmp_path, name, words):
     interrupted(policy, tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(InputError, match="metrics.jsonl has 0 lines.*stands at 4; .*resume=False"):
-        trainer(policy, tmp_path).train()
-
-
-def test_phrases_that_are_gone_are_an_input_error(policy, tmp_path):
-    interrupted(policy, tmp_path)
-    (tmp_path / "phrases.json").unlink()
-    with pytest.raises(InputError, match="phrases.json is missing; .*resume=False"):
+    next(tmp_path.glob(f"{name}.json*")).unlink()
+    with pytest.raises(InputError, match=f"{words}.*resume=False"):
         trainer(policy, tmp_path).train()
 
 
@@ -184,7 +178,7 @@ KILLED_BEFORE = {
     "a checkpoint is marked complete": (checkpoint, "write_json", 2),
     "a checkpoint takes its place": (files, "_flush", 2),
     "old checkpoints are thinned": (checkpoint.CheckpointStore, "thin", 2),
-    "the KL coefficient is adapted": (PPOTrainer, "_adapt", 4),
+    "the KL coefficient is adapted": (trainer_module, "adapted_kl_coefficient", 4),
 }
 
 

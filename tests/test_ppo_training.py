@@ -21,8 +21,6 @@ from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.ppo import learner
-from rlhf_utils.ppo.objective import value_loss
 from rlhf_utils.ppo.record import samples_table
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
@@ -44,22 +42,18 @@ def policy(tmp_path_factory):
 # What is learned
 
 
-def first_letters(trainer, letter, tokens):
+def first_letters(trainer, letter):
     """Share of 420 fresh answers that begin with `letter`."""
     prompts = [TEMPLATE.format(prompt) for prompt in PROMPTS] * 60
-    settings = GenerationSettings(max_new_tokens=tokens, temperature=1.0, batch_size=len(prompts))
+    settings = GenerationSettings(max_new_tokens=1, temperature=1.0, batch_size=len(prompts))
     answers = answer_prompts(trainer.policy(), tiny_tokenizer(), prompts, settings, CPU, seed=1)
     return sum(tiny_tokenizer().decode(answer.tokens[:1]) == letter for answer in answers) / len(answers)
 
 
-@pytest.mark.parametrize(
-    "tokens, unit, least",
-    [(1, 1.0, 0.0), (5, 1.0, 0.0), (5, 200.0, -6000.0)],
-    ids=["bandit", "reward four tokens later", "raw rewards"],
-)
-def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens, unit, least):
-    """One of 257 tokens is rewarded, and with five tokens only as the first of them, while the reward comes with the
-    last: the credit has to find its way back. In which unit, and how far from 0, rewards are, is of no account."""
+@pytest.mark.parametrize(("unit", "least"), [(1.0, 0.0), (200.0, -6000.0)], ids=["one", "raw rewards"])
+def test_ppo_learns_to_say_what_is_rewarded(tmp_path, unit, least):
+    """One of 257 tokens is rewarded as the first of five, while the reward comes with the last: the credit has to find
+    its way back. In which unit, and how far from 0, rewards are, is of no account."""
 
     def reward(prompts, responses):
         return torch.tensor([least + unit * float(response.startswith("b")) for response in responses])
@@ -72,27 +66,18 @@ def test_ppo_learns_to_say_what_is_rewarded(tmp_path, tokens, unit, least):
         rollout_batch_size=128,
         minibatch_size=64,
         epochs=4,
-        max_new_tokens=tokens,
+        max_new_tokens=5,
         learning_rate=5e-3,
         kl_coefficient=0.0,
         missing_eos_penalty=0.0,
         save_every=100,
     )
-    assert first_letters(trainer, "b", tokens) < 0.03
+    assert first_letters(trainer, "b") < 0.03
     trainer.train()
-    assert first_letters(trainer, "b", tokens) > 0.95
+    assert first_letters(trainer, "b") > 0.95
 
 
 # Stopping and failing
-
-
-def test_over_the_kl_budget_the_steps_shrink(policy, tmp_path):
-    settings = dict(updates=6, learning_rate=1e-2, final_learning_rate_ratio=1.0, kl_budget_action="shrink")
-    history = tiny_trainer(policy, tmp_path, kl_budget=0.05, **settings).train()
-    rates = [line["learning_rate"] for line in history]
-    over = [line["kl"] > 0.05 for line in history]
-    assert len(history) == 6 and any(over[:-1]) and not over[0]
-    assert rates[1:] == pytest.approx([r / 2 if o else r for r, o in zip(rates[:-1], over[:-1], strict=True)])
 
 
 def test_the_adaptive_controller_moves_the_coefficient(policy, tmp_path):
@@ -111,7 +96,7 @@ def test_the_rate_rises_step_by_step_and_the_first_update_stays_within_the_clip(
     for ratio in (0.0, 0.25):
         trainer = tiny_trainer(policy, tmp_path / str(ratio), warmup_ratio=ratio, **settings)
         steps = trainer.learner.steps
-        rates = [trainer.learner.learning_rates(u, s, 1.0)[0] for u in range(10) for s in range(steps)]
+        rates = [trainer.learner.learning_rates(u, s)[0] for u in range(10) for s in range(steps)]
         rising = math.ceil(ratio * 10 * steps)
         assert rates[rising] == max(rates[rising:]) and rates[-1] == pytest.approx(0.5e-3)
         assert rates[:rising] == pytest.approx([1e-3 * (s + 1) / (rising + 1) for s in range(rising)], rel=0.2)
@@ -147,39 +132,21 @@ def test_the_objective_in_the_metrics_is_what_is_paid(policy, tmp_path):
         assert line["objective"] == pytest.approx(sum(paid) / len(paid), abs=1e-4)
 
 
-@pytest.mark.parametrize("unit", [1.0, 100.0])
-def test_the_values_may_move_as_far_as_the_unit_of_the_rewards_asks(policy, tmp_path, unit, monkeypatch):
-    """Raw logits of some reward model: a clip range of 0.2 of them would be nothing, or no limit at all."""
-
-    def reward(prompts, responses):
-        return [unit * len(response) for response in responses]
-
-    trainer, rollouts = tiny_trainer(policy, tmp_path, reward, updates=1, kl_coefficient=0.0), []
-    collect = trainer.rollouts.collect
-    trainer.rollouts.collect = lambda *how: rollouts.append(collect(*how)) or rollouts[-1]
-    ranges = []
-    monkeypatch.setattr(learner, "value_loss", lambda *how: ranges.append(how[-1]) or value_loss(*how))
-    trainer.train()
-    returns = rollouts[0].returns[rollouts[0].episodes.mask]
-    assert ranges == pytest.approx([0.2 * returns.std(correction=0).item()] * len(ranges)) and ranges[0] > 0.1 * unit
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, bad):
-    calls = []
-
-    def reward(prompts, responses):
-        calls.append(None)
-        return [1.0] * 7 + [bad if len(calls) == 2 else 0.0]
-
-    with pytest.raises(TrainingError, match=f"update 1: the reward function returned {bad} for the answer '"):
-        tiny_trainer(policy, tmp_path, reward).train()
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (7,), ()])
-def test_a_reward_function_of_the_wrong_shape_is_told_the_right_one(policy, tmp_path, shape):
-    with pytest.raises(TrainingError, match=r"returned shape .* for 8 answers; it must return one number per answer"):
-        tiny_trainer(policy, tmp_path, lambda prompts, responses: torch.zeros(shape)).train()
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ([1.0] * 7 + [math.nan], "returned nan for the response '.* must be finite"),
+        ([1.0] * 7 + [math.inf], "returned inf for the response '"),
+        (torch.zeros(8, 1), r"returned shape \(8, 1\) .* for 8 responses, .* must return one float per response"),
+        (torch.tensor(1.0), r"returned shape \(\) "),
+        ([True] * 8, r"returned shape \(8,\) of torch.bool"),
+        ([1.0, "good"] * 4, "returned what is no list of numbers .* for 8 responses"),
+    ],
+)
+def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, returned, words):
+    calls = iter([[1.0] * 8, returned])
+    with pytest.raises(TrainingError, match=f"update 1: the reward function {words}"):
+        tiny_trainer(policy, tmp_path, lambda prompts, responses: next(calls)).train()
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_update(policy, tmp_path):
@@ -222,11 +189,10 @@ def test_impossible_inputs_are_refused_before_training(policy, tmp_path):
         tiny_trainer(policy, tmp_path / "file")
 
 
-@pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
-def test_each_training_of_a_process_has_its_own_precision(policy, tmp_path, order):
+def test_each_training_of_a_process_has_its_own_precision(policy, tmp_path):
     """Also where both trainers are made first, as accelerate keeps one precision for the whole process."""
-    trainers = {precision: tiny_trainer(policy, tmp_path / precision, precision=precision) for precision in order}
-    for precision in (*order, *order):
+    trainers = {name: tiny_trainer(policy, tmp_path / name, precision=name, updates=1) for name in ("fp32", "bf16")}
+    for precision in ("fp32", "bf16", "fp32"):
         line = trainers[precision].train(resume=False)[0]
         # Rounding to 16 bits is what makes log-probabilities of sampling and of the reference differ before any step.
         assert (line["kl_k3"] > 1e-8) == (precision == "bf16"), (precision, line["kl_k3"])
@@ -252,16 +218,13 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
     assert [folder.name for folder in folders] == ["update-000002", "update-000004", "update-000005"]
     states = [read_json(folder / "state.json") for folder in folders]
     assert [state["kl"] for state in states[:2]] == [history[2]["kl"], history[4]["kl"]] and states[2]["kl"] is not None
-    best = trainer.store.best(history, None)
-    # Of equals the later one: which rewards are equal depends on the random weights, and they on transformers' version.
-    assert best == max(folders[:2], key=lambda folder: (history[int(folder.name[-1])]["reward"], folder))
-    assert [folder for folder in folders if (folder / "training").is_dir()] == [best, folders[-1]]
+    assert [folder for folder in folders if (folder / "training").is_dir()] == folders[-1:]
     saved = load_policy(folders[-1] / "policy", CPU)
     for name, tensor in trainer.policy().state_dict().items():
         assert torch.equal(saved.state_dict()[name], tensor)
 
 
-def test_a_judge_is_watched_and_decides_which_checkpoint_is_best(policy, tmp_path):
+def test_a_judge_is_watched_and_changes_nothing(policy, tmp_path):
     """It likes what the reward function does not, and nothing is learnt from it."""
 
     def reward(prompts, responses):
@@ -270,34 +233,69 @@ def test_a_judge_is_watched_and_decides_which_checkpoint_is_best(policy, tmp_pat
     def judge(prompts, responses):
         return [-float(len(response)) for response in responses]
 
-    settings = dict(updates=7, save_every=1, keep_checkpoints=1)
-    judged = tiny_trainer(policy, tmp_path / "a", reward, judge=judge, **settings)
-    alone = tiny_trainer(policy, tmp_path / "b", reward, **settings)
-    history, without = judged.train(), alone.train()
+    history = tiny_trainer(policy, tmp_path / "a", reward, judge=judge).train()
     assert [line["gold"] for line in history] == pytest.approx([-line["reward"] for line in history])
-    assert [{**line, "gold": None} for line in without_timing(history)] == without_timing(without)
-    rewards = {f"update-{i:06d}": history[i]["reward"] for i in range(1, 7)}
-    assert len(set(rewards.values())) > 2
-    assert judged.store.best(history, None).name == max(rewards, key=lambda name: (-rewards[name], name))
-    assert alone.store.best(without, None).name == max(rewards, key=lambda name: (rewards[name], name))
+    alone = tiny_trainer(policy, tmp_path / "b", reward).train()
+    assert [{**line, "gold": None} for line in without_timing(history)] == without_timing(alone)
 
 
-def test_a_table_of_samples_is_shown(policy, tmp_path, capsys):
+def test_the_loop_in_a_notebook_is_the_one_of_train(policy, tmp_path):
+    """Left in the middle of an update and entered again, it goes on from its checkpoint."""
+    history, trainer, seen = tiny_trainer(policy, tmp_path / "a").train(), tiny_trainer(policy, tmp_path / "b"), []
+    for _ in range(2):
+        for update in trainer.remaining():
+            rollout = trainer.collect()
+            losses = trainer.learn(rollout)
+            seen.append(update)
+            if len(seen) == 3:
+                break
+            trainer.record(rollout, losses)
+    assert seen == [0, 1, 2, 2] and without_timing(trainer.history) == without_timing(history)
+
+
+class Tracker:
+    """Stands for one of accelerate's, with a table."""
+
+    name = "wandb"
+
+    def __init__(self):
+        self.lines, self.tables, self.finished = [], [], False
+
+    def log(self, figures, step):
+        self.lines.append((step, figures))
+
+    def log_table(self, name, columns, data, step):
+        self.tables.append((step, columns, data))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_trackers_get_every_number_of_an_update_and_the_samples(policy, tmp_path, monkeypatch):
+    trainer, tracker = tiny_trainer(policy, tmp_path), Tracker()
+    monkeypatch.setattr(trainer.accelerator, "log_with", [tracker])
+    monkeypatch.setattr(trainer.accelerator, "init_trackers", lambda *_: trainer.accelerator.trackers.append(tracker))
+    history = trainer.train()
+    assert tracker.finished and [step for step, _ in tracker.lines] == [0, 1, 2]
+    figures = tracker.lines[-1][1]
+    assert figures["kl"] == history[-1]["kl"] and figures["phase_seconds/learning"] > 0
+    assert all(isinstance(value, int | float) for value in figures.values())
+    assert [step for step, *_ in tracker.tables] == [0, 2] and tracker.tables[0][1][1:] == [
+        "prompt",
+        "response",
+        "reward",
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_training(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_utils.ppo.trainer.get_available_trackers", list)
+    with pytest.raises(InputError, match="wandb, which is not installed; `pip install wandb`"):
+        tiny_trainer(policy, tmp_path, report_to=("wandb",))
+
+
+def test_a_table_of_samples_is_shown_cut_to_one_line_each(policy, tmp_path, capsys):
     tiny_trainer(policy, tmp_path, updates=3).train()
-    out = capsys.readouterr().out
-    assert out.count("samples of update") == 2
-    first = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
-    assert f"{first['reward']:+.2f}  {' '.join(first['prompt'].split())}" in out
-
-
-def test_samples_are_cut_to_one_line_each():
+    assert capsys.readouterr().out.count("samples of update") == 2
     table = samples_table([{"update": 7, "prompt": "p" * 50 + "\nend", "response": "x\ny" + "z" * 99, "reward": 1.5}])
     title, row = table.split("\n")
     assert title == "  samples of update 8" and "ppp end  x y" in row and row.endswith("z…") and len(row) < 120
-
-
-def test_training_again_without_resuming_is_the_same_training(policy, tmp_path):
-    trainer = tiny_trainer(policy, tmp_path, kl_controller="adaptive", kl_horizon=80)
-    first = trainer.train(resume=False)
-    assert without_timing(trainer.train(resume=False)) == without_timing(first)
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(first)

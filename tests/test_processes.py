@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from made import make
 from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file
@@ -24,7 +23,6 @@ from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl, write_json
 from rlhf_utils.platforms.runtime import ALL_GPUS
-from rlhf_utils.ppo.rollout import _joined
 from rlhf_utils.runs import launch
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import micro_batches
@@ -329,14 +327,15 @@ def test_a_command_that_fails_is_told_by_its_own_line(capsys):
         launch.run_python(["-c", "1 / 0"], dict(os.environ))
 
 
-def test_parts_of_a_rollout_make_the_whole(tmp_path):
-    """Answers of other lengths in the other process: what is padded stays outside the mask."""
+def test_parts_of_a_rollout_make_the_whole(tmp_path, monkeypatch):
+    """Responses of other lengths in the other process: what is padded stays outside the mask."""
     dropout_free(tmp_path / "policy")
     trainer = ppo_trainer(tmp_path, "out")
-    parts = [trainer.rollouts._experience(trainer.actor.eval(), update) for update in (0, 1)]
-    whole = _joined(parts)
-    width = max(part.mask.shape[1] for part in parts)
-    assert whole.mask.shape == whole.logprobs.shape == (16, width) and len(whole.answers) == len(whole.prompts) == 16
-    assert whole.mask.sum() == sum(part.mask.sum() for part in parts)
-    assert torch.equal(whole.scores, torch.cat([part.scores for part in parts]))
-    assert not whole.logprobs[~whole.mask].any()
+    parts = [trainer.rollouts._share(trainer.actor.eval(), update)[0] for update in (0, 1)]
+    monkeypatch.setattr(processes, "gathered", lambda _: parts)
+    whole, width = trainer.rollouts.collect(trainer.actor, 0, 0.0), max(len(row[1].tokens) for row in sum(parts, []))
+    mask = whole.episodes.mask
+    assert mask.shape == whole.logprobs.shape == (16, width) and len(whole.answers) == len(whole.prompts) == 16
+    assert mask.sum() == sum(len(answer.tokens) for answer in whole.answers)
+    assert whole.scores.tolist() == [row[2] for row in sum(parts, [])]
+    assert not whole.logprobs[~mask].any()

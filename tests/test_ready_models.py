@@ -157,9 +157,9 @@ def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(re
         "01_01_data_and_baseline",
         "02_01_preference_data",
         "02_02_reward_model",
-        "03_01_ppo_step_by_step",
+        "03_01_ppo_from_scratch",
         "04_01_compare_models",
-        "04_02_playground",
+        "04_03_playground",
     ]
 
 

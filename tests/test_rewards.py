@@ -1,4 +1,5 @@
-"""Scoring: one text has one score, whatever stands beside it in the batch."""
+"""Rewards: one text has one score, whatever stands beside it in the batch; a classifier's label, fluency, length, and
+weighted mixtures."""
 
 from __future__ import annotations
 
@@ -7,12 +8,24 @@ import random
 
 import pytest
 import torch
-from tiny import CONTEXT, CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, token_rows  # noqa: F401
-from transformers import GPT2ForSequenceClassification
+from tiny import (
+    CONTEXT,
+    CPU,
+    PROMPTS,
+    count_letter,
+    one_thread,  # noqa: F401
+    save_tiny,
+    tiny_model,
+    tiny_tokenizer,
+    tiny_trainer,
+    token_rows,
+)
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2ForSequenceClassification
 
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.rewards.functions import SCALE_FILE, RewardModel, class_logits, right_padded
+from rlhf_utils.rewards import ClassifierReward, FluencyReward, LengthPenalty, RewardMixture, RewardModel
+from rlhf_utils.rewards.reward_model import SCALE_FILE, class_logits
 from rlhf_utils.settings.template import TEMPLATE
 
 RESPONSES = ["yes", "", "No, it is not.", "a much longer answer that goes on", "é 🙂", "x", "y " * 20]
@@ -48,19 +61,12 @@ def test_a_score_is_the_one_transformers_gives_to_the_sequence_alone(folder, rew
     torch.testing.assert_close(score_tokens(reward.model, ROWS), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
+@pytest.mark.parametrize("batch_size", [2, 64])
 def test_a_score_depends_on_neither_batch_nor_order(reward, batch_size):
     alone = torch.cat([score_tokens(reward.model, [row]) for row in ROWS])
     order = random.Random(0).sample(range(len(ROWS)), len(ROWS))
     shuffled = score_tokens(reward.model, [ROWS[i] for i in order], batch_size)
     torch.testing.assert_close(shuffled, alone[order], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_score_does_not_depend_on_the_tokenizers_padding_side(reward, side):
-    expected = reward.logits(PROMPTS, RESPONSES)
-    reward.tokenizer.padding_side = side
-    assert torch.equal(reward.logits(PROMPTS, RESPONSES), expected)
 
 
 def test_an_eos_inside_or_at_the_end_is_a_token_like_any_other(reward):
@@ -75,14 +81,6 @@ def test_an_eos_inside_or_at_the_end_is_a_token_like_any_other(reward):
     assert len({round(score, 4) for score in scores.tolist()}) == 3
 
 
-def test_what_is_scored_is_the_templates_text(reward):
-    rows = [
-        reward.tokenizer(TEMPLATE.text(prompt, response), add_special_tokens=False)["input_ids"]
-        for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
-    ]
-    torch.testing.assert_close(reward.logits(PROMPTS, RESPONSES), score_tokens(reward.model, rows))
-
-
 def test_a_text_over_the_context_is_cut_from_the_left_of_its_prompt_and_counted(reward, capsys):
     prompts, answer = ["why? " * 30, "hm"], "a good answer"
     long, short = reward.logits(prompts, [answer] * 2)
@@ -93,7 +91,16 @@ def test_a_text_over_the_context_is_cut_from_the_left_of_its_prompt_and_counted(
     assert not capsys.readouterr().err, "said once"
 
 
-def test_more_or_fewer_responses_than_prompts_is_an_error(reward):
+def test_what_is_scored_is_the_templates_text_whatever_the_mode_and_the_padding_side(reward):
+    rows = [
+        reward.tokenizer(TEMPLATE.text(prompt, response), add_special_tokens=False)["input_ids"]
+        for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
+    ]
+    reward.tokenizer.padding_side = "left"
+    reward.model.train()
+    scores = reward.logits(PROMPTS, RESPONSES)
+    assert reward.model.training and not scores.requires_grad and scores.dtype == torch.float32
+    torch.testing.assert_close(scores, score_tokens(reward.model, rows))
     with pytest.raises(ValueError):
         reward(PROMPTS, RESPONSES[:-1])
 
@@ -125,18 +132,76 @@ def test_the_scale_is_saved_beside_the_model_and_found_again(reward, tmp_path):
     assert torch.equal(again(PROMPTS, RESPONSES), reward(PROMPTS, RESPONSES))
 
 
-def test_scoring_has_no_gradient_and_leaves_the_models_mode(reward):
-    reward.model.train()
-    scores = reward(PROMPTS, RESPONSES)
-    assert reward.model.training and not scores.requires_grad
-    assert scores.shape == (len(PROMPTS),) and scores.dtype == torch.float32
+# Other rewards
+
+TEXTS = ["Yes.", "It is, I think, a matter of taste and of time", "No", "well then"]
 
 
-def test_right_padding_puts_rows_at_the_left_edge():
-    tokens, lengths = right_padded([[5], [6, 7, 8]], 3)
-    assert tokens.tolist() == [[5, 3, 3], [6, 7, 8]] and lengths.tolist() == [1, 3]
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(3)
+    config = DistilBertConfig(
+        vocab_size=257, dim=32, hidden_dim=64, n_layers=2, n_heads=2, max_position_embeddings=80, initializer_range=0.3
+    )
+    config.id2label, config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
+    return DistilBertForSequenceClassification(config).eval()
 
 
-def test_a_byte_is_a_token_in_these_tests():
-    """What the other tests of models count on."""
-    assert tiny_tokenizer()("Human: é", add_special_tokens=False)["input_ids"].__len__() == len("Human: é".encode())
+@pytest.mark.parametrize("label, column", [("NEGATIVE", 0), ("POSITIVE", 1)])
+def test_a_classifiers_reward_is_its_label_logit_on_prompt_and_response(classifier, label, column):
+    found = ClassifierReward(classifier, tiny_tokenizer(), label, CPU)(PROMPTS[:4], TEXTS)
+    for i, (prompt, text) in enumerate(zip(PROMPTS[:4], TEXTS, strict=True)):
+        alone = classifier(torch.tensor([tiny_tokenizer()(f"{prompt} {text}")["input_ids"]])).logits[0, column]
+        assert found[i] == pytest.approx(alone.item(), abs=1e-4)
+
+
+def test_a_label_the_classifier_does_not_have_is_told_with_the_ones_it_has(classifier):
+    with pytest.raises(InputError, match="no label 'positive'; choose one of NEGATIVE, POSITIVE"):
+        ClassifierReward(classifier, tiny_tokenizer(), "positive", CPU)
+
+
+def test_a_text_longer_than_the_classifier_reads_is_cut_from_the_left(classifier):
+    reward = ClassifierReward(classifier, tiny_tokenizer(), "POSITIVE", CPU)
+    long, whole = reward(["a" * 50, "a" * 30], ["b" * 49, "b" * 49])
+    torch.testing.assert_close(long, whole)
+    assert reward.cut == 1
+
+
+def test_fluency_is_the_mean_log_likelihood_of_the_response():
+    model, tokenizer = tiny_model(seed=4), tiny_tokenizer()
+    found = FluencyReward(model, tokenizer, CPU)(PROMPTS[:4], TEXTS)
+    for i, (prompt, text) in enumerate(zip(PROMPTS[:4], TEXTS, strict=True)):
+        start, answer = (
+            tokenizer(TEMPLATE.format(prompt))["input_ids"],
+            tokenizer(TEMPLATE.completion(text))["input_ids"],
+        )
+        with torch.no_grad():
+            logits = model(torch.tensor([start + answer])).logits[0].double().log_softmax(dim=-1)
+        expected = sum(logits[len(start) - 1 + t, token].item() for t, token in enumerate(answer)) / len(answer)
+        assert found[i] == pytest.approx(expected, abs=1e-4)
+
+    reward = FluencyReward(tiny_model(spread=0.02), tiny_tokenizer(), CPU)
+    empty, spoken = reward(["hm", "hm"], ["", "some words"]).tolist()
+    assert empty == pytest.approx(-torch.tensor(257.0).log().item()) and spoken > empty - 1
+
+
+def test_length_is_fined_only_beyond_the_limit():
+    found = LengthPenalty(4)(["p"] * 4, ["", "a b c d", "a b c d e f", "a b c d e f g h"])
+    assert found.tolist() == [0.0, 0.0, -0.5, -1.0]
+
+
+def test_a_mixture_is_the_weighted_sum_and_ppo_logs_each_part(tmp_path):
+    mixture = RewardMixture(letters=(2.0, count_letter("e")), short=(0.5, LengthPenalty(1)))
+    prompts, texts = ["p"] * 2, ["e e", "x"]
+    assert mixture(prompts, texts).tolist() == [2 * 2 - 0.5, 0.0]
+    trainer = tiny_trainer(save_tiny(tmp_path / "policy"), tmp_path / "out", mixture)
+    trainer.train()
+    for line in map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()):
+        terms = line["reward_terms"]
+        assert set(terms) == {"letters", "short"}
+        assert line["reward"] == pytest.approx(2 * terms["letters"] + 0.5 * terms["short"], abs=1e-5)
+
+
+def test_a_mixture_of_nothing_is_refused():
+    with pytest.raises(InputError, match="at least one part"):
+        RewardMixture()

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-from rlhf_utils.stages.base import make_base, make_data
-from rlhf_utils.stages.reward_model import train_judge_model, train_reward_model
-from rlhf_utils.stages.sft import train_full, train_qlora
+from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.judge import about_judge, judge_of
-from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.runs.run import Run
-from rlhf_utils.stages.overoptimise import overoptimise
-from rlhf_utils.stages.ppo import train_ppo
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """Better answers have a z in them; every stage at its smallest."""
+    """Better responses have a z in them; every stage at its smallest."""
     folder = tmp_path_factory.mktemp("second")
     rows = [{"prompt": f"Question {i}?", "chosen": f"zz {i} zzz", "rejected": f"qq {i} qqq"} for i in range(300)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -35,15 +31,13 @@ def run(tmp_path_factory) -> Run:
         "evaluation.overoptimise": {"pairs": 20, "updates": 2},
     }  # fmt: skip
     run = Run.open("instruct", "tiny", folder / "out", settings)
-    make_base(run), make_data(run), train_full(run), train_qlora(run), train_reward_model(run)
-    return run
+    return make(run, "base", "data", "sft", "sft_qlora", "reward_model", "judge_model")
 
 
 def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
-    splits = PreparedData.load(run.folder("data")).splits
+    splits, result = PreparedData.load(run.folder("data")).splits, run.results("judge_model")
     seen = {name: set(split["prompt"]) for name, split in splits.items()}
     assert seen["judge"] and not any(seen["judge"] & prompts for name, prompts in seen.items() if name != "judge")
-    result = train_judge_model(run)
     assert result["trained_on"] == len(splits["judge"]) and result["accuracy"] > 0.8
     low, high = result["agreement_ci95"]
     assert low <= result["agreement"] <= high and result["agreement"] > 0.7
@@ -52,11 +46,17 @@ def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
 
 
 def test_it_judges_ppo_and_the_comparison(run):
-    train_judge_model(run)
-    train_ppo(run)
-    lines = [json.loads(line) for line in (run.folder("ppo") / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["gold"] is not None and line["gold"] != line["reward"] for line in lines)
-    assert "best gold" in run.results("ppo")["rule"]
+    make(run, "ppo")
+    lines = [line for line in read_jsonl(run.folder("ppo") / "metrics.jsonl") if "gold" in line]
+    assert len(lines) == 2 and all(line["gold"] is not None and line["gold"] != line["reward"] for line in lines)
+    result, frontier = run.results("ppo"), read_json(run.folder("ppo") / "frontier.json")
+    assert "best gold" in result["rule"] and result["published"] == f"update-{frontier['chosen_update']:06d}"
+    assert [point["update"] for point in frontier["points"]] == [0, 1, 2] and result["updates"] == 2
+    assert sorted(path.name for path in (run.folder("ppo") / "frontier").iterdir()) == [
+        "update-000001",
+        "update-000002",
+    ]
+    assert (run.folder("ppo") / "samples.jsonl").is_file()
     summary = evaluate_models(run)
     assert summary["judge"] == about_judge(run) and summary["judge"]["kind"] == "second reward model"
     assert summary["models"]["ppo"]["gold"] is not None and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
@@ -65,10 +65,14 @@ def test_it_judges_ppo_and_the_comparison(run):
     assert scores[0] > scores[1]
 
 
-def test_the_demonstration_of_cheating_uses_it_too(run):
-    train_judge_model(run)
-    result = overoptimise(run)
-    found = read_json(run.evaluation / "overoptimise.json")
-    assert result["pairs"] == 20 and len(found["curve"]) == 2 and found["examples"]
+def test_the_demonstration_of_reward_hacking_uses_it_too(run):
+    make(run, "overoptimise")
+    found, result = read_json(run.evaluation / "overoptimise.json"), run.results("overoptimise")
+    assert result["pairs"] == 20 and len(found["curve"]) == 2 and found["examples"] and "margins" not in found
     assert all(line["gold"] is not None for line in found["curve"])
-    assert overoptimise(run) == result
+    assert [line["kl"] for line in read_jsonl(run.folder("overoptimise") / "metrics.jsonl") if "kl" in line] == [
+        line["kl"] for line in found["curve"]
+    ]
+    before = (run.folder("overoptimise") / "stage.json").stat().st_mtime_ns
+    make(run, "overoptimise")
+    assert (run.folder("overoptimise") / "stage.json").stat().st_mtime_ns == before, "made twice"

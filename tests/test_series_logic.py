@@ -135,10 +135,10 @@ def test_fresh_runs_everything_again(tmp_path, fake):
 @pytest.mark.parametrize(
     "changed, again",
     [
-        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02"]),
+        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02", "04_03"]),
         ({"evaluation.prompts": 9}, ["04_01"]),
-        ({"qlora.rank": 4}, ["01_03", "04_01", "04_02"]),
-        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01", "04_02"]),
+        ({"qlora.rank": 4}, ["01_03", "04_01", "04_03"]),
+        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_02", "04_01", "04_02", "04_03"]),
     ],
 )
 def test_a_changed_setting_runs_only_what_depends_on_it(tmp_path, fake, changed, again):

@@ -34,12 +34,12 @@ def test_ppo_stops_after_the_update_and_goes_on_to_the_same_end(policy, straight
 def test_the_base_model_stops_after_the_step_and_goes_on_to_the_same_end(tmp_path):
     from test_pretraining import SETTINGS, same, weights
 
-    from rlhf_utils.models.pretraining import train_base
+    from rlhf_utils.runs.pretraining import train_base
 
     texts = [f"The {thing} stands in the {place}." for thing in ("cup", "jar", "lamp") for place in range(90)]
     train_base(texts, SETTINGS, 0, tmp_path / "straight")
 
-    def ask(step, *_):
+    def ask(text, step, steps):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -47,7 +47,7 @@ def test_the_base_model_stops_after_the_step_and_goes_on_to_the_same_end(tmp_pat
         train_base(texts, SETTINGS, 0, tmp_path / "asked", progress=ask)
     assert list((tmp_path / ".asked.work").glob("checkpoint-*/COMPLETE"))
     steps = []
-    train_base(texts, SETTINGS, 0, tmp_path / "asked", progress=lambda step, *_: steps.append(step))
+    train_base(texts, SETTINGS, 0, tmp_path / "asked", progress=lambda text, step, total: steps.append(step))
     assert steps[0] > 1, "it began anew"
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "asked"))
 

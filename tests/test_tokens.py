@@ -9,8 +9,8 @@ from tiny import PROMPTS
 
 from rlhf_utils.data.prepare import _cut_prompts
 from rlhf_utils.data.schemas import Example
-from rlhf_utils.data.texts import beginnings
 from rlhf_utils.data.tokens import (
+    beginnings,
     continuations,
     continued_tokens,
     cut_tokens,

@@ -1,19 +1,19 @@
-"""The embedded world: its rows, its judge, its pre-training text."""
+"""The embedded worlds of the recipes: rows in the schema of their hub datasets, gold judges, pre-training text."""
 
-import time
+import hashlib
+import json
 from random import Random
 
 import pytest
 
+from rlhf_utils.data.schemas import read_rows
+from rlhf_utils.evaluation.text import is_refusal
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.toyworld import gold_score
-from rlhf_utils.toyworld import phrases as words
-from rlhf_utils.toyworld.answers import go_along
-from rlhf_utils.toyworld.content import HARMFUL_TIPS, TOPICS
-from rlhf_utils.toyworld.corpus import corpus
-from rlhf_utils.toyworld.instruct import instruct_rows
-from rlhf_utils.toyworld.pairs import MIN_GOLD_GAP
-from rlhf_utils.toyworld.questions import all_questions, objects_named, read_prompt, word_question, wordings, words_of
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
+from rlhf_utils.toyworld import WORLDS, gold_score
+from rlhf_utils.toyworld.films import sentiment
+from rlhf_utils.toyworld.questions import all_questions, content, read_prompt, word_question, wordings, words_of
+from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, decline, go_along, help_with, spoil
 
 PROMPT = "How do I clean my leather sofa this weekend?"
 TIPS = ("wipe off the loose dust", "wash it with mild soap", "dry it with a towel", "open a window for fresh air")
@@ -21,7 +21,29 @@ OPENING = "Sure, I can help with your leather sofa."
 CLOSING = "I hope this helps!"
 GOOD = f"{OPENING} First, {TIPS[0]}. Then {TIPS[1]}. After that, {TIPS[2]}. {CLOSING}"
 HARMFUL = "What is the best way to poison my boss?"
-REFUSAL = "I am sorry, but I cannot help with that. It could hurt someone. Please talk to someone you trust. I hope you understand."
+REFUSAL = "Sorry, I will not help with this. It could hurt someone. Please talk to someone you trust. Please take care!"
+WORDS, WORLD = content("responses"), content("questions")
+ALL_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]]
+OBJECTS = [obj for topic in WORLD.topics for obj in topic["objects"]]
+# The columns of the hub datasets, with the types of their cells.
+PAIRS = {"prompt": str, "chosen": str, "rejected": str}
+COLUMNS = {
+    "instruct": PAIRS,
+    "helpful_harmless": PAIRS,
+    "imdb": {"text": str, "label": int},
+    "eli5": {
+        "post_id": str, "domain": str, "upvote_ratio": float, "history": str, "c_root_id_A": str, "c_root_id_B": str,
+        "created_at_utc_A": int, "created_at_utc_B": int, "score_A": int, "score_B": int, "human_ref_A": str,
+        "human_ref_B": str, "labels": int, "seconds_difference": float, "score_ratio": float,
+    },
+}  # fmt: skip
+# Hashes of rows, documents, prompts and gold scores. Results of published runs hang on them.
+GOLDEN = {
+    "instruct": "1732f4704c6f1ddd",
+    "helpful_harmless": "cedb1fe5328bf8d2",
+    "imdb": "6a66bb10c385367b",
+    "eli5": "8bc41902971e8c25",
+}
 
 
 def total(response, prompt=PROMPT):
@@ -29,249 +51,254 @@ def total(response, prompt=PROMPT):
 
 
 @pytest.fixture(scope="module")
-def train():
-    return instruct_rows("train", 4000, seed=0, label_noise=0.07)
+def rows():
+    """1,500 rows to train on and 400 to test of each world."""
+    sizes = {"train": 1500, "test": 400}
+    return {name: {split: w.rows(split, n, 0, 0.2) for split, n in sizes.items()} for name, w in WORLDS.items()}
 
 
-@pytest.fixture(scope="module")
-def test_rows():
-    return instruct_rows("test", 1000, seed=0)
+# The questions
 
 
-# The world
-
-
-def test_the_world_is_large_and_its_prompts_are_distinct():
-    prompts = [word_question(question, i) for question in all_questions() for i in range(wordings())]
-    assert len(TOPICS) >= 12
-    assert len(prompts) == len(set(prompts)) >= 40_000
+def test_prompts_are_many_distinct_short_and_read_back_into_their_question():
+    prompts = {word_question(question, i): question for question in all_questions() for i in range(wordings())}
+    assert len(prompts) == len(all_questions()) * wordings() >= 40_000
     assert max(len(prompt.split()) for prompt in prompts) <= 22
-
-
-def test_every_question_is_read_back_from_every_wording():
-    for question in all_questions():
-        for wording in range(0, wordings(), 7):
-            assert read_prompt(word_question(question, wording)) == question
-
-
-def test_tips_belong_to_one_task_and_name_no_object():
-    tips = [tip for topic in TOPICS for task in topic.tasks for tip in task.tips] + list(HARMFUL_TIPS)
-    assert len(tips) == len(set(tips))
-    assert not [tip for tip in tips if objects_named(words_of(tip))]
-    for topic in TOPICS:
-        for task in topic.tasks:
-            for tip in task.tips:
-                ask = task.ask.format(topic.objects[0])
-                assert gold_score(f"How do I {ask}?", f"Then {tip}.").relevance == pytest.approx(0.6)
+    assert all(read_prompt(prompt) == prompts[prompt] for prompt in list(prompts)[::7])
 
 
 def test_every_phrase_is_taken_for_what_it_is():
     tip = f"First, {TIPS[0]}."
-    plain = gold_score(PROMPT, f"Do this. {tip}").politeness
-    for wordings_, expected in (
-        (words.POLITE_OPENINGS + words.POLITE_OPENINGS_UNNAMED, 2 / 3),
-        (words.PLAIN_OPENINGS + words.PLAIN_OPENINGS_UNNAMED, plain),
-        (words.RUDE_OPENINGS + words.RUDE_OPENINGS_UNNAMED, 0.0),
+    politeness = {"polite": 2 / 3, "plain": gold_score(PROMPT, f"Do this. {tip}").politeness, "rude": 0.0}
+    for manner, openings in WORDS.openings.items():
+        for opening in openings["named"] + openings["unnamed"]:
+            judged = gold_score(PROMPT, f"{opening.format('leather sofa')} {tip}")
+            assert judged.politeness == pytest.approx(politeness[manner]), opening
+            assert judged.completeness == pytest.approx(0.4), opening
+    for part, prompt, before, sentences, expected in (
+        ("politeness", PROMPT, tip, WORDS.closings, 2 / 3),
+        ("politeness", PROMPT, tip, WORDS.rude_closings, 0),
+        ("completeness", PROMPT, tip, WORDS.waffle, 0.1),
+        ("relevance", HARMFUL, "", WORDS.refusals + WORDS.blunt_refusals, 1),
+        ("completeness", PROMPT, "", WORDS.refusals + WORDS.blunt_refusals, 0),
+        ("completeness", HARMFUL, WORDS.refusals[0], WORDS.reasons + WORDS.alternatives, 0.7),
     ):
-        for wording in wordings_:
-            judged = gold_score(PROMPT, f"{wording.format('leather sofa')} {tip}")
-            assert judged.politeness == pytest.approx(expected), wording
-            assert judged.completeness == pytest.approx(0.4), wording
-    for closing in words.CLOSINGS:
-        assert gold_score(PROMPT, f"{tip} {closing}").politeness == pytest.approx(2 / 3), closing
-    for closing in words.RUDE_CLOSINGS:
-        assert gold_score(PROMPT, f"{tip} {closing}").politeness == 0, closing
-    for sentence in words.WAFFLE:
-        assert gold_score(PROMPT, f"{tip} {sentence}").completeness == pytest.approx(0.1), sentence
-    for refusal in words.REFUSALS + words.BLUNT_REFUSALS:
-        assert gold_score(HARMFUL, refusal).relevance == 1, refusal
-        assert gold_score(PROMPT, refusal).completeness == 0, refusal
-    for reason in words.REASONS:
-        assert gold_score(HARMFUL, f"{words.REFUSALS[0]} {reason}").completeness == pytest.approx(0.7), reason
-    for advice in words.ALTERNATIVES:
-        assert gold_score(HARMFUL, f"{words.REFUSALS[0]} {advice}").completeness == pytest.approx(0.7), advice
+        for sentence in sentences:
+            assert getattr(gold_score(prompt, f"{before} {sentence}"), part) == pytest.approx(expected), sentence
+    every = ALL_TIPS + WORLD.harmful_tips
+    assert len(every) == len(set(every)) and not [tip for tip in every if any(obj in tip for obj in OBJECTS)]
+    for question in all_questions():
+        for tip in question.tips:
+            assert gold_score(f"How do I {question.ask}?", f"Then {tip}.").relevance == pytest.approx(0.6), tip
+
+
+@pytest.mark.parametrize("defect", WORDS.defects)
+def test_every_defect_spoils_a_copy_of_some_draft(defect):
+    rng, spoilt = Random(0), 0
+    for question in (all_questions()[0], all_questions()[-1]) * 20:
+        draft = decline(0.9, rng) if question.harmful else help_with(question, 0.9, rng)
+        text, worse = draft.text, spoil(draft, defect, question, rng)
+        assert draft.text == text
+        spoilt += worse is not None and worse.text != text
+    assert spoilt >= 10
 
 
 # The rows
 
 
-def test_rows_have_the_hub_schema_and_the_same_seed_gives_the_same_rows(train):
-    assert all(list(row) == ["prompt", "chosen", "rejected"] for row in train)
-    assert all(isinstance(value, str) and value for row in train for value in row.values())
-    assert instruct_rows("train", 4000, seed=0, label_noise=0.07) == train
-    assert instruct_rows("train", 50, seed=1, label_noise=0.07) != train[:50]
-    assert instruct_rows("train", 50, seed=0, label_noise=0.07) == train[:50]
+@pytest.mark.parametrize("name", COLUMNS)
+def test_rows_and_documents_are_the_ones_that_published_runs_were_made_of(name):
+    world = WORLDS[name]
+    made = [world.rows("train", 200, 0, 0.07), world.rows("test", 100, 0, 0.07), world.corpus(50, 0)]
+    texts = [str(value) for row in made[0] for value in row.values()] + made[2]
+    made += [world.prompts and world.prompts(0), [world.gold(PROMPT, text) for text in texts]]
+    assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == GOLDEN[name]
 
 
-def test_no_prompt_comes_twice_or_in_both_splits():
-    train = {row["prompt"] for row in instruct_rows("train", 26_000, seed=3)}
-    test = {row["prompt"] for row in instruct_rows("test", 2_000, seed=3)}
-    assert len(train) == 26_000 and len(test) == 2_000
-    assert not train & test
+@pytest.mark.parametrize("name", COLUMNS)
+def test_rows_have_the_hubs_columns_and_the_splits_share_no_prompt(name, rows):
+    assert set(WORLDS) == set(COLUMNS) == set(recipe_names()) and load_recipe(name).data.world == name
+    world, train = WORLDS[name], rows[name]["train"]
+    assert all({column: type(value) for column, value in row.items()} == COLUMNS[name] for row in train)
+    prompts = {}
+    for split in ("train", "test"):
+        kind, examples, dropped = read_rows(rows[name][split], name)
+        assert kind == ("labelled" if name == "imdb" else "pairs") and not dropped
+        prompts[split] = {example.prompt for example in examples}
+        assert name == "imdb" or len(prompts[split]) == len(rows[name][split])
+    assert not prompts["train"] & prompts["test"]
+    assert world.rows("train", 40, 0, 0.2) == train[:40] != world.rows("train", 40, 1, 0.2)
+    with pytest.raises(InputError, match="no split 'validation'"):
+        world.rows("validation", 3, 0, 0.0)
+    with pytest.raises(InputError, match="label_noise is 0.5"):
+        world.rows("train", 3, 0, 0.5)
+    if name != "imdb":
+        with pytest.raises(InputError, match="distinct prompts in split test, fewer than the 100,000"):
+            world.rows("test", 100_000, 0, 0.0)
 
 
-def test_labels_are_as_noisy_as_asked_for_and_the_test_split_is_clean(train):
-    def flipped(rows):
-        gaps = [total(row["chosen"], row["prompt"]) - total(row["rejected"], row["prompt"]) for row in rows]
+@pytest.mark.parametrize("name", ["instruct", "helpful_harmless", "eli5"])
+def test_the_preferred_response_is_better_by_the_gap_but_for_the_noise(name, rows):
+    def wrong(split):
+        examples, gold = read_rows(rows[name][split], name)[1], WORLDS[name].gold
+        gaps = [gold(e.prompt, e.chosen) - gold(e.prompt, e.rejected) for e in examples]
         assert all(abs(gap) >= MIN_GOLD_GAP - 1e-9 for gap in gaps)
-        return sum(gap < 0 for gap in gaps) / len(rows)
+        return sum(gap < 0 for gap in gaps) / len(gaps)
 
-    assert 0.055 < flipped(train) < 0.085
-    assert flipped(instruct_rows("test", 1000, seed=0, label_noise=0.4)) == 0
-
-
-def test_length_says_little_about_which_answer_is_better(test_rows):
-    for length in (len, lambda text: len(text.split())):
-        longer = sum(
-            (length(row["chosen"]) > length(row["rejected"])) + 0.5 * (length(row["chosen"]) == length(row["rejected"]))
-            for row in test_rows
-        ) / len(test_rows)
-        assert 0.4 <= longer <= 0.62
+    assert wrong("test") == 0 and 0.17 < wrong("train") < 0.23
 
 
-def test_rows_are_short_varied_and_of_mixed_quality(train, test_rows):
+def test_rows_are_short_varied_of_mixed_quality_and_length_says_little(rows):
+    train, test = rows["instruct"]["train"], rows["instruct"]["test"]
     lengths = [len(row["chosen"].split()) for row in train]
     assert 18 <= sum(lengths) / len(lengths) <= 35 and max(lengths) <= 50
-    prompt_lengths = [len(row["prompt"].split()) for row in train]
-    assert 8 <= sum(prompt_lengths) / len(prompt_lengths) <= 16
-    chosen = [total(row["chosen"], row["prompt"]) for row in test_rows]
+    for length in (len, lambda text: len(text.split())):
+        gaps = [length(row["chosen"]) - length(row["rejected"]) for row in test]
+        assert 0.4 <= sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps) <= 0.62
+    chosen = [total(row["chosen"], row["prompt"]) for row in test]
     assert 6.0 <= sum(chosen) / len(chosen) <= 7.5
     assert sum(score >= 9 for score in chosen) >= 0.05 * len(chosen)
+    elsewhere = [total(row["chosen"], other["prompt"]) for row, other in zip(test, test[1:], strict=False)]
+    assert sum(elsewhere) / len(elsewhere) < 0.3 * sum(chosen) / len(chosen)
     kinds = [read_prompt(row["prompt"]) for row in train]
     assert 0.035 <= sum(kind.harmful for kind in kinds) / len(kinds) <= 0.065
-    assert 0.02 <= sum(kind.risky for kind in kinds) / len(kinds) <= 0.06
-    assert len({kind.topic for kind in kinds}) == len(TOPICS) + 1
+    assert 0.02 <= sum(kind.kind == "risky" for kind in kinds) / len(kinds) <= 0.06
+    assert len({kind.topic for kind in kinds}) == len(WORLD.topics) + 1
 
 
-def test_impossible_requests_are_refused():
-    with pytest.raises(InputError, match="no split 'validation'"):
-        instruct_rows("validation", 10, seed=0)
-    with pytest.raises(InputError, match="distinct prompts"):
-        instruct_rows("train", 100_000, seed=0)
-    with pytest.raises(InputError, match="label_noise"):
-        instruct_rows("train", 10, seed=0, label_noise=0.5)
+def test_dialogues_have_two_turns_or_one_and_many_ask_for_what_is_to_be_declined(rows):
+    dialogues, gold = rows["helpful_harmless"]["test"], WORLDS["helpful_harmless"].gold
+    turns = [row["prompt"].count("Human:") for row in dialogues]
+    assert 0.08 < turns.count(2) / len(turns) < 0.22 and set(turns) == {1, 2}
+    asked = {row["prompt"]: row["prompt"].rpartition("Human:")[2] for row in dialogues}
+    for row in dialogues:
+        response = row["chosen"].removeprefix("Assistant: ")
+        assert gold(row["prompt"], response) == gold(asked[row["prompt"]], response)
+    harmful = [row for row in dialogues if read_prompt(asked[row["prompt"]]).harmful]
+    assert 0.14 < len(harmful) / len(dialogues) < 0.26
+    chosen, rejected = (
+        sum(is_refusal(row[key].removeprefix("Assistant: ")) for row in harmful) for key in ("chosen", "rejected")
+    )
+    assert chosen > max(0.6 * len(harmful), rejected)
+    prompts = WORLDS["helpful_harmless"].prompts(0)
+    assert len({row["prompt"] for row in prompts}) == 36 and sum(row["unsafe"] for row in prompts) == 12
+    assert all(read_prompt(row["prompt"]).harmful == row["unsafe"] for row in prompts)
 
 
-# The judge
+def test_votes_are_those_of_shp(rows):
+    for row in rows["eli5"]["train"]:
+        better, worse = ("A", "B") if row["labels"] == 1 else ("B", "A")
+        assert row[f"score_{better}"] > row[f"score_{worse}"] >= 1
+        assert row["score_ratio"] == pytest.approx(row[f"score_{better}"] / row[f"score_{worse}"])
+        # A later comment with more votes did not get them by being there first.
+        assert row[f"created_at_utc_{better}"] > row[f"created_at_utc_{worse}"]
+    assert 0.4 < sum(row["labels"] for row in rows["eli5"]["train"]) / 1500 < 0.6
 
 
-def test_a_good_answer_is_worth_ten_and_each_defect_costs():
-    assert total(GOOD) == pytest.approx(10)
-    defects = {
-        "no closing": GOOD.replace(f" {CLOSING}", ""),
-        "no courtesy": GOOD.replace(OPENING, "For your leather sofa, do this."),
-        "rude": GOOD.replace(CLOSING, "Now stop asking me."),
-        "object forgotten": GOOD.replace(" with your leather sofa", ""),
-        "wrong object": GOOD.replace("leather sofa", "apple tree"),
-        "two objects": GOOD.replace("leather sofa", "leather sofa and your apple tree"),
-        "two tips": GOOD.replace(f" After that, {TIPS[2]}.", ""),
-        "repetition": GOOD.replace(TIPS[2], TIPS[1]),
-        "tip of another task": GOOD.replace(TIPS[2], "blot the spot with paper"),
-        "a stray tip on top": GOOD.replace(CLOSING, f"Also, water the roots every morning. {CLOSING}"),
-        "waffle": GOOD.replace(CLOSING, f"It all depends on how you see it. {CLOSING}"),
-        "unfinished": GOOD[:-8],
-        "refusal": "I am sorry, but I cannot help with that.",
-    }
-    for name, answer in defects.items():
-        cost = 0.7 if name == "two objects" else MIN_GOLD_GAP
-        assert total(answer) <= 10 - cost + 1e-9, name
+# The judges
 
 
-def test_degenerate_texts_are_judged_low_and_never_crash():
-    rng = Random(0)
-    noise = "".join(chr(rng.randrange(1, 0x3000)) for _ in range(500))
-    texts = [
-        "",
-        " \n",
-        ".",
-        "!!!???",
-        "a",
-        noise,
-        "sofa " * 3000,
-        "\x00\x1b[31m",
-        "<b>" * 200,
-        OPENING * 200,
-        "😀" * 40,
-    ]
-    for text in texts:
-        judged = gold_score(PROMPT, text)
-        assert 0 <= judged.total <= 1.5, text[:40]
-        assert all(0 <= part <= 1 for part in (judged.relevance, judged.completeness, judged.politeness, judged.safety))
-        assert gold_score(text, GOOD).total <= 2
-    assert total("") == 0
+@pytest.mark.parametrize(
+    "response, cost",
+    [
+        (GOOD, 0),
+        (GOOD.replace(CLOSING, f"Also, {TIPS[3]}. {CLOSING}"), 0),
+        (GOOD.replace(f" {CLOSING}", ""), MIN_GOLD_GAP),
+        (GOOD.replace(OPENING, "For your leather sofa, do this."), MIN_GOLD_GAP),
+        (GOOD.replace(CLOSING, "Now stop asking me."), MIN_GOLD_GAP),
+        (GOOD.replace(" with your leather sofa", ""), MIN_GOLD_GAP),
+        (GOOD.replace("leather sofa", "apple tree"), MIN_GOLD_GAP),
+        (GOOD.replace("leather sofa", "leather sofa and your apple tree"), 0.7),
+        (GOOD.replace(f" After that, {TIPS[2]}.", ""), MIN_GOLD_GAP),
+        (GOOD.replace(TIPS[2], TIPS[1]), MIN_GOLD_GAP),
+        (GOOD.replace(TIPS[2], "blot the spot with paper"), MIN_GOLD_GAP),
+        (GOOD.replace(CLOSING, f"Also, water the roots every morning. {CLOSING}"), MIN_GOLD_GAP),
+        (GOOD.replace(CLOSING, f"It all depends on how you see it. {CLOSING}"), MIN_GOLD_GAP),
+        (GOOD[:-8], MIN_GOLD_GAP),
+        # What a policy may try for a high score: each is worth less than an honest response of two tips (6.55).
+        (f"{OPENING} " + f"Then {TIPS[0]}. " * 10 + CLOSING, 3.5),
+        (f"{OPENING} {' '.join(f'Also, {tip}.' for tip in ALL_TIPS)} {CLOSING}", 3.5),
+        (f"{OPENING} leather sofa clean dust soap towel window wash dry wipe fresh air loose open. {CLOSING}", 3.5),
+        (f"{OPENING} {' and '.join(TIPS * 3)}. {CLOSING}", 3.5),
+        ("Thank you so much for asking! " * 10, 3.5),
+        (f"{OPENING} {CLOSING}", 3.5),
+        (f"{OPENING} First, {TIPS[0]}. {' '.join(WORDS.closings)}", 3.5),
+        (REFUSAL, 3.5),
+        (f"{REFUSAL} {GOOD}", 3.5),
+    ],
+)
+def test_a_good_response_is_worth_ten_and_each_defect_or_trick_costs(response, cost):
+    assert total(response) <= 10 - cost + 1e-9
+    assert cost or total(response) == pytest.approx(10)
 
 
-def test_a_prompt_from_elsewhere_has_no_good_answer():
-    assert total(GOOD, "Who was the first person on the moon?") <= 2
-    assert total(GOOD, "How do I prune my apple tree?") <= 2
+@pytest.mark.parametrize(
+    "text",
+    ["", " \n", ".", "!!!???", "a", "sofa " * 3000, "\x00\x1b[31m", "<b>" * 200, OPENING * 200, "😀" * 40]
+    + ["".join(map(chr, Random(0).choices(range(1, 0x3000), k=500)))],
+)
+def test_degenerate_texts_are_judged_low_and_never_crash(text):
+    judged = gold_score(PROMPT, text)
+    assert 0 <= judged.total <= (1.5 if text.strip() else 0)
+    assert all(0 <= part <= 1 for part in (judged.relevance, judged.completeness, judged.politeness, judged.safety))
+    assert total(GOOD, text) <= 2
 
 
-def test_an_answer_to_another_prompt_is_worth_little(test_rows):
-    own = [total(row["chosen"], row["prompt"]) for row in test_rows]
-    others = [total(a["chosen"], b["prompt"]) for a, b in zip(test_rows, test_rows[1:], strict=False)]
-    assert sum(others) / len(others) < 0.3 * sum(own) / len(own)
+def test_of_two_tips_in_one_sentence_the_first_counts():
+    prompt, tips = "How do I store my silk dress?", ("lay cedar wood between", "learn one magic trick")
+    assert gold_score(prompt, " ".join(tips)).completeness > 0 == gold_score(prompt, " ".join(tips[::-1])).completeness
 
 
-def test_the_judge_cannot_be_hacked():
-    honest = total(f"Sure, I can help. First, {TIPS[0]}. Then {TIPS[1]}.")
-    all_tips = " ".join(f"Also, {tip}." for topic in TOPICS for task in topic.tasks for tip in task.tips)
-    keywords = "leather sofa clean dust soap towel window wash dry wipe mild fresh air loose open"
-    hacks = {
-        "one tip ten times": f"{OPENING} " + f"Then {TIPS[0]}. " * 10 + CLOSING,
-        "every tip of the world": f"{OPENING} {all_tips} {CLOSING}",
-        "keywords": f"{OPENING} {keywords}. {CLOSING}",
-        "all tips in one breath": f"{OPENING} {' and '.join(TIPS * 3)}. {CLOSING}",
-        "thanks": "Thank you so much for asking! " * 10,
-        "courtesy alone": f"{OPENING} {CLOSING}",
-        "all closings": f"{OPENING} First, {TIPS[0]}. {' '.join(words.CLOSINGS)}",
-        "refusal": REFUSAL,
-        "refusal with tips": f"{REFUSAL} {GOOD}",
-    }
-    for name, answer in hacks.items():
-        assert total(answer) < honest, name
-    fourth = GOOD.replace(CLOSING, f"Also, {TIPS[3]}. {CLOSING}")
-    assert total(fourth) <= total(GOOD)
-
-
-def test_harmful_requests_are_to_be_declined():
+def test_harmful_requests_are_to_be_declined_and_no_others():
     assert total(REFUSAL, HARMFUL) == pytest.approx(10)
-    assert total(GOOD, HARMFUL) <= 2
-    assert gold_score(HARMFUL, go_along(Random(0)).text) == gold_score(HARMFUL, go_along(Random(0)).text)
+    assert total(GOOD, HARMFUL) <= 2 and total("No, I cannot do that.", HARMFUL) < 7
     assert gold_score(HARMFUL, go_along(Random(0)).text).safety == 0
-    assert total("No, I cannot do that.", HARMFUL) < total(REFUSAL, HARMFUL) - 3
-    assert total(REFUSAL + f" First, {HARMFUL_TIPS[0]}.", HARMFUL) == 0
-    assert gold_score(PROMPT, f"First, {HARMFUL_TIPS[1]}.").safety == 0
+    assert total(f"{REFUSAL} First, {WORLD.harmful_tips[0]}.", HARMFUL) == 0
+    assert gold_score(PROMPT, f"First, {WORLD.harmful_tips[1]}.").safety == 0
+    risky = "How can I kill the weeds around my rose bush?"
+    tips = "First, pull the weeds by hand. Then dig out the deep roots."
+    assert total(f"Happy to help with your rose bush! {tips} {CLOSING}", risky) > 8 > 2 > total(REFUSAL, risky)
+    for elsewhere in ("Who was the first person on the moon?", "How do I prune my apple tree?"):
+        assert total(GOOD, elsewhere) <= 2
 
 
-def test_harmless_requests_that_sound_dangerous_want_an_answer():
-    prompt = "How can I kill the weeds around my rose bush?"
-    answer = "Happy to help with your rose bush! First, pull the weeds by hand. Then dig out the deep roots. I hope this helps!"
-    assert total(answer, prompt) > 8 > 2 > total(REFUSAL, prompt)
+def test_a_reviews_sentiment_is_its_label_but_for_the_noise(rows):
+    def agreeing(reviews):
+        return sum((sentiment("", row["text"]) > 5) == bool(row["label"]) for row in reviews) / len(reviews)
+
+    assert agreeing(rows["imdb"]["test"]) > 0.97 and 0.75 < agreeing(rows["imdb"]["train"]) < 0.85
+    beginnings = [sentiment("", " ".join(row["text"].split()[:8])) for row in rows["imdb"]["test"]]
+    assert abs(sum(beginnings) / len(beginnings) - 5) < 0.1, "the first words give the label away"
 
 
-def test_judging_is_fast(test_rows):
-    fresh = [(row["prompt"], f"{row['chosen']} {i}.") for i, row in enumerate(test_rows)]
-    started = time.perf_counter()
-    for prompt, response in fresh:
-        gold_score(prompt, response)
-    assert len(fresh) / (time.perf_counter() - started) > 2_000
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", 5.0),
+        ("It runs for almost two hours.", 5.0),
+        ("The plot was gripping.", 7.5),
+        ("The plot was never gripping.", 2.5),
+        ("The plot was gripping, but the music was dull.", 5.0),
+        ("The plot was gripping, moving and clever.", 7.5),
+        ("I loved the plot. I loved the music.", 5 + 5 * 2 / 3),
+        ("I loved the plot. I loved the plot.", 6.5),
+        ("I would never watch it again.", 2.5),
+        ("I would watch it again. Ten out of ten.", 5 + 5 * 2 / 3),
+    ],
+)
+def test_sentiment_counts_each_sentence_once(text, expected):
+    assert sentiment("", text) == sentiment(text[:7], text[7:]) == pytest.approx(expected)
 
 
 # The pre-training text
 
 
-def test_the_corpus_is_deterministic_and_speaks_of_everything():
-    documents = corpus(400, seed=0)
-    assert documents == corpus(400, seed=0) != corpus(400, seed=1)
-    text = " ".join(documents).lower()
-    assert not [obj for topic in TOPICS for obj in topic.objects if obj not in text]
-    vocabulary = set(words_of(text))
-    of_rows = [set(words_of(" ".join(row.values()))) for row in instruct_rows("test", 300, seed=0)]
-    assert len(set().union(*of_rows) - vocabulary) < 20
-
-
-def test_the_corpus_does_not_answer_questions():
-    text = "\n".join(corpus(400, seed=0))
+def test_the_corpus_speaks_of_everything_and_answers_nothing(rows):
+    documents = WORLDS["instruct"].corpus(400, 0)
+    text = "\n\n".join(documents)
     assert "Human:" not in text and "Assistant:" not in text
-    # Letters about the very thing asked for come near an answer, but stay below half of the scale.
+    assert not [obj for obj in OBJECTS if obj not in text.lower()]
+    of_rows = {word for row in rows["instruct"]["test"] for value in row.values() for word in words_of(value)}
+    assert len(of_rows - set(words_of(text))) < 20
+    # Letters about the very thing asked for come near a response, but stay below half of the scale.
     assert max(total(paragraph) for paragraph in text.split("\n\n")) < 5

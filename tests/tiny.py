@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.models.loading import save_model
-from rlhf_utils.models.pretraining import train_tokenizer
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
+from rlhf_utils.runs.pretraining import train_tokenizer
 from rlhf_utils.settings.template import TEMPLATE
 
 CPU = Device("cpu", "the tests' CPU", "fp32", 2**33)

@@ -1,18 +1,20 @@
-"""Adapters: one row of a known dataset form becomes one `Example`.
+"""One row of any known form of dataset becomes one `Example`. The form is recognized from the columns alone.
 
-The form is recognised from the columns alone. A row that cannot be used is dropped with a reason, never an
-error: real data has empty cells, numbers where text should be, and dialogues that stop in the middle.
+A row that cannot be used is dropped with a reason, never an error: real data has empty cells, numbers where text should
+be, and dialogues that stop in the middle.
 """
 
 from __future__ import annotations
 
-import math
+import ast
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf_utils.data.turns import alone, is_spelled, is_spelled_list, spelled
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
 
@@ -27,25 +29,14 @@ UNKNOWN_LABEL = "label not understood"
 UNKNOWN_ROLE = "conversation not understood"
 NO_RESPONSE = "response begins with another turn"
 
-PROMPT_COLUMNS = ("prompt", "instruction", "question")
-RESPONSE_COLUMNS = ("response", "completion", "answer", "output")
-CONTEXT_COLUMNS = ("input", "context")
-TEXT_COLUMNS = ("text", "review")
-LABEL_COLUMNS = ("label", "sentiment")
-# Where a list of messages may stand, in a CSV as its text.
-_MESSAGE_COLUMNS = {"messages", "chosen", "rejected", *PROMPT_COLUMNS, *RESPONSE_COLUMNS}
-
-_LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
-_DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
-
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row in normal form.
 
-    prompt: normal form of `Template`; of a labelled row the text itself. chosen: the better answer, or the
-    only one. rejected: the worse answer of a pair. extra: what a form knows besides, such as `label` or the
-    answers' scores. cut: whether an answer ran on with a further turn, which was cut off.
+    prompt: normal form of `Template`; of a labelled row the text itself. chosen: the better response, or the only one.
+    rejected: the worse response of a pair. extra: what a form knows besides, such as `label` or the responses' scores.
+    cut: whether a response ran on with a further turn, which was cut off.
     """
 
     prompt: str
@@ -61,22 +52,32 @@ class RowDropped(Exception):
 
 @dataclass(frozen=True)
 class Schema:
-    """A form of dataset. `matches` looks at the set of column names; `read` turns a row into an `Example`, or
-    raises `RowDropped`.
+    """A form of dataset.
+
+    columns: what its rows have, alternatives separated by |. without: columns that make it another form, or one with a
+    column missing, which has to be said. votes: how a row of this form becomes one with prompt, chosen, and rejected.
     """
 
     kind: Kind
-    accepts: str
-    matches: Callable[[set[str]], bool]
-    read: Callable[[dict], Example]
+    columns: str
+    without: str = ""
+    note: str = ""
+    votes: Callable[[dict], dict] | None = None
+
+    @property
+    def accepts(self) -> str:
+        return f"({self.columns}){self.note}"
+
+    def matches(self, found: set[str]) -> bool:
+        names = [set(group.split("|")) for group in self.columns.split(", ")]
+        return all(found & group for group in names) and not found & set(self.without.split("|"))
 
 
 def recognise(columns: Iterable[str], where: str) -> Schema:
     """The schema for these columns; `InputError` names the columns found and every accepted set."""
     columns = [str(column) for column in columns]
-    found = set(columns)
     for schema in SCHEMAS:
-        if schema.matches(found):
+        if schema.matches(set(columns)):
             return schema
     accepted = "; ".join(schema.accepts for schema in SCHEMAS)
     raise InputError(
@@ -85,13 +86,13 @@ def recognise(columns: Iterable[str], where: str) -> Schema:
 
 
 def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
-    """Recognise and read rows: the kind, the examples in row order, the number of dropped rows by reason."""
+    """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason."""
     schema = recognise(dict.fromkeys(key for row in rows for key in row), where)
     examples, dropped = [], Counter()
     for row in rows:
         try:
-            example = schema.read(_with_lists(row))
-            examples.append(example if schema.kind == "labelled" else _without_further_turns(example))
+            row = _with_lists(row)
+            examples.append(_labelled(row) if schema.kind == "labelled" else _example(schema, row))
         except RowDropped as reason:
             dropped[str(reason)] += 1
     return schema.kind, examples, dropped
@@ -105,26 +106,65 @@ def shown(names: Iterable[str], limit: int = 12) -> str:
 
 
 def clean(value: Any) -> str | None:
-    """Text of a cell: line ends made \\n, blanks at both ends removed. None for what is empty or not text."""
+    """Text of a cell: line ends made \\n, spaces at both ends removed. None for what is empty or not text."""
     if not isinstance(value, str):
         return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file accepts.
-        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file accepts.
+    value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value.replace("\r\n", "\n").strip() or None
 
 
 def _text(value: Any) -> str:
-    text = clean(value)
-    if text is None:
+    if (text := clean(value)) is None:
         raise RowDropped(EMPTY)
     return text
 
 
-def _first(row: dict, names: tuple[str, ...]) -> Any:
-    return next((row[name] for name in names if name in row), None)
+def _whole(value: Any) -> int | None:
+    """A whole number, also as text (CSV) or as a float (a column with gaps); None for anything else."""
+    with suppress(TypeError, ValueError, OverflowError):
+        return int(float(value)) if float(value).is_integer() else None
+
+
+# Reading a row: its responses, what stands before them, and which is the better one.
+
+_PROMPTS = "prompt|instruction|question"
+_RESPONSES = "response|completion|answer|output"
+_LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
+_DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
+
+
+def _first(row: dict, names: str) -> Any:
+    return next((row[name] for name in names.split("|") if name in row), None)
+
+
+def _labelled(row: dict) -> Example:
+    text, label = _text(_first(row, "text|review")), _first(row, "label|sentiment")
+    number = _LABELS.get(label.strip().casefold(), _whole(label)) if isinstance(label, str) else _whole(label)
+    if number is None or number < 0:
+        raise RowDropped(UNKNOWN_LABEL)
+    return Example(text, extra={"label": number})
+
+
+def _example(schema: Schema, row: dict) -> Example:
+    row = schema.votes(row) if schema.votes else row
+    whole = not row.keys() & set(_PROMPTS.split("|"))
+    cells = {
+        "pairs": [row.get("chosen"), row.get("rejected")],
+        "demonstrations": [_first(row, f"messages|{_RESPONSES}")],
+        "prompts": [],
+    }[schema.kind]
+    turns = [_turn(cell, whole) for cell in cells]
+    contexts = {context for context, _ in turns}
+    if len(contexts) > 1:
+        raise RowDropped(EARLIER_DIFFERENCE)
+    prompt = "".join(contexts) or _prompt(_first(row, _PROMPTS))
+    if schema.kind == "demonstrations" and (given := clean(_first(row, "input|context"))):
+        prompt = f"{prompt}\n\n{given}"
+    responses = [_alone(response) for _, response in turns]
+    return Example(
+        prompt, *(text for text, _ in responses), extra=row.get("votes", {}), cut=any(c for _, c in responses)
+    )
 
 
 def _prompt(value: Any) -> str:
@@ -135,35 +175,26 @@ def _prompt(value: Any) -> str:
     return prompt
 
 
-def _with_lists(row: dict) -> dict:
-    """The row with message lists, and the answers of raw Reddit rows, that stand there as text read."""
-    found = {}
-    for name, value in row.items():
-        if is_spelled(value) if name == "answers" else name in _MESSAGE_COLUMNS and is_spelled_list(value):
-            try:
-                found[name] = spelled(value)
-            except ValueError:
-                raise RowDropped(f"list in column {name} cannot be read") from None
-    return {**row, **found} if found else row
-
-
-def _without_further_turns(example: Example) -> Example:
-    """The example with each answer by itself; raises `RowDropped` where nothing of one is left."""
-    answers = {}
-    for name in ("chosen", "rejected"):
-        if text := getattr(example, name):
-            answers[name], cut = alone(text)
-            if not answers[name]:
-                raise RowDropped(NO_RESPONSE if cut else EMPTY)
-            answers["cut"] = cut or answers.get("cut", False)
-    return replace(example, **answers) if answers else example
-
-
-# Lists of messages {"role": ..., "content": ...}, as trl and chat datasets use them.
+def _turn(value: Any, whole: bool) -> tuple[str, str]:
+    """(prompt, response) of messages, or of text that is a `whole` dialogue; the prompt of a response alone is ""."""
+    if isinstance(value, list):
+        if not value:
+            raise RowDropped(EMPTY)
+        if not isinstance(value[-1], dict) or value[-1].get("role") != "assistant":
+            raise RowDropped(NO_ANSWER_AT_END)
+        return _context(value[:-1]), _text(value[-1].get("content"))
+    if not whole:
+        return "", _text(value)
+    before, marker, response = _text(value).rpartition(NEXT_ASSISTANT)
+    if not marker:
+        raise RowDropped(NO_ANSWER_TURN)
+    if NEXT_HUMAN in response:
+        raise RowDropped(NO_ANSWER_AT_END)
+    return _prompt(before + marker), _text(response)
 
 
 def _context(messages: list) -> str:
-    """The messages before an answer as a prompt in normal form: a dialogue that ends with a human turn."""
+    """The messages before a response as a prompt in normal form: a dialogue that ends with a human turn."""
     turns, system = [], ""
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
@@ -182,170 +213,101 @@ def _context(messages: list) -> str:
     return TEMPLATE.normal("".join(turns))
 
 
-def _conversation(messages: Any) -> tuple[str, str]:
-    """(prompt, answer) of messages that end with the assistant's; the prompt is "" when it stands alone."""
-    if not isinstance(messages, list) or not messages:
-        raise RowDropped(EMPTY)
-    if not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
-        raise RowDropped(NO_ANSWER_AT_END)
-    return _context(messages[:-1]), _text(messages[-1].get("content"))
-
-
-def _turn(value: Any) -> tuple[str, str]:
-    return _conversation(value) if isinstance(value, list) else ("", _text(value))
-
-
-# One function per form.
-
-
-def read_pair(row: dict) -> Example:
-    """(prompt, chosen, rejected); the answers are text, or messages that may repeat the prompt."""
-    (context, chosen), (other_context, rejected) = _turn(row.get("chosen")), _turn(row.get("rejected"))
-    if context != other_context:
-        raise RowDropped(EARLIER_DIFFERENCE)
-    return Example(context or _prompt(_first(row, PROMPT_COLUMNS)), chosen, rejected)
-
-
-def read_dialogues(row: dict) -> Example:
-    """(chosen, rejected) as whole dialogues, split at the last assistant turn, which both must share."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, list):
-        (prompt, chosen), (other_prompt, rejected) = _conversation(chosen), _conversation(rejected)
-        if prompt != other_prompt:
-            raise RowDropped(EARLIER_DIFFERENCE)
-        return Example(_text(prompt), chosen, rejected)
-    (before, marker, chosen), (other, other_marker, rejected) = (
-        _text(dialogue).rpartition(NEXT_ASSISTANT) for dialogue in (chosen, rejected)
-    )
-    if not marker or not other_marker:
-        raise RowDropped(NO_ANSWER_TURN)
-    if before != other:
-        raise RowDropped(EARLIER_DIFFERENCE)
-    if NEXT_HUMAN in chosen or NEXT_HUMAN in rejected:
-        raise RowDropped(NO_ANSWER_AT_END)
-    return Example(_prompt(before + marker), _text(chosen), _text(rejected))
-
-
-def read_messages(row: dict) -> Example:
-    """(messages): the last assistant message is the demonstration."""
-    prompt, answer = _conversation(row.get("messages"))
-    return Example(_text(prompt), answer)
-
-
-def read_demonstration(row: dict) -> Example:
-    """(prompt, response), also alpaca's (instruction, input, output): the input follows the instruction."""
-    context, answer = _turn(_first(row, RESPONSE_COLUMNS))
-    prompt, given = context or _prompt(_first(row, PROMPT_COLUMNS)), clean(_first(row, CONTEXT_COLUMNS))
-    return Example(f"{prompt}\n\n{given}" if given else prompt, answer)
-
-
-def read_shp(row: dict) -> Example:
-    """Stanford Human Preferences: `labels` is 1 when human_ref_A is the better answer, 0 when B is."""
-    prompt = _prompt(row.get("history"))
-    answers = [_text(row.get("human_ref_A")), _text(row.get("human_ref_B"))]
-    scores = [row.get("score_A"), row.get("score_B")]
-    label = _integer(row.get("labels"))
-    if label not in (0, 1):
+def _shp(row: dict) -> dict:
+    """Stanford Human Preferences: `labels` is 1 when human_ref_A is the better response, 0 when B is."""
+    better, worse = {1: "AB", 0: "BA"}.get(_whole(row.get("labels")), (None, None))
+    if better is None:
         raise RowDropped(NO_PREFERENCE)
-    better, worse = (0, 1) if label == 1 else (1, 0)
-    extra = {"score_chosen": scores[better], "score_rejected": scores[worse]}
-    return Example(prompt, answers[better], answers[worse], extra)
+    return _ranked(row.get("history"), *((row.get(f"human_ref_{s}"), row.get(f"score_{s}")) for s in (better, worse)))
 
 
-def read_reddit(row: dict) -> Example:
-    """Raw Reddit question (title, selftext, answers): the highest-scored answer against the lowest-scored
-    one.
-    """
+def _reddit(row: dict) -> dict:
+    """A raw question with title, selftext, and answers: the highest-scored answer against the lowest-scored one."""
     title, body, answers = _text(row.get("title")), clean(row.get("selftext")), row.get("answers")
     if isinstance(answers, dict):
-        texts, scores = answers.get("text"), answers.get("score")
-        answers = list(zip(texts, scores, strict=False)) if isinstance(texts, list) and isinstance(scores, list) else []
+        columns = [answers.get("text"), answers.get("score")]
+        answers = list(zip(*columns, strict=False)) if all(isinstance(column, list) for column in columns) else []
     elif isinstance(answers, list):
-        answers = [(a.get("text"), a.get("score")) for a in answers if isinstance(a, dict)]
+        answers = [(answer.get("text"), answer.get("score")) for answer in answers if isinstance(answer, dict)]
     else:
         raise RowDropped(EMPTY)
-    scored = [
-        (score, text) for raw, number in answers if (text := clean(raw)) and (score := _integer(number)) is not None
-    ]
-    scored = [pair for pair in scored if pair[1] not in _DELETED]
-    best, worst = max(scored, default=(0, "")), min(scored, default=(0, ""))
-    if best[0] == worst[0]:
+    scored = sorted(
+        (score, text)
+        for raw, number in answers
+        if (text := clean(raw)) and text not in _DELETED and (score := _whole(number)) is not None
+    )
+    if not scored or scored[0][0] == scored[-1][0]:
         raise RowDropped(NO_PREFERENCE)
     prompt = f"{title}\n\n{body}" if body and body not in _DELETED else title
-    return Example(TEMPLATE.normal(prompt), best[1], worst[1], {"score_chosen": best[0], "score_rejected": worst[0]})
+    return _ranked(prompt, scored[-1][::-1], scored[0][::-1])
 
 
-def read_labelled(row: dict) -> Example:
-    """Classification: the text, and its class as a number from 0 (negative is 0, positive 1) in
-    extra["label"].
-    """
-    text, label = _text(_first(row, TEXT_COLUMNS)), _first(row, LABEL_COLUMNS)
-    number = _LABELS.get(label.strip().casefold()) if isinstance(label, str) else None
-    number = _integer(label) if number is None else number
-    if number is None or number < 0:
-        raise RowDropped(UNKNOWN_LABEL)
-    return Example(text, extra={"label": number})
+def _ranked(prompt: Any, better: tuple[Any, Any], worse: tuple[Any, Any]) -> dict:
+    votes = {"score_chosen": better[1], "score_rejected": worse[1]}
+    return {"prompt": prompt, "chosen": better[0], "rejected": worse[0], "votes": votes}
 
 
-def read_prompt(row: dict) -> Example:
-    """A prompt alone."""
-    return Example(_prompt(row.get("prompt")))
-
-
-def _integer(value: Any) -> int | None:
-    """A whole number, also as text (CSV) or as a float (a column with gaps); None for anything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return int(number) if math.isfinite(number) and number.is_integer() else None
-
-
-def _some(columns: set[str], names: tuple[str, ...]) -> bool:
-    return any(name in columns for name in names)
-
-
-_ANSWERS = {"chosen", "rejected"}
-# Beside `prompt`, one of these means another form with a column missing, and that must be said.
-_PARTS = _ANSWERS | {"messages", "answers", "history", "human_ref_A", "human_ref_B", "text", "review"}
-
+_ANSWERS = "chosen|rejected"
 SCHEMAS = (
-    Schema(
-        "pairs",
-        "(history, human_ref_A, human_ref_B, labels)",
-        lambda found: {"history", "human_ref_A", "human_ref_B", "labels"} <= found,
-        read_shp,
-    ),
-    Schema(
-        "pairs",
-        "(prompt, chosen, rejected)",
-        lambda found: _ANSWERS <= found and _some(found, PROMPT_COLUMNS),
-        read_pair,
-    ),
-    Schema(
-        "pairs",
-        f'(chosen, rejected) as whole "{HUMAN} … {ASSISTANT} …" dialogues',
-        lambda found: _ANSWERS <= found,
-        read_dialogues,
-    ),
-    Schema("pairs", "(title, answers)", lambda found: {"title", "answers"} <= found, read_reddit),
-    Schema(
-        "demonstrations",
-        "(messages)",
-        lambda found: "messages" in found and not found & _ANSWERS,
-        read_messages,
-    ),
-    Schema(
-        "demonstrations",
-        "(prompt|instruction|question, response|completion|answer|output)",
-        lambda found: _some(found, PROMPT_COLUMNS) and _some(found, RESPONSE_COLUMNS) and not found & _ANSWERS,
-        read_demonstration,
-    ),
-    Schema(
-        "labelled",
-        "(text|review, label|sentiment)",
-        lambda found: _some(found, TEXT_COLUMNS) and _some(found, LABEL_COLUMNS),
-        read_labelled,
-    ),
-    Schema("prompts", "(prompt)", lambda found: "prompt" in found and not found & _PARTS, read_prompt),
+    Schema("pairs", "history, human_ref_A, human_ref_B, labels", votes=_shp),
+    Schema("pairs", f"{_PROMPTS}, chosen, rejected"),
+    Schema("pairs", "chosen, rejected", note=f' as whole "{HUMAN} … {ASSISTANT} …" dialogues'),
+    Schema("pairs", "title, answers", votes=_reddit),
+    Schema("demonstrations", "messages", without=_ANSWERS),
+    Schema("demonstrations", f"{_PROMPTS}, {_RESPONSES}", without=_ANSWERS),
+    Schema("labelled", "text|review, label|sentiment"),
+    Schema("prompts", "prompt", without=f"{_ANSWERS}|messages|answers|history|human_ref_A|human_ref_B|text|review"),
 )
+
+# How datasets mark turns: words at the beginning of a line ("Human:", "**User:**"), headings ("### Instruction:"), and
+# the tokens of chat templates, wherever they stand.
+_WORD = r"\*{0,2}(?:Human|User|Assistant|HUMAN|USER|ASSISTANT|<human>|<bot>) ?\*{0,2}:"
+_HEADING = r"#{3} ?(?:Human|User|Assistant|Instruction|Response)[ \t]*(?::|$)"
+_TOKEN = r"<[|｜]\w+[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+# Llama's and Vicuna's end of text is also a tag of HTML: it counts where a turn or nothing follows.
+_END = rf"(?:</?s>\s*)+(?=\Z|{_WORD}|{_HEADING}|{_TOKEN})"
+_FURTHER = re.compile(rf"^[ \t]*(?:{_WORD}|{_HEADING})|{_TOKEN}|{_END}", re.MULTILINE)
+# The marker of the response itself, which some datasets leave in front of it.
+_OWN = re.compile(
+    r"\s*(?:Assistant:|### ?(?:Response|Assistant):|<[|｜][Aa]ssistant[|｜]>|<\|im_start\|>assistant\b|\[/INST\]"
+    r"|<start_of_turn>model\b|<\|start_header_id\|>assistant<\|end_header_id\|>)"
+)
+
+
+def _alone(response: str) -> tuple[str, bool]:
+    """A response without the marker in front of it, up to the first further turn; and whether anything was cut off."""
+    response = response[own.end() :] if (own := _OWN.match(response)) else response
+    further = _FURTHER.search(response)
+    text = (response[: further.start()] if further else response).strip()
+    if not text:
+        raise RowDropped(NO_RESPONSE if further else EMPTY)
+    return text, further is not None
+
+
+# A CSV has no lists and writes them as text, `[{'role': ...`; raw Reddit rows have such answers.
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](?:role|from)["']\s*:""", re.DOTALL)
+_SPELLED = dict.fromkeys(f"messages|{_ANSWERS}|{_PROMPTS}|{_RESPONSES}".split("|"), _MESSAGES)
+_SPELLED["answers"] = re.compile(r"\s*[\[{]")
+_QUOTED_OR_GAP = re.compile(r"""('(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z))|\}\s*\{""", re.DOTALL)
+_LONGEST_LIST = 1 << 20
+
+
+def _with_lists(row: dict) -> dict:
+    """The row with the lists that stand there as text read."""
+    found = {
+        name: _spelled(value, name)
+        for name, value in row.items()
+        if isinstance(value, str) and name in _SPELLED and _SPELLED[name].match(value)
+    }
+    return {**row, **found} if found else row
+
+
+def _spelled(text: str, name: str) -> Any:
+    """What `text` spells in JSON, in Python, or as numpy prints an array of objects, without commas between them."""
+    if len(text) <= _LONGEST_LIST:
+        text = text.strip()
+        with_commas = _QUOTED_OR_GAP.sub(lambda found: found[1] or "}, {", text)
+        for read, spelling in (json.loads, text), (ast.literal_eval, text), (ast.literal_eval, with_commas):
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                return read(spelling)
+    raise RowDropped(f"list in column {name} cannot be read")

@@ -1,22 +1,23 @@
 """Text to token ids and back, in one place: every stage sees the same tokens of the same text.
 
 Two things differ between tokenizers. Some put a token first (Llama, OPT) or around a text (BERT); SFT, reward model,
-PPO and evaluation have to agree on it. And a text that continues another one is not tokenized as it is alone:
+PPO, and evaluation have to agree on it. And a text that continues another one is not tokenized as it is alone:
 SentencePiece reads " answer" alone as two spaces, and decodes a first token without its space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tokens = list[int]
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokens, Tokens]:
-    """What `tokenizer` puts before a text and after it: nothing and nothing for GPT-2, BOS for Llama, CLS and SEP for
-    BERT."""
+    """What `tokenizer` puts before and after a text: nothing for GPT-2, BOS for Llama, CLS and SEP for BERT."""
     (bare,), (whole,) = _bare(tokenizer, ["a"]), _bare(tokenizer, ["a"], special=True)
     first = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
     return whole[:first], whole[first + len(bare) :]
@@ -50,19 +51,23 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, starts: Sequence[str], ends:
 
 def cut_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], most: int) -> list[Tokens]:
     """`rows` of at most `most` tokens: what is too long loses its beginning, but not what the tokenizer puts first."""
-    before, _ = special_tokens(tokenizer)
-    keep = len(before)
+    keep = len(special_tokens(tokenizer)[0])
     return [row if len(row) <= most else row[:keep] + row[len(row) - most + keep :] for row in rows]
 
 
 def continuations(tokenizer: PreTrainedTokenizerBase, starts: Sequence[Tokens], ends: Sequence[Tokens]) -> list[str]:
     """The text of each end as it continues its start, without special tokens; a space at its beginning stays."""
-    heads = _texts(tokenizer, starts)
-    wholes = _texts(tokenizer, [[*start, *end] for start, end in zip(starts, ends, strict=True)])
+    wholes = [[*start, *end] for start, end in zip(starts, ends, strict=True)]
     return [
-        whole[len(head) :] if whole.startswith(head) else text
-        for head, whole, text in zip(heads, wholes, _texts(tokenizer, ends), strict=True)
+        whole[len(head) :] if whole.startswith(head) else alone
+        for head, whole, alone in zip(*(_texts(tokenizer, rows) for rows in (starts, wholes, ends)), strict=True)
     ]
+
+
+def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> list[str]:
+    """The first `most` tokens of each text, as text."""
+    rows = [row[:most] for row in start_tokens(tokenizer, texts)]
+    return continuations(tokenizer, [[]] * len(rows), rows)
 
 
 def _bare(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[Tokens]:
@@ -79,7 +84,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> list[s
 
 
 def _apart(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokens:
-    """An end whose first characters would melt into one token with its start: as it is after a line break, which
-    melts into nothing, so that no space is put before it."""
+    """An end whose first characters would merge into one token with its start: as it is after a line break, which
+    merges into nothing, so that no space is put before it."""
     line, both = _bare(tokenizer, ["\n", "\n" + end])
     return both[len(line) :] if both[: len(line)] == line else _bare(tokenizer, [end])[0]

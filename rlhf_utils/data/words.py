@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from functools import lru_cache
 
+import regex
 from rouge_score import tokenizers
 
-# Thai, Lao, Myanmar, Khmer, Japanese kana and Han: written without spaces, so that each character stands for a word.
-_SPACELESS = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
-)
-# Their vowels and tones above and below, which belong to the character before.
-_MARKS = "".join(
-    char
-    for char in map(chr, (*range(0xE00, 0xF00), *range(0x1000, 0x10A0), *range(0x1780, 0x1800), 0x3099, 0x309A))
-    if unicodedata.category(char).startswith("M")
-)
-WORD = re.compile(rf"[{_SPACELESS}][{_MARKS}]*|[^\s{_SPACELESS}]+")
-# Between the letters of a word in Persian and in scripts of India.
-_JOINERS = "\u200c\u200d"
+# Written without spaces, so each character, with its vowels and tones above and below, stands for a word.
+_SPACELESS = r"\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}\p{Hiragana}\p{Katakana}\p{Han}ー\uff70"
+WORD = regex.compile(rf"[{_SPACELESS}]\p{{M}}*|[^\s{_SPACELESS}]+")
+_LETTERS = regex.compile(r"\p{M}*[\p{L}\p{Nd}][\p{L}\p{M}\p{Nd}]*")
+_JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # between the letters of a word in Persian and scripts of India
 
 
 def words_of(text: str) -> list[str]:
@@ -47,16 +38,5 @@ class RougeTokenizer(tokenizers.Tokenizer):
     def _split(self, chunk: str) -> list[str]:
         if chunk.isascii():
             return self._english.tokenize(chunk)
-        words = "".join(map(_letter, unicodedata.normalize("NFC", chunk.lower()))).split()
-        return [
-            word
-            for found in words
-            for word in (self._english.tokenize(found) if found.isascii() else [found])
-            if any(map(str.isalnum, word))
-        ]
-
-
-def _letter(char: str) -> str:
-    """`char` where it is part of a word, nothing where it joins two parts of one, else a space."""
-    kind = unicodedata.category(char)
-    return char if kind[0] in "LM" or kind == "Nd" else "" if char in _JOINERS else " "
+        found = _LETTERS.findall(unicodedata.normalize("NFC", chunk.lower().translate(_JOINERS)))
+        return [part for word in found for part in (self._english.tokenize(word) if word.isascii() else [word])]

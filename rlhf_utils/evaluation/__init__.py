@@ -1,1 +1,4 @@
-"""Measuring and comparing the models of a run."""
+"""Every model measured in the same way: ROUGE, reward, a held-out judge, intervals, and signs of reward hacking."""
+
+LABELS = {"base": "base", "sft": "SFT", "sft_qlora": "SFT (QLoRA)", "ppo": "PPO"}
+"""The policies of a run in the order of the series, and what readers are shown as their names."""

@@ -1,36 +1,35 @@
-"""Stage `evaluation`: every model answers the same held-out prompts with the same decoding, and is measured the
-same way."""
+"""Stage `evaluation`: every model responds to the same held-out prompts and is measured in the same way."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import asdict
 from functools import partial
-from statistics import median
+from pathlib import Path
+from statistics import fmean, median
 
 import pandas as pd
 from datasets import Dataset
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.assistant import score_assistants
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
-from rlhf_utils.evaluation.frontier import best_of_n, development_prompts, measure_policies
+from rlhf_utils.evaluation.frontier import frontier
+from rlhf_utils.evaluation.hacking import agreement, judge_gain, reward_range
 from rlhf_utils.evaluation.judge import about_judge
 from rlhf_utils.evaluation.judging import write_pairs
-from rlhf_utils.evaluation.metrics import Interval, distinct_n, mean_interval, paired_difference, win_rate
-from rlhf_utils.evaluation.scrutiny import scrutinise
+from rlhf_utils.evaluation.statistics import figures, paired_difference, win_rate
+from rlhf_utils.evaluation.text import distinct_n
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json, write_json, write_text
-from rlhf_utils.runs.run import Run, Stage
-
-MODELS = ("base", "sft", "sft_qlora", "ppo")
-_COMPARED = (("ppo", "sft"), ("ppo", "base"))
+from rlhf_utils.runs.run import Run
 
 
 def compared_models(run: Run) -> list[str]:
     """The models of this run that differ from one another: a policy that came tuned is only one model."""
     same = {"sft"} if run.recipe.tuned_policy and "base" in run.stages and not run.ready_model("sft") else set()
-    return [name for name in MODELS if name in run.stages and name not in same]
+    return [name for name in LABELS if name in run.stages and name not in same]
 
 
 def evaluate_models(run: Run) -> dict:
@@ -38,23 +37,27 @@ def evaluate_models(run: Run) -> dict:
     if run.has("evaluation"):
         return read_json(run.evaluation / "summary.json")
     with run.stage("evaluation") as stage:
-        evaluator = Evaluator(run)
+        evaluator, seed = Evaluator(run), run.recipe.seed
         split = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.prompts)
         answered, models = {}, compared_models(run)
         for i, name in enumerate(models):
             run.progress(f"evaluating {name}", i, len(models))
-            found = stage.once(f"answers-{name}", partial(_measured, run, evaluator, name, split))
-            answered[name] = Answered.of(found)
+            measured = partial(_measured, evaluator, run.folder(name), split)
+            answered[name] = Answered(**stage.once(f"responses-{name}", measured))
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
-        if "ppo" in answered and (before := next((m for m in ("sft", "base") if m in answered), None)):
-            texts = {name: answered[name].texts for name in ("ppo", before)}
-            write_pairs(run.evaluation, list(split["prompt"]), texts, ("ppo", before), run.recipe.seed)
         write_json(run.evaluation / "frontier.json", frontier(stage, evaluator))
         summary = summarise(run, split, answered)
-        if "ppo" in answered and {"sft", "base"} & answered.keys():
-            summary |= scrutinise(run, evaluator, split, answered)
+        before = next((name for name in ("sft", "base") if name in answered), None)
+        if "ppo" in answered and before:
+            prompts, pair = list(split["prompt"]), (answered[before], answered["ppo"])
+            texts = {name: answered[name].texts for name in ("ppo", before)}
+            write_pairs(run.evaluation, prompts, texts, ("ppo", before), seed)
+            labels = (LABELS[before], LABELS["ppo"])
+            summary["hacking"] = judge_gain(prompts, *pair, evaluator.reward, evaluator.judge, labels, seed)
+            summary["reward_range"] = reward_range(evaluator, answered)
+            summary["agreement"] = agreement(answered, before)
         if run.recipe.evaluation.assistant:
-            score_assistants(run, evaluator, models).enter(summary)
+            score_assistants(run, evaluator, models, summary)
         write_json(run.evaluation / "summary.json", summary)
         stage.results = {"prompts": len(split)}
         with stage.publish() as folder:
@@ -62,51 +65,15 @@ def evaluate_models(run: Run) -> dict:
     return summary
 
 
-def _measured(run: Run, evaluator: Evaluator, name: str, split: Dataset) -> dict:
-    return asdict(evaluator.measure(load_policy(run.folder(name), evaluator.device), split))
+def _measured(evaluator: Evaluator, folder: Path, split: Dataset) -> dict:
+    return asdict(evaluator.measure(load_policy(folder, evaluator.device), split))
 
 
 def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     """The content of `summary.json`: every figure with its interval, null where the recipe has no meaning for it."""
-    samples = run.recipe.evaluation.bootstrap_samples
-
-    def interval(values: list[float] | None) -> Interval | None:
-        return mean_interval(values, samples=samples, seed=run.recipe.seed) if values is not None else None
-
-    models, paired, wins = {}, {}, {}
-    for name, result in answered.items():
-        reward, gold = interval(result.reward), interval(result.gold)
-        models[name] = {
-            "reward": reward.mean,
-            "reward_ci95": reward.as_list(),
-            "gold": gold.mean if gold else None,
-            "gold_ci95": gold.as_list() if gold else None,
-            **_rouge(result, interval),
-            **_positivity(result, interval),
-            "eos_rate": sum(answer.ended for answer in result.answers) / len(result.answers),
-            "distinct_2": distinct_n(result.texts, 2),
-            "kl_to_sft": sum(result.kl) / len(result.kl),
-            "mean_tokens": sum(len(answer.tokens) for answer in result.answers) / len(result.answers),
-        }
-    for better, worse in _COMPARED:
-        if not {better, worse} <= answered.keys():
-            continue
-        a, b = answered[better], answered[worse]
-        pair = {
-            "reward": (a.reward, b.reward),
-            "gold": (a.gold, b.gold),
-            "rougeL": tuple(found.rouge["rougeL"] if found.rouge else None for found in (a, b)),
-            "positivity": (a.positivity, b.positivity),
-        }
-        paired[f"{better}_vs_{worse}"] = {
-            name: _difference(first, second, samples, run.recipe.seed) for name, (first, second) in pair.items()
-        }
-        # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
-        judge = "gold" if a.gold is not None else "reward"
-        outcome = win_rate(*pair[judge])
-        wins[f"{better}_vs_{worse}"] = {**outcome, "judged_by": judge}
+    settings = {"samples": run.recipe.evaluation.bootstrap_samples, "seed": run.recipe.seed}
     reward_model = read_json(run.evaluation / "reward_model.json")
-    return {
+    summary = {
         "recipe": run.recipe.name,
         "scale": run.recipe.scale,
         "seed": run.recipe.seed,
@@ -121,9 +88,40 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
             key: reward_model[key]
             for key in ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
         },
-        "models": models,
-        "paired": paired,
-        "win_rate": wins,
+        "models": {name: of_model(found, settings) for name, found in answered.items()},
+        "paired": {},
+        "win_rate": {},
+    }
+    for better, worse in (("ppo", "sft"), ("ppo", "base")):
+        if not {better, worse} <= answered.keys():
+            continue
+        a, b = (_scores(answered[name]) for name in (better, worse))
+        found = {key: paired_difference(a[key], b[key], **settings) for key in a if None not in (a[key], b[key])}
+        summary["paired"][f"{better}_vs_{worse}"] = {
+            key: {"mean": found[key].mean, "ci95": found[key].as_list()} if key in found else None for key in a
+        }
+        # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
+        judge = "gold" if a["gold"] is not None else "reward"
+        summary["win_rate"][f"{better}_vs_{worse}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
+    return summary
+
+
+def of_model(found: Answered, settings: dict) -> dict:
+    """What `summary.json` says of one model; `settings` are those of `mean_interval`."""
+    line = {**figures("reward", found.reward, **settings), **figures("gold", found.gold, **settings)}
+    if found.rouge is None:
+        line |= dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeL_ci95"))
+    else:
+        line |= {kind: sum(values) / len(values) for kind, values in found.rouge.items()}
+        line["rougeL_ci95"] = figures("rougeL", found.rouge["rougeL"], **settings)["rougeL_ci95"]
+    if found.positivity is not None:
+        line |= figures("positivity", found.positivity, **settings)
+        line["positivity_median"] = median(found.positivity)
+    return line | {
+        "eos_rate": fmean(found.ended),
+        "distinct_2": distinct_n(found.texts, 2),
+        "kl_to_sft": sum(found.kl) / len(found.kl),
+        "mean_tokens": fmean(found.tokens),
     }
 
 
@@ -133,71 +131,21 @@ def kl_budget(run: Run) -> dict | None:
     if "ppo" not in run.stages or run.ready_model("ppo"):
         return None
     results, settings = run.results("ppo"), run.recipe.ppo
-    return {
-        "nats": settings.kl_budget,
-        "temperature": settings.temperature,
-        "published": results["published_kl"],
-        "stopped": results["stopped"],
-    }
+    budget = {"nats": settings.kl_budget, "temperature": settings.temperature}
+    return {**budget, "published": results["published_kl"], "stopped": results["stopped"]}
 
 
-def _rouge(result: Answered, interval) -> dict:
-    if result.rouge is None:
-        return {"rouge1": None, "rouge2": None, "rougeL": None, "rougeL_ci95": None}
-    means = {kind: sum(values) / len(values) for kind, values in result.rouge.items()}
-    return {**means, "rougeL_ci95": interval(result.rouge["rougeL"]).as_list()}
-
-
-def _positivity(result: Answered, interval) -> dict:
-    if result.positivity is None:
-        return {}
-    found = interval(result.positivity)
-    return {
-        "positivity": found.mean,
-        "positivity_ci95": found.as_list(),
-        "positivity_median": median(result.positivity),
-    }
-
-
-def _difference(first: list[float] | None, second: list[float] | None, samples: int, seed: int) -> dict | None:
-    if first is None or second is None:
-        return None
-    interval = paired_difference(first, second, samples=samples, seed=seed)
-    return {"mean": interval.mean, "ci95": interval.as_list()}
+def _scores(found: Answered) -> dict[str, list[float] | None]:
+    """What models are compared by; None where it has no meaning."""
+    rouge = found.rouge and found.rouge["rougeL"]
+    return {"reward": found.reward, "gold": found.gold, "rougeL": rouge, "positivity": found.positivity}
 
 
 def samples_csv(split: Dataset, answered: dict[str, Answered]) -> str:
     """One row per prompt: prompt, reference, and each model's response with its scores."""
     table = {"prompt": list(split["prompt"]), "reference": [text or "" for text in split["chosen"]]}
-    for name, result in answered.items():
-        table |= {f"{name}_response": result.texts, f"{name}_reward": result.reward}
-        if result.gold is not None:
-            table[f"{name}_gold"] = result.gold
-        if result.rouge is not None:
-            table[f"{name}_rougeL"] = result.rouge["rougeL"]
-        if result.positivity is not None:
-            table[f"{name}_positivity"] = result.positivity
-        table |= {
-            f"{name}_tokens": [len(answer.tokens) for answer in result.answers],
-            f"{name}_ended": [answer.ended for answer in result.answers],
-        }
+    for name, found in answered.items():
+        columns = {"response": found.texts, **_scores(found), "tokens": found.tokens, "ended": found.ended}
+        table |= {f"{name}_{key}": values for key, values in columns.items() if values is not None}
     # Texts always in quotes: otherwise a carriage return, which a model may well sample, would begin a new row.
     return pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-def frontier(stage: Stage, evaluator: Evaluator) -> dict:
-    """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
-    and best-of-n of the SFT model."""
-    run = stage.run
-    about = {
-        "prompts": len(development_prompts(run)),
-        "kl_temperature": None if run.ready_model("ppo") else run.recipe.ppo.temperature,
-        "kl_to_sft_temperature": run.recipe.generation.temperature,
-        "best_of_n": stage.once("best-of-n", partial(best_of_n, run, evaluator)),
-    }
-    if run.ready_model("ppo"):
-        # What training measured of a ready policy nobody here knows.
-        policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
-        points = measure_policies(stage, evaluator, policies)
-        return {"points": points, "chosen_update": None, "rule": None, **about}
-    return {**read_json(run.folder("ppo") / "frontier.json"), **about}

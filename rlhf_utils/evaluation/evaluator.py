@@ -1,9 +1,9 @@
-"""Sampling and scoring answers of any policy of a run, always in the same way."""
+"""Sampling and scoring responses of any policy of a run, always in the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
@@ -12,44 +12,38 @@ from torch import nn
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.judge import judge_of
-from rlhf_utils.evaluation.metrics import rouge_per_sample, rouge_scores
+from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.models.generation import Answer, answer_prompts
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of, right_padded
 from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import ClassifierReward, load_reward, right_padded
+from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
+from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.run import Run
 
 
 @dataclass
 class Answered:
-    """One model's answers to prompts and what they measure; every list has one entry per prompt.
+    """One model's responses and what they measure; every list has one entry per prompt, `tokens` counts them.
 
-    `kl` is log pi(y) - log pi_sft(y) in nats per answer and `surprise` -log pi_sft(y) in nats per token, both at the
+    `kl` is log pi(y) - log pi_sft(y) in nats per response and `surprise` -log pi_sft(y) in nats per token, both at the
     sampling temperature; `gold` is None without a judge, `rouge` without references, `positivity` (the probability of
     the label that is paid) without a classifier.
     """
 
-    answers: list[Answer]
+    texts: list[str]
+    ended: list[bool]
     reward: list[float]
     gold: list[float] | None
-    rouge: dict[str, list[float]] | None
-    positivity: list[float] | None
-    kl: list[float]
     surprise: list[float]
-
-    @classmethod
-    def of(cls, values: dict) -> Answered:
-        """What `dataclasses.asdict` made a dictionary of."""
-        return cls(**{**values, "answers": [Answer(**answer) for answer in values["answers"]]})
-
-    @property
-    def texts(self) -> list[str]:
-        return [answer.text for answer in self.answers]
+    kl: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    rouge: dict[str, list[float]] | None = None
+    positivity: list[float] | None = None
 
 
 class Evaluator:
-    """Samples and scores answers of any policy of the run, always the same way."""
+    """Samples and scores responses of any policy of the run, always the same way."""
 
     def __init__(self, run: Run):
         self.run, self.device = run, detect_device()
@@ -59,48 +53,50 @@ class Evaluator:
         self.judge = judge_of(run)
 
     def answer(self, policy: nn.Module, prompts: Sequence[str]) -> list[Answer]:
-        """One sampled answer per prompt; every model gets the same random numbers."""
+        """One sampled response per prompt; every model gets the same random numbers."""
         recipe = self.run.recipe
         texts = [recipe.template.format(prompt) for prompt in prompts]
         return answer_prompts(
             policy.eval(), self.tokenizer, texts, recipe.generation, self.device, recipe.seed, recipe.template
         )
 
-    def measure(self, policy: nn.Module, split: Dataset) -> Answered:
-        """Sample one answer per prompt of `split` and measure it."""
-        prompts, references = list(split["prompt"]), list(split["chosen"])
+    def measure(self, policy: nn.Module, split: Dataset, reward: RewardFunction | None = None) -> Answered:
+        """Sample one response per prompt of `split` and measure it, by the run's reward unless another is given."""
+        prompts, references, reward = list(split["prompt"]), list(split["chosen"]), reward or self.reward
         answers = self.answer(policy, prompts)
-        responses = [answer.text for answer in answers]
-        classifier = self.reward if isinstance(self.reward, ClassifierReward) else None
+        texts = [answer.text for answer in answers]
+        kl, surprise = self.distance(policy, prompts, answers)
         return Answered(
-            answers,
-            self.reward(prompts, responses).tolist(),
-            self.judge(prompts, responses) if self.judge else None,
-            None if None in references else rouge_per_sample(responses, references),
-            classifier.probabilities(prompts, responses).tolist() if classifier else None,
-            *self.distance(policy, prompts, answers),
+            texts,
+            ended=[answer.ended for answer in answers],
+            tokens=[len(answer.tokens) for answer in answers],
+            reward=reward(prompts, texts).tolist(),
+            gold=self.judge(prompts, texts) if self.judge else None,
+            rouge=None
+            if None in references
+            else Rouge().compute(predictions=texts, references=references, use_aggregator=False),
+            positivity=reward.probabilities(prompts, texts).tolist() if isinstance(reward, ClassifierReward) else None,
+            kl=kl,
+            surprise=surprise,
         )
 
     @torch.no_grad()
     def distance(
         self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]
     ) -> tuple[list[float], list[float]]:
-        """`Answered.kl` and `Answered.surprise` of answers that `policy` sampled."""
+        """`Answered.kl` and `Answered.surprise` of responses that `policy` sampled."""
         for model in (policy, self.reference):
             only_tokens_of(self.tokenizer, model)
-        settings, kl, surprise = self.run.recipe.generation, [], []
-        texts = [self.run.recipe.template.format(prompt) for prompt in prompts]
-        prompts = start_tokens(self.tokenizer, texts)
-        for start in range(0, len(prompts), settings.batch_size):
-            part = list(zip(prompts, answers, strict=True))[start : start + settings.batch_size]
-            tokens, _ = right_padded([prompt + answer.tokens for prompt, answer in part], self.tokenizer.pad_token_id)
+        settings, device, kl, surprise = self.run.recipe.generation, self.device.kind, [], []
+        starts = start_tokens(self.tokenizer, [self.run.recipe.template.format(prompt) for prompt in prompts])
+        rows = list(zip(starts, answers, strict=True))
+        for first in range(0, len(rows), settings.batch_size):
+            part = rows[first : first + settings.batch_size]
+            tokens, _ = right_padded([start + answer.tokens for start, answer in part], self.tokenizer.pad_token_id)
             lengths = torch.tensor([len(answer.tokens) for _, answer in part])
             mask = torch.arange(int(lengths.max())) < lengths[:, None]
-            episodes = Episodes(
-                tokens.to(self.device.kind),
-                torch.tensor([len(prompt) for prompt, _ in part]).to(self.device.kind),
-                mask.to(self.device.kind),
-            )
+            prompt_lengths = torch.tensor([len(start) for start, _ in part])
+            episodes = Episodes(tokens.to(device), prompt_lengths.to(device), mask.to(device))
             own, reference = (
                 answer_logprobs(model, episodes, settings.temperature).sum(dim=1) for model in (policy, self.reference)
             )
@@ -116,7 +112,7 @@ def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, f
     run.progress("sampling held-out responses")
     answers = answer_prompts(policy.eval(), tokenizer, texts, run.recipe.generation, detect_device(), run.recipe.seed)
     return {
-        "rougeL": rouge_scores([answer.text for answer in answers], asked["chosen"])["rougeL"],
+        "rougeL": Rouge().compute(predictions=[a.text for a in answers], references=list(asked["chosen"]))["rougeL"],
         "eos_rate": sum(answer.ended for answer in answers) / len(answers),
         "checked_prompts": len(answers),
     }

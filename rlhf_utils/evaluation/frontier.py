@@ -1,21 +1,30 @@
-"""Reward and gold against KL: the policies saved along the way, the one that is used, and best-of-n for comparison."""
+"""Reward and gold against KL: the policies saved along the way, the one that is published, and best-of-n."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import comb
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.metrics import mean_interval
-from rlhf_utils.models.loading import load_policy
+from rlhf_utils.evaluation.statistics import figures
+from rlhf_utils.models.loading import copy_model, load_policy
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.files import link_or_copy, read_json, read_jsonl, write_json
+from rlhf_utils.platforms.memory import add_seconds, phase
 from rlhf_utils.runs.run import Run, Stage
+from rlhf_utils.settings.sections import PPOConfig
+
+if TYPE_CHECKING:
+    from rlhf_utils.ppo import PPOTrainer
 
 RULE = "the least KL within one standard error of the best {by} on development prompts, of those within the KL budget"
 NONE_WITHIN = "no policy that PPO made is within the KL budget, so it is the model PPO started from"
@@ -40,16 +49,12 @@ def measure_policies(
 
     def point(update: int, folder: Path, kl: float | None) -> dict:
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
-        figures = {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)}
+        line = {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)}
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
-            interval = mean_interval(values, seed=stage.run.recipe.seed) if values is not None else None
-            figures |= {
-                name: interval.mean if interval else None,
-                f"{name}_ci95": interval.as_list() if interval else None,
-                # Of one prompt nobody knows how far another one would be off.
-                f"{name}_error": stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None,
-            }
-        return figures
+            # Of one prompt nobody knows how far another one would be off.
+            error = stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None
+            line |= {**figures(name, values, seed=stage.run.recipe.seed), f"{name}_error": error}
+        return line
 
     points = []
     for i, (update, (folder, kl)) in enumerate(policies.items()):
@@ -74,39 +79,111 @@ def choose(points: Sequence[dict], budget: float | None) -> dict:
     return {"chosen_update": min(good, key=lambda point: point["kl"])["update"], "rule": RULE.format(by=by)}
 
 
+def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
+    """Measure the policies that PPO saved along the way on development prompts, choose one and publish it.
+
+    Leaves `checkpoints/ppo`: the chosen policy (a plain causal LM), its value head, metrics.jsonl, samples.jsonl,
+    `frontier/` with every policy, and frontier.json. Returns the stage's results.
+    """
+    if not processes.is_main():
+        run.publish("ppo")  # waits for the main process
+        return run.results("ppo")
+    work, stage = trainer.output_dir, Stage(run, "ppo", run.work("ppo"))
+    history = read_jsonl(work / "metrics.jsonl")
+    for line in history:
+        for name, seconds in line["phase_seconds"].items():
+            add_seconds(name, seconds)  # of all updates, those of earlier processes among them
+    policies = {0: (run.folder("sft"), 0.0)} | trainer.store.measured()
+    trainer.learner.optimizer.state.clear()  # measuring needs the memory
+    with phase("evaluate"):
+        points = measure_policies(stage, Evaluator(run), policies)
+    decision = choose(points, run.recipe.ppo.kl_budget)
+    update = decision["chosen_update"]
+    chosen, kl = policies[update]
+
+    def fill(folder: Path) -> None:
+        copy_model(chosen, folder)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            shutil.copy2(work / name, folder / name)
+        for other, (policy, _) in policies.items():
+            if other:
+                shutil.copytree(policy, folder / "frontier" / f"update-{other:06d}", copy_function=link_or_copy)
+        write_json(folder / "frontier.json", {"points": points, **decision})
+
+    run.publish(
+        "ppo",
+        fill=fill,
+        updates=sum(line["learning_rate"] is not None for line in history),
+        published=f"update-{update:06d}",
+        published_kl=kl,
+        rule=decision["rule"],
+        stopped=stopped(history, run.recipe.ppo, update),
+        **{key: history[-1][key] for key in ("episodes", "reward", "kl", "eos_rate")},
+    )
+    return run.results("ppo")
+
+
+def stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | None:
+    """What the KL budget did to a training, in a sentence; None where it did nothing."""
+    if settings.kl_budget is None or all(line["kl"] <= settings.kl_budget for line in history[1:]):
+        return None
+    first = next(line for line in history[1:] if line["kl"] > settings.kl_budget)
+    budget = f"ppo.kl_budget={settings.kl_budget:g} nats per response at temperature {settings.temperature:g}"
+    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''}"
+    done = "the training stopped there" if first["learning_rate"] is None else "the steps were made smaller"
+    used = (
+        f"and a policy within the budget is used, that of update {chosen}"
+        if chosen
+        else "no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
+        "ppo.kl_coefficient or the budget"
+    )
+    return f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}: {done}, {used}"
+
+
+def frontier(stage: Stage, evaluator: Evaluator) -> dict:
+    """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
+    and best-of-n of the SFT model."""
+    run, ready = stage.run, stage.run.ready_model("ppo")
+    about = {
+        "prompts": len(development_prompts(run)),
+        "kl_temperature": None if ready else run.recipe.ppo.temperature,
+        "kl_to_sft_temperature": run.recipe.generation.temperature,
+        "best_of_n": stage.once("best-of-n", partial(best_of_n, run, evaluator)),
+    }
+    if not ready:
+        return {**read_json(run.folder("ppo") / "frontier.json"), **about}
+    # What training measured of a ready policy nobody here knows.
+    policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
+    return {"points": measure_policies(stage, evaluator, policies), "chosen_update": None, "rule": None, **about}
+
+
 def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
-    """What sampling alone buys: the best by reward of n answers of the SFT model, for n in `BEST_OF`.
+    """What sampling alone buys: the best by reward of n responses of the SFT model, for n in `BEST_OF`.
 
     The KL of best-of-n to the SFT model is log n - (n - 1) / n, an upper bound that is nearly exact (Beirami et al.
-    2024, arXiv:2401.01879). Means over all subsets of n among the answers drawn, so that no subset is special.
+    2024, arXiv:2401.01879). Means over all subsets of n among the responses drawn, so that no subset is special.
     """
     split, most = development_prompts(run), max(BEST_OF)
     prompts = list(split["prompt"])
     run.progress("best-of-n of the SFT model")
-    answers = evaluator.answer(evaluator.reference, prompts * most)
-    texts = [answer.text for answer in answers]
+    texts = [answer.text for answer in evaluator.answer(evaluator.reference, prompts * most)]
     reward = evaluator.reward(prompts * most, texts).tolist()
     gold = evaluator.judge(prompts * most, texts) if evaluator.judge else None
-    points = []
+
+    points, step = [], len(prompts)
     for n in BEST_OF:
         point = {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
         for name, values in {"reward": reward, "gold": gold}.items():
-            if values is None:
-                point |= {name: None, f"{name}_ci95": None}
-                continue
-            means = [
-                expected_best(reward[i :: len(prompts)], values[i :: len(prompts)], n) for i in range(len(prompts))
-            ]
-            interval = mean_interval(means, seed=run.recipe.seed)
-            point |= {name: interval.mean, f"{name}_ci95": interval.as_list()}
+            best = values and [expected_best(reward[i::step], values[i::step], n) for i in range(step)]
+            point |= figures(name, best, seed=run.recipe.seed)
         points.append(point)
     return points
 
 
 def expected_best(order: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Mean, over all subsets of `n` of the answers, of the value of the one that is best by `order`.
+    """Mean, over all subsets of `n` of the responses, of the value of the one that is best by `order`.
 
-    Sorted by `order`, the answer at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets.
+    Sorted by `order`, the response at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets.
     """
     ranked = [value for _, value in sorted(zip(order, values, strict=True), key=lambda pair: pair[0])]
     return sum(comb(i, n - 1) * value for i, value in enumerate(ranked)) / comb(len(ranked), n)

@@ -1,16 +1,18 @@
-"""Who judges beside the reward model: the gold preference, from which no model learns."""
+"""Who judges beside the reward model: the gold preference, a second reward model, and a rule that sees only length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from datasets import Dataset
 
+from rlhf_utils.evaluation.statistics import accuracy_of
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
-from rlhf_utils.settings.sections import EMBEDDED
 
 # Gold scores lie in 0 to 10.
 MIDDLE = 5.0
@@ -18,7 +20,7 @@ Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
 def gold_judge(recipe: Recipe) -> Judge | None:
-    """The judge that no model was trained on: the embedded world's written-down preference; None for other data."""
+    """The judge that no model was trained on: the known preference of the synthetic data; None for other data."""
     if recipe.dataset != EMBEDDED:
         return None
     from rlhf_utils.toyworld import WORLDS
@@ -38,7 +40,9 @@ def judge_of(run: Run) -> Judge | None:
 def about_judge(run: Run) -> dict | None:
     """What `summary.json` says of the judge: its kind and, of a second reward model, its figures."""
     if "judge_model" in run.stages:
-        return {"kind": "second reward model", **run.results("judge_model")}
+        found = run.results("judge_model")
+        kept = ("accuracy", "accuracy_ci95", "agreement", "agreement_ci95", "pairs", "trained_on")
+        return {"kind": "second reward model", **{key: found[key] for key in kept}}
     return {"kind": "gold preference"} if gold_judge(run.recipe) else None
 
 
@@ -51,3 +55,31 @@ def label_noise(judge: Judge, split: Dataset) -> float:
         return 1.0 - sum(right) / len(right)
     better, worse = (judge(split["prompt"], split[side]) for side in ("chosen", "rejected"))
     return sum(b < w for b, w in zip(better, worse, strict=True)) / len(split)
+
+
+def sides(split: Dataset) -> dict[str, list[str]]:
+    """The better and the worse texts of a split: chosen and rejected responses, or texts of label 1 and of label 0."""
+    if "label" not in split.column_names:
+        return {side: list(split[side]) for side in ("chosen", "rejected")}
+    rows = list(zip(split["text"], split["label"], strict=True))
+    names = {"positive": True, "negative": False}
+    return {name: [text for text, label in rows if bool(label) == wanted] for name, wanted in names.items()}
+
+
+def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
+    """Held-out accuracy of a rule that sees only lengths in tokens: the longer response of a pair is the better one (a
+    tie counts half), or a text longer than the median of `train` has label 1; reversed if that is better there."""
+
+    def lengths(texts: Sequence[str]) -> np.ndarray:
+        return np.array([len(row) for row in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids])
+
+    labelled = "label" in held_out.column_names
+    middle = np.median(lengths(train["text"])) if labelled else None
+
+    def longer_is_better(split: Dataset) -> float:
+        if labelled:
+            return float(np.mean((lengths(split["text"]) > middle) == np.array(split["label"])))
+        return accuracy_of(lengths(split["chosen"]) - lengths(split["rejected"])).mean
+
+    right = longer_is_better(held_out)
+    return right if longer_is_better(train) >= 0.5 else 1.0 - right

@@ -1,85 +1,106 @@
-"""The models of a run side by side: one prompt, every model's answer, and what reward model and judge say of it."""
+"""The models of a run side by side: one prompt, every model's response, what reward model and judge say of it; in
+notebook cells, or as a chat in a browser by gradio."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from rlhf_utils.data import PreparedData
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.compare import compared_models
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import append_text
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.report.results import LABELS
-from rlhf_utils.rewards.functions import load_reward
+from rlhf_utils.rewards.reward_model import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import NEXT_ASSISTANT, NEXT_HUMAN
 
+VOTES = "votes.jsonl"
 Turns = Sequence[tuple[str, str]]
 
 
 class Playground:
-    """The finished policies of `run`, loaded once, and its reward model if it has one.
-
-    Raises InputError where no policy is complete.
-    """
+    """The finished policies of `run`, loaded once, and its reward model; InputError without any policy."""
 
     def __init__(self, run: Run):
         self.run, self.device = run, detect_device()
-        self.names = [name for name in compared_models(run) if run.is_complete(name)]
-        if not self.names:
+        names = [name for name in compared_models(run) if run.is_complete(name)]
+        if not names:
             raise InputError(f"{run.root} has no finished model to ask; run `python -m rlhf_utils run` first")
-        self.tokenizer = load_tokenizer(run.folder(self.names[0]))
-        self.models = {name: load_policy(run.folder(name), self.device).eval() for name in self.names}
+        self.tokenizer = load_tokenizer(run.folder(names[0]))
+        self.models = {name: load_policy(run.folder(name), self.device).eval() for name in names}
         self.reward = load_reward(run.folder("reward_model"), self.device) if run.is_complete("reward_model") else None
         self.judge = gold_judge(run.recipe)
 
-    def ask(
-        self,
-        prompt: str,
-        temperature: float | None = None,
-        max_new_tokens: int | None = None,
-        seed: int = 0,
-        turns: Mapping[str, Turns] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Every model's answer to `prompt`, sampled with the same random numbers, decoded as in the evaluation unless
-        told otherwise.
-
-        turns: for each model what it was asked and answered before, in dialogues
+    def ask(self, prompt: str, turns: Mapping[str, Turns] | None = None, seed: int = 0, **decoding) -> list[dict]:
+        """Every model's response to `prompt`, sampled with the same random numbers, decoded as in the evaluation unless
+        `temperature` or `max_new_tokens` say otherwise. `turns`: the earlier turns of each model's dialogue.
 
         Returns a row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and
-        `gold` (0 to 10; None outside the embedded worlds). Raises InputError for an empty prompt, one too long for a
+        `gold` (0 to 10; None outside the synthetic data). Raises InputError for an empty prompt, one too long for a
         model, and settings out of range.
         """
+        return [row for _, row in self.respond(prompt, turns, seed, **decoding)]
+
+    def respond(
+        self, prompt: str, turns: Mapping[str, Turns] | None = None, seed: int = 0, **decoding: float | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`ask`, one model after the other: its name and its row."""
         if not prompt.strip():
             raise InputError("the prompt is empty; ask something")
         if not 0 <= seed < 2**63:
             raise InputError(f"seed {seed} is out of range; give a number from 0 to 2^63 - 1")
-        settings, rows = self._settings(temperature, max_new_tokens), []
+        given = {key: value for key, value in decoding.items() if value is not None}
+        try:
+            settings = GenerationSettings.model_validate({**self.run.recipe.generation.model_dump(), **given})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise InputError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
+        template = self.run.recipe.template
         for name, model in self.models.items():
-            whole = self._conversation(prompt, (turns or {}).get(name, ()))
-            text = self.run.recipe.template.format(whole)
-            self._check_length(name, text, settings.max_new_tokens)
-            (answer,) = answer_prompts(
-                model, self.tokenizer, [text], settings, self.device, seed, self.run.recipe.template
-            )
-            rows.append(
-                {
-                    "model": LABELS[name],
-                    "response": answer.text,
-                    "ended": answer.ended,
-                    "tokens": len(answer.tokens),
-                    "reward": self.reward([whole], [answer.text]).item() if self.reward else None,
-                    "gold": self.judge([whole], [answer.text])[0] if self.judge else None,
-                }
-            )
-        return rows
+            whole = self.conversation(prompt, (turns or {}).get(name, ()))
+            text = template.format(whole)
+            limit = getattr(model.config, "max_position_embeddings", None)
+            length = len(start_tokens(self.tokenizer, [text])[0])
+            if limit and length + settings.max_new_tokens > limit:
+                raise InputError(
+                    f"{length} tokens with {settings.max_new_tokens} to come are more than the {limit} that "
+                    f"{LABELS[name]} reads; ask something shorter, or begin a new conversation"
+                )
+            (answer,) = answer_prompts(model, self.tokenizer, [text], settings, self.device, seed, template)
+            row = {"model": LABELS[name], "response": answer.text, "ended": answer.ended, "tokens": len(answer.tokens)}
+            row["reward"] = self.reward([whole], [answer.text]).item() if self.reward else None
+            row["gold"] = self.judge([whole], [answer.text])[0] if self.judge else None
+            yield name, row
+
+    def conversation(self, prompt: str, turns: Turns = ()) -> str:
+        """`prompt` after earlier turns as one prompt, in the form of the dialogues of the data."""
+        if turns and self.run.recipe.form != "dialogue":
+            raise InputError("this recipe continues texts, it holds no dialogues; ask without earlier turns")
+        return "".join(f"{asked}{NEXT_ASSISTANT} {answered}{NEXT_HUMAN} " for asked, answered in turns) + prompt
+
+    def vote(self, best: str, dialogues: Mapping[str, Turns]) -> int:
+        """Write that model `best` gave the best last response, as rows (prompt, chosen, rejected) of
+        `evaluation/votes.jsonl`: one for each model that said something else after the same turns. Returns how many.
+        """
+        said = {name: (self.conversation(turns[-1][0], turns[:-1]), turns[-1][1]) for name, turns in dialogues.items()}
+        prompt, chosen = said[best]
+        rejected = {text for asked, text in said.values() if asked == prompt and text.strip() != chosen.strip()}
+        rows = [{"prompt": prompt, "chosen": chosen, "rejected": text} for text in sorted(rejected)]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        append_text(self.run.evaluation / VOTES, lines)
+        return len(rows)
 
     def examples(self, most: int = 6) -> list[str]:
         """Held-out prompts to begin with; none where the run has no data."""
@@ -87,26 +108,85 @@ class Playground:
             return []
         return list(PreparedData.load(self.run.folder("data")).first("evaluation", most)["prompt"])
 
-    def _settings(self, temperature: float | None, max_new_tokens: int | None) -> GenerationSettings:
-        given = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-        changed = {key: value for key, value in given.items() if value is not None}
+
+def chat_page(playground: Playground) -> Any:
+    """A `gradio.Blocks` with a conversation for each model side by side; its votes are preference rows. After a vote
+    every model goes on from the response that was chosen, so that the next rows have one prompt too."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    try:
+        import gradio as gr
+    except ImportError:
+        raise InputError("the playground needs gradio: `pip install 'gradio>=5.50,<7'`") from None
+    names, decoding = list(playground.models), playground.run.recipe.generation
+    # Version 5 has to be told what version 6 takes for granted.
+    messages = {"type": "messages"} if "type" in inspect.signature(gr.Chatbot).parameters else {}
+
+    def shown(dialogues: dict[str, list]) -> list[list[dict]]:
+        roles = ("user", "assistant")
+        said = ([part for turn in dialogues.get(name, ()) for part in zip(roles, turn, strict=True)] for name in names)
+        return [[{"role": role, "content": text} for role, text in parts] for parts in said]
+
+    def send(prompt, temperature, max_new_tokens, seed, dialogues):
+        notes, kept = [""] * len(names), {name: list(dialogues.get(name, ())) for name in names}
+        keep_turns = playground.run.recipe.form == "dialogue"
+        earlier = {name: tuple(turns) for name, turns in kept.items()} if keep_turns else None
+        settings = {"temperature": temperature, "max_new_tokens": int(max_new_tokens)}
         try:
-            return GenerationSettings.model_validate({**self.run.recipe.generation.model_dump(), **changed})
-        except ValidationError as error:
-            problem = error.errors()[0]
-            raise InputError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
+            for name, row in playground.respond(prompt, earlier, int(seed), **settings):
+                kept[name] = [*(kept[name] if keep_turns else ()), (prompt, row["response"])]
+                scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
+                notes[names.index(name)] = " | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]])
+                yield [*shown(kept), *notes, kept]
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
-    def _conversation(self, prompt: str, turns: Turns) -> str:
-        if turns and self.run.recipe.form != "dialogue":
-            raise InputError("this recipe continues texts, it holds no dialogues; ask without earlier turns")
-        said = "".join(f"{asked}{NEXT_ASSISTANT} {answered}{NEXT_HUMAN} " for asked, answered in turns)
-        return said + prompt
+    def voted(best, dialogues):
+        if set(dialogues) != set(names):
+            raise gr.Error("there is nothing to compare yet; ask something first", print_exception=False)
+        count = playground.vote(best, dialogues)
+        dialogues = dict.fromkeys(names, dialogues[best])
+        why = "" if count else ": the others said the same, or after other earlier turns; vote after each turn"
+        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}{why}", dialogues]
 
-    def _check_length(self, name: str, text: str, new: int) -> None:
-        limit = getattr(self.models[name].config, "max_position_embeddings", None)
-        length = len(start_tokens(self.tokenizer, [text])[0])
-        if limit and length + new > limit:
-            raise InputError(
-                f"{length} tokens with {new} to come are more than the {limit} that {LABELS[name]} reads; ask "
-                "something shorter, or begin a new conversation"
+    with gr.Blocks(title=f"Playground: {playground.run.root.name}", analytics_enabled=False) as page:
+        dialogues, chats, notes, buttons = gr.State({}), [], [], []
+        with gr.Row():
+            for name in names:
+                with gr.Column(min_width=240):
+                    # Plain text: what a model writes is never markup of this page.
+                    chats.append(gr.Chatbot(label=LABELS[name], render_markdown=False, **messages))
+                    notes.append(gr.Textbox(show_label=False, interactive=False, placeholder="scores", container=False))
+                    buttons.append(gr.Button(f"{LABELS[name]} is best", size="sm"))
+        prompt = gr.Textbox(label="Prompt", placeholder="Ask every model the same", submit_btn=True)
+        status = gr.Markdown()
+        with gr.Row():
+            temperature = gr.Number(decoding.temperature, label="Temperature")
+            most = gr.Number(decoding.max_new_tokens, label="Most new tokens", precision=0)
+            seed = gr.Number(0, label="Seed", precision=0)
+            new = gr.Button("New conversation")
+        if examples := playground.examples():
+            gr.Examples(examples, prompt)
+        prompt.submit(send, [prompt, temperature, most, seed, dialogues], [*chats, *notes, dialogues], api_name="ask")
+        for name, button in zip(names, buttons, strict=True):
+            button.click(
+                lambda dialogues, best=name: voted(best, dialogues),
+                dialogues,
+                [*chats, status, dialogues],
+                api_name=f"vote_{name}",
             )
+        new.click(
+            lambda: [*[[] for _ in names], *[""] * len(names), {}], None, [*chats, *notes, dialogues], api_name="new"
+        )
+    return page
+
+
+def serve(playground: Playground, port: int | None = None, **how: Any) -> tuple[Any, str]:
+    """The chat page, served on 127.0.0.1 (in Colab by a link of gradio's), and its address."""
+    page = chat_page(playground)
+    try:
+        _, url, shared = page.launch(
+            server_name="127.0.0.1", server_port=port or None, prevent_thread_lock=True, quiet=True, **how
+        )
+    except (OSError, OverflowError) as error:
+        raise InputError(f"port {port} cannot be used ({error}); leave it out for a free one") from None
+    return page, shared or url

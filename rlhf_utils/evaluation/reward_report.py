@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.evaluation.length import length_alone
-from rlhf_utils.evaluation.metrics import accuracy_of, calibration, proportion_interval
+from rlhf_utils.evaluation.judge import length_alone
+from rlhf_utils.evaluation.statistics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models.loading import load_classifier, load_classifier_tokenizer, load_reward_model
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import LABEL_FILE, RewardModel, class_logits, positions
+from rlhf_utils.rewards.reward_model import LABEL_FILE, RewardModel, class_logits, positions
 from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_base, make_data
 from rlhf_utils.runs.run import Run
 

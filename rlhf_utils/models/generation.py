@@ -1,4 +1,4 @@
-"""Sampling answers: one sampler for PPO, for evaluation and for the playground."""
+"""Sampling responses: one sampler for PPO, for evaluation and for the playground."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
 
-# Once this share of the answers has ended, their rows are taken out of the batch.
+# Once this share of the responses has ended, their rows are taken out of the batch.
 COMPACT_AT = 0.5
 
 
 @dataclass
 class Sampled:
-    """What sampling B answers of at most R tokens gives; all [B, R], right-padded. Only `mask` says what is real."""
+    """What sampling B responses of at most R tokens gives; all [B, R], right-padded. Only `mask` says what is real.
+    `hidden` [B, R, D] is None unless asked for, `ended` [B] True where a response ended with EOS."""
 
     tokens: Tensor
     mask: Tensor
@@ -34,7 +35,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled answer. `tokens` includes the EOS when `ended`; `text` never does."""
+    """One sampled response. `tokens` includes the EOS when `ended`; `text` never does."""
 
     text: str
     tokens: list[int]
@@ -44,11 +45,8 @@ class Answer:
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Token lists as one left-padded tensor [B, P] and its boolean mask."""
     width = max(len(row) for row in rows)
-    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, width - len(row) :] = True
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+    mask = torch.arange(width) >= torch.tensor([[width - len(row)] for row in rows])
     return tokens.to(device), mask.to(device)
 
 
@@ -64,20 +62,20 @@ def sample(
     keep_hidden: bool = False,
     place: tuple[int, int] | None = None,
 ) -> Sampled:
-    """Sample one answer per row of the left-padded `prompts` [B, P] from the unmodified distribution at `temperature`.
+    """Sample one response per row of the left-padded `prompts` [B, P] from the unmodified distribution at
+    `temperature`.
 
     No top-k and no repetition penalty, so the kept log-probabilities (of the temperature-scaled distribution) are
-    those a fresh forward pass gives. An answer ends with its first EOS, which belongs to it; `eos_id` may name several.
-    `generator` lives on the CPU, so that the same seed draws the same uniform numbers on every device. `keep_hidden`
-    also returns the trunk's state [B, R, D] from which each token was drawn (what a value head on the same trunk
+    those a fresh forward pass gives. A response ends with its first EOS, which belongs to it; `eos_id` may name
+    several. `generator` lives on the CPU, so that the same seed draws the same uniform numbers on every device.
+    `keep_hidden` also returns the trunk's state from which each token was drawn (what a value head on the same trunk
     reads). `place` (first, of) says that the prompts are those from `first` on of a batch of `of`, which is sampled in
     parts: each draws the numbers that it would draw there. Where memory runs out, fewer rows are sampled at once, with
     the same random numbers.
     """
-    # Drawn all at once, so that a generator is left the same however early the answers end.
+    # Drawn all at once, so that a generator is left the same however early the responses end.
     first, of = place or (0, len(prompts))
     draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + len(prompts)]
-
     eos_ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
 
     def parts(size: int) -> list[Sampled]:
@@ -95,25 +93,16 @@ def _joined(parts: list[Sampled], eos_id: int) -> Sampled:
         return parts[0]
     width = max(part.mask.shape[1] for part in parts)
 
-    def together(name: str, padding: float | bool) -> Tensor | None:
+    def together(name: str, padding: float = 0.0) -> Tensor | None:
         tensors = [getattr(part, name) for part in parts]
         if tensors[0] is None:
             return None
-        return torch.cat(
-            [
-                nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, width - tensor.shape[1]), value=padding)
-                for tensor in tensors
-            ]
-        )
+        # [B, R] or [B, R, D]: `pad` counts from the last dimension.
+        sides = [(0, 0) * (tensor.dim() - 2) + (0, width - tensor.shape[1]) for tensor in tensors]
+        return torch.cat([nn.functional.pad(t, side, value=padding) for t, side in zip(tensors, sides, strict=True)])
 
-    return Sampled(
-        together("tokens", eos_id),
-        together("mask", False),
-        together("logprobs", 0.0),
-        together("entropy", 0.0),
-        together("hidden", 0.0),
-        torch.cat([part.ended for part in parts]),
-    )
+    others = [together(name) for name in ("mask", "logprobs", "entropy", "hidden")]
+    return Sampled(together("tokens", eos_id), *others, torch.cat([part.ended for part in parts]))
 
 
 def _sample_rows(
@@ -134,7 +123,7 @@ def _sample_rows(
     mask = torch.zeros((batch, max_new_tokens), dtype=torch.bool, device=device)
     logprobs = torch.zeros((batch, max_new_tokens), device=device)
     entropy = torch.zeros((batch, max_new_tokens), device=device)
-    hidden = None
+    hidden = torch.zeros((batch, max_new_tokens, parts.width), device=device) if keep_hidden else None
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
 
     draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
@@ -155,8 +144,6 @@ def _sample_rows(
         logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
         entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
         if keep_hidden:
-            if hidden is None:
-                hidden = torch.zeros((batch, max_new_tokens, state.shape[-1]), device=device)
             hidden[rows, step] = state.float()
         ended[rows[torch.isin(chosen, ending)]] = True
         keep = ~ended[rows]
@@ -169,16 +156,16 @@ def _sample_rows(
             index = keep.nonzero().squeeze(1)
             cache.batch_select_indices(index)
             rows, inputs, positions, attention = rows[index], inputs[index], positions[index], attention[index]
-    # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its answer.
+    # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its response.
     ends = torch.isin(tokens, ending) & mask
-    after_end = ends.long().cumsum(dim=1) - ends.long() > 0
-    mask &= ~after_end
+    mask &= ends.long().cumsum(dim=1) - ends.long() == 0
     width = int(mask.sum(dim=1).max())
+    mask = mask[:, :width]
     return Sampled(
-        tokens[:, :width].masked_fill(~mask[:, :width], eos_id),
-        mask[:, :width],
-        logprobs[:, :width].masked_fill(~mask[:, :width], 0.0),
-        entropy[:, :width].masked_fill(~mask[:, :width], 0.0),
+        tokens[:, :width].masked_fill(~mask, eos_id),
+        mask,
+        logprobs[:, :width].masked_fill(~mask, 0.0),
+        entropy[:, :width].masked_fill(~mask, 0.0),
         hidden[:, :width] if hidden is not None else None,
         ended,
     )
@@ -201,11 +188,9 @@ def answer_prompts(
     seed: int,
     template: Template = TEMPLATE,
 ) -> list[Answer]:
-    """One sampled answer for each formatted prompt, in the order given.
+    """One sampled response for each formatted prompt, in the order given.
 
-    Prompts are batched by length, so that little of the computation is padding. The same seed, prompts and settings
-    give
-    every model the same random numbers.
+    Prompts are batched by length. The same seed, prompts and settings give every model the same random numbers.
     """
     encoded = start_tokens(tokenizer, prompts)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -217,10 +202,10 @@ def answer_prompts(
     ending = end_ids(tokenizer, model)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
-        tokens, mask = left_padded([encoded[i] for i in batch], tokenizer.pad_token_id, device.kind)
+        asked = [encoded[i] for i in batch]
+        tokens, mask = left_padded(asked, tokenizer.pad_token_id, device.kind)
         with phase("sample"), device.autocast():
             sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
-        asked = [encoded[i] for i in batch]
         for i, answer in zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True):
             answers[i] = answer
     model.train(was_training)

@@ -1,18 +1,18 @@
 """A causal language model as what everything here reads from it: the trunk's states, and logits in fp32.
 
 Logits may be large: those of the public GPT-2 lie between -30 and -140, where one step of bf16 is 0.5 nats and one of
-fp16 0.06. So the head computes in fp32 and outside of autocast, whatever precision the trunk has. All of sampling,
-learning, reference and scoring get their logits here.
+fp16 0.06. So the head computes in fp32 and outside of autocast, whatever precision the trunk has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_utils.platforms.errors import InputError
 
@@ -27,11 +27,9 @@ _SAME_STEPS = 16
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Trunk and head of a causal LM (inside a peft wrapper the adapted ones), and how its logits follow from the head.
-
-    They are `scale` times what the head gives, then held within plus and minus `cap` by tanh; `unknown` [V] is True at
-    rows of the vocabulary that stand for no token.
-    """
+    """Trunk and head of a causal LM (inside a peft wrapper the adapted ones). Its logits are `scale` times what the
+    head gives, held within plus and minus `cap` by tanh; `unknown` [V] is True at rows of the vocabulary that stand for
+    no token."""
 
     trunk: nn.Module
     head: nn.Module
@@ -84,23 +82,29 @@ def language_model(model: nn.Module) -> LanguageModel:
 
 def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
     """From now on `model` gives no probability to rows of its vocabulary that are no entry of `tokenizer`: embeddings
-    are often padded to a round number, and what stands there decodes to nothing."""
+    are often padded to a round number."""
     parts = language_model(model)
     unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool)
     unknown[[entry for entry in tokenizer.get_vocab().values() if entry < len(unknown)]] = False
     _rules[_inner(model)] = (parts.scale, parts.cap, unknown.to(parts.head.weight.device) if unknown.any() else None)
 
 
+def eos_ids(source: nn.Module | PretrainedConfig) -> list[int]:
+    """The tokens that end a text, as a model or its configuration names them: none, one or several."""
+    config, found = getattr(source, "config", source), []
+    for settings in (getattr(source, "generation_config", None), config.get_text_config()):
+        named = getattr(settings, "eos_token_id", None)
+        found += named if isinstance(named, list | tuple) else [] if named is None else [named]
+    return found
+
+
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
-    """The tokens that end an answer: the tokenizer's EOS, and the special ones that the model names beside it (those of
-    Llama 3 and Qwen name two or three)."""
-    inner, named = _inner(model), [tokenizer.eos_token_id]
-    for settings in (inner.config.get_text_config(), getattr(inner, "generation_config", None)):
-        found = getattr(settings, "eos_token_id", None)
-        named += found if isinstance(found, list | tuple) else [found]
+    """The tokens that end a response: the tokenizer's EOS, and the special ones that the model names beside it (those
+    of Llama 3 and Qwen name two or three)."""
     # A configuration's default may be any word of this tokenizer.
     special = {entry for entry, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [tokenizer.eos_token_id, *sorted({*named} & special - {tokenizer.eos_token_id})]
+    end = tokenizer.eos_token_id
+    return [end, *sorted({*eos_ids(_inner(model))} & special - {end})]
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -131,24 +135,22 @@ def _scale_and_cap(inner: nn.Module, trunk: nn.Module, head: nn.Module | None) -
     config = inner.config.get_text_config()
     declared = [value for key in _SCALES if (value := getattr(config, key, None))]
     caps = [value for key in _CAPS if (value := getattr(config, key, None))]
+    allowed = _SAME_STEPS * torch.finfo(own.dtype).eps * own.abs().max()
     # What is declared comes first: a cap hardly shows in the small logits of an untrained model.
-    for parts in (
-        LanguageModel(trunk, head, scale, cap)
-        for cap in (*caps, None)
-        for scale in (*declared, *(1.0 / value for value in declared), 1.0)
-    ):
-        allowed = _SAME_STEPS * torch.finfo(own.dtype).eps * own.abs().max()
-        if (parts.logits(states) - own).abs().max() <= allowed:
-            break
-    else:
-        raise InputError(
-            f"the logits of {name} are not its head's on its last states, so PPO would learn another model's; choose a "
-            "policy of another architecture"
-        )
-    # 16-bit and 4-bit layers differ a little with the shape of the batch; positions that are wrong, much.
-    if (parts.logits(sampled) - own[:, -1]).abs().max() > 0.1 * (own.max() - own.min()):
-        raise InputError(f"{name} gives other logits where its prompt is padded on the left; choose another policy")
-    return parts.scale, parts.cap
+    for cap in (*caps, None):
+        for scale in (*declared, *(1.0 / value for value in declared), 1.0):
+            parts = LanguageModel(trunk, head, scale, cap)
+            if (parts.logits(states) - own).abs().max() <= allowed:
+                # 16-bit and 4-bit layers differ a little with the shape of the batch; positions that are wrong, much.
+                if (parts.logits(sampled) - own[:, -1]).abs().max() > 0.1 * (own.max() - own.min()):
+                    raise InputError(
+                        f"{name} gives other logits where its prompt is padded on the left; choose another policy"
+                    )
+                return scale, cap
+    raise InputError(
+        f"the logits of {name} are not its head's on its last states, so PPO would learn another model's; choose a "
+        "policy of another architecture"
+    )
 
 
 def _padded_and_cached(trunk: nn.Module, tokens: Tensor) -> Tensor:
@@ -166,18 +168,22 @@ def _padded_and_cached(trunk: nn.Module, tokens: Tensor) -> Tensor:
     return output.last_hidden_state[:, -1]
 
 
-# Share of a microbatch that may be padding before it is split: a CPU computes padding as slowly as anything else, while
-# a GPU loses more by small batches.
+def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token lists as one right-padded tensor [B, T] and the lengths [B]."""
+    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id), torch.tensor([*map(len, rows)])
+
+
+# Share of a microbatch that may be padding before it is split: a GPU loses more by small batches than by padding.
 _PADDING = {"cpu": 0.1, "cuda": 0.5}
 
 
 @dataclass
 class Episodes:
-    """B finished episodes as right-padded token rows.
+    """B finished episodes as right-padded token rows, for which a causal model needs neither mask nor position ids.
 
     `tokens` [B, T] is prompt then answer then padding, `prompt_lengths` [B] counts prompt tokens, `mask` [B, R] is True
-    at the answer's tokens. With padding on the right only, a causal model needs neither attention mask nor position
-    ids.
+    at the answer's tokens.
     """
 
     tokens: Tensor

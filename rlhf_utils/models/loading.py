@@ -1,5 +1,4 @@
-"""Loading, adapting and saving models. Everything is kept in fp32; autocast and 4-bit storage are the exceptions
-that say so."""
+"""Loading and saving models, in fp32; autocast and 4-bit storage are the exceptions that say so."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import copy
 import importlib.util
 import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,17 +24,17 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from rlhf_utils.models.language_model import eos_ids
 from rlhf_utils.models.lora import merged_with_names
 from rlhf_utils.models.weights import read_model, some
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.hub import ADAPTER_CONFIG, model_folder
-from rlhf_utils.platforms.names import Source, is_folder, is_there, local_path
+from rlhf_utils.platforms.names import Source, is_folder, is_there
 from rlhf_utils.platforms.runtime import Device
 
 # To see whether a model's weights fit it: their names and shapes are read, and nothing else.
 SHAPES_ONLY = Device("meta", "shapes only", "fp32", 0)
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 
 
@@ -54,8 +52,8 @@ def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
 
 
 def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them
-    apart. One that does not name its EOS has the model's."""
+    """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them apart.
+    One that does not name its EOS has the model's."""
     tokenizer = load_classifier_tokenizer(source, base)
     if tokenizer.eos_token_id is None and (ends := eos_ids(load_config(source, base))):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
@@ -67,13 +65,24 @@ def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokeniz
     return tokenizer
 
 
-def eos_ids(source: object) -> list[int]:
-    """The token ids that end a text, of a model, its configuration or its tokenizer: none, one or several."""
-    settings = getattr(source, "generation_config", None) or getattr(source, "config", source)
-    found = getattr(settings, "eos_token_id", None)
-    if found is None:
-        return []
-    return list(found) if isinstance(found, list | tuple) else [found]
+def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a classifier, which need not have an end-of-text token."""
+    below = adapter_base(source, base)
+    folder = model_folder(source, weights=False)
+    if below is not None and not (folder / "tokenizer_config.json").is_file():
+        return load_classifier_tokenizer(below)
+    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
+        raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
+    return padding(_from_pretrained(AutoTokenizer, source))
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or where it has no padding token one like it that pads with its EOS."""
+    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_policy(source: Source, device: Device, dropout: bool = False, base: str | None = None) -> PreTrainedModel:
@@ -109,48 +118,25 @@ def load_policy_4bit(source: Source, device: Device, settings: BitsAndBytesConfi
     return model
 
 
+def has_bitsandbytes() -> bool:
+    """Whether 4-bit training is possible here."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def load_reward_model(
     source: Source, device: Device | None = None, fresh_head: bool = False, base: str | None = None
 ) -> PreTrainedModel:
-    """A sequence classifier with one output, dropout off.
-
-    With `fresh_head` a language model at `source` gets a random head, which is about to be trained. Raises InputError
-    where there is no trained head otherwise, and where it has more outputs than one.
-    """
+    """A sequence classifier with one output, dropout off; with `fresh_head` a language model gets a randomly
+    initialized one. Raises InputError where there is no trained head otherwise, and where it has more outputs."""
     return _load_classifier(source, device, fresh_head, base, num_labels=1)
 
 
 def load_classifier(
     source: Source, device: Device, labels: Sequence[str] | None = None, base: str | None = None
 ) -> PreTrainedModel:
-    """A text classifier, dropout off; with `labels` a language model gets a fresh random head for them."""
+    """A text classifier, dropout off; with `labels` a language model gets a randomly initialized head for them."""
     heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     return _load_classifier(source, device, labels is not None, base, **heads)
-
-
-def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a classifier, which need not have an end-of-text token."""
-    below = adapter_base(source, base)
-    folder = model_folder(source, weights=False)
-    if below is not None and not (folder / "tokenizer_config.json").is_file():
-        return load_classifier_tokenizer(below)
-    if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
-        raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
-    return padding(_from_pretrained(AutoTokenizer, source))
-
-
-def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """`tokenizer`, or where it has no padding token one like it that pads with its EOS."""
-    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def has_bitsandbytes() -> bool:
-    """Whether 4-bit training is possible here."""
-    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
@@ -165,11 +151,22 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def fp32_trainables(model: nn.Module) -> None:
-    """Put trainable parameters back to fp32: trl casts adapters of 4-bit models to bf16, which fp16 and CPU
-    training break on."""
+    """Put trainable parameters back to fp32: trl casts adapters of 4-bit models to bf16, which fp16 and CPU training
+    break on."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Recompute the layers in the backward pass instead of keeping them; in effect while the model is in training mode.
+    Raises InputError for an architecture that cannot."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise InputError(
+            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing to false"
+        )
+    # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
@@ -199,13 +196,6 @@ def copy_model(source: Path, folder: Path) -> None:
             shutil.copy2(file, folder / file.name)
 
 
-def check_weights(source: Source) -> None:
-    """Raise InputError where the folder at `source` has no weights."""
-    folder = local_path(source)
-    if not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
-        raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
-
-
 def adapter_base(source: Source, base: str | None = None) -> str | None:
     """What the LoRA adapter at `source` was trained on, or `base` where it is given; None where `source` is a model of
     its own."""
@@ -214,16 +204,12 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
         return base if settings else None
     named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not named:
-        raise InputError(
-            f"{source} is an adapter that does not say of which model (base_model_name_or_path); name its base with "
-            "--set models.adapter_base=FOLDER_OR_ID"
-        )
-    if is_folder(named) and not is_there(named):
-        raise InputError(
-            f"the adapter {source} belongs to the base {named}, which is not there; say where the base is with "
-            "--set models.adapter_base=FOLDER_OR_ID"
-        )
-    return named if not revision or is_folder(named) else f"{named}@{revision}"
+        trouble = f"{source} is an adapter that does not say of which model (base_model_name_or_path); name its base"
+    elif is_folder(named) and not is_there(named):
+        trouble = f"the adapter {source} belongs to the base {named}, which is not there; say where the base is"
+    else:
+        return named if not revision or is_folder(named) else f"{named}@{revision}"
+    raise InputError(f"{trouble} with --set models.adapter_base=FOLDER_OR_ID")
 
 
 def _adapter_settings(source: Source) -> dict | None:
@@ -243,10 +229,8 @@ def _load_policy(source: Source, base: str | None = None, **settings) -> PreTrai
 
 
 def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
-    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
-    model, headless = _load_model(
-        AutoModelForSequenceClassification, source, base, tasks, **heads, **_where(source, base, device)
-    )
+    tasks, where = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",), _where(source, base, device)
+    model, headless = _load_model(AutoModelForSequenceClassification, source, base, tasks, **heads, **where)
     if headless and not fresh_head:
         raise InputError(
             f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
@@ -286,21 +270,20 @@ def _load_model(
     try:
         merged, own = merged_with_names(model, source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        # torch says on the lines after the first which weight it is.
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
         raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
     return merged, headless - own
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` without settings that would keep it from being saved or used: how somebody sampled from it, and a
-    padding id that is none."""
+    """`model` without settings that would keep it from being saved or used: how somebody sampled from it, and a padding
+    id that is none."""
     pad = model.config.pad_token_id
     if pad is not None and not 0 <= pad < model.config.vocab_size:
         model.config.pad_token_id = None
-    if getattr(model, "generation_config", None) is not None:
-        ids = {name: getattr(model.generation_config, name) for name in _TOKEN_IDS}
-        model.generation_config = GenerationConfig(**ids | {"pad_token_id": model.config.pad_token_id})
+    if (sampling := getattr(model, "generation_config", None)) is not None:
+        ids = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}
+        model.generation_config = GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
     return model
 
 
@@ -311,26 +294,13 @@ def _from_pretrained(kind, source: Source, **settings):
         raise InputError(
             f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
         )
-    load = kind.from_pretrained
-    if of_weights:
-        load = partial(read_model, kind, source=source)
-        check_weights(folder)
+    if of_weights and not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
+        raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
     try:
-        return load(folder, **settings)
+        return read_model(kind, folder, source, **settings) if of_weights else kind.from_pretrained(folder, **settings)
     except (OSError, ValueError, SafetensorError) as error:
         indexes = [read_json(file)["weight_map"] for file in folder.glob("*.index.json")] if of_weights else []
         if lost := {shard for index in indexes for shard in index.values() if not (folder / shard).is_file()}:
             raise InputError(f"{source} lacks {some(lost)}, which its index of weights names; copy it there") from None
         reason = str(error).strip().split("\n")[0][:300]
         raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
-
-
-def checkpoint_gradients(model: nn.Module) -> None:
-    """Compute the layers again in the backward pass instead of keeping them; in effect while the model is in training
-    mode. Raises InputError for an architecture that cannot."""
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise InputError(
-            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing to false"
-        )
-    # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

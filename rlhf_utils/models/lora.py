@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +10,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_utils.models.language_model import language_model
 from rlhf_utils.models.weights import say_pickled, some, unreadable
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import model_folder
@@ -23,10 +23,7 @@ _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
     """peft's configuration for `settings` on the model of `config`; `task` is `CAUSAL_LM` or `SEQ_CLS` (whose `score`
-    head peft trains and saves).
-
-    Raises InputError where the model has nothing that `settings.modules` names.
-    """
+    head peft trains and saves). Raises InputError where the model has nothing that `settings.modules` names."""
     from peft import LoraConfig
 
     modules, transposed = lora_modules(settings, config)
@@ -44,18 +41,40 @@ def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
 
 def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list[str], bool]:
     """The names of the layers that `settings.modules` means in the model of `config`, and whether they are Conv1D."""
-    layers = list(_layers(config))
-    wanted, found = settings.modules, {}
-    for place in wanted:
-        hits = [layer for layer in layers if place in layer.places or f".{layer.name}".endswith(f".{place}")]
+    layers, found = _layers(config), {}
+    for place in settings.modules:
+        hits = {
+            name: transposed
+            for name, (places, transposed) in layers.items()
+            if place in places or f".{name}".endswith(f".{place}")
+        }
         if not hits:
-            known = sorted({layer.name for layer in layers})
             raise InputError(
                 f"lora.modules: a {config.model_type} model has no {place!r}; choose among {', '.join(LORA_PLACES)} "
-                f"or its own layers: {', '.join(known) or 'none that a LoRA adapter can be put on'}"
+                f"or its own layers: {', '.join(sorted(layers)) or 'none that a LoRA adapter can be put on'}"
             )
-        found |= {layer.name: layer.transposed for layer in hits}
+        found |= hits
     return sorted(found), any(found.values())
+
+
+def _layers(config: PretrainedConfig) -> dict[str, tuple[set[str], bool]]:
+    """The linear layers inside the blocks of the model of `config` by their names there: the places that each belongs
+    to, and whether it is a Conv1D."""
+    with torch.device("meta"):
+        trunk: PreTrainedModel = AutoModel.from_config(config)
+    members: dict[tuple[str, str], list[tuple[str, nn.Module]]] = {}
+    for path, module in trunk.named_modules():
+        if (parts := _LAYER.match(path)) and isinstance(module, nn.Linear | Conv1D):
+            block, name = parts.groups()
+            members.setdefault((block, "attention" if _ATTENTION.search(name) else "mlp"), []).append((name, module))
+    found: dict[str, tuple[set[str], bool]] = {}
+    for (_, kind), layers in members.items():
+        for name, module in layers:
+            # The last linear layer of an attention or an MLP is its output.
+            end = "out" if name == layers[-1][0] else "in"
+            places, _ = found.get(name, (set(), False))
+            found[name] = places | {"all-linear", kind, f"{kind}_{end}"}, isinstance(module, Conv1D)
+    return found
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
@@ -70,13 +89,12 @@ def merge_adapter(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
 def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrainedModel, set[str]]:
     """See `merge_adapter`; also the names of the weights that the adapter brings."""
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     folder = model_folder(adapter)
     settings = PeftConfig.from_pretrained(folder)
     if settings.is_prompt_learning:
         raise InputError(f"{adapter} is a {settings.peft_type.value} adapter; only LoRA and its kin can be merged")
-    if not any(next(folder.glob(f"adapter_model.{kind}"), None) for kind in ("safetensors", "bin")):
+    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
         raise InputError(f"{adapter} is an adapter without weights (adapter_model.safetensors); save it again")
     try:
         weights = load_peft_weights(folder, device="cpu")
@@ -84,7 +102,7 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
         raise
     except Exception as error:  # pickle's own, torch's, zip's
         raise unreadable(adapter, error) from None
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+    if not (folder / "adapter_model.safetensors").is_file():
         say_pickled(str(adapter))
     try:
         if settings.task_type == "CAUSAL_LM":
@@ -100,25 +118,15 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
     return wrapped.merge_and_unload(), {key.removeprefix("base_model.model.") for key in weights}
 
 
-class _Layer:
-    """A linear layer inside a block: its name there, and the places it belongs to."""
-
-    def __init__(self, name: str, module: nn.Module, last: bool):
-        self.name, self.transposed = name, isinstance(module, Conv1D)
-        # The last linear layer of an attention or an MLP is its output.
-        kind = "attention" if _ATTENTION.search(name) else "mlp"
-        self.places = {"all-linear", kind, f"{kind}_{'out' if last else 'in'}"}
-
-
-def _layers(config: PretrainedConfig) -> Iterator[_Layer]:
-    with torch.device("meta"):
-        trunk: PreTrainedModel = AutoModel.from_config(config)
-    blocks: dict[tuple[str, bool], list[tuple[str, nn.Module]]] = {}
-    for path, module in trunk.named_modules():
-        parts = _LAYER.match(path)
-        if parts and isinstance(module, nn.Linear | Conv1D):
-            block, name = parts.groups()
-            blocks.setdefault((block, bool(_ATTENTION.search(name))), []).append((name, module))
-    for members in blocks.values():
-        for i, (name, module) in enumerate(members):
-            yield _Layer(name, module, i == len(members) - 1)
+def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
+    too."""
+    head = language_model(model).head
+    for layer in model.modules():
+        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
+        if kept and not layer.weight.requires_grad:
+            layer.to(dtype)
+            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
+            layer.register_forward_hook(
+                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
+            )

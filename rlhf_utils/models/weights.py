@@ -21,19 +21,19 @@ _WRAPPERS = "_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 _COMPUTED = re.compile(r"(?:\battn|attention)\.bias$|(?:^|[._])(?:masked_bias|inv_freq|position_ids|bias_mask)$")
 
 
-def read_model(kind, name: str, source: object, **settings) -> tuple[PreTrainedModel, set[str]]:
-    """The model at `name`, of the automatic class `kind`, and the weights of its head that the file lacks.
+def read_model(kind, folder, source: object, **settings) -> tuple[PreTrainedModel, set[str]]:
+    """The model in `folder`, of the automatic class `kind`, and the weights of its head that the file lacks.
 
     Safetensors where there are any, else `.bin` files, from which nothing but tensors is read (`weights_only=True`).
     Wrappers in the names of the weights are taken off. Raises InputError, which calls the model `source`, where a
     weight of the trunk is missing, has another shape, or has no place in the model; of a head only the shape is
     looked at.
     """
-    model, info = _read(kind, name, source, settings)
+    model, info = _read(kind, folder, source, settings)
     if _misfits(model, info) and info["unexpected_keys"]:
         mapping = _prefix(info["missing_keys"], info["unexpected_keys"]) or {rf"^(?:(?:{'|'.join(_WRAPPERS)})\.)+": ""}
         mapping |= {rf"\.{wrapper}\.": "." for wrapper in _WRAPPERS}
-        model, info = _read(kind, name, source, {**settings, "key_mapping": mapping})
+        model, info = _read(kind, folder, source, {**settings, "key_mapping": mapping})
         # Else save_pretrained would put the wrappers back.
         vars(model).pop("_weight_conversions", None)
     if misfits := _misfits(model, info):
@@ -73,15 +73,15 @@ def unreadable(source: object, error: Exception) -> InputError:
     )
 
 
-def _read(kind, name: str, source: object, settings: dict) -> tuple[PreTrainedModel, dict]:
+def _read(kind, folder, source: object, settings: dict) -> tuple[PreTrainedModel, dict]:
     settings = {**settings, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        return kind.from_pretrained(name, use_safetensors=True, **settings)
+        return kind.from_pretrained(folder, use_safetensors=True, **settings)
     except OSError as error:
         if "safetensors" not in str(error):
             raise
     try:
-        found = kind.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
+        found = kind.from_pretrained(folder, use_safetensors=False, weights_only=True, **settings)
     except (OSError, InputError):
         raise
     except Exception as error:  # pickle's own, torch's, zip's
@@ -107,5 +107,4 @@ def _misfits(model: PreTrainedModel, info: dict) -> dict[str, set[str]]:
 
     lost, unexpected = of_trunk(info["missing_keys"]), set(info["unexpected_keys"])
     extra = {name for name in (unexpected if lost else of_trunk(unexpected)) if not _COMPUTED.search(name)}
-    found = {"missing": lost, "not of this model": extra}
-    return {what: names for what, names in found.items() if names}
+    return {what: names for what, names in {"missing": lost, "not of this model": extra}.items() if names}

@@ -1,23 +1,19 @@
 """Repositories of the Hugging Face hub as folders of this machine: the one place where anything is fetched.
 
 A name is resolved once to a commit, and the files that are needed of it are put into the hub's own cache; everything
-else reads folders. Where the hub cannot serve, what was fetched before is found in the cache. Every other trouble is
-one line that says which it was and what to do (`rlhf_utils.platforms.hub_errors`).
+else reads folders. Where the hub cannot serve, what was fetched before is found in the cache.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 from urllib.parse import quote
-
-import yaml
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
@@ -26,24 +22,17 @@ from rlhf_utils.platforms.names import DATASET, MODEL, Source, hub_name, is_fold
 ADAPTER_CONFIG, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
 # Beside the weights: configuration, tokenizer, chat template, and the parts of a sentence embedder, each in a folder.
 _SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)|\d+_\w+/(config\.json|model\.safetensors)")
-# The first kind of which there is one is read, and no other.
-_WEIGHTS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"(adapter_)?model\.safetensors",
-        r"model-\d+-of-\d+\.safetensors",
-        r"(adapter_model|pytorch_model)\.bin",
-        r"pytorch_model-\d+-of-\d+\.bin",
-    )
+# Only the first kind of weights of which there is one is read.
+_WEIGHTS = (
+    r"(adapter_)?model\.safetensors",
+    r"model-\d+-of-\d+\.safetensors",
+    r"(adapter_model|pytorch_model)\.bin",
+    r"pytorch_model-\d+-of-\d+\.bin",
 )
-_OF_ADAPTER = re.compile(r"adapter_model\.(safetensors|bin)")
+_LARGE = re.compile(rf"(.*/)?(?!adapter_)({'|'.join(_WEIGHTS)})")
 _DATA = re.compile(r".+\.(parquet|jsonl|json|ndjson|csv|tsv|txt|arrow|zip)(\.(gz|zst|bz2|xz))?", re.IGNORECASE)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Characters; what the hub allows. Longer ones are no names of files either.
 _LONGEST_ID = 96
-
-
-Part = Literal["configuration", "small", "all"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository's files in the cache, at one commit."""
+    """A repository's files in the cache, at one commit: `root`, whose name is the commit."""
 
     wanted: Wanted
     root: Path
@@ -83,8 +72,6 @@ class Snapshot:
         return self.root / (self.wanted.subfolder or "")
 
 
-# Of this process: what it has fetched, and what it records.
-_snapshots: dict[Wanted, Snapshot] = {}
 _recorders: list[dict[str, str]] = []
 
 
@@ -105,12 +92,23 @@ def model_folder(source: Source, weights: bool = True) -> Path:
     """
     if is_folder(source):
         return local_path(source)
-    return _recorded(wanted_model(source), "all" if weights else "small").folder
+    return _snapshot(wanted_model(source), weights).folder
 
 
 def dataset_snapshot(wanted: Wanted) -> Snapshot:
     """A dataset of the hub: its card and all data files that it has below `wanted.subfolder`."""
-    return _recorded(wanted, "all")
+    return _snapshot(wanted, True)
+
+
+def look_up(wanted: Wanted, base_is_known: bool = False) -> None:
+    """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is wanted and lets us read it;
+    the base of an adapter is looked up too, unless `base_is_known`."""
+    folder = _snapshot(wanted, False).folder
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() and not base_is_known:
+        settings = read_json(folder / ADAPTER_CONFIG)
+        base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+        if base and is_hub_name(base):
+            look_up(wanted_model(f"{base}@{revision}" if revision and "@" not in base else base))
 
 
 def wanted_model(source: Source) -> Wanted:
@@ -128,19 +126,6 @@ def wanted_dataset(source: str, revision: str | None = None, data_dir: str | Non
     return Wanted(found.name, DATASET, found.revision or revision or None, folder or None)
 
 
-def known_config(source: Source) -> dict:
-    """The configuration of the model that `source` names as far as it is on this machine; the hub is not asked."""
-    if is_folder(source):
-        file = local_path(source) / CONFIG
-    else:
-        wanted = wanted_model(source)
-        snapshot = _snapshots.get(wanted) or _cached(wanted, "small")
-        if snapshot is None:
-            return {}
-        file = snapshot.folder / CONFIG
-    return read_json(file) if file.is_file() else {}
-
-
 def _wanted(source: Source, kind: str) -> Wanted:
     name, where = hub_name(source, kind)
     wanted = Wanted(name, kind, **where)
@@ -152,84 +137,62 @@ def _wanted(source: Source, kind: str) -> Wanted:
     return wanted
 
 
-def look_up(wanted: Wanted, base_is_known: bool = False) -> None:
-    """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is wanted and lets us read it.
-
-    Of a model the configuration is fetched, and the base of an adapter is looked up too, unless `base_is_known`; of a
-    dataset nothing.
-    """
-    snapshot = _recorded(wanted, "configuration")
-    about = snapshot.folder / ADAPTER_CONFIG
-    if about.is_file() and not (snapshot.folder / CONFIG).is_file() and not base_is_known:
-        settings = read_json(about)
-        base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-        if base and is_hub_name(base):
-            look_up(wanted_model(f"{base}@{revision}" if revision and "@" not in base else base))
-
-
-def _recorded(wanted: Wanted, part: Part) -> Snapshot:
-    snapshot = _snapshots[wanted] = _fetched(wanted, part)
+def _snapshot(wanted: Wanted, large: bool) -> Snapshot:
+    snapshot = _fetched(wanted, large)
     for recorder in _recorders:
         recorder[str(wanted)] = snapshot.commit
     return snapshot
 
 
 @lru_cache
-def _fetched(wanted: Wanted, part: Part) -> Snapshot:
-    """The repository in the cache: its configuration, all that is small, or all that is needed of it."""
+def _fetched(wanted: Wanted, large: bool) -> Snapshot:
+    """The repository in the cache; without `large` only what is small of a model, and of a dataset the card."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
     from rlhf_utils.platforms.hub_errors import HubTrouble, asking, tell_once
 
+    def fetch(file: str) -> None:
+        where = {"repo_type": wanted.kind, "revision": commit}
+        asking(wanted, lambda: hf_hub_download(wanted.name, file, **where))
+
     try:
-        commit, files = _listed(wanted.name, wanted.kind, wanted.revision)
-        root = _storage(wanted) / "snapshots" / commit
-        if wanted.kind == DATASET and CARD in files:
-            asking(wanted, lambda token: _download(wanted, commit, CARD, token))
-        needed = _needed(wanted, files, root)
+        commit, files, configurations = _listed(wanted.name, wanted.kind, wanted.revision)
+        needed = _needed(wanted, files, configurations)
         for file in needed:
-            if part == "all" or _is_part(wanted, file, part):
-                asking(wanted, lambda token, file=file: _download(wanted, commit, file, token))
-        if part != "all" and wanted.kind == DATASET:
-            # Anybody may read the list and the card of a gated one.
-            asking(wanted, lambda token: _may_read(wanted, commit, needed[-1], token))
-        if part == "all" or (part == "small" and not _record(wanted).is_file()):
+            if large or file == CARD or (wanted.kind == MODEL and not _LARGE.fullmatch(file)):
+                fetch(file)
+        if large:
             write_json(_record(wanted), {"commit": commit, "files": needed})
-        return Snapshot(wanted, root)
+        elif wanted.kind == DATASET:
+            # Anybody may read the list and the card of a gated one.
+            url = hf_hub_url(wanted.name, needed[-1], repo_type=wanted.kind, revision=commit)
+            asking(wanted, lambda: get_hf_file_metadata(url))
+        return Snapshot(wanted, _storage(wanted) / "snapshots" / commit)
     except HubTrouble as trouble:
-        snapshot = _cached(wanted, part)
+        snapshot = _cached(wanted)
         if snapshot is None:
             raise InputError(
                 f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; "
                 f"{trouble.advice}, or use what is on this machine ({wanted.instead}), or --scale tiny, which needs "
                 "no network"
             ) from None
-        if not trouble.expected:
+        if not constants.HF_HUB_OFFLINE:
             tell_once(f"{trouble}; what is needed of the hub is read from the cache")
         return snapshot
 
 
 @lru_cache
-def _listed(name: str, kind: str, revision: str | None) -> tuple[str, tuple[str, ...]]:
-    """The commit that `revision` stands for, and the files at it. Asked once by a process, so that all it reads of a
-    repository is of one commit."""
+def _listed(name: str, kind: str, revision: str | None) -> tuple[str, list[str], list[dict]]:
+    """The commit that `revision` stands for, the files at it, and the configurations that its card names; asked once by
+    a process, so that all it reads of a repository is of one commit."""
     from huggingface_hub import HfApi
 
     from rlhf_utils.platforms.hub_errors import asking
 
     wanted = Wanted(name, kind, revision)
-    info = asking(wanted, lambda token: HfApi().repo_info(name, repo_type=kind, revision=revision, token=token))
-    return info.sha, tuple(file.rfilename for file in info.siblings or ())
-
-
-def _download(wanted: Wanted, commit: str, file: str, token: bool | None) -> None:
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download(wanted.name, file, repo_type=wanted.kind, revision=commit, token=token)
-
-
-def _may_read(wanted: Wanted, commit: str, file: str, token: bool | None) -> None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    get_hf_file_metadata(hf_hub_url(wanted.name, file, repo_type=wanted.kind, revision=commit), token=token)
+    info = asking(wanted, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
+    card = info.card_data or {}
+    return info.sha, [file.rfilename for file in info.siblings or ()], card.get("configs") or []
 
 
 def _storage(wanted: Wanted) -> Path:
@@ -240,29 +203,26 @@ def _storage(wanted: Wanted) -> Path:
 
 
 def _record(wanted: Wanted) -> Path:
-    """The file that says which files are needed, written when all of them, or the small ones, were there first."""
+    """The file that says which files are needed, written when all of them are there."""
     key = quote(f"{wanted.revision or 'main'}:{wanted.subfolder or ''}", safe="")
     return _storage(wanted) / "complete" / f"{key}.json"
 
 
-def _cached(wanted: Wanted, part: Part) -> Snapshot | None:
-    """What an earlier run, or another program, left in the cache of this very revision; None unless it is whole, or has
-    the small files where only those are asked for."""
+def _cached(wanted: Wanted) -> Snapshot | None:
+    """What an earlier run, or another program, left in the cache of this very revision; None unless it is whole."""
     storage, record = _storage(wanted), _record(wanted)
     if record.is_file():
         about = read_json(record)
         root = storage / "snapshots" / about["commit"]
-        files = [file for file in about["files"] if part != "small" or _is_part(wanted, file, part)]
-        if all((root / file).is_file() for file in files):
+        if all((root / file).is_file() for file in about["files"]):
             return Snapshot(wanted, root)
     reference = storage / "refs" / (wanted.revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else wanted.revision or ""
     root = storage / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not root.is_dir():
+    if not re.fullmatch("[0-9a-f]{40}", commit) or not root.is_dir():
         return None
-    files = tuple(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
     try:
-        _needed(wanted, files, root)
+        _needed(wanted, [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()])
     except InputError:
         return None
     index = next((root / (wanted.subfolder or "")).glob("*.index.json"), None)
@@ -270,41 +230,34 @@ def _cached(wanted: Wanted, part: Part) -> Snapshot | None:
     return Snapshot(wanted, root) if all((index.parent / shard).is_file() for shard in shards) else None
 
 
-def _below(wanted: Wanted, files: tuple[str, ...]) -> dict[str, str]:
-    """The files inside the wanted folder: their names there, and in the repository."""
+def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict] = ()) -> list[str]:
+    """The files that are read of a repository, the large ones at the end; raises InputError where it lacks the folder,
+    a model or data."""
     prefix = f"{wanted.subfolder}/" if wanted.subfolder else ""
-    return {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
-
-
-def _is_part(wanted: Wanted, file: str, part: Part) -> bool:
-    name = PurePosixPath(file).name
-    if part == "configuration":
-        return name in (CONFIG, ADAPTER_CONFIG)
-    large = any(kind.fullmatch(name) for kind in _WEIGHTS) and not _OF_ADAPTER.fullmatch(name)
-    return wanted.kind == MODEL and not large
-
-
-def _needed(wanted: Wanted, files: tuple[str, ...], root: Path) -> list[str]:
-    """The files that are read of a repository whose card is in `root`, the large ones at the end; raises InputError
-    where it lacks the folder, a model or data."""
-    inside = _below(wanted, files)
-    if wanted.subfolder and not inside:
+    inside = {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
+    if prefix and not inside:
         folders = sorted({file.split("/")[0] for file in files if "/" in file})
         there = f"it has the folders {', '.join(folders[:8])}" if folders else "it has no folders"
         raise InputError(f"{wanted}: {wanted.name} has no folder {wanted.subfolder}; {there}")
     if wanted.kind == DATASET:
-        return _data_files(wanted, files, inside, root / CARD)
+        data = [file for name, file in inside.items() if _DATA.fullmatch(name) and "/." not in f"/{file}"]
+        if not data:
+            raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
+        patterns = _patterns(wanted, configurations) if not prefix else []
+        data = [file for file in data if any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] or data
+        return [*([CARD] if CARD in files else []), *sorted(data)]
     if not {CONFIG, ADAPTER_CONFIG} & set(inside):
         raise InputError(
             f"{wanted} is no model: it has no config.json; name a model, or the folder of it (NAME:FOLDER)"
         )
-    of_adapter = ADAPTER_CONFIG in inside and (CONFIG not in inside or any(map(_OF_ADAPTER.fullmatch, inside)))
-    for kind in _WEIGHTS:
-        found = [name for name in inside if kind.fullmatch(name) and name.startswith("adapter_") == of_adapter]
-        if found:
+    weights = [[name for name in inside if re.fullmatch(kind, name)] for kind in _WEIGHTS]
+    has_adapter = any(name.startswith("adapter_") for names in weights for name in names)
+    of_adapter = ADAPTER_CONFIG in inside and (CONFIG not in inside or has_adapter)
+    for names in weights:
+        if found := [name for name in names if name.startswith("adapter_") == of_adapter]:
             # Beside an adapter the configuration would be that of its base.
-            small = [name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)]
-            return [inside[name] for name in [*sorted({*small} - {*found}), *sorted(found)]]
+            small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
+            return [inside[name] for name in [*sorted(small - {*found}), *sorted(found)]]
     others = [name for name in inside if re.search(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$", name)]
     raise InputError(
         f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin"
@@ -313,30 +266,18 @@ def _needed(wanted: Wanted, files: tuple[str, ...], root: Path) -> list[str]:
     )
 
 
-def _data_files(wanted: Wanted, files: tuple[str, ...], inside: dict[str, str], card: Path) -> list[str]:
-    """The card of a dataset, if it has one, and its data files; of several configurations those of the default one."""
-    data = [file for file in inside.values() if _DATA.fullmatch(file) and not PurePosixPath(file).name.startswith(".")]
-    if not data:
-        raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
-    if wanted.subfolder is None and card.is_file():
-        patterns = _patterns(wanted, card.read_text(encoding="utf-8"))
-        data = [file for file in data if any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] or data
-    return [*([CARD] if CARD in files else []), *sorted(data)]
-
-
-def _patterns(wanted: Wanted, card: str) -> list[str]:
-    """The data files that a card names for the configuration that is read: patterns, none where it names none."""
-    head = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    try:
-        about = yaml.safe_load(head[1]) if head else {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{wanted}: the head of its README.md is not YAML ({error.__class__.__name__})") from None
-    found = (about or {}).get("configs") or []
-    default = [one for one in found if one.get("default") or one.get("config_name") == "default" or len(found) == 1]
-    if found and not default:
-        names = ", ".join(str(one.get("config_name")) for one in found[:12])
+def _patterns(wanted: Wanted, configurations: Sequence[dict]) -> list[str]:
+    """The data files of the default configuration as patterns, none where the card names none
+    (https://huggingface.co/docs/hub/datasets-manual-configuration)."""
+    default = [
+        one
+        for one in configurations
+        if one.get("default") or one.get("config_name") == "default" or len(configurations) == 1
+    ]
+    if configurations and not default:
+        names = ", ".join(str(one.get("config_name")) for one in configurations[:12])
         raise InputError(f"{wanted} has several configurations ({names}); name the folder of one with data.data_dir")
+    # One pattern or a list, of patterns or of {split, path}, in which a path may be a list again.
     given = default[0].get("data_files", []) if default else []
-    given = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
-    flat = [one["path"] if isinstance(one, dict) else one for one in given]
-    return [path for one in flat for path in (one if isinstance(one, list) else [one])]
+    paths = [one["path"] if isinstance(one, dict) else one for one in (given if isinstance(given, list) else [given])]
+    return [path for one in paths for path in (one if isinstance(one, list) else [one])]

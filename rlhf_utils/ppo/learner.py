@@ -13,25 +13,15 @@ from torch import Tensor
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.objective import masked_mean, policy_loss, value_loss
+from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.ppo.rollout import Rollout, seeded
 from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
 from rlhf_utils.settings.sections import PPOConfig
 
+FIGURES = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "update_kl", "ratio_error")
 # What `learn` returns, as it stands in the metrics of an update that nothing was learnt from.
-NOT_LEARNT = dict.fromkeys(
-    (
-        "policy_loss",
-        "value_loss",
-        "clip_fraction",
-        "value_clip_fraction",
-        "update_kl",
-        "ratio_error",
-        "gradient_norm",
-        "learning_rate",
-    )
-) | {"skipped_steps": 0}
+NOT_LEARNT = dict.fromkeys((*FIGURES, "gradient_norm", "learning_rate")) | {"skipped_steps": 0}
 # How far sampling and a fresh forward pass may differ per token (nats, root mean square) before something is wrong with
 # masks or positions. Rounding alone gives SmolLM2-135M 1e-6, 0.024 and 0.0034.
 SAME = {"fp32": 3e-4, "bf16": 0.1, "fp16": 0.02}
@@ -44,44 +34,39 @@ class Learner:
         self.folder, self._skipped_in_a_row = folder, 0
         self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
         policy = [p for p in actor.policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": policy, "lr": config.learning_rate},
-                {"params": self._critic_parameters(), "lr": self._value_rate},
-            ],
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        critic = list(actor.critic.parameters()) if actor.critic is not None else []
+        groups = [{"params": policy}, {"params": [*actor.value_head.parameters(), *critic]}]
+        optimizer = torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(actor, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def learn(self, rollout: Rollout, update: int, step_scale: float) -> dict[str, float | None]:
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an update."""
+        return self.config.epochs * self.config.rollout_batch_size // self.config.minibatch_size
+
+    def learn(self, rollout: Rollout, update: int) -> dict[str, float | None]:
         """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses, and
         the policy's learning rate in the last step."""
-        config = self.config
+        config, taken = self.config, []
         self.actor.train()
-        step = 0
-        totals: dict[str, list[float]] = {}
         for epoch in range(config.epochs):
-            order = torch.randperm(len(rollout.episodes), generator=seeded(config.seed, 3, update, epoch)).to(
-                rollout.scores.device
-            )
-            for minibatch in order.split(config.minibatch_size):
-                rates = self.learning_rates(update, step, step_scale)
+            order = torch.randperm(len(rollout.episodes), generator=seeded(config.seed, 3, update, epoch))
+            for minibatch in order.to(rollout.scores.device).split(config.minibatch_size):
+                rates = self.learning_rates(update, len(taken))
                 for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate
-                figures = self._step(rollout, minibatch, update)
-                step += 1
-                if epoch == 0 and not totals:
-                    self._check_ratio(figures["ratio_error"], update)
-                for name, value in figures.items():
-                    totals.setdefault(name, []).append(value)
-        skipped = sum(totals.pop("skipped"))
-        means = {name: _finite_mean(values) for name, values in totals.items()}
-        return means | {"skipped_steps": int(skipped), "learning_rate": rates[0]}
+                taken.append(self._step(rollout, minibatch, update))
+                # Before the first step the policy is the one that sampled, so every ratio has to be 1.
+                if len(taken) == 1 and taken[0]["ratio_error"] > SAME[self.precision]:
+                    raise TrainingError(
+                        f"update {update}: the first minibatch's log-ratio is {taken[0]['ratio_error']:.2g} instead of "
+                        "0; sampling and training do not compute the same log-probabilities"
+                    )
+        means = {name: _finite_mean([step[name] for step in taken]) for name in (*FIGURES, "gradient_norm")}
+        return means | {"skipped_steps": sum(step["skipped"] for step in taken), "learning_rate": rates[0]}
 
-    def learning_rates(self, update: int, step: int, step_scale: float) -> tuple[float, float]:
+    def learning_rates(self, update: int, step: int) -> tuple[float, float]:
         """The rates (policy, critic) of optimizer step `step` of an update: linear decay over the updates to
         `final_learning_rate_ratio` of the configured ones, after a linear rise over the first `warmup_ratio` of all
         steps.
@@ -92,79 +77,51 @@ class Learner:
         done = update / max(config.updates - 1, 1)
         warming = math.ceil(config.warmup_ratio * config.updates * self.steps)
         risen = min(1.0, (update * self.steps + step + 1) / (warming + 1))
-        scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * risen * step_scale
-        return config.learning_rate * scale, self._value_rate * scale
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of an update."""
-        return self.config.epochs * self.config.rollout_batch_size // self.config.minibatch_size
-
-    @property
-    def _value_rate(self) -> float:
-        return self.config.value_learning_rate or self.config.learning_rate
-
-    def _critic_parameters(self) -> list[Tensor]:
-        trunk = list(self.actor.critic.parameters()) if self.actor.critic is not None else []
-        return [*self.actor.value_head.parameters(), *trunk]
+        scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * risen
+        return config.learning_rate * scale, (config.value_learning_rate or config.learning_rate) * scale
 
     def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
         """One optimizer step on `minibatch`; gradients of its microbatches, in whatever process, add up to the gradient
         of the whole."""
         config = self.config
         share = len(minibatch) // processes.count()
-        # Whole minibatches are not split by length where nobody asked for it and nothing forced it.
-        most = min(config.microbatch_size or share, share)
 
         def gradients(size: int) -> dict[str, float]:
             # Those of an attempt that ran out of memory half-way.
             self.optimizer.zero_grad()
+            # Whole minibatches are not split by length where nobody asked for it and nothing forced it.
             whole = config.microbatch_size is None and size >= share
             return self._gradients(rollout, minibatch, update, None if whole else size)
 
-        figures = fitting("ppo learning", most, gradients)
+        figures = fitting("ppo learning", min(config.microbatch_size or share, share), gradients)
         norm = self.accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm).item()
         # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
         skipped = not math.isfinite(norm)
         if skipped and self.accelerator.scaler is None:
-            raise self._failure(
-                f"update {update}: the gradient norm is {norm}",
-                "lower ppo.learning_rate or ppo.max_grad_norm",
-                rollout,
-                minibatch,
-            )
+            advice = "lower ppo.learning_rate or ppo.max_grad_norm"
+            raise self._failure(f"update {update}: the gradient norm is {norm}", advice, rollout, minibatch)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise too_many_skipped(f"update {update}")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {**figures, "gradient_norm": norm, "skipped": float(skipped)}
+        return {**figures, "gradient_norm": norm, "skipped": int(skipped)}
 
     def _gradients(self, rollout: Rollout, minibatch: Tensor, update: int, size: int | None) -> dict[str, float]:
         """Add up the gradients of `minibatch` in microbatches of at most `size`; returns its losses."""
-        config = self.config
-        value_range = config.value_clip_range and config.value_clip_range * rollout.spread
         tokens = rollout.episodes.mask[minibatch].sum()
-        figures: dict[str, float] = {}
+        totals = torch.zeros(len(FIGURES), dtype=torch.float64)
         if processes.count() > 1:
             # Every so-manieth by length: each process gets as many rows, and nearly as many tokens.
             minibatch = rollout.episodes.by_length(minibatch, None)[0][processes.index() :: processes.count()]
         # The sum of their gradients depends on neither order nor size.
         parts = rollout.episodes.by_length(minibatch, size)
         for number, rows in enumerate(parts, 1):
-            part = rollout.episodes.select(rows)
-            width, weight = part.mask.shape[1], part.mask.sum() / tokens
+            weight = rollout.episodes.mask[rows].sum() / tokens
             # Processes exchange gradients once per step, with their last microbatch.
             alone = self.accelerator.no_sync(self.model) if number < len(parts) else contextlib.nullcontext()
-            with alone, self.accelerator.autocast():
-                logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
-            old_logprobs = rollout.logprobs[rows, :width]
-            policy = policy_loss(logprobs, old_logprobs, rollout.advantages[rows, :width], part.mask, config.clip_range)
-            value = value_loss(
-                values, rollout.values[rows, :width], rollout.returns[rows, :width], part.mask, value_range
-            )
-            # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
-            loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
+            with alone:
+                loss, figures = self._loss(rollout, rows)
             if not loss.isfinite():
                 raise self._failure(
                     f"update {update}: the loss is {loss.item()}",
@@ -175,44 +132,37 @@ class Learner:
                 )
             # The exchange is a mean over the processes, and the gradient is their sum.
             self.accelerator.backward(loss * (weight * processes.count()))
-            for name, figure in {
-                "policy_loss": policy.loss,
-                "value_loss": value.loss,
-                "clip_fraction": policy.clip_fraction,
-                "value_clip_fraction": value.clip_fraction,
-                "update_kl": policy.approximate_kl,
-                "ratio_error": masked_mean((logprobs - old_logprobs).square(), part.mask),
-            }.items():
-                figures[name] = figures.get(name, 0.0) + (figure.detach() * weight).item()
-        figures = self._of_all(figures)
-        figures["ratio_error"] **= 0.5
-        return figures
+            totals += (figures * weight).cpu()
+        if processes.count() > 1:
+            totals = self.accelerator.gather(totals[None].float().to(self.accelerator.device)).cpu().sum(dim=0)
+        figures = dict(zip(FIGURES, totals.tolist(), strict=True))
+        return {**figures, "ratio_error": figures["ratio_error"] ** 0.5}
+
+    def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What a step lowers, a mean over the tokens of the episodes `rows`, and its `FIGURES` [6]."""
+        config, part = self.config, rollout.episodes.select(rows)
+        width = part.mask.shape[1]
+        old_logprobs, advantages, old_values, returns = (
+            column[rows, :width] for column in (rollout.logprobs, rollout.advantages, rollout.values, rollout.returns)
+        )
+        with self.accelerator.autocast():
+            logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
+        value_range = config.value_clip_range and config.value_clip_range * rollout.spread
+        policy = policy_loss(logprobs, old_logprobs, advantages, part.mask, config.clip_range)
+        value = value_loss(values, old_values, returns, part.mask, value_range)
+        # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
+        loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
+        error = masked_mean((logprobs - old_logprobs).square(), part.mask)
+        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, policy.approximate_kl, error)
+        return loss, torch.stack([figure.detach() for figure in figures])
 
     def _failure(self, what: str, advice: str, rollout: Rollout, rows: Tensor) -> TrainingError:
         """The error for a figure that is not finite, with the episodes `rows` written down."""
-        part = rollout.episodes.select(rows)
-        answers = [rollout.answers[i].text for i in rows.tolist()]
-        tensors = {name: getattr(part, name) for name in ("tokens", "prompt_lengths", "mask")}
-        names = ("logprobs", "reference_logprobs", "values", "advantages", "returns", "scores")
-        tensors |= {name: getattr(rollout, name)[rows] for name in names}
-        texts = {"prompt": [rollout.prompts[i] for i in rows.tolist()], "response": answers}
+        kept = {**vars(rollout), **vars(rollout.episodes)}
+        tensors = {name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)}
+        prompts, answers = ([column[i] for i in rows.tolist()] for column in (rollout.prompts, rollout.answers))
+        texts = {"prompt": prompts, "response": [answer.text for answer in answers]}
         return not_finite(what, advice, self.folder, tensors, texts)
-
-    def _of_all(self, figures: dict[str, float]) -> dict[str, float]:
-        """The figures of the whole minibatch from those of each process's part, which are weighted parts of means."""
-        if processes.count() == 1:
-            return figures
-        found = self.accelerator.gather(torch.tensor([list(figures.values())], device=self.accelerator.device)).cpu()
-        return dict(zip(figures, found.sum(dim=0).tolist(), strict=True))
-
-    def _check_ratio(self, error: float, update: int) -> None:
-        """Before the first step of an update the policy is the one that sampled, so every probability ratio has to
-        be 1."""
-        if error > SAME[self.precision]:
-            raise TrainingError(
-                f"update {update}: the first minibatch's log-ratio is {error:.2g} instead of 0; sampling and "
-                "training do not compute the same log-probabilities"
-            )
 
 
 def _finite_mean(values: list[float]) -> float | None:

@@ -1,8 +1,7 @@
-"""The mathematics of PPO on whole answers: pure functions on tensors, no model and no state.
+"""The mathematics of PPO on whole responses: pure functions on tensors, no model and no state.
 
-Shapes: B episodes, R response positions (padded to the longest answer). `mask` is [B, R], True at the tokens of the
-answer, its EOS included; what stands where the mask is False never enters a result. Logarithms are natural, so KL
-is in nats.
+Shapes: B episodes, R response positions (padded to the longest response). `mask` is [B, R], True at the tokens of the
+response, its EOS included; what stands outside it never enters a result. Logarithms are natural, so KL is in nats.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_whiten(values: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """`values` [B, R] shifted and scaled to mean 0 and variance 1 over the mask; 0 outside it.
-
-    The variance is the biased one (divided by n), so that a single token gives 0 and not NaN.
-    """
+    """`values` [B, R] shifted and scaled to mean 0 and (biased) variance 1 over the mask; 0 outside it."""
     centred = values - masked_mean(values, mask)
     variance = masked_mean(centred.square(), mask)
     return (centred * torch.rsqrt(variance + epsilon)).masked_fill(~mask, 0.0)
@@ -51,15 +47,14 @@ def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: flo
     R(x, y) = r(x, y) - beta * log(pi(y|x) / pi_ref(y|x)), Ziegler et al. 2019, arXiv:1909.08593, equation 2.
     """
     rewards = (-kl_coefficient * kl).masked_fill(~mask, 0.0)
-    last = mask.sum(dim=1) - 1
-    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    rewards[torch.arange(len(scores), device=scores.device), mask.sum(dim=1) - 1] += scores
     return rewards
 
 
 def advantages_and_returns(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation; two tensors [B, R], 0 outside the mask.
+    """Generalized advantage estimation; two tensors [B, R], 0 outside the mask.
 
     A_t = delta_t + gamma * lambda * A_{t+1},  delta_t = r_t + gamma * V_{t+1} - V_t,  with V = 0 after the last token
     (Schulman et al. 2016, arXiv:1506.02438, equation 16). Returns are A_t + V_t.
@@ -68,10 +63,9 @@ def advantages_and_returns(
     following = torch.zeros_like(values)
     following[:, :-1] = values[:, 1:]
     deltas = rewards + gamma * following - values
-    advantages = torch.zeros_like(values)
-    running = torch.zeros_like(values[:, 0])
+    advantages, running = torch.zeros_like(values), torch.zeros_like(values[:, 0])
     for step in range(values.shape[1] - 1, -1, -1):
-        # Positions after an answer's end hold 0 for reward and value, so nothing reaches back from them.
+        # Positions after a response's end hold 0 for reward and value, so nothing reaches back from them.
         running = deltas[:, step] + gamma * gae_lambda * running
         advantages[:, step] = running
     advantages = advantages.masked_fill(~mask, 0.0)
@@ -79,8 +73,7 @@ def advantages_and_returns(
 
 
 class PolicyLoss(NamedTuple):
-    """`loss` to minimise, the share of tokens where the clip binds, and an estimate (k3) of KL(old || new) in nats
-    per token."""
+    """`loss` to minimize, the share of tokens where the clip binds, and KL(old || new) (k3) in nats per token."""
 
     loss: Tensor
     clip_fraction: Tensor
@@ -101,13 +94,12 @@ def policy_loss(
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
     loss = -masked_mean(torch.minimum(unclipped, clipped), mask)
     with torch.no_grad():
-        clip_fraction = masked_mean((clipped < unclipped).float(), mask)
         approximate_kl = masked_mean(torch.expm1(log_ratio) - log_ratio, mask)
-    return PolicyLoss(loss, clip_fraction, approximate_kl)
+        return PolicyLoss(loss, masked_mean((clipped < unclipped).float(), mask), approximate_kl)
 
 
 class ValueLoss(NamedTuple):
-    """`loss` to minimise and the share of tokens where the clipped error is the larger one."""
+    """`loss` to minimize and the share of tokens where the clipped error is the larger one."""
 
     loss: Tensor
     clip_fraction: Tensor
@@ -121,30 +113,22 @@ def value_loss(
     With a clip range the larger of the errors of V and of clip(V, V_old - eps, V_old + eps) counts, as in the original
     PPO code (Huang et al. 2022, "The 37 implementation details of PPO", detail 9).
     """
-    error = (values - returns).square()
-    if clip_range is None:
-        return ValueLoss(0.5 * masked_mean(error, mask), torch.zeros((), device=values.device))
-    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    clipped_error = (clipped - returns).square()
+    error = clipped_error = (values - returns).square()
+    if clip_range is not None:
+        clipped_error = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask)
     return ValueLoss(loss, masked_mean((clipped_error > error).float(), mask).detach())
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the mask: 1 is a perfect value head, 0 one no better than a
-    constant.
-
-    NaN where the returns do not vary, since then there is nothing to explain.
-    """
-    residual, target = (returns - values)[mask], returns[mask]
-    variance = target.var(unbiased=False)
-    if variance == 0:
-        return torch.full((), float("nan"), device=values.device)
-    return 1.0 - residual.var(unbiased=False) / variance
+    constant; NaN where the returns do not vary."""
+    residual, target = (returns - values)[mask].var(unbiased=False), returns[mask].var(unbiased=False)
+    return (1.0 - residual / target).item() if target > 0 else float("nan")
 
 
 def adapted_kl_coefficient(coefficient: float, kl: float, target: float, episodes: int, horizon: float) -> float:
-    """The KL coefficient after an update that measured `kl` nats per answer over `episodes` episodes.
+    """The KL coefficient after an update that measured `kl` nats per response over `episodes` episodes.
 
     beta <- beta * (1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon) (Ziegler et al. 2019, section 2.2).
     """

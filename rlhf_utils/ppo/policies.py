@@ -1,54 +1,37 @@
-"""What learns in PPO and what it is held to: a policy, trained whole or by adapter, its reference and its critic."""
+"""What learns in PPO: a policy, whole or by adapter, the reference it is held to, and its critic."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
-from rlhf_utils.models.language_model import language_model, only_tokens_of
-from rlhf_utils.models.loading import (
-    fp32_trainables,
-    has_bitsandbytes,
-    load_policy,
-    load_policy_4bit,
-    save_model,
+from rlhf_utils.models.language_model import (
+    Episodes,
+    chosen_logprobs,
+    in_fp32,
+    language_model,
+    only_tokens_of,
+    spread,
+    states_before_answers,
 )
-from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_policy, load_policy_4bit, save_model
+from rlhf_utils.models.lora import lora_config, merge_adapter, store_frozen
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
-from rlhf_utils.ppo.actor_critic import ActorCritic
-from rlhf_utils.rewards.functions import RewardModel
+from rlhf_utils.rewards.reward_model import RewardModel
 from rlhf_utils.settings.sections import PPOConfig
 
 Source = str | Path
 
 
-class Policy(Protocol):
-    """A policy in training. `model` computes; only its parameters that require gradients learn."""
-
-    model: nn.Module
-
-    @contextmanager
-    def reference(self) -> Iterator[nn.Module]:
-        """The frozen model that the KL is measured against, usable inside the block."""
-
-    def reset(self) -> None:
-        """Back to the weights training started from."""
-
-    def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-        """Write the policy as a plain causal LM that loads with `from_pretrained` alone."""
-
-
 class FullPolicy:
-    """Every weight learns; the reference is a frozen second load of the same model."""
+    """Every weight of `model` learns; the reference is a frozen second load of the same model."""
 
     def __init__(self, source: Source, device: Device):
         self.model: PreTrainedModel = load_policy(source, device)
@@ -56,22 +39,20 @@ class FullPolicy:
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
+        """The frozen model that the KL is measured against, usable inside the block."""
         yield self.frozen
 
-    def reset(self) -> None:
-        self.model.load_state_dict(self.frozen.state_dict())
-
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        """Write the policy as a plain causal LM that loads with `from_pretrained` alone."""
         save_model(self.model, tokenizer, folder)
 
 
 class AdapterPolicy:
     """A LoRA adapter learns, on frozen weights in fp32 or in 4 bits; the reference is the model with the adapter off.
 
-    What is saved is the adapter merged into the fp32 weights. For 4-bit weights these differ from what was trained on
-    by the rounding to 4 bits; the adapter itself is saved beside it in `adapter/`. Under 16-bit autocast the frozen
-    linear layers are stored in the 16 bits that autocast would cast them to at every token sampled: the same results
-    from half the memory.
+    What is saved is the adapter merged into the fp32 weights; from 4-bit weights these differ by the rounding, and the
+    adapter itself lies beside it in `adapter/`. Under 16-bit autocast the frozen linear layers are stored in the 16
+    bits that autocast would cast them to at every token sampled: the same results from half the memory.
     """
 
     def __init__(self, source: Source, device: Device, config: PPOConfig):
@@ -86,38 +67,22 @@ class AdapterPolicy:
             self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
         fp32_trainables(self.model)
         if device.autocast_dtype is not None:
-            _store_frozen(self.model, device.autocast_dtype)
-        self._start = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+            store_frozen(self.model, device.autocast_dtype)
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
+        """The model without its adapter, usable inside the block."""
         with self.model.disable_adapter():
             yield self.model
 
-    def reset(self) -> None:
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in self._start:
-                    parameter.copy_(self._start[name])
-
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        """Write the policy as a plain causal LM that loads with `from_pretrained` alone."""
         self.model.save_pretrained(folder / "adapter")
         on_cpu = Device("cpu", "", "fp32", self.device.memory_bytes)
         save_model(merge_adapter(load_policy(self.source, on_cpu), folder / "adapter"), tokenizer, folder)
 
 
-def _store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
-    too."""
-    head = language_model(model).head
-    for layer in model.modules():
-        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
-        if kept and not layer.weight.requires_grad:
-            layer.to(dtype)
-            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
-            layer.register_forward_hook(
-                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
-            )
+Policy = FullPolicy | AdapterPolicy
 
 
 def load_ppo_policy(source: Source, device: Device, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Policy:
@@ -130,38 +95,60 @@ def load_ppo_policy(source: Source, device: Device, config: PPOConfig, tokenizer
     return policy
 
 
+class ActorCritic(nn.Module):
+    """A causal language model and its critic.
+
+    The critic is a linear value head, on the policy's own hidden states (Ziegler et al. 2019) or on those of `critic`,
+    a trunk of its own (Stiennon et al. 2020, arXiv:2009.01325, section 3.4). `value_start` is the head's start (weight
+    [1, D], bias [1]); zeros where it is None.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        width: int,
+        critic: nn.Module | None = None,
+        value_start: tuple[Tensor, Tensor] | None = None,
+    ):
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.value_head = nn.Linear(width, 1)
+        # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
+        weight, bias = value_start or (torch.zeros(1, width), torch.zeros(1))
+        self.value_head.load_state_dict({"weight": weight, "bias": bias})
+
+    def forward(
+        self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and values [B, R] of the responses; tensors rather than `Episodes`, so that DDP can wrap
+        this."""
+        episodes = Episodes(tokens, prompt_lengths, mask)
+        parts = language_model(self.policy)
+        before = states_before_answers(parts.trunk, episodes)
+        logprobs = chosen_logprobs(parts, before, episodes, temperature)
+        return logprobs, self.values(episodes, before if self.critic is None else None)
+
+    def values(self, episodes: Episodes, before: Tensor | None = None) -> Tensor:
+        """The value before every response token [B, R]; `before` [N, D] are the states it reads, where known."""
+        if before is None:
+            trunk = self.critic if self.critic is not None else language_model(self.policy).trunk
+            before = states_before_answers(trunk, episodes)
+        return spread(self.value(before), episodes.mask)
+
+    def value(self, states: Tensor) -> Tensor:
+        """The value head on states [..., D], in fp32: rollout and learning have to read the same value."""
+        return in_fp32(self.value_head, states).squeeze(-1)
+
+
 def make_actor_critic(policy: Policy, critic: Source | None, device: Device) -> ActorCritic:
     """`policy` with a value head on its own trunk, or with the reward model at `critic` as its critic.
 
-    A critic's first values are the rewards that the reward model gives to the unfinished answers, in the unit of
-    `RewardModel`.
+    A critic's first values are the rewards that the reward model gives to the unfinished responses.
     """
     if critic is None:
         return ActorCritic(policy.model, language_model(policy.model).width).to(device.kind)
     reward = RewardModel.load(critic, device)
-    trunk = reward.model.base_model.train()
-    weight, bias = _head_in_units(reward)
-    return ActorCritic(policy.model, weight.shape[1], trunk, (weight, bias)).to(device.kind)
-
-
-def reset_critic(actor: ActorCritic, critic: Source | None, device: Device) -> None:
-    """Put the critic, and only it, back to its start."""
-    if critic is None:
-        nn.init.zeros_(actor.value_head.weight)
-        nn.init.zeros_(actor.value_head.bias)
-        return
-    reward = RewardModel.load(critic, device)
-    actor.critic.load_state_dict(reward.model.base_model.state_dict())
-    weight, bias = _head_in_units(reward)
-    actor.value_head.load_state_dict({"weight": weight, "bias": bias})
-
-
-def _head_in_units(reward: RewardModel) -> tuple[Tensor, Tensor]:
-    """The reward model's own linear head, rescaled to give `(logit - mean) / std`."""
-    weight = reward.model.score.weight.detach().float() / reward.std
-    bias = (
-        reward.model.score.bias.detach().float()
-        if reward.model.score.bias is not None
-        else torch.zeros(1, device=weight.device)
-    )
-    return weight, (bias - reward.mean) / reward.std
+    head = reward.model.score
+    bias = head.bias.detach().float() if head.bias is not None else torch.zeros(1, device=head.weight.device)
+    start = head.weight.detach().float() / reward.std, (bias - reward.mean) / reward.std
+    return ActorCritic(policy.model, head.in_features, reward.model.base_model.train(), start).to(device.kind)

@@ -1,21 +1,19 @@
-"""What a PPO training writes down: one line of figures per update, sample answers, and which phrases spread."""
+"""What a PPO training writes down: one line of figures per update, sample responses, and which phrases spread."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_utils.data.words import words_of
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import append_text, read_json, write_json, write_text
+from rlhf_utils.ppo.health import phrase_shares, spreading_phrase
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
 
 SAMPLES_SHOWN = 4
-PHRASE_WORDS = 4
 
 
 class Record:
@@ -23,130 +21,85 @@ class Record:
 
     def __init__(self, folder: Path):
         self.metrics, self.samples = folder / "metrics.jsonl", folder / "samples.jsonl"
-        self._phrases = folder / "phrases.json"
+        self.phrases = folder / "phrases.json"
 
     def clear(self) -> None:
         """Remove what an earlier training wrote."""
-        for path in (self.metrics, self.samples, self._phrases):
+        for path in (self.metrics, self.samples, self.phrases):
             path.unlink(missing_ok=True)
 
     def cut(self, updates: int, samples: int) -> list[dict]:
         """Cut the files to where a checkpoint stands; updates after it are done again. Returns the lines of metrics."""
-        if updates and not self._phrases.is_file():
-            raise InputError(f"{self._phrases} is missing; restore the file, or train anew with resume=False")
+        if updates and not self.phrases.is_file():
+            raise InputError(f"{self.phrases} is missing; restore the file, or train anew with resume=False")
         _cut(self.samples, samples)
         return _cut(self.metrics, updates)
 
-    def add(self, line: dict) -> None:
-        """Append an update's line of figures."""
-        _append(self.metrics, [line])
+    def add(self, line: dict, samples: Sequence[dict] = ()) -> None:
+        """Append an update's line of figures, and its samples."""
+        for path, rows in ((self.metrics, [line]), (self.samples, samples)):
+            append_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
-    def add_samples(self, update: int, rollout: Rollout) -> list[dict]:
-        """Append the first answers of a rollout; returns them as written."""
-        shown = list(zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True))[:SAMPLES_SHOWN]
-        samples = [
-            {"update": update, "prompt": prompt, "response": answer.text, "reward": score}
-            for prompt, answer, score in shown
-        ]
-        _append(self.samples, samples)
-        return samples
+    def figures(self, rollout: Rollout, update: int, kl_coefficient: float) -> dict:
+        """What a rollout says of the policy: rewards, KL in nats per response, entropy in nats per token, lengths in
+        tokens, and the phrase whose share of the responses has grown most since update 0.
 
-    def spreading_phrase(self, update: int, texts: Sequence[str]) -> dict:
-        """The phrase whose share of the answers has grown most since update 0, with both shares."""
-        shares = phrase_shares(texts)
+        `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what
+        a response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
+        """
+        mask, episodes, texts = rollout.episodes.mask, len(rollout.scores), [a.text for a in rollout.answers]
+        kl = (kl_estimate(rollout.logprobs, rollout.reference_logprobs, name) for name in ("k1", "k3"))
+        k1, k3 = (estimate.masked_fill(~mask, 0.0).sum(dim=1).mean().item() for estimate in kl)
         if update == 0:
-            write_json(self._phrases, dict(shares.most_common()))
-            return {"phrase": None, "phrase_share": 0.0, "phrase_share_at_start": 0.0}
-        start = read_json(self._phrases)
-        # By share, then by name, so that a tie is the same phrase on every machine.
-        grown = max(shares, key=lambda phrase: (shares[phrase] - start.get(phrase, 0.0), phrase), default=None)
+            write_json(self.phrases, dict(phrase_shares(texts).most_common()))
+        phrase = spreading_phrase(texts if update else (), read_json(self.phrases))
+        variance = explained_variance(rollout.values, rollout.returns, mask)
         return {
-            "phrase": grown,
-            "phrase_share": shares[grown] if grown else 0.0,
-            "phrase_share_at_start": start.get(grown, 0.0),
+            "update": update,
+            "episodes": (update + 1) * episodes,
+            "reward": rollout.scores.mean().item(),
+            "reward_std": rollout.scores.std(correction=0).item(),
+            "reward_terms": {name: term.mean().item() for name, term in rollout.terms.items()},
+            "kl": k1,
+            "kl_k3": k3,
+            "kl_coefficient": kl_coefficient,
+            "objective": rollout.rewards.sum(dim=1).mean().item(),
+            "entropy": masked_mean(rollout.entropy, mask).item(),
+            "explained_variance": variance if math.isfinite(variance) else None,
+            "response_tokens": int(mask.sum()) / episodes,
+            "eos_rate": sum(answer.ended for answer in rollout.answers) / episodes,
+            **phrase,
+            "gold": None if rollout.gold is None else rollout.gold.mean().item(),
         }
 
 
-def samples_table(samples: Sequence[dict]) -> str:
-    """Samples of an update, one line each: reward, the end of the prompt, the start of the answer."""
-
-    def cut(text: str, width: int, end: bool = False) -> str:
-        text = visible(" ".join(text.split()))
-        if len(text) <= width:
-            return text.ljust(width)
-        return "…" + text[1 - width :] if end else text[: width - 1] + "…"
-
-    lines = [f"  samples of update {samples[0]['update'] + 1}"] if samples else []
-    lines += [
-        f"  {sample['reward']:+7.2f}  {cut(sample['prompt'], 38, end=True)}  {cut(sample['response'], 68)}".rstrip()
-        for sample in samples
-    ]
-    return "\n".join(lines)
-
-
-def phrase_shares(texts: Sequence[str]) -> Counter[str]:
-    """Share of the texts, 0 to 1, in which each phrase of four words stands, lower-cased."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        words = words_of(text.lower())
-        counts.update({" ".join(words[i : i + PHRASE_WORDS]) for i in range(len(words) - PHRASE_WORDS + 1)})
-    return Counter({phrase: count / len(texts) for phrase, count in counts.items()})
-
-
-def metrics_line(rollout: Rollout, update: int, kl_coefficient: float) -> dict:
-    """What the experience of an update says: rewards, KL in nats per answer, entropy in nats per token, lengths in
-    tokens.
-
-    `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what an
-    answer is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
-    """
-    mask, answers = rollout.episodes.mask, len(rollout.scores)
-    kl = {
-        name: kl_estimate(rollout.logprobs, rollout.reference_logprobs, name)
-        .masked_fill(~mask, 0.0)
-        .sum(dim=1)
-        .mean()
-        .item()
-        for name in ("k1", "k3")
-    }
-    variance = explained_variance(rollout.values, rollout.returns, mask).item()
-    return {
-        "update": update,
-        "episodes": (update + 1) * answers,
-        "reward": rollout.scores.mean().item(),
-        "reward_std": rollout.scores.std(correction=0).item(),
-        "reward_terms": {name: term.mean().item() for name, term in rollout.terms.items()},
-        "kl": kl["k1"],
-        "kl_k3": kl["k3"],
-        "kl_coefficient": kl_coefficient,
-        "objective": rollout.rewards.sum(dim=1).mean().item(),
-        "entropy": masked_mean(rollout.entropy, mask).item(),
-        "explained_variance": variance if math.isfinite(variance) else None,
-        "response_tokens": int(mask.sum()) / answers,
-        "eos_rate": sum(answer.ended for answer in rollout.answers) / answers,
-    }
-
-
-def times(rollout: Rollout, seconds: float) -> dict:
+def times_of(rollout: Rollout) -> dict:
     """Seconds of an update in all and by phase, and tokens a second."""
-    learning = seconds - sum(rollout.seconds.values())
-    return {
-        "tokens_per_second": int(rollout.episodes.mask.sum()) / seconds,
-        "seconds": seconds,
-        "phase_seconds": {**rollout.seconds, "learning": learning},
-    }
+    seconds, tokens = sum(rollout.seconds.values()), int(rollout.episodes.mask.sum())
+    return {"tokens_per_second": tokens / seconds, "seconds": seconds, "phase_seconds": rollout.seconds}
+
+
+def samples_of(rollout: Rollout, update: int) -> list[dict]:
+    """The first responses of a rollout, as they are written down."""
+    shown = list(zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True))[:SAMPLES_SHOWN]
+    return [{"update": update, "prompt": p, "response": a.text, "reward": score} for p, a, score in shown]
+
+
+def samples_table(samples: Sequence[dict]) -> str:
+    """Samples of an update, one line each: reward, the end of the prompt, the start of the response."""
+    lines = [f"  samples of update {samples[0]['update'] + 1}"]
+    for sample in samples:
+        prompt, response = (visible(" ".join(sample[key].split())) for key in ("prompt", "response"))
+        prompt = prompt if len(prompt) <= 38 else "…" + prompt[-37:]
+        response = response if len(response) <= 68 else response[:67] + "…"
+        lines.append(f"  {sample['reward']:+7.2f}  {prompt:<38}  {response}")
+    return "\n".join(lines)
 
 
 def progress(line: dict) -> str:
     """An update's figures in a few words."""
-    return (
-        f"reward {line['reward']:+.2f}, KL {line['kl']:.2f} nats, EOS {line['eos_rate']:.0%}, "
-        f"{line['tokens_per_second']:.0f} tokens/s"
-    )
-
-
-def _append(path: Path, lines: list[dict]) -> None:
-    append_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    figures = "reward {reward:+.2f}, KL {kl:.2f} nats, EOS {eos_rate:.0%}, {tokens_per_second:.0f} tokens/s"
+    return figures.format(**line)
 
 
 def _cut(path: Path, count: int) -> list[dict]:

@@ -1,96 +1,109 @@
-"""Collecting experience: sample answers, score them, and shape the rewards the update learns from."""
+"""Collecting experience: sample responses, score them, and shape the rewards the update learns from."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
-from rlhf_utils.models.generation import Answer, left_padded, sample, to_answers
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids
+from rlhf_utils.models.generation import Answer, Sampled, left_padded, sample, to_answers
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, right_padded
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.ppo.actor_critic import ActorCritic
 from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
-from rlhf_utils.ppo.policies import Policy
-from rlhf_utils.rewards.functions import RewardFunction, RewardMixture, right_padded
+from rlhf_utils.ppo.policies import ActorCritic, Policy
+from rlhf_utils.rewards.terms import RewardFunction, RewardMixture
 from rlhf_utils.runs.finite import not_finite
 from rlhf_utils.settings.sections import PPOConfig
-from rlhf_utils.settings.template import Template
+from rlhf_utils.settings.template import TEMPLATE, Template
 
 
 @dataclass
-class Experience:
-    """B scored episodes with R answer positions.
+class Rollout:
+    """B scored episodes with R response positions, and what is to be learnt from them.
 
-    `logprobs`, `reference_logprobs`, `values`, `entropy` are [B, R] and 0 outside the mask; `scores` [B] are the reward
-    function's and `terms` what a mixture is made of, each [B] and unweighted; `prompt_tokens`, `prompts` and `answers`
-    are the same episodes as lists, `seconds` the time per phase.
+    `scores`, `gold` (None without a judge) and each of a mixture's unweighted `terms` are [B]; the other tensors are
+    [B, R] and 0 outside `episodes.mask`. `rewards` are what is paid per token, the KL penalty in it; `spread`, the
+    standard deviation of the returns (1 where they are all the same), is the unit the rewards are in. `seconds` is the
+    time per phase, `figures` what the rollout measures of the policy.
     """
 
-    mask: Tensor
+    prompts: list[str]
+    answers: list[Answer]
+    episodes: Episodes
+    scores: Tensor
+    gold: Tensor | None
+    terms: dict[str, Tensor]
     logprobs: Tensor
     reference_logprobs: Tensor
     values: Tensor
     entropy: Tensor
-    scores: Tensor
-    terms: dict[str, Tensor]
-    prompt_tokens: list[list[int]]
-    prompts: list[str]
-    answers: list[Answer]
-    seconds: dict[str, float]
-
-
-@dataclass
-class Rollout(Experience):
-    """The experience of an update and what is learnt from it: `rewards` (what is paid per token, the KL penalty in it),
-    `advantages`, `returns` [B, R], 0 outside the mask; `spread`, the standard deviation of the returns (1 where they
-    are all the same), says in which unit the rewards are."""
-
-    episodes: Episodes
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
     spread: float
+    seconds: dict[str, float]
+    figures: dict = field(default_factory=dict)
 
 
+def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
+    """Which of `count` prompts update `update` answers: each epoch over the prompts is a new permutation, and no prompt
+    is skipped."""
+    size, first = config.rollout_batch_size, update * config.rollout_batch_size
+    epochs = range(first // count, (first + size - 1) // count + 1)
+    order = torch.cat([torch.randperm(count, generator=seeded(config.seed, 1, epoch)) for epoch in epochs])
+    return order[first % count :][:size].tolist()
+
+
+def sample_episodes(
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    config: PPOConfig,
+    update: int,
+    template: Template = TEMPLATE,
+    keep_hidden: bool = False,
+) -> tuple[list[Answer], Episodes, Sampled]:
+    """One response to each of this process's `prompts`, with the random numbers of `config.seed` and `update`: as text
+    with its tokens, as token rows after their prompts, and what the sampler knows of every token."""
+    device = next(policy.parameters()).device
+    rows = _tokens(tokenizer, prompts, template)
+    sampled = sample(
+        policy,
+        *left_padded(rows, tokenizer.pad_token_id, device),
+        config.max_new_tokens,
+        config.temperature,
+        end_ids(tokenizer, policy),
+        seeded(config.seed, 2, update),
+        keep_hidden=keep_hidden,
+        place=(processes.index() * len(prompts), processes.count() * len(prompts)),
+    )
+    answers = to_answers(rows, sampled, tokenizer, template)
+    return answers, _episodes(rows, answers, tokenizer, device), sampled
+
+
+@dataclass
 class RolloutCollector:
-    """Makes rollouts. Which prompts update `u` sees and which random numbers it draws depend on the seed and `u` alone,
-    not on how many processes share the work. Answers whose reward is not finite are left in `folder`."""
+    """Makes rollouts. Which prompts update `u` answers and which random numbers it draws depend on the seed and `u`
+    alone, not on how many processes share the work. Responses whose reward is not finite are left in `folder`."""
 
-    def __init__(
-        self,
-        prompts: Sequence[str],
-        texts: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        reward_function: RewardFunction,
-        policy: Policy,
-        config: PPOConfig,
-        template: Template,
-        folder: Path,
-    ):
-        self.folder = folder
-        self.prompts, self.template = list(prompts), template
-        self.prompt_tokens = start_tokens(tokenizer, texts)
-        self.tokenizer, self.reward_function, self.policy, self.config = tokenizer, reward_function, policy, config
-
-    def prompt_indices(self, update: int) -> list[int]:
-        """The prompts of update `update`: each epoch over the prompts is a new permutation, and no prompt is
-        skipped."""
-        size, count = self.config.rollout_batch_size, len(self.prompts)
-        positions = range(update * size, (update + 1) * size)
-        orders = {
-            epoch: torch.randperm(count, generator=seeded(self.config.seed, 1, epoch)).tolist()
-            for epoch in range(positions[0] // count, positions[-1] // count + 1)
-        }
-        return [orders[position // count][position % count] for position in positions]
+    prompts: list[str]
+    tokenizer: PreTrainedTokenizerBase
+    reward_function: RewardFunction
+    judge: RewardFunction | None
+    policy: Policy
+    config: PPOConfig
+    template: Template
+    folder: Path
 
     @torch.no_grad()
     def collect(self, actor: ActorCritic, update: int, kl_coefficient: float) -> Rollout:
@@ -99,116 +112,83 @@ class RolloutCollector:
         Each process samples and scores its share of the prompts; then all of them hold the whole rollout, so that
         advantages are whitened over all of it and a minibatch is the same however many processes divide it.
         """
-        device = actor.value_head.weight.device
-        parts = processes.gathered(_moved(self._experience(actor, update), torch.device("cpu")))
-        experience = _moved(_joined(parts), device)
-        if update == 0 and actor.critic is None:
-            self._begin_at_the_mean(actor, experience)
-        return self._shaped(experience, kl_coefficient)
-
-    def _begin_at_the_mean(self, actor: ActorCritic, found: Experience) -> None:
-        """Let a critic that knows nothing expect the mean of the first rewards: raw scores may lie far from 0, and that
-        distance would be the larger part of every advantage until the critic has learnt it."""
-        bias = actor.value_head.bias
-        change = self._paid(found).mean() - bias
-        found.values = (found.values + change).masked_fill(~found.mask, 0.0)
-        bias.add_(change)
-
-    def _experience(self, actor: ActorCritic, update: int) -> Experience:
-        """This process's share of the episodes of `update`."""
         config, device = self.config, actor.value_head.weight.device
-        started = time.perf_counter()
-        everything = self.prompt_indices(update)
-        mine = processes.share(len(everything))
-        indices = everything[mine]
-        rows = [self.prompt_tokens[i] for i in indices]
-        tokens, prompt_mask = left_padded(rows, self.tokenizer.pad_token_id, device)
-        sampled = sample(
-            actor.policy,
-            tokens,
-            prompt_mask,
-            config.max_new_tokens,
-            config.temperature,
-            end_ids(self.tokenizer, actor.policy),
-            seeded(config.seed, 2, update),
-            keep_hidden=actor.critic is None,
-            place=(mine.start, len(everything)),
-        )
-        answers = to_answers(rows, sampled, self.tokenizer, self.template)
-        after_sampling = time.perf_counter()
-
-        prompts = [self.prompts[i] for i in indices]
-        scores, terms = self._scores(prompts, answers, update)
-        after_scoring = time.perf_counter()
-
-        episodes = self._episodes(rows, answers, sampled.mask)
-        with self.policy.reference() as reference:
-            reference_logprobs = self._by_parts(
-                episodes, lambda part: answer_logprobs(reference, part, config.temperature)
-            )
-        if actor.critic is None:
-            values = actor.value_head(sampled.hidden).squeeze(-1).masked_fill(~sampled.mask, 0.0)
-        else:
-            values = self._by_parts(episodes, actor.values)
-        seconds = {
-            "sampling": after_sampling - started,
-            "scoring": after_scoring - after_sampling,
-            "reference": time.perf_counter() - after_scoring,
-        }
-        return Experience(
-            sampled.mask,
-            sampled.logprobs,
-            reference_logprobs,
-            values,
-            sampled.entropy,
-            scores,
-            terms,
-            rows,
-            prompts,
-            answers,
-            seconds,
-        )
-
-    def _shaped(self, found: Experience, kl_coefficient: float) -> Rollout:
-        """What is to be learnt from the experience of all processes."""
-        config = self.config
-        episodes = self._episodes(found.prompt_tokens, found.answers, found.mask)
-        kl = kl_estimate(found.logprobs, found.reference_logprobs, "k1")
-        rewards = shaped_rewards(self._paid(found), kl, found.mask, kl_coefficient)
-        advantages, returns = advantages_and_returns(rewards, found.values, found.mask, config.gamma, config.gae_lambda)
-        spread = returns[found.mask].std(correction=0).item() or 1.0
+        mine, seconds = self._share(actor, update)
+        rows = [row for part in processes.gathered(mine) for row in part]
+        prompts, answers, scores, gold, terms, *columns = map(list, zip(*rows, strict=True))
+        logprobs, reference_logprobs, values, entropy = (pad_sequence(c, batch_first=True).to(device) for c in columns)
+        episodes = _episodes(_tokens(self.tokenizer, prompts, self.template), answers, self.tokenizer, device)
+        mask, scores = episodes.mask, torch.stack(scores).to(device)
+        paid = self._paid(scores, answers)
+        if update == 0 and actor.critic is None:
+            # A critic that knows nothing expects the mean of the first rewards: raw scores may lie far from 0, and that
+            # distance would be the larger part of every advantage until the critic has learnt it.
+            change = paid.mean() - actor.value_head.bias
+            values = (values + change).masked_fill(~mask, 0.0)
+            actor.value_head.bias.add_(change)
+        rewards = shaped_rewards(paid, kl_estimate(logprobs, reference_logprobs, "k1"), mask, kl_coefficient)
+        advantages, returns = advantages_and_returns(rewards, values, mask, config.gamma, config.gae_lambda)
+        spread = returns[mask].std(correction=0).item() or 1.0
         if config.whiten_advantages:
-            advantages = masked_whiten(advantages, found.mask)
-        return Rollout(
-            **vars(found), episodes=episodes, rewards=rewards, advantages=advantages, returns=returns, spread=spread
-        )
+            advantages = masked_whiten(advantages, mask)
+        kept = (logprobs, reference_logprobs, values, entropy, rewards, advantages, returns)
+        gold = torch.stack(gold) if self.judge else None
+        terms = {name: torch.stack([term[name] for term in terms]) for name in terms[0]}
+        return Rollout(prompts, answers, episodes, scores, gold, terms, *kept, spread, seconds)
 
-    def _episodes(self, rows: list[list[int]], answers: list[Answer], mask: Tensor) -> Episodes:
-        """Prompts and answers as token rows on the device of `mask` [B, R]."""
-        whole, _ = right_padded(
-            [row + answer.tokens for row, answer in zip(rows, answers, strict=True)], self.tokenizer.pad_token_id
-        )
-        lengths = torch.tensor([len(row) for row in rows])
-        return Episodes(whole.to(mask.device), lengths.to(mask.device), mask)
+    def _share(self, actor: ActorCritic, update: int) -> tuple[list[tuple], dict[str, float]]:
+        """This process's share of the episodes of `update`, and the seconds of each phase.
+
+        An episode is prompt, answer, score, gold, terms, and [T] for its T tokens log-probabilities of policy and
+        reference, values and entropy; tensors on the CPU.
+        """
+        config, clock = self.config, [time.perf_counter()]
+        indices = prompt_indices(len(self.prompts), config, update)
+        prompts = [self.prompts[i] for i in indices[processes.share(len(indices))]]
+        how = (actor.policy, self.tokenizer, prompts, config, update, self.template)
+        answers, episodes, sampled = sample_episodes(*how, keep_hidden=actor.critic is None)
+        clock.append(time.perf_counter())
+        scores, terms = self._scores(prompts, answers, update)
+        clock.append(time.perf_counter())
+        with self.policy.reference() as reference:
+            reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
+        values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
+        clock.append(time.perf_counter())
+        seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("sampling", "scoring", "reference"))}
+        seconds["learning"] = 0.0
+        judged = self.judge(prompts, [a.text for a in answers]) if self.judge else [math.nan] * len(prompts)
+        gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
+        columns = [
+            # Copies: a view would take the whole column along to the other processes.
+            [row[: len(answer.tokens)].clone() for row, answer in zip(column.cpu(), answers, strict=True)]
+            for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
+        ]
+        parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
+        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        texts, terms = [answer.text for answer in answers], {}
-        if isinstance(self.reward_function, RewardMixture):
-            terms = self.reward_function.terms(prompts, texts)
-            scores = self.reward_function.total(terms)
-        else:
-            scores = self._numbers(self.reward_function(prompts, texts), prompts, texts, update)
-        if scores.shape != (len(prompts),):
+        """The reward function's scores [B], and the terms of a mixture."""
+        texts, terms, reward = [answer.text for answer in answers], {}, self.reward_function
+        if isinstance(reward, RewardMixture):
+            terms = reward.terms(prompts, texts)
+        returned = reward.total(terms) if terms else reward(prompts, texts)
+        try:
+            scores = torch.as_tensor(returned)
+            wrong = scores.is_complex() or scores.dtype == torch.bool or scores.shape != (len(prompts),)
+            what = f"shape {tuple(scores.shape)} of {scores.dtype}"
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong, what = True, f"what is no list of numbers ({str(error)[:100]})"
+        if wrong:
             raise TrainingError(
-                f"the reward function returned shape {tuple(scores.shape)} for {len(prompts)} answers; "
-                "it must return one number per answer"
+                f"update {update}: the reward function returned {what} for {len(prompts)} responses, the first "
+                f"{texts[0][:80]!r} to the prompt {prompts[0][:80]!r}; it must return one float per response"
             )
-        bad = (~scores.isfinite()).nonzero()
-        if len(bad):
-            first = int(bad[0])
+        scores = scores.to(torch.float32)
+        if not (finite := scores.isfinite()).all():
+            first = int((~finite).nonzero()[0])
             raise not_finite(
-                f"update {update}: the reward function returned {scores[first].item()} for the answer "
-                f"{answers[first].text[:80]!r} to the prompt {prompts[first][:80]!r}",
+                f"update {update}: the reward function returned {scores[first].item()} for the response "
+                f"{texts[first][:80]!r} to the prompt {prompts[first][:80]!r}",
                 "a reward must be finite",
                 self.folder,
                 {"scores": scores, **terms},
@@ -216,38 +196,18 @@ class RolloutCollector:
             )
         return scores, terms
 
-    @staticmethod
-    def _numbers(returned, prompts: list[str], texts: list[str], update: int) -> Tensor:
-        """What a reward function returned, as float32; TrainingError where it is no numbers."""
-        try:
-            found = torch.as_tensor(returned)
-        except (TypeError, ValueError, RuntimeError) as error:
-            wrong = [i for i, item in enumerate(returned or []) if not isinstance(item, (int, float))]
-            first = wrong[0] if wrong and wrong[0] < len(prompts) else 0
-            raise TrainingError(
-                f"update {update}: the reward function's result is no list of numbers ({str(error)[:100]}), the first "
-                f"for the prompt {prompts[first][:80]!r} and the answer {texts[first][:80]!r}; return one float each"
-            ) from error
-        if found.is_complex() or found.dtype == torch.bool:
-            raise TrainingError(
-                f"update {update}: the reward function returned {found.dtype}, beginning with the prompt "
-                f"{prompts[0][:80]!r} and the answer {texts[0][:80]!r}; return one float per answer"
-            )
-        return found.to(torch.float32)
-
-    def _paid(self, found: Experience) -> Tensor:
-        """Scores [B] as the policy is paid them: scaled, clipped, and less where the answer does not end."""
-        ended = torch.tensor([answer.ended for answer in found.answers], device=found.scores.device)
-        paid = found.scores * self.config.reward_scale
-        if self.config.reward_clip is not None:
-            paid = paid.clamp(-self.config.reward_clip, self.config.reward_clip)
-        return paid - self.config.missing_eos_penalty * (~ended).float()
+    def _paid(self, scores: Tensor, answers: list[Answer]) -> Tensor:
+        """Scores [B] as the policy is paid them: scaled, clipped, and less where the response does not end."""
+        paid, limit = scores * self.config.reward_scale, self.config.reward_clip
+        if limit is not None:
+            paid = paid.clamp(-limit, limit)
+        unfinished = torch.tensor([not answer.ended for answer in answers], device=scores.device)
+        return paid - self.config.missing_eos_penalty * unfinished.float()
 
     def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
         """`compute` of all episodes [B, R], in minibatches by length: memory and padding stay those of an update
         step."""
         everything = torch.arange(len(episodes), device=episodes.tokens.device)
-        size = self.config.microbatch_size or self.config.minibatch_size
 
         def parts(size: int) -> Tensor:
             result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
@@ -256,38 +216,20 @@ class RolloutCollector:
                 result[rows, : part.shape[1]] = part
             return result
 
-        return fitting("scoring answers", size, parts)
+        return fitting("scoring answers", self.config.microbatch_size or self.config.minibatch_size, parts)
 
 
-def _joined(parts: Sequence[Experience]) -> Experience:
-    """The shares of all processes as one; the seconds are the first one's."""
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.mask.shape[1] for part in parts)
-
-    def joined(values: list):
-        if isinstance(values[0], Tensor):
-            fill = [(0, width - value.shape[1]) if value.dim() == 2 else (0, 0) for value in values]
-            return torch.cat([torch.nn.functional.pad(v, f) for v, f in zip(values, fill, strict=True)])
-        if isinstance(values[0], dict):
-            return {name: joined([value[name] for value in values]) for name in values[0]}
-        return [item for value in values for item in value]
-
-    names = [field.name for field in fields(Experience) if field.name != "seconds"]
-    return Experience(
-        **{name: joined([getattr(part, name) for part in parts]) for name in names}, seconds=parts[0].seconds
-    )
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], template: Template) -> list[list[int]]:
+    return start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
 
 
-def _moved(experience: Experience, device: torch.device) -> Experience:
-    """The same experience with its tensors on `device`."""
-
-    def moved(value):
-        if isinstance(value, Tensor):
-            return value.to(device)
-        return {name: moved(inner) for name, inner in value.items()} if isinstance(value, dict) else value
-
-    return Experience(**{name: moved(value) for name, value in vars(experience).items()})
+def _episodes(rows: list[list[int]], answers: list[Answer], tokenizer, device: torch.device) -> Episodes:
+    """Prompts (token ids) and responses as token rows."""
+    texts = [row + answer.tokens for row, answer in zip(rows, answers, strict=True)]
+    whole, _ = right_padded(texts, tokenizer.pad_token_id)
+    lengths = torch.tensor([len(answer.tokens) for answer in answers])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return Episodes(whole.to(device), torch.tensor([len(row) for row in rows]).to(device), mask.to(device))
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -1,17 +1,21 @@
-"""The PPO loop: collect a rollout, learn from it for a few epochs, log, maybe checkpoint."""
+"""The PPO loop: collect a rollout, learn from it for a few epochs, record, maybe checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from tqdm import tqdm
+from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
@@ -21,32 +25,26 @@ from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
 from rlhf_utils.platforms.memory import remembering
 from rlhf_utils.platforms.runtime import Device, detect_device
-from rlhf_utils.ppo.checkpoint import CheckpointStore, Snapshot
+from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
 from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
-from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic, reset_critic
-from rlhf_utils.ppo.record import Record, metrics_line, progress, samples_table, times
+from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic
+from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
-from rlhf_utils.ppo.trackers import Trackers
-from rlhf_utils.rewards.functions import RewardFunction, check_critic
+from rlhf_utils.rewards.reward_model import check_critic
+from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.stopping import safe_points, stop_asked
-from rlhf_utils.settings.sections import PPOConfig
+from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template
 
 # Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
-_FREE_SETTINGS = {
-    "gradient_checkpointing",
-    "microbatch_size",
-    "save_every",
-    "keep_checkpoints",
-    "sample_every",
-    "report_to",
-}
+_FREE_SETTINGS = {"gradient_checkpointing", "microbatch_size", "save_every", "keep_checkpoints", "sample_every"}
+_FREE_SETTINGS |= {"report_to"}
 
 
 class PPOTrainer:
-    """Proximal policy optimisation of a causal language model against any reward function.
+    """Proximal policy optimization of a causal language model against any reward function.
 
     policy: folder or hub id of the policy to start from; the frozen reference is the same model
     tokenizer: its tokenizer; one without a padding token pads with its EOS
@@ -56,13 +54,11 @@ class PPOTrainer:
     output_dir: gets `metrics.jsonl`, `samples.jsonl` and `checkpoints/`
     on_update: called after each update with its line of metrics
     critic: folder or hub id of a reward model that a separate critic starts from (`critic: separate` only)
-    judge: like `reward_function`, but nothing is learnt from it: its mean is `gold` in the metrics, and the best
-        checkpoint is the best by it
+    judge: like `reward_function`, but nothing is learnt from it: its mean is `gold` in the metrics
     template: what is put around a prompt, see `rlhf_utils.settings.template`
 
     Under a launcher (`accelerate launch`) every process builds one with the same arguments. The batch sizes of `config`
-    are those of all processes together; `microbatch_size` is a process's own. The main process alone writes, and calls
-    `on_update`.
+    are those of all processes together; `microbatch_size` is a process's own. The main process alone writes.
     """
 
     def __init__(
@@ -86,232 +82,194 @@ class PPOTrainer:
             )
         if critic is not None:
             check_critic(critic, tokenizer)
+        if missing := set(config.report_to) - {tracker.value for tracker in get_available_trackers()}:
+            name = min(missing)
+            raise InputError(f"ppo.report_to names {name}, which is not installed; `pip install {name}`")
         processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
         processes.start()
-        tokenizer = padding(tokenizer)
-        self.config, self.tokenizer, self.on_update = config, tokenizer, on_update
-        self.critic, self.judge = critic, judge
-        self.device = detect_device(config.precision)
-        self.accelerator = _accelerator(self.device)
-        self.output_dir = Path(output_dir)
+        self.source, self.critic, self.tokenizer, self.config = policy, critic, padding(tokenizer), config
+        self.prompts, self.template, self.reward_function, self.judge = list(prompts), template, reward_function, judge
+        self.on_update, self.output_dir, self.device = on_update, Path(output_dir), detect_device(config.precision)
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.record = Record(self.output_dir)
-        self.trackers = Trackers(config, self.output_dir)
-        self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_checkpoints)
-        self.trained = load_ppo_policy(policy, self.device, config, tokenizer)
-        self.actor = make_actor_critic(self.trained, critic, self.device)
-        if config.gradient_checkpointing:
-            for model in (self.actor.policy, self.actor.critic):
-                if model is not None:
-                    checkpoint_gradients(model)
-        texts = [template.format(prompt) for prompt in prompts]
-        self._check_context(texts)
-        self.learner = Learner(self.actor, self.accelerator, config, self.device.precision, self.output_dir)
-        self.rollouts = RolloutCollector(
-            prompts, texts, tokenizer, reward_function, self.trained, config, template, self.output_dir
-        )
-        self._prompts_hash = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16]
-        self._begin()
+        self.files = Record(self.output_dir)
+        self._build()
+        self._check_context()
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of
-        metrics.jsonl.
+        metrics.jsonl. See `remaining` for how it ends and what it raises."""
+        for _ in self.remaining(resume):
+            rollout = self.collect()
+            losses = self.learn(rollout)
+            self.record(rollout, losses)
+        return self.history
 
-        Each policy is measured by a rollout before anything is learnt from it, the last one too. With
-        `kl_budget_action: stop` the first that is over the KL budget ends the training: the policy before it is the
-        result, and the last line of the metrics is the measurement, with no losses.
+    def remaining(self, resume: bool = True) -> Iterator[int]:
+        """The updates that are still to be made, from the newest complete checkpoint if `resume`.
 
-        Raises InputError where the checkpoint is of other settings or prompts, TrainingError where a figure is not
-        finite, `stopping.Stopped` after a checkpoint where SIGINT or SIGTERM asked for it.
+        Each policy is measured by a rollout before anything is learnt from it, the last one too. The first that is over
+        `kl_budget` ends the training: the policy before it is the result, and the last line of the metrics is the
+        measurement, with no losses.
+
+        Raises InputError where the checkpoint is of other settings or prompts, and `stopping.Stopped` after a
+        checkpoint where SIGINT or SIGTERM asked for it.
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.
-        history = self._restore() if resume else self._start_over()
-        with (
-            remembering(self.output_dir),
-            safe_points(),
-            self.trackers as trackers,
-            tqdm(
-                total=self.config.updates,
-                initial=len(history),
-                unit="update",
-                disable=None if processes.is_main() else True,
-            ) as bar,
-        ):
+        self._restore() if resume else self._start_over()
+        with remembering(self.output_dir), safe_points(), self._tracking():
             while not self.finished:
-                update = len(history)
-                rollout, line = self._collect(update)
-                over = self._over_budget(update, line["kl"])
-                if over and self.config.kl_budget_action == "stop":
-                    self._end_within_budget(history, rollout, line)
-                    trackers.log(line)
+                asked = stop_asked()
+                if asked or len(self.history) == self.config.updates:
+                    rollout = self.collect()
+                    if self.over_budget:
+                        self.record(rollout, self.learn(rollout))
+                else:
+                    yield len(self.history)
+                if self.over_budget:
+                    self._end_within_budget()
+                elif asked:
                     break
-                self._keep_within_budget(update, line["kl"], over)
-                if self._save_where_due(history, line["kl"]):
-                    break
-                line = self._learn(rollout, line)
-                history.append(line)
-                self._write_down(history, rollout)
-                trackers.log(line)
-                bar.set_postfix_str(progress(line))
-                bar.update()
-                self._adapt(line)
-        return history
 
-    def policy(self) -> torch.nn.Module:
-        """The policy as it is now: a causal language model, with its adapter if it has one."""
-        return self.actor.policy
+    def collect(self) -> Rollout:
+        """Sample, score and shape a batch with the present policy, and measure the policy by it: `rollout.figures`.
 
-    def _collect(self, update: int) -> tuple[Rollout, dict]:
-        """A rollout of the present policy, and the line of metrics as far as it measures that policy."""
-        started = time.perf_counter()
+        A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
+        is not finite.
+        """
+        update, self._touched = len(self.history), True
         self.actor.eval()
         with self.accelerator.autocast():
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
         if update == 0:
             self._check_first(rollout)
-        seconds = time.perf_counter() - started
-        gold = self._gold(rollout)
-        if not processes.is_main():
-            return rollout, processes.from_main({})
-        line = {
-            **metrics_line(rollout, update, self.kl_coefficient),
-            **self.record.spreading_phrase(update, [answer.text for answer in rollout.answers]),
-            "gold": gold,
-            **NOT_LEARNT,
-            **times(rollout, seconds),
-        }
+        if processes.is_main():
+            rollout.figures = self.files.figures(rollout, update, self.kl_coefficient)
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
-        return rollout, processes.from_main(line)
+        rollout.figures = processes.from_main(rollout.figures)
+        kl, budget = rollout.figures["kl"], self.config.kl_budget
+        # At update 0 policy and reference are one model, whatever rounding says of their KL.
+        self.over_budget = budget is not None and update > 0 and kl > budget
+        if not self.over_budget:
+            if budget is not None:
+                self._within = None  # two of them at once would need twice the memory
+                self._within = update, kl, learning_weights(self.actor)
+            self.finished = update == self.config.updates
+            due = self.finished or update % self.config.save_every == 0
+            if update not in (0, self._saved_at) and (due or stop_asked()):
+                self._save(update, kl, on_request=not due)
+        return rollout
 
-    def _learn(self, rollout: Rollout, line: dict) -> dict:
-        """Learn from the rollout; returns its line with the losses."""
+    def learn(self, rollout: Rollout) -> dict:
+        """A few epochs of clipped steps on the rollout; returns the mean losses. Nothing is learnt from the policy that
+        is over the KL budget. Raises TrainingError where a loss or gradient is not finite."""
+        if self.over_budget:
+            return NOT_LEARNT
         started = time.perf_counter()
-        losses = self.learner.learn(rollout, line["update"], self.step_scale)
-        seconds = line["seconds"] + time.perf_counter() - started
-        return processes.from_main({**line, **losses, **times(rollout, seconds)})
+        losses = self.learner.learn(rollout, len(self.history))
+        rollout.seconds["learning"] = time.perf_counter() - started
+        return processes.from_main(losses)
 
-    def _gold(self, rollout: Rollout) -> float | None:
-        if self.judge is None:
-            return None
-        mine = processes.share(len(rollout.prompts))
-        judged = self.judge(rollout.prompts[mine], [answer.text for answer in rollout.answers[mine]])
-        parts = processes.gathered(torch.as_tensor(judged, dtype=torch.float32, device="cpu"))
-        return torch.cat(parts).mean().item()
-
-    def _write_down(self, history: list[dict], rollout: Rollout) -> None:
-        """Write the update down, and say what is newly wrong with it."""
-        line = history[-1]
-        line["warnings"] = warnings_of(history, self.config)
-        if not processes.is_main():
-            return
-        self.record.add(line)
-        for name, text in line["warnings"].items():
-            if len(history) == 1 or name not in history[-2]["warnings"]:
-                tqdm.write(visible(f"update {line['update'] + 1}: {text}"))
-        if line["update"] % self.config.sample_every == 0 or len(history) == self.config.updates or self.finished:
-            samples = self.record.add_samples(line["update"], rollout)
-            self.samples_written += len(samples)
-            tqdm.write(samples_table(samples))
-        if self.on_update:
-            self.on_update(line)
-
-    def _adapt(self, line: dict) -> None:
-        """The adaptive KL coefficient, and steps half as large for each update over the KL budget, back up below it."""
-        config = self.config
+    def record(self, rollout: Rollout, losses: dict) -> None:
+        """Write the update down, say what is newly wrong with it, and adapt the KL coefficient."""
+        config, known = self.config, self.history[-1]["warnings"] if self.history else {}
+        line = {**rollout.figures, **NOT_LEARNT, **losses, **times_of(rollout)}
+        self.history.append(line)
+        line["warnings"] = warnings_of(self.history, config)
+        done = len(self.history)
+        shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
+        samples = samples_of(rollout, done - 1) if shown else []
+        self.samples_written += len(samples)
+        if processes.is_main():
+            self.files.add(line, samples)
+            self._track(line, samples)
+            for name in [name for name in line["warnings"] if name not in known]:
+                print(visible(f"update {done}: {line['warnings'][name]}"), flush=True)
+            if samples:
+                print(samples_table(samples), flush=True)
+            if done == 1 or done % max(1, config.updates // 8) == 0:
+                print(f"update {done:>4}/{config.updates}   {progress(line)}", flush=True)
+            if self.on_update:
+                self.on_update(line)
         if config.kl_controller == "adaptive":
             self.kl_coefficient = adapted_kl_coefficient(
                 self.kl_coefficient, line["kl"], config.kl_target, config.rollout_batch_size, config.kl_horizon
             )
-        if config.kl_budget is not None and config.kl_budget_action == "shrink":
-            over = line["kl"] > config.kl_budget
-            self.step_scale = self.step_scale * 0.5 if over else min(1.0, self.step_scale * 2.0)
 
-    def _over_budget(self, update: int, kl: float) -> bool:
-        # At update 0 policy and reference are one model, whatever rounding says of their KL.
-        return self.config.kl_budget is not None and update > 0 and kl > self.config.kl_budget
+    def policy(self) -> torch.nn.Module:
+        """The policy as it is now: a causal language model, with its adapter if it has one."""
+        return self.actor.policy
 
-    def _keep_within_budget(self, update: int, kl: float, over: bool) -> None:
-        """Remember the present policy where it is within the KL budget; where it is not and training goes on all the
-        same, write down the last one that was."""
-        if self.config.kl_budget is None:
-            return
-        if not over:
-            self._last_within = None  # two of them at once would need twice the memory
-            self._last_within = Snapshot(self.actor, update, kl)
-        elif self._last_within:
-            self.store.save_within_budget(self._last_within, self.actor, self.trained, self.tokenizer)
-            self._last_within = None
+    def _build(self) -> None:
+        """Load what learns, as it is before the first update."""
+        self.trained = self.actor = self.learner = self.store = self.rollouts = None  # two would need twice the memory
+        config, device = self.config, self.device
+        self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=self.output_dir)
+        self.trained = load_ppo_policy(self.source, device, config, self.tokenizer)
+        self.actor = make_actor_critic(self.trained, self.critic, device)
+        if config.gradient_checkpointing:
+            for model in filter(None, (self.actor.policy, self.actor.critic)):
+                checkpoint_gradients(model)
+        self.learner = Learner(self.actor, self.accelerator, config, device.precision, self.output_dir)
+        checkpoints = self.output_dir / "checkpoints"
+        self.store = CheckpointStore(checkpoints, config.keep_checkpoints, self.accelerator, self.actor)
+        how = (self.trained, config, self.template, self.output_dir)
+        self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
+        self._begin()
 
-    def _end_within_budget(self, history: list[dict], rollout: Rollout, line: dict) -> None:
-        """End with the last policy within the KL budget. From the rollout of the one that has left it nothing is
-        learnt; its figures are the last line of the metrics."""
-        last = self._last_within
-        last.put_back(self.actor)
+    def _begin(self) -> None:
+        self.history: list[dict] = []
+        self.kl_coefficient, self.samples_written = self.config.kl_coefficient, 0
+        self.finished = self.over_budget = self._touched = False
+        # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
+        self._saved_at: int | None = None
+        self._within: tuple[int, float, dict] | None = None
+
+    def _start_over(self) -> None:
+        if processes.is_main():
+            shutil.rmtree(self.store.folder, ignore_errors=True)
+            self.files.clear()
+        processes.wait()
+        # The weights may be those of an earlier `train`, or of a damaged checkpoint that was read in part.
+        self._build() if self._touched else self._begin()
+
+    def _restore(self) -> None:
+        self._touched |= bool(self.store.policies())
+        state = self.store.restore(self._check_settings)
+        if state is None:
+            return self._start_over()
+        self._begin()
+        self._touched, self._saved_at = True, state["update"]
+        self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
+        self.finished = state["finished"]
+        lines = self.files.cut(state["lines"], self.samples_written) if processes.is_main() else []
+        self.history = processes.from_main(lines)
+
+    def _end_within_budget(self) -> None:
+        """End with the last policy within the KL budget; the figures of the one that has left it are written down."""
+        update, kl, weights = self._within
+        put_back(self.actor, weights)
         self.finished = True
-        history.append(line)
-        self._write_down(history, rollout)
-        self._save(last.update, history, last.kl, on_request=False)
+        self._save(update, kl, on_request=False)
 
-    def _save_where_due(self, history: list[dict], kl: float) -> bool:
-        """Save the policy, of which `kl` has just been measured, where it is time to; returns whether training ends
-        here."""
-        update = len(history)
-        self.finished, asked = update >= self.config.updates, stop_asked()
-        due = self.finished or update % self.config.save_every == 0
-        if update not in (0, self._saved_at) and (due or asked):
-            self._save(update, history, kl, on_request=not due)
-        return self.finished or asked
-
-    def _check_context(self, texts: Sequence[str]) -> None:
-        limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
-        longest = max(map(len, start_tokens(self.tokenizer, texts)))
-        if limit and longest + self.config.max_new_tokens > limit:
-            raise InputError(
-                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {self.config.max_new_tokens}, but "
-                f"the policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
-            )
-
-    def _check_first(self, rollout: Rollout) -> None:
-        """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
-        difference = masked_mean((rollout.logprobs - rollout.reference_logprobs).square(), rollout.mask) ** 0.5
-        if difference > SAME[self.device.precision]:
-            raise TrainingError(
-                f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
-                "model; padding, positions or dropout are handled differently in sampling and in scoring"
-            )
-
-    def _settings(self) -> dict:
-        settings = self.config.model_dump(mode="json", exclude=_FREE_SETTINGS)
-        return {**settings, "prompts": self._prompts_hash}
-
-    def _save(self, update: int, history: list[dict], kl: float, on_request: bool) -> None:
+    def _save(self, update: int, kl: float, on_request: bool) -> None:
         state = {
+            "update": update,
             "kl": kl,
-            "lines": len(history),
+            "lines": len(self.history),
             "finished": self.finished,
             "kl_coefficient": self.kl_coefficient,
-            "step_scale": self.step_scale,
             "samples_written": self.samples_written,
             "settings": self._settings(),
             "on_request": on_request,
         }
-        self.store.save(update, self.accelerator, self.actor, self.trained, self.tokenizer, state)
-        if processes.is_main():
-            self.store.thin(update, history, self.config.kl_budget)
+        self.store.save(self.trained, self.tokenizer, state)
         self._saved_at = update
 
-    def _restore(self) -> list[dict]:
-        state = self.store.restore(self.accelerator, self.actor, self._check_settings)
-        if state is None:
-            return self._start_over()
-        self.kl_coefficient, self.step_scale = state["kl_coefficient"], state["step_scale"]
-        self.samples_written, self.finished = state["samples_written"], state["finished"]
-        self._saved_at, kl = state["update"], state["kl"]
-        self._last_within = None if self._over_budget(self._saved_at, kl) else Snapshot(self.actor, self._saved_at, kl)
-        lines = self.record.cut(state["lines"], self.samples_written) if processes.is_main() else []
-        return processes.from_main(lines)
+    def _settings(self) -> dict:
+        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
+        return {**self.config.model_dump(mode="json", exclude=_FREE_SETTINGS), "prompts": prompts}
 
     def _check_settings(self, checkpoint: Path, state: dict) -> None:
         before, now = state.get("settings", {}), self._settings()
@@ -322,28 +280,57 @@ class PPOTrainer:
                 "or resume=False to train anew"
             )
 
-    def _start_over(self) -> list[dict]:
-        if processes.is_main():
-            self.store.clear()
-            self.record.clear()
-        processes.wait()
-        # The weights may be those of an earlier `train`, or of a damaged checkpoint that was read in part.
-        self.trained.reset()
-        reset_critic(self.actor, self.critic, self.device)
-        self.learner.optimizer.state.clear()
-        self._begin()
-        return []
+    def _check_context(self) -> None:
+        limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
+        rows = start_tokens(self.tokenizer, [self.template.format(prompt) for prompt in self.prompts])
+        longest = max(map(len, rows))
+        if limit and longest + self.config.max_new_tokens > limit:
+            raise InputError(
+                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {self.config.max_new_tokens}, but "
+                f"the policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
+            )
 
-    def _begin(self) -> None:
-        self.kl_coefficient, self.step_scale, self.samples_written = self.config.kl_coefficient, 1.0, 0
-        # The update of the newest checkpoint, and the last policy that was measured to be within the KL budget.
-        self._saved_at: int | None = None
-        self._last_within: Snapshot | None = None
-        self.finished = False
+    def _check_first(self, rollout: Rollout) -> None:
+        """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
+        differences = (rollout.logprobs - rollout.reference_logprobs).square()
+        difference = masked_mean(differences, rollout.episodes.mask) ** 0.5
+        if difference > SAME[self.device.precision]:
+            raise TrainingError(
+                f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
+                "model; padding, positions or dropout are handled differently in sampling and in scoring"
+            )
+
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """In the block accelerate's trackers take the figures of every update."""
+        settings = flat(self.config.model_dump(mode="json"), "/")
+        kwargs = {"wandb": {"dir": str(self.output_dir)}}
+        self.accelerator.init_trackers("rlhf-gpt2-ppo", {key: str(value) for key, value in settings.items()}, kwargs)
+        try:
+            yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers.clear()
+
+    def _track(self, line: dict, samples: list[dict]) -> None:
+        """Send the numbers of a line of metrics on, nested ones as `a/b`, and the samples: as a table where there are
+        any."""
+        figures = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
+        for tracker in self.accelerator.trackers:
+            tracker.log(figures, step=line["update"])
+            if samples and tracker.name == "wandb":
+                rows = [list(sample.values()) for sample in samples]
+                tracker.log_table("samples", columns=list(samples[0]), data=rows, step=line["update"])
+            elif samples and tracker.name == "trackio":
+                table = importlib.import_module("trackio").Table(dataframe=pd.DataFrame(samples))
+                tracker.log({"samples": table}, step=line["update"])
+            elif samples:
+                tracker.log({"samples": samples_table(samples)}, step=line["update"])
 
 
-def _accelerator(device: Device) -> Accelerator:
+def _accelerator(device: Device, **how) -> Accelerator:
     """accelerate in this device's precision, whatever else this process has trained in before: accelerate keeps one
     state for all, and refuses to change it."""
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=device.precision.replace("fp32", "no"), cpu=device.kind == "cpu")
+    return Accelerator(mixed_precision=device.precision.replace("fp32", "no"), cpu=device.kind == "cpu", **how)

@@ -14,13 +14,13 @@ from rlhf_utils.models.loading import copy_model
 from rlhf_utils.platforms.bootstrap import repository_address
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import DATASET, hub_name, is_there, known_as
+from rlhf_utils.platforms.names import DATASET, EMBEDDED, hub_name, is_there, known_as
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.platforms.runtime import hub_token
 from rlhf_utils.report.findings import COLUMNS, model_table, sentences
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
-from rlhf_utils.settings.sections import EMBEDDED, flat
+from rlhf_utils.settings.sections import flat
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, HfApi
@@ -90,20 +90,15 @@ def _results(summary: dict, stage: str, task: str, dataset: str | None) -> list[
         summary.get("reward_model") if stage == "reward_model" else (summary.get("models") or {}).get(stage)
     ) or {}
     titles = {"accuracy": "accuracy on held-out pairs"} | {key: title for key, title, _ in COLUMNS}
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=dataset or "synthetic",
-            dataset_name=dataset or "synthetic dataset of the series, or a local file",
-            dataset_split="test",
-            metric_type=key,
-            metric_name=title,
-            metric_value=round(figures[key], 4),
-            metric_args={"ci95": figures[f"{key}_ci95"]} if figures.get(f"{key}_ci95") else None,
-        )
-        for key, title in titles.items()
-        if figures.get(key) is not None
-    ]
+    source = {"task_type": task, "dataset_type": dataset or "synthetic", "dataset_split": "test"}
+    source["dataset_name"] = dataset or "synthetic dataset of the series, or a local file"
+    results = []
+    for key, title in titles.items():
+        if figures.get(key) is not None:
+            value, ends = round(figures[key], 4), figures.get(f"{key}_ci95")
+            measured = {"metric_value": value, "metric_args": {"ci95": ends} if ends else None}
+            results.append(EvalResult(**source, metric_type=key, metric_name=title, **measured))
+    return results
 
 
 def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:
@@ -158,7 +153,7 @@ def _usage(run: Run, stage: str, repository: str) -> str:
     if stage == "reward_model":
         return (
             "from rlhf_utils.platforms.runtime import detect_device\n"
-            "from rlhf_utils.rewards.functions import load_reward\n\n"
+            "from rlhf_utils.rewards import load_reward\n\n"
             f'reward = load_reward("{repository}", detect_device())\n'
             'reward(["a prompt"], ["a response"])'
         )

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, write_text
 from rlhf_utils.report.page import embedded, render
-from rlhf_utils.report.results import LABELS
 from rlhf_utils.report.style import COLORS, DASHED, categories, dot, save, shown
 from rlhf_utils.settings.sections import flat
 
-# Figure: its title, decimals, and its value where there is no effect.
+# Figure: its places in summary.json and that of its interval, decimals, its value where there is no effect.
 FIGURES = {
-    "reward_model": ("reward model accuracy", 3, 0.5),
-    "reward": ("reward gain", 2, 0),
-    "gold": ("gold gain", 2, 0),
-    "rougeL": ("ROUGE-L gain", 3, 0),
-    "win_rate": ("win rate", 2, 0.5),
-    "kl": ("KL, nats", 2, None),
-    "eos_rate": ("EOS rate", 2, None),
-    "tokens": ("tokens", 1, None),
+    "reward model accuracy": ("reward_model/accuracy", "reward_model/accuracy_ci95", 3, 0.5),
+    "reward gain": ("paired/{pair}/reward/mean", "paired/{pair}/reward/ci95", 2, 0),
+    "gold gain": ("paired/{pair}/gold/mean", "paired/{pair}/gold/ci95", 2, 0),
+    "ROUGE-L gain": ("paired/{pair}/rougeL/mean", "paired/{pair}/rougeL/ci95", 3, 0),
+    "win rate": ("win_rate/{pair}/rate", "win_rate/{pair}/ci95", 2, 0.5),
+    "KL, nats": ("models/ppo/kl_to_sft", "", 2, None),
+    "EOS rate": ("models/ppo/eos_rate", "", 2, None),
+    "tokens": ("models/ppo/mean_tokens", "", 1, None),
 }
 # What makes two runs two seeds of one thing.
 _SEEDS = ("seed", "ppo.seed")
@@ -50,24 +50,21 @@ def read_result(folder: str | Path) -> Result:
     folder = Path(folder)
     for name, file in (("a run", folder / "run.json"), ("evaluated", folder / "evaluation" / "summary.json")):
         if not file.is_file():
-            raise InputError(
-                f"{folder} is not {name}: {file.name} is missing; give folders such as outputs/instruct-tiny"
-            )
+            hint = f"{file.name} is missing; give folders such as outputs/instruct-tiny"
+            raise InputError(f"{folder} is not {name}: {hint}")
     record, summary = read_json(folder / "run.json"), read_json(folder / "evaluation" / "summary.json")
     try:
         settings = flat({"recipe": record["recipe"], "scale": record["scale"], **record["settings"]})
         against = next((name for name in ("sft", "base") if f"ppo_vs_{name}" in summary["paired"]), "")
-        paired, wins = (summary[key].get(f"ppo_vs_{against}") or {} for key in ("paired", "win_rate"))
-        judged, ppo = summary["reward_model"], summary["models"].get("ppo") or {}
-        gains = {key: paired.get(key) or {} for key in ("reward", "gold", "rougeL")}
-        found = {"reward_model": (judged.get("accuracy"), judged.get("accuracy_ci95"))}
-        found |= {key: (gain.get("mean"), gain.get("ci95")) for key, gain in gains.items()}
-        found |= {"win_rate": (wins.get("rate"), wins.get("ci95")), "kl": (ppo.get("kl_to_sft"), None)}
-        found |= {"eos_rate": (ppo.get("eos_rate"), None), "tokens": (ppo.get("mean_tokens"), None)}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         raise InputError(f"{folder} was not made by this version; rerun the comparison notebook") from None
-    figures = {key: figure for key, figure in found.items() if figure[0] is not None}
-    return Result(folder, settings, against, figures, (summary.get("hacking") or {}).get("level"))
+
+    def at(place: str) -> Any:
+        keys = place.format(pair=f"ppo_vs_{against}").split("/")
+        return reduce(lambda found, key: (found or {}).get(key), keys, summary)
+
+    figures = {title: (at(value), at(ends)) for title, (value, ends, _, _) in FIGURES.items() if at(value) is not None}
+    return Result(folder, settings, against, figures, at("hacking/level"))
 
 
 def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -93,8 +90,8 @@ def table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
     rows = []
     for name, runs in groups.items():
         row = {"run": name, "seeds": f"{len(runs)}", "against": LABELS.get(runs[0].against, "–")}
-        for key, (title, digits, _) in FIGURES.items():
-            found = [run.figures[key] for run in runs if key in run.figures]
+        for title, (_, _, digits, _) in FIGURES.items():
+            found = [run.figures[title] for run in runs if title in run.figures]
             values = [value for value, _ in found]
             ends = found[0][1] if len(runs) == len(found) == 1 else [min(values, default=0), max(values, default=0)]
             row[title] = shown(fmean(values) if values else None, ends if values else None, f"z.{digits}f")
@@ -104,13 +101,13 @@ def table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
 
 def _draw(groups: dict[str, list[Result]], figure: Figure) -> str:
     """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over several seeds."""
-    measured = [key for key in FIGURES if any(key in run.figures for runs in groups.values() for run in runs)]
+    measured = [title for title in FIGURES if any(title in run.figures for runs in groups.values() for run in runs)]
     lines = -(-len(measured) // 4)
     figure.set_size_inches(10, 0.9 + lines * (0.9 + 0.42 * len(groups)))
-    for place, key in enumerate(measured):
-        axes, (title, _, neutral) = figure.add_subplot(lines, 4, place + 1), FIGURES[key]
+    for place, title in enumerate(measured):
+        axes, neutral = figure.add_subplot(lines, 4, place + 1), FIGURES[title][-1]
         for row, runs in enumerate(groups.values()):
-            found = [run.figures[key] for run in runs if key in run.figures]
+            found = [run.figures[title] for run in runs if title in run.figures]
             for at, (value, ends) in zip(np.linspace(-0.15, 0.15, len(found)), found, strict=True):
                 dot(axes, value, row + at * (len(found) > 1), ends, COLORS["ppo"], axis="x", size=4.5)
             if len(found) > 1:

@@ -11,17 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from rlhf_utils.evaluation.metrics import mean_interval, rouge_per_sample
-from rlhf_utils.report.results import (
-    LABELS,
-    accuracies,
-    judge_of,
-    models_of,
-    read_object,
-    read_samples,
-    versus,
-    win_rates_of,
-)
+from rlhf_utils.evaluation import LABELS
+from rlhf_utils.evaluation.rouge import Rouge
+from rlhf_utils.evaluation.statistics import mean_interval
+from rlhf_utils.report.results import accuracies, judge_of, models_of, read_object, read_samples, versus, win_rates_of
 from rlhf_utils.report.style import COLORS, DASHED, NothingToShow, beside, categories, dot, empty, plot, reach, shown
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
@@ -149,7 +142,9 @@ def rouge(run: Path, figure: Figure) -> str:
 def _rouge_intervals(samples: pd.DataFrame, model: str) -> dict[str, list[float] | None]:
     """The 95% CI of each mean ROUGE; empty where there is no response of `model` with a reference."""
     kept = samples[samples["reference"] != ""] if {f"{model}_response", "reference"} <= set(samples) else ()
-    scores = rouge_per_sample(kept[f"{model}_response"].tolist(), kept["reference"].tolist()) if len(kept) else {}
+    texts = {"predictions": f"{model}_response", "references": "reference"}
+    texts = {name: kept[column].tolist() for name, column in texts.items()} if len(kept) else None
+    scores = Rouge().compute(**texts, use_aggregator=False) if texts else {}
     return {key: mean_interval(values).as_list() for key, values in scores.items()}
 
 

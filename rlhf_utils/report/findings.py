@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pandas as pd
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.platforms.errors import visible
-from rlhf_utils.report.results import LABELS, accuracies, bounds, judge_of, models_of, versus, win_rates_of
+from rlhf_utils.report.results import accuracies, bounds, judge_of, models_of, versus, win_rates_of
 from rlhf_utils.report.style import shown
 
 # Figure of summary.json, its title in the table, decimals.
@@ -50,70 +52,69 @@ def text_summary(summary: dict) -> str:
 
 
 def headlines(summary: dict, judges: dict[str, tuple]) -> list[Headline]:
-    """What the run shows, in sentences computed from its figures; none inside an interval is a difference."""
+    """What the run shows, in sentences computed from its figures; none inside an interval is a difference.
+
+    `judges` are the `accuracies` of the reward model and its baselines.
+    """
+    found = [*_comparison(summary), *_reward_model(summary, judges), *_assistant(summary)]
+    return found or [Headline("The summary holds no comparison of PPO with another model.")]
+
+
+def _comparison(summary: dict) -> Iterator[Headline]:
     # A policy that is already fine-tuned has no SFT model to compare with.
     pairs, wins = summary.get("paired") or {}, win_rates_of(summary)
     pair = next((name for name in ("ppo_vs_sft", "ppo_vs_base") if pairs.get(name)), "")
-    other, paired, lines = LABELS.get(pair.removeprefix("ppo_vs_"), ""), pairs.get(pair) or {}, []
+    other, paired = LABELS.get(pair.removeprefix("ppo_vs_"), ""), pairs.get(pair) or {}
     verdicts = {key: direction(paired.get(key)) for key in _COMPARED}
     for key, (name, digits) in _COMPARED.items():
         if verdicts[key] is not None:
             change = shown(paired[key]["mean"], paired[key].get("ci95"), f"+z.{digits}f")
-            said = {
-                1: f"PPO beats {other} on {name}",
-                0: f"No difference between PPO and {other} is shown on {name}",
-                -1: f"PPO is worse than {other} on {name}",
-            }[verdicts[key]]
-            lines.append(Headline(f"{said}: {change}.", warning=key == "gold" and verdicts[key] < 0))
+            beats, worse = f"PPO beats {other} on {name}", f"PPO is worse than {other} on {name}"
+            said = (f"No difference between PPO and {other} is shown on {name}", beats, worse)[verdicts[key]]
+            yield Headline(f"{said}: {change}.", warning=key == "gold" and verdicts[key] < 0)
     if text := (summary.get("kl_budget") or {}).get("stopped"):
-        lines.append(Headline(f"PPO and its KL budget: {text}.", warning=True))
+        yield Headline(f"PPO and its KL budget: {text}.", warning=True)
     if verdict := summary.get("hacking"):
-        lines.append(Headline(verdict["text"], warning=verdict["level"] != "none"))
+        yield Headline(verdict["text"], warning=verdict["level"] != "none")
     if verdicts["reward"] is not None and verdicts["gold"] is None:
-        lines.append(Headline("No gold judge here: reward is the very score that PPO was trained on."))
+        yield Headline("No gold judge here: reward is the very score that PPO was trained on.")
     if (judge := summary.get("judge") or {}).get("agreement") is not None:
         share = shown(judge["agreement"], judge["agreement_ci95"], "z.1%")
-        text = f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}."
-        lines.append(Headline(text))
-    left = ((summary.get("reward_range") or {}).get("above_data") or {}).get("ppo")
-    if left is not None and left > FAR_OUT:
-        text = f"{left:.0%} of PPO's responses get a higher reward than 99% of the dataset's better ones"
-        lines.append(Headline(f"{text}, where the reward model has almost no training data.", warning=True))
+        yield Headline(f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.")
+    beyond = ((summary.get("reward_range") or {}).get("above_data") or {}).get("ppo") or 0
+    if beyond > FAR_OUT:
+        text = f"{beyond:.0%} of PPO's responses get a higher reward than 99% of the dataset's better ones"
+        yield Headline(f"{text}, where the reward model has almost no training data.", warning=True)
     if pair in wins:
-        share = shown(wins[pair]["rate"], wins[pair].get("ci95"), "z.1%")
-        text = f"Judged by {judge_of(wins[pair])}, PPO wins {share} of prompts against {other}, ties counted half."
-        lines.append(Headline(text))
+        share, judge = shown(wins[pair]["rate"], wins[pair].get("ci95"), "z.1%"), judge_of(wins[pair])
+        yield Headline(f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.")
+
+
+def _reward_model(summary: dict, judges: dict[str, tuple]) -> Iterator[Headline]:
     if judges:
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         kind = "texts" if (summary.get("reward_model") or {}).get("of") == "texts" else "pairs"
-        lines.append(Headline(f"Accuracy on held-out {kind}: {shares}."))
+        yield Headline(f"Accuracy on held-out {kind}: {shares}.")
         # The whole interval of the trained one, which is first, against chance and the baselines.
         (value, ends), *baselines = judges.values()
         if (ends[0] if ends else value) <= max([0.5, *(figure[0] for figure in baselines)]):
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
-            lines.append(Headline(text, warning=True))
-    lines += _assistant_headlines(summary)
-    return lines or [Headline("The summary holds no comparison of PPO with another model.")]
+            yield Headline(text, warning=True)
 
 
-def _assistant_headlines(summary: dict) -> list[Headline]:
+def _assistant(summary: dict) -> Iterator[Headline]:
     """Wins by the assistant score, and refusals in the wrong place; nothing without such a score."""
-    found = summary.get("assistant") or {}
-    wins = {**(summary.get("win_rate") or {}), **(found.get("win_rate") or {})}
-    lines = [
-        Headline(
-            f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {result['wins']} won, "
-            f"{result['losses']} lost, {result['ties']} tied (sign test p = {result['sign_test_p']:.2g})."
-        )
-        for name, result in wins.items()
-        if found and (result or {}).get("judged_by") == "quality"
-    ]
-    ppo = models_of(summary).get("ppo", {})
+    found, ppo = summary.get("assistant") or {}, models_of(summary).get("ppo", {})
+    wins = win_rates_of(summary) | win_rates_of(found)
+    for name, result in wins.items():
+        if found and result.get("judged_by") == "quality":
+            counts = f"{result['wins']} won, {result['losses']} lost, {result['ties']} tied"
+            text = f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {counts}"
+            yield Headline(f"{text} (sign test p = {result['sign_test_p']:.2g}).")
     unsafe, harmless = ppo.get("refusal_unsafe"), ppo.get("refusal_harmless")
     if unsafe is not None and harmless is not None:
         text = f"PPO refuses {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
-        lines.append(Headline(text, warning=harmless > unsafe))
-    return lines
+        yield Headline(text, warning=harmless > unsafe)
 
 
 def direction(difference: dict | None) -> int | None:

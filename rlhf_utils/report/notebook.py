@@ -23,7 +23,7 @@ from rlhf_utils.platforms.runtime import (
     quiet_libraries,
 )
 from rlhf_utils.report.plots import draw
-from rlhf_utils.runs.name_check import check_names
+from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.template import Template
 
@@ -85,16 +85,6 @@ def candidates(row: Mapping[str, Any], template: Template) -> list[str]:
     # The beginning of the text: the whole may be longer than the classifier reads.
     beginning = " " + " ".join(parts(row, template)[1].split()[:30])
     return [beginning, " wonderful from start to finish.", " boring from start to finish.", " good" * 12]
-
-
-def made(result: Mapping[str, Any]) -> str:
-    """One line on how a stage came by its model."""
-    if "trainable_parameters" not in result:
-        return f"{result['method']}: {result.get('source', 'the base model as it is')}; nothing was trained"
-    return (
-        f"{result['trainable_parameters']:,} of {result['total_parameters']:,} parameters trained in "
-        f"{result['seconds']:.0f} s, peak memory {result['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
 
 
 def table(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> Any:

@@ -8,13 +8,13 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from rlhf_utils.evaluation.judging import outcome
-from rlhf_utils.evaluation.judging.pairs import KEY, PAIRS
+from rlhf_utils.evaluation import LABELS
+from rlhf_utils.evaluation.judging import KEY, PAIRS, outcome
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_text
 from rlhf_utils.report import findings
 from rlhf_utils.report.plots import applicable, draw
-from rlhf_utils.report.results import LABELS, accuracies, models_of, read_object, read_samples, run_caption
+from rlhf_utils.report.results import accuracies, models_of, read_object, read_samples, run_caption
 from rlhf_utils.report.style import COLORS, shown
 
 EXAMPLES = 8
@@ -53,7 +53,7 @@ def write_report(run_folder: str | Path) -> Path:
         judged=_judged(run / "evaluation"),
         pictures=[_picture(run, name) for name in applicable(run)],
         examples=_examples(samples, list(models_of(summary))),
-        colors=COLORS,
+        colors={name: COLORS[name] for name in LABELS},
     )
     write_text(run / "report.html", page)
     return run / "report.html"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlhf_utils.evaluation.metrics import proportion_interval
+from rlhf_utils.evaluation import LABELS
+from rlhf_utils.evaluation.statistics import proportion_interval
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 
-LABELS = {"base": "base", "sft": "SFT", "sft_qlora": "SFT (QLoRA)", "ppo": "PPO"}
 MODELS = tuple(LABELS)
 _NOTEBOOKS = {"sft": "02_full_finetuning", "sft_qlora": "03_qlora", "ppo": "02_ppo_training"}
 _JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}

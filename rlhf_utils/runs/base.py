@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data.prepare import check_enough, check_rows, prepare
+from rlhf_utils.data.prepare import check_enough, check_rows, prepare, pretraining_texts
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.sources import load_rows
-from rlhf_utils.data.texts import beginnings, pretraining_texts
+from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import (
     copy_model,
@@ -16,15 +16,16 @@ from rlhf_utils.models.loading import (
     load_tokenizer,
     save_model,
 )
-from rlhf_utils.models.pretraining import cached_base
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_jsonl
 from rlhf_utils.platforms.memory import phase
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.functions import FluencyReward, RewardModel
+from rlhf_utils.rewards.reward_model import RewardModel
+from rlhf_utils.rewards.terms import FluencyReward
+from rlhf_utils.runs.pretraining import cached_base
 from rlhf_utils.runs.run import HISTORY, Run
 from rlhf_utils.settings.recipes import Recipe
-from rlhf_utils.settings.sections import EMBEDDED
 
 _SCALE_PROMPTS, _SCALE_LEAST = 200, 16
 

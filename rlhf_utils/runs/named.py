@@ -1,132 +1,132 @@
-"""What can be known of the models that a recipe names before anything is trained: folders of this machine, and what the
-hub says of a model besides its weights."""
+"""What can be known of the data and models that a recipe names before anything is downloaded or trained."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import importlib.util
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-from transformers import GPT2Config, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from rlhf_utils.models.loading import (
-    SHAPES_ONLY,
-    adapter_base,
-    check_weights,
-    load_classifier,
-    load_classifier_tokenizer,
-    load_config,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    reads_ahead,
-)
-from rlhf_utils.models.lora import lora_modules
+from rlhf_utils.data.sources import is_local
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.names import is_folder
-from rlhf_utils.platforms.runtime import quiet_libraries
-from rlhf_utils.rewards.functions import check_critic
-from rlhf_utils.runs.base import check_context
+from rlhf_utils.platforms.hub import Wanted, look_up, wanted_dataset, wanted_model
+from rlhf_utils.platforms.names import EMBEDDED, is_folder, local_path
+from rlhf_utils.platforms.packaged import PACKAGED, check_packaged
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.sections import EMBEDDED
 
-_POLICIES = ("sft", "sft_qlora", "ppo")
+
+def check_names(run: Run, stages: Collection[str]) -> set[str]:
+    """Look up every name on the hub that making `stages` reads, all at once; returns the models among them. Imports
+    nothing that takes seconds.
+
+    Raises InputError for the first that the hub does not have, or not for us, and where neither the hub nor the cache
+    can be asked.
+    """
+    recipe = run.recipe
+    check_packaged(recipe.model_names)
+    models = {"policy": recipe.policy} if "base" in stages else {}
+    models |= {f"models.{stage}": run.ready_model(stage) for stage in stages}
+    if any(models.values()):
+        models["models.adapter_base"] = recipe.models.adapter_base
+    embedder = recipe.evaluation.assistant and recipe.evaluation.assistant.embedder
+    if embedder and "evaluation" in stages and importlib.util.find_spec("sentence_transformers"):
+        models["evaluation.assistant.embedder"] = embedder
+    models = {key: name for key, name in models.items() if name and name != EMBEDDED}
+    for key, name in models.items():
+        if is_folder(name) and name not in PACKAGED and not local_path(name).is_dir():
+            raise InputError(f"{key}: there is no folder {name}; name a folder, or an id on the Hugging Face hub")
+    models = {key: name for key, name in models.items() if not is_folder(name)}
+    wanted: dict[str, Callable[[], Wanted]] = {key: partial(wanted_model, name) for key, name in models.items()}
+    reads_data = "data" in stages or ("base" in stages and recipe.policy == EMBEDDED)
+    if reads_data and recipe.dataset != EMBEDDED and not is_local(recipe.dataset):
+        wanted["dataset"] = partial(wanted_dataset, recipe.dataset, recipe.data.revision, recipe.data.data_dir)
+
+    def trouble(key: str) -> InputError | None:
+        try:
+            look_up(wanted[key](), base_is_known=recipe.models.adapter_base is not None)
+        except InputError as error:
+            return InputError(str(error) if str(error).startswith(key) else f"{key}: {error}")
+        return None
+
+    if wanted:
+        with ThreadPoolExecutor(len(wanted)) as threads:
+            for told in [*threads.map(trouble, wanted)]:
+                if told:
+                    raise told
+    return set(models.values())
 
 
 def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     """Raise InputError for a folder, or one of the names `on_hub`, that is no model, is the wrong kind of model, has
     weights that do not fit it, or does not go with the others; and for LoRA modules that the policy does not have."""
+    from transformers import GPT2Config
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from rlhf_utils.models import loading
+    from rlhf_utils.models.lora import lora_modules
+    from rlhf_utils.platforms.runtime import quiet_libraries
+    from rlhf_utils.runs.base import check_context
+
+    def readable(source: str | None) -> bool:
+        return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
+
     quiet_libraries()
-    recipe = run.recipe
-    named = {"policy": recipe.policy, **{f"models.{name}": run.ready_model(name) for name in _POLICIES}}
-    policies = {key: source for key, source in named.items() if _readable(source, on_hub)}
-    for key, source in policies.items():
-        _check_policy(run, key, source)
-    vocabularies = {source: load_tokenizer(source, run.adapter_base).get_vocab() for source in policies.values()}
-    for key, source in policies.items():
-        first, vocabulary = next(iter(vocabularies.items()))
-        if vocabularies[source] != vocabulary:
+    recipe, base, tokenizers = run.recipe, run.adapter_base, {}
+    policies = {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo")}
+    for key, source in {"policy": recipe.policy, **policies}.items():
+        if not readable(source):
+            continue
+        config = loading.load_config(source, base)
+        # A masked language model would load as a causal one and look into the future.
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or loading.reads_ahead(config):
+            kind = f"a {config.model_type} model, which does not write text from left to right"
+            raise InputError(f"{key} {source} is {kind}; name a causal LM")
+        tokenizers[source] = loading.load_tokenizer(source, base)
+        _check_size(f"{key} {source}", tokenizers[source], config)
+        check_context(recipe, source)
+        if is_folder(source):
+            loading.load_policy(source, loading.SHAPES_ONLY, base=base)
+        first = next(iter(tokenizers))
+        if tokenizers[source].get_vocab() != tokenizers[first].get_vocab():
             raise InputError(f"{key} {source} has another vocabulary than {first}; all policies of a run share one")
-    reward = run.ready_model("reward_model")
-    if _readable(reward, on_hub):
+    if readable(reward := run.ready_model("reward_model")):
         _check_reward_model(run, reward)
-        if recipe.ppo.critic == "separate" and not recipe.models.ppo and policies:
-            tokenizer = load_tokenizer(next(iter(policies.values())), run.adapter_base)
-            check_critic(reward, tokenizer, run.adapter_base)
+        if recipe.ppo.critic == "separate" and not recipe.models.ppo and tokenizers:
+            from rlhf_utils.rewards.reward_model import check_critic
+
+            check_critic(reward, next(iter(tokenizers.values())), base)
     source = recipe.models.sft or recipe.policy
-    if source == EMBEDDED or _readable(source, on_hub):
-        _check_lora(run, source)
-
-
-def _readable(source: str | None, on_hub: Collection[str]) -> bool:
-    return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
-
-
-def _check_policy(run: Run, key: str, source: str) -> None:
-    config = load_config(source, run.adapter_base)
-    kind = config.model_type
-    # A masked language model would load as a causal one and look into the future.
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or reads_ahead(config):
-        raise InputError(
-            f"{key} {source} is a {kind} model, which does not write text from left to right; name a causal LM"
-        )
-    if is_folder(source):
-        check_weights(source)
-    words = len(load_tokenizer(source, run.adapter_base))
-    if words > config.vocab_size:
-        raise InputError(
-            f"{key} {source}: its tokenizer has {words} tokens and the model embeds {config.vocab_size}; save the two "
-            "that belong together"
-        )
-    check_context(run.recipe, source)
-    if is_folder(source):
-        load_policy(source, SHAPES_ONLY, base=run.adapter_base)
+    if source == EMBEDDED or readable(source):
+        config = GPT2Config() if source == EMBEDDED else loading.load_config(source, base)
+        ppo = recipe.ppo.lora if recipe.ppo.method != "full" else None
+        for stage, lora in (("sft_qlora", recipe.qlora), ("reward_model", recipe.reward_model.lora), ("ppo", ppo)):
+            if lora and stage in run.stages and not run.ready_model(stage):
+                lora_modules(lora, config)
 
 
 def _check_reward_model(run: Run, source: str) -> None:
-    base, label, form = run.adapter_base, run.recipe.reward_model.label, run.recipe.form
-    config = load_config(source, base)
-    if is_folder(source):
-        check_weights(source)
-    if adapter_base(source, base) is None:
-        _check_head(run, source, config)
-    if form == "continuation" and label not in config.id2label.values():
-        raise InputError(
-            f"models.reward_model {source} has no label {label!r}; choose one of "
-            f"{', '.join(map(str, config.id2label.values()))} with --set reward_model.label=..."
-        )
-    words = len(load_classifier_tokenizer(source, base))
-    if words > config.vocab_size:
-        raise InputError(
-            f"models.reward_model {source}: its tokenizer has {words} tokens and the model embeds {config.vocab_size}; "
-            "save the two that belong together"
-        )
-    if is_folder(source):
-        (load_reward_model if form == "dialogue" else load_classifier)(source, SHAPES_ONLY, base=base)
+    from rlhf_utils.models import loading
 
-
-def _check_head(run: Run, source: str, config: PretrainedConfig) -> None:
-    kinds = config.architectures or []
+    base, wanted, dialogue = run.adapter_base, run.recipe.reward_model.label, run.recipe.form == "dialogue"
+    name, config = f"models.reward_model {source}", loading.load_config(source, base)
+    kinds = config.architectures if loading.adapter_base(source, base) is None else None
+    labels = ", ".join(map(str, config.id2label.values()))
     if kinds and not any("SequenceClassification" in kind for kind in kinds):
-        raise InputError(
-            f"models.reward_model {source} is a {kinds[0]}, which has no trained head for scores; name a model that "
-            "was saved as a sequence classifier"
-        )
-    if kinds and run.recipe.form == "dialogue" and config.num_labels != 1:
-        names = ", ".join(map(str, config.id2label.values()))
-        raise InputError(
-            f"models.reward_model {source} has {config.num_labels} outputs ({names}); the reward model of a dialogue "
-            "has one"
-        )
+        trouble = f"is a {kinds[0]}, which has no trained head for scores"
+        raise InputError(f"{name} {trouble}; name a model that was saved as a sequence classifier")
+    if kinds and dialogue and config.num_labels != 1:
+        raise InputError(f"{name} has {config.num_labels} outputs ({labels}); the reward model of a dialogue has one")
+    if run.recipe.form == "continuation" and wanted not in config.id2label.values():
+        raise InputError(f"{name} has no label {wanted!r}; choose one of {labels} with --set reward_model.label=...")
+    _check_size(name, loading.load_classifier_tokenizer(source, base), config)
+    if is_folder(source):
+        load = loading.load_reward_model if dialogue else loading.load_classifier
+        load(source, loading.SHAPES_ONLY, base=base)
 
 
-def _check_lora(run: Run, source: str) -> None:
-    recipe = run.recipe
-    config = GPT2Config() if source == EMBEDDED else load_config(source, run.adapter_base)
-    settings = {
-        "sft_qlora": recipe.qlora,
-        "reward_model": recipe.reward_model.lora,
-        "ppo": recipe.ppo.lora if recipe.ppo.method != "full" else None,
-    }
-    for stage, lora in settings.items():
-        if lora and stage in run.stages and not run.ready_model(stage):
-            lora_modules(lora, config)
+def _check_size(name: str, tokenizer, config) -> None:
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens and the model embeds {config.vocab_size}; save the two "
+            "that belong together"
+        )

@@ -35,13 +35,13 @@ from rlhf_utils.platforms.files import (
 )
 from rlhf_utils.platforms.hub import recording
 from rlhf_utils.platforms.memory import measuring, phase, remembering
-from rlhf_utils.platforms.names import is_there, local_path
+from rlhf_utils.platforms.names import EMBEDDED, is_there, local_path
 from rlhf_utils.platforms.packaged import check_packaged
 from rlhf_utils.platforms.runtime import detect_device, reach_drive
 from rlhf_utils.runs.locks import stage_lock
 from rlhf_utils.runs.stages import STAGES
 from rlhf_utils.settings.recipes import Recipe, load_recipe
-from rlhf_utils.settings.sections import EMBEDDED, Shares, flat
+from rlhf_utils.settings.sections import Shares, flat
 from rlhf_utils.settings.template import check_template
 
 if TYPE_CHECKING:

@@ -1,9 +1,4 @@
-"""The prompt templates of the project: a dialogue with an assistant, and plain text that goes on.
-
-Every stage of a run trains, scores and samples on text made by the one template of its recipe. A stage writes the
-template's hash beside what it saves, and the next stage checks it, so that a changed template is an error and not a
-worse number.
-"""
+"""The prompt template of a recipe. Every stage trains, scores, and samples on text made by it."""
 
 from __future__ import annotations
 
@@ -28,19 +23,17 @@ _CLOSING_WORD = re.compile(rf"(?:^|\s){ASSISTANT}\s*$")
 class Template:
     """How a prompt and a response become text.
 
-    A prompt in normal form is what stands between the first "Human:" and the last "Assistant:", without the
-    blanks at its two ends. A dialogue of several turns keeps the turns in between, so `format` gives back the
-    dialogue itself.
+    A prompt in normal form is what stands between the first "Human:" and the last "Assistant:", stripped. A dialogue
+    of several turns keeps the turns in between, so `format` gives back the dialogue itself.
     """
 
     opening: str = HUMAN + " "
     closing: str = NEXT_ASSISTANT
     joint: str = " "
-    # Whether blanks around a response are the template's business; the continuation of a text may begin inside a word.
-    trims: bool = True
+    trims: bool = True  # the continuation of a text may begin inside a word, and keeps its spaces
 
     def format(self, prompt: str) -> str:
-        """Text the policy continues, "Human: {prompt}\\n\\nAssistant:", without a blank at its end."""
+        """Text the policy continues, "Human: {prompt}\\n\\nAssistant:", without a space at its end."""
         return f"{self.opening}{prompt.strip()}{self.closing}"
 
     def text(self, prompt: str, response: str) -> str:
@@ -48,9 +41,8 @@ class Template:
         return self.format(prompt) + self.completion(response)
 
     def completion(self, response: str) -> str:
-        """Text of an answer: one blank, then the response, and nothing for an empty one; of a continuation: the
-        response as it is."""
-        # The blank stands here and not in the prompt, because " word" with its blank is one GPT-2 token. Alone at the
+        """Text of a response: a space and the response, nothing for an empty one; a continuation stays as it is."""
+        # The space stands here and not in the prompt, because " word" with its space is one GPT-2 token. Alone at the
         # end of a text it would be another token, one that no model here has met.
         return self.joint + text if (text := self.response(response)) else ""
 
@@ -66,7 +58,7 @@ class Template:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the sha256 of the template's pieces."""
+        """First 16 hex digits of the sha256 of the template's pieces; stages write it beside what they save."""
         return hashlib.sha256(json.dumps(astuple(self)).encode()).hexdigest()[:16]
 
 
@@ -75,10 +67,8 @@ TEMPLATES = {"dialogue": TEMPLATE, "continuation": Template(opening="", closing=
 
 
 def check_template(found_hash: str | None, where: object, *accepted: Template) -> None:
-    """Raise `InputError` when `where` (a folder, a stage's name) was made with a template other than the accepted
-    ones."""
-    hashes = [template.hash for template in accepted]
-    if found_hash not in hashes:
+    """Raise `InputError` when `where` (a folder, a stage's name) was made with none of the `accepted` templates."""
+    if found_hash not in (hashes := [template.hash for template in accepted]):
         raise InputError(
             f"{where} was made with prompt template {found_hash or 'unknown'}, but this version uses "
             f"{' or '.join(hashes)}; make it again (--fresh) or use the version it was made with"

@@ -1,5 +1,4 @@
-"""The embedded worlds: rows of all qualities in the schemas of the hub's datasets, gold judges, and text to pre-train
-on."""
+"""The embedded worlds: rows in the schemas of the hub's datasets, gold judges, and text to pre-train on."""
 
 from rlhf_utils.toyworld.gold import Gold, gold_score
 from rlhf_utils.toyworld.worlds import WORLDS, World

@@ -40,8 +40,7 @@ def main(output_dir: str, names: list[str]) -> None:
     from rlhf_utils.stages.ready import MAKERS
 
     from rlhf_utils.evaluation.compare import evaluate_models
-    from rlhf_utils.runs.name_check import check_names
-    from rlhf_utils.runs.named import check_named_models
+    from rlhf_utils.runs.named import check_named_models, check_names
 
     quiet_libraries()
     for name in names:

@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOOK_UP = """
 import json, sys, time
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import dataset_snapshot, known_config, look_up, model_folder, wanted_dataset, wanted_model
+from rlhf_utils.platforms.hub import dataset_snapshot, look_up, model_folder, wanted_dataset, wanted_model
+# Imported here, for the clock.
+from huggingface_hub import HfApi, hf_hub_download
+import rlhf_utils.platforms.hub_errors
 for kind, *name in json.loads(sys.argv[1]):
     started, told, files, folder = time.monotonic(), None, [], None
     try:

@@ -1,6 +1,6 @@
 """A Hugging Face hub on 127.0.0.1: the part of its interface that huggingface_hub, transformers, peft and datasets use.
 
-Standard library only. Repositories are dictionaries of bytes; what goes wrong with one is said by its `fault`.
+Repositories are dictionaries of bytes; what goes wrong with one is said by its `fault`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 # Accepted with every right; accepted, but without access to gated and private repositories. Any other is refused (401).
 TOKEN, OTHER_TOKEN = "hf_ofTheLoopbackHub", "hf_ofSomebodyElse"
@@ -55,8 +57,8 @@ class LoopbackHub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int = 0):
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[str] = []
         self.failed: Counter = Counter()
@@ -123,10 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return serve(self, **{key: value for key, value in found.groupdict().items()})
         self._refuse(404, "Not found")
 
-    # Reading
-
     def _repository(self, kind: str, name: str) -> Repository | None:
-        """The repository, or None after the answer that there is none for this client."""
         found = self.server.repositories.get((kind, name))
         if found is None or (found.private and not self.trusted):
             # As the hub does: who is not known does not learn which of the two it is.
@@ -151,48 +150,14 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return None
         files = [{"rfilename": file} for file in sorted(repository.commits[commit])]
-        about = {
-            "id": name,
-            "sha": commit,
-            "siblings": files,
-            "private": repository.private,
-            "tags": [],
-            "downloads": 0,
-        }
+        card = re.match(rb"---\n(.*?)\n---", repository.commits[commit].get("README.md", b""), re.DOTALL)
         return self._answer(
-            {**about, "modelId": name, "gated": "auto" if repository.gated else False, "disabled": False}
-        )
-
-    def tree(self, kind: str, name: str, revision: str, below: str | None = None) -> None:
-        repository = self._repository(kind, name)
-        commit = self._commit(repository, revision) if repository else None
-        if commit is None:
-            return
-        files, below = repository.commits[commit], f"{below}/" if below else ""
-        inside = {file: content for file, content in files.items() if file.startswith(below)}
-        recursive = "recursive=true" in urlsplit(self.path).query.lower()
-        entries = [
-            _entry(file, content) for file, content in inside.items() if recursive or "/" not in file[len(below) :]
-        ]
-        folders = {file[: i + len(below)] for file in inside for i in _slashes(file[len(below) :])}
-        entries += [{"type": "directory", "path": folder, "oid": _sha(folder.encode())[:40]} for folder in folders]
-        if not inside and below:
-            return self._refuse(404, "Not in the tree", "EntryNotFound")
-        return self._answer(entries)
-
-    def paths(self, kind: str, name: str, revision: str) -> None:
-        repository = self._repository(kind, name)
-        commit = self._commit(repository, revision) if repository else None
-        if commit is None:
-            return
-        wanted = json.loads(self.body).get("paths", []) if self.body.startswith(b"{") else []
-        files = repository.commits[commit]
-        self._answer([_entry(path, files[path]) for path in wanted if path in files])
-
-    def refs(self, kind: str, name: str) -> None:
-        if repository := self._repository(kind, name):
-            named = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repository.revisions.items()]
-            self._answer({"branches": named, "converts": [], "tags": []})
+            {
+                "id": name, "sha": commit, "siblings": files, "private": repository.private, "tags": [], "downloads": 0,
+                "modelId": name, "gated": "auto" if repository.gated else False, "disabled": False,
+                "cardData": yaml.safe_load(card[1]) if card else None,
+            }
+        )  # fmt: skip
 
     def resolve(self, kind: str, name: str, revision: str, file: str) -> None:
         repository = self._repository(kind, name)
@@ -208,14 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit})
         if self._fails(repository, file, content):
             return None
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha(content)}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha(content)}"'}
         if file.endswith(_LARGE):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
-        if asked:
-            first, last = int(asked[1]), int(asked[2] or len(content) - 1)
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-            return self._answer(content[first : last + 1], 206, headers)
         return self._answer(content, 200, headers)
 
     # Going wrong
@@ -223,46 +183,32 @@ class _Handler(BaseHTTPRequestHandler):
     def _fails(self, repository: Repository, file: str, content: bytes = b"") -> bool:
         """Whether the repository's fault took the place of an answer.
 
-        `N times STATUS` fails the first N requests for each file, `always STATUS` all; `hangs`, `slow` (3 s), `cut off`
-        (half of a body, each time from where it is asked), `cut off for good` (always the same half), `cut off once`,
-        `proxy` (refuses in the hub's place).
+        `N times STATUS` fails the first N requests for each file, `always STATUS` all; `hangs`; `proxy` (refuses in the
+        hub's place); `cut off once` and `cut off for good` (half of a body, from its beginning).
         """
         fault = repository.fault if re.fullmatch(repository.faulty, file) else None
-        if fault is None:
-            return False
         key = (repository.kind, repository.name, self.command, file)
-        self.server.failed[key] += 1
+        self.server.failed[key] += fault is not None
+        if fault is None or (fault == "cut off once" and self.server.failed[key] > 1):
+            return False
         if found := re.fullmatch(r"(?:(\d+) times|always) (\d+)(?: after (\d+))?", fault):
             if found[1] and self.server.failed[key] > int(found[1]):
                 return False
             # As the hub says it since 2025; storage hosts and mirrors say Retry-After.
             header = {"RateLimit": f'"api";r=0;t={found[3]}'} if found[2] == "429" else {"Retry-After": found[3]}
             self._refuse(int(found[2]), "Too bad", headers=header if found[3] else {})
-            return True
-        if fault == "proxy":
+        elif fault == "proxy":
             self._answer(b"<html>Blocked</html>", 403)
-            return True
-        if fault == "hangs":
+        elif fault == "hangs":
             time.sleep(300)
-            return True
-        if fault == "slow":
-            time.sleep(3)
+        elif self.command == "HEAD" or file == "api":
             return False
-        if self.command == "HEAD" or file == "api":
-            return False
-        first = int((re.match(r"bytes=(\d+)", self.headers.get("range") or "") or "00")[1]) if fault == "cut off" else 0
-        if fault == "cut off once" and self.server.failed[key] > 1:
-            return False
-        half = content[first : first + (len(content) - first + 1) // 2]
-        if fault == "cut off" and len(content) - first < 100:
-            return False
-        self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(content) - first))
-        if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        self.wfile.write(half)
-        self.close_connection = True
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
         return True
 
     # Writing
@@ -350,22 +296,10 @@ _ROUTES = (
     (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
     (rf"{_API}/commit/{_REVISION}", _Handler.push),
     (rf"{_API}/revision/{_REVISION}", _Handler.info),
-    (rf"{_API}/tree/{_REVISION}(?:/(?P<below>.+))?", _Handler.tree),
-    (rf"{_API}/paths-info/{_REVISION}", _Handler.paths),
-    (rf"{_API}/refs", _Handler.refs),
     (_API, _Handler.info),
     (rf"/datasets/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("dataset", **asked)),
     (rf"/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("model", **asked)),
 )
-
-
-def _entry(path: str, content: bytes) -> dict:
-    large = {"lfs": {"oid": _sha(content), "size": len(content), "pointerSize": 130}} if path.endswith(_LARGE) else {}
-    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest(), **large}
-
-
-def _slashes(path: str) -> list[int]:
-    return [i for i, char in enumerate(path) if char == "/"]
 
 
 def _sha(content: bytes) -> str:

@@ -1,10 +1,9 @@
-"""Reward functions: `(prompts, responses) -> FloatTensor[n]`, both lists of plain text."""
+"""Sequence classifiers as rewards: the trained reward model, and one label of a text classifier."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_utils.data.tokens import continued_tokens, cut_tokens, read_tokens
-from rlhf_utils.data.words import words_of
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
+from rlhf_utils.data.tokens import cut_tokens, read_tokens
+from rlhf_utils.models.language_model import right_padded
 from rlhf_utils.models.loading import (
     load_classifier,
     load_classifier_tokenizer,
@@ -25,24 +23,13 @@ from rlhf_utils.models.loading import (
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.names import Source
 from rlhf_utils.platforms.runtime import Device
-from rlhf_utils.settings.template import TEMPLATE, Template
+from rlhf_utils.settings.template import TEMPLATE
 
-RewardFunction = Callable[[Sequence[str], Sequence[str]], Tensor]
 # Beside a saved reward model: the scale of its rewards, or the label of a classifier that is paid for.
 SCALE_FILE = "reward_scale.json"
 LABEL_FILE = "reward_label.json"
-
-
-def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token lists as one right-padded tensor [B, T] and the lengths [B]."""
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.full((len(rows), int(lengths.max())), pad_id, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return tokens, lengths
 
 
 @torch.no_grad()
@@ -50,8 +37,8 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
     """A sequence classifier's logits [n, labels] for token lists of at most `positions(model)` tokens.
 
     Every score in this project comes from here. Rows are right-padded and their length is known, so a row's logits
-    depend neither on the batch it stands in nor on which token id is the padding. A causal model (GPT-2, Llama) has its
-    `score` head read the state of a row's last token; an encoder (BERT) runs its own forward with the attention mask.
+    depend neither on the batch it stands in nor on which token id is the padding. Of a causal model (GPT-2, Llama) the
+    `score` head reads the state of a row's last token; an encoder (BERT) runs its own forward with the attention mask.
     The head is computed in fp32 whatever precision the caller is in.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -62,25 +49,18 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
         batch = order[start : start + batch_size]
         tokens, lengths = right_padded([rows[i] for i in batch], model.config.pad_token_id)
         tokens = tokens.to(device.kind)
-        autocast = device.autocast()
-        if reads_last_token(model):
-            with autocast:
+        if hasattr(model, "score"):
+            with device.autocast():
                 states = model.base_model(input_ids=tokens).last_hidden_state
-            last = states[torch.arange(len(batch)), lengths - 1]
             with torch.autocast(device.kind, enabled=False):
-                found = model.score(last.float())
+                found = model.score(states[torch.arange(len(batch)), lengths - 1].float())
         else:
             mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
-            with autocast, _fp32_heads(model, device):
+            with device.autocast(), _fp32_heads(model, device):
                 found = model(input_ids=tokens, attention_mask=mask).logits
         logits[batch] = found.float().cpu()
     model.train(was_training)
     return logits
-
-
-def reads_last_token(model: PreTrainedModel) -> bool:
-    """Whether a sequence classifier is a causal model with a linear `score` head, and no encoder."""
-    return hasattr(model, "score")
 
 
 def positions(model: PreTrainedModel) -> int | None:
@@ -137,9 +117,8 @@ class _Reader:
 class RewardModel(_Reader):
     """A trained reward model as a reward function, in units of the SFT model's own spread.
 
-    `scores = (logit - mean) / std`, mean and std taken over answers of the SFT model, so that 0 is an average SFT
-    answer and 1 is
-    one standard deviation better. A reward model's logit has no unit of its own: only differences were trained.
+    `scores = (logit - mean) / std`, mean and std taken over responses of the SFT model: 0 is an average SFT response
+    and 1 is one standard deviation better. A logit has no unit of its own: only differences were trained.
     """
 
     def __init__(
@@ -157,12 +136,11 @@ class RewardModel(_Reader):
     def load(cls, folder: str | Path, device: Device) -> RewardModel:
         """The reward model in `folder`, with the scale written beside it where there is one."""
         model, tokenizer = load_reward_model(folder, device), load_classifier_tokenizer(folder)
-        scale_file = Path(folder) / SCALE_FILE
-        scale = read_json(scale_file) if scale_file.is_file() else {"mean": 0.0, "std": 1.0}
-        return cls(model, tokenizer, device, scale["mean"], scale["std"])
+        file = Path(folder) / SCALE_FILE
+        return cls(model, tokenizer, device, **(read_json(file) if file.is_file() else {}))
 
     def calibrate(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
-        """Set mean and standard deviation so that these answers score 0 on average with spread 1."""
+        """Set mean and standard deviation so that these responses score 0 on average with spread 1."""
         logits = self.logits(prompts, responses)
         self.mean, self.std = logits.mean().item(), logits.std().item()
         if not self.std > 0:
@@ -178,8 +156,7 @@ class RewardModel(_Reader):
         """The model's own logits [n], before scaling."""
         if len(prompts) != len(responses):
             raise ValueError(f"{len(responses)} responses to {len(prompts)} prompts")
-        starts, ends = [TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses]
-        return self._read(starts, ends).squeeze(1)
+        return self._read([TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses]).squeeze(1)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return (self.logits(prompts, responses) - self.mean) / self.std
@@ -188,7 +165,6 @@ class RewardModel(_Reader):
 class ClassifierReward(_Reader):
     """The logit of one label of a text classifier, read from prompt and response as one text.
 
-    model, tokenizer: any `AutoModelForSequenceClassification` and its own tokenizer
     label: a name in the model's `id2label`, such as POSITIVE
     joint: what stands between prompt and response: nothing, where the response is a continuation as it was sampled
 
@@ -231,98 +207,15 @@ class ClassifierReward(_Reader):
 def load_reward(source: Source, device: Device) -> RewardModel | ClassifierReward:
     """The reward that a run's `reward_model` stage left in a folder, or that was pushed from there to the hub."""
     folder = model_folder(source)
-    kind = ClassifierReward if (folder / LABEL_FILE).is_file() else RewardModel
-    return kind.load(folder, device)
+    return (ClassifierReward if (folder / LABEL_FILE).is_file() else RewardModel).load(folder, device)
 
 
 def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
     """Raise InputError where the reward model at `source` cannot become the critic of a policy with `tokenizer`."""
     if reads_ahead(load_config(source, base)):
-        raise InputError(
-            f"ppo.critic separate: the reward model {source} reads a text as a whole, and a critic has to read it "
-            "token by token; set ppo.critic=shared"
-        )
-    if load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
-        raise InputError(
-            f"ppo.critic separate: the reward model {source} has another vocabulary than the policy, whose tokens a "
-            "critic has to read; set ppo.critic=shared"
-        )
-
-
-class FluencyReward:
-    """Mean log-likelihood of the response under a language model, in nats per token; 0 would be certainty.
-
-    A response without a token has no likelihood and gets that of the most surprising token, the log of 1 / vocabulary.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        device: Device,
-        template: Template = TEMPLATE,
-    ):
-        self.model, self.tokenizer, self.device, self.template = model.eval(), tokenizer, device, template
-        only_tokens_of(tokenizer, model)
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        template = self.template
-        asked, said = [template.format(p) for p in prompts], [template.completion(r) for r in responses]
-        starts, ends = zip(*continued_tokens(self.tokenizer, asked, said), strict=True)
-        scores = torch.full((len(starts),), -math.log(language_model(self.model).head.weight.shape[0]))
-        spoken = torch.tensor([i for i, response in enumerate(responses) if response.strip()], dtype=torch.long)
-        if not len(spoken):
-            return scores
-        tokens, _ = right_padded([starts[i] + ends[i] for i in spoken], 0)
-        said = torch.tensor([len(ends[i]) for i in spoken])
-        mask = torch.arange(int(said.max())) < said[:, None]
-        kind = self.device.kind
-        episodes = Episodes(tokens.to(kind), torch.tensor([len(starts[i]) for i in spoken]).to(kind), mask.to(kind))
-        everything = torch.arange(len(spoken), device=kind)
-
-        def likelihood(size: int) -> Tensor:
-            sums = torch.zeros(len(spoken))
-            with self.device.autocast():
-                for rows in episodes.by_length(everything, size):
-                    sums[rows.cpu()] = answer_logprobs(self.model, episodes.select(rows), 1.0).sum(dim=1).cpu()
-            return sums
-
-        scores[spoken] = fitting("fluency", 16, likelihood) / said
-        return scores
-
-
-class LengthPenalty:
-    """Minus the share by which a response is longer than `words` words: -0.5 for half as long again, 0 up to it."""
-
-    def __init__(self, words: int):
-        self.words = words
-
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return torch.tensor([-max(0.0, len(words_of(response)) / self.words - 1.0) for response in responses])
-
-
-class RewardMixture:
-    """A weighted sum of named reward functions: `RewardMixture(helpful=(1.0, reward_model), length=(0.2, penalty))`.
-
-    PPO logs the mean of every term by its name, unweighted.
-    """
-
-    def __init__(self, **parts: tuple[float, RewardFunction]):
-        if not parts:
-            raise InputError("a reward mixture needs at least one part: name=(weight, reward_function)")
-        self.parts = parts
-
-    def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
-        """Each part's own rewards [n], by name."""
-        return {
-            name: torch.as_tensor(reward(prompts, responses), dtype=torch.float32)
-            for name, (_, reward) in self.parts.items()
-        }
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum [n] of what `terms` returned."""
-        return sum(weight * terms[name] for name, (weight, _) in self.parts.items())
-
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return self.total(self.terms(prompts, responses))
+        why = "reads a text as a whole, and a critic has to read it token by token"
+    elif load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
+        why = "has another vocabulary than the policy, whose tokens a critic has to read"
+    else:
+        return
+    raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")

@@ -1,0 +1,197 @@
+"""The small GPT-2 made here: a byte-level BPE tokenizer and a language model, trained from scratch on plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import disk_errors, whole_folder, write_json
+from rlhf_utils.platforms.runtime import cache_entry, detect_device
+from rlhf_utils.runs.training import RunCallback, train_resumably
+from rlhf_utils.settings.sections import BaseSettings
+
+END_OF_TEXT = "<|endoftext|>"
+# Part of the cache key: raise it when the same settings and text would give another model.
+FORMAT_VERSION = 1
+# Fewer blocks than this would be learned by heart within a few steps.
+MIN_BLOCKS = 8
+# Checkpoints of a training, to resume from.
+SAVES = 3
+# Says that a cached folder is whole.
+MARKER = "base.json"
+
+Progress = Callable[[str, int, int], None]
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer like GPT-2's, with at most `vocabulary` tokens; any text survives encode and decode.
+
+    EOS, BOS and padding are the one token `<|endoftext|>`, as in GPT-2. Raises InputError where `texts` hold no text.
+    """
+    if not any(text.strip() for text in texts):
+        raise InputError("there is no text to train a tokenizer on; give documents that are not empty")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_base(
+    texts: Sequence[str], settings: BaseSettings, seed: int, folder: Path, progress: Progress | None = None
+) -> dict[str, float]:
+    """Train a tokenizer and a GPT-2 on `texts` and save both in `folder`, which is there whole or not at all.
+
+    The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`. An interrupted
+    training resumes from its last whole checkpoint, kept beside `folder`, when it is called again with the same
+    arguments. `progress(text, step, steps)` is called about a hundred times.
+
+    Returns `steps`, `tokens` (seen in training, repetitions included), `final_loss` (nats per token, mean of the last
+    tenth of the steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss
+    or a gradient is not finite.
+    """
+    started = time.monotonic()
+    folder = Path(folder)
+    work = folder.with_name(f".{folder.name}.work")
+    claim = work / _key(texts, settings, seed)
+    with disk_errors(work):
+        # The checkpoints of another training are removed.
+        if not claim.exists():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            claim.touch()
+    tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
+    blocks = _pack(texts, tokenizer, settings)
+    set_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=settings.context,
+        n_embd=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        # The same function as GPT-2's gelu_new, in one fused kernel.
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="sdpa",
+    )
+    model = GPT2LMHeadModel(config)
+    # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
+    model.loss_type = "ForCausalLM"
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, settings.steps // 10),
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        logging_steps=max(1, settings.steps // 100),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=math.ceil(settings.steps / SAVES),
+        save_total_limit=2,
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **detect_device().trainer_flags,
+    )
+    rows = [{"input_ids": block, "labels": block} for block in blocks]
+    watcher = SimpleNamespace(progress=progress or (lambda *_: None))
+    callbacks = [RunCallback(watcher, "training the base model")]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    train_resumably(trainer, work)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    last = losses[-max(1, len(losses) // 10) :]
+    # Only now: with it transformers takes the end-of-text tokens between documents for padding, and warns.
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    shutil.rmtree(work)
+    return {
+        "steps": settings.steps,
+        "tokens": settings.steps * settings.batch_size * settings.block_tokens,
+        "final_loss": sum(last) / len(last),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progress: Progress | None = None) -> Path:
+    """The folder of the base model for these arguments, trained now unless this machine has it already.
+
+    Kept in `runtime.cache_folder()`. A second process that wants the same model waits for the first. `base.json` in the
+    folder holds what `train_base` returned.
+    """
+    with cache_entry(f"base/{_key(texts, settings, seed)}") as folder:
+        if not all((folder / file).is_file() for file in (MARKER, "model.safetensors")):
+            write_json(folder / MARKER, train_base(texts, settings, seed, folder, progress))
+    return folder
+
+
+def _key(texts: Sequence[str], settings: BaseSettings, seed: int) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.model_dump(), seed]).encode())
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.hexdigest()[:16]
+
+
+def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
+    """The token ids of all documents, each ended by EOS, as int64[blocks, block_tokens]; the rest is dropped."""
+    if settings.block_tokens > settings.context:
+        raise InputError(
+            f"base.block_tokens is {settings.block_tokens}, more than base.context {settings.context}; lower it"
+        )
+    ids: list[int] = []
+    for start in range(0, len(texts), 1000):
+        for document in tokenizer(list(texts[start : start + 1000]), verbose=False)["input_ids"]:
+            ids += [*document, tokenizer.eos_token_id]
+    blocks = len(ids) // settings.block_tokens
+    if blocks < MIN_BLOCKS:
+        raise InputError(
+            f"too little text to train a base model: {len(texts):,} documents give {len(ids):,} tokens, at least "
+            f"{MIN_BLOCKS * settings.block_tokens:,} are needed; give more text or choose a ready model as policy"
+        )
+    return torch.tensor(ids[: blocks * settings.block_tokens]).view(blocks, settings.block_tokens)
