@@ -18,7 +18,7 @@ ARGS ?=
 TORCH ?=
 PLATFORMS ?= ../shared/platforms
 PY := .venv/bin/python
-# Written last, so that an interrupted installation is begun anew.
+# Written last, so that an interrupted installation starts over.
 INSTALLED := .venv/.installed
 MODELS := .venv/.models
 DOCS := .venv/.docs
@@ -51,7 +51,7 @@ run: $(INSTALLED)
 test: $(INSTALLED) $(MODELS)
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-# In an environment made anew each time, because the newest versions change. It stays, for a look at what failed.
+# In an environment created each time, because the newest versions change. It stays, for a look at what failed.
 test-lowest test-newest: test-%:
 	$(CHECK_PYTHON)
 	@echo "Installing the $* versions into .venv-$*" >&2; $(PYTHON) -m venv --clear .venv-$*
@@ -66,7 +66,7 @@ test-lowest test-newest: test-%:
 	@echo "The $* versions that requirements.txt allows, with $$(cat .venv-$*/torch.txt) of $(TORCH_newest)" >&2
 	@.venv-$*/bin/python -m pytest -m "not slow" $(ARGS)
 
-# Also in an environment made anew, which stays.
+# Also in an new environment, which stays.
 test-colab test-kaggle: test-%:
 	@[ -f "$(LIST_$*)" ] || { echo "$(LIST_$*) is missing, the list of what $* ships; name its folder: make test-$* PLATFORMS=FOLDER" >&2; exit 2; }
 	$(CHECK_PYTHON)
@@ -90,7 +90,7 @@ pages: $(INSTALLED)
 docs: $(DOCS)
 	@$(PY) tools/pages.py site build/pages
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q --strict -d site
-	@echo "The site is in site/; open site/README.html" >&2
+	@echo "The site is in site/; open site/index.html" >&2
 
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
 	$(CHECK_PYTHON)

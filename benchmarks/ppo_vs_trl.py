@@ -2,7 +2,7 @@
 
     python benchmarks/ppo_vs_trl.py [--quick] [--json FILE] [--repeats 3] [--run outputs/instruct-tiny]
 
-Both programs get the same randomly initialised GPT-2 124M, prompts, episodes, response lengths, epochs, microbatches,
+Both programs get the same randomly initialized GPT-2 124M, prompts, episodes, response lengths, epochs, microbatches,
 and train every weight. "fixed": prompts of 32 tokens, responses of 48. "ragged": prompt lengths of real questions, and
 responses that end after 40 tokens on average, 128 at most. trl is installed into benchmarks/.trl-1.12, beside the
 environment of this project, so that torch and transformers are the same on both sides.

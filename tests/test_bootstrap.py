@@ -361,7 +361,7 @@ def test_what_is_wrong_with_a_wheelhouse_is_said_in_one_line(kaggle):
     next(marker.parent.glob("*.whl")).unlink()
     said = run_on_kaggle(kaggle).stderr.splitlines()[-1]
     assert "InputError: pip install failed (No matching distribution found for made-up" in said
-    assert "lacks what is needed here: make it anew" in said
+    assert "lacks what is needed here: make it again" in said
     marker.unlink()
     assert "without internet, attach a wheelhouse" in run_on_kaggle(kaggle).stderr.splitlines()[-1]
 

@@ -169,7 +169,7 @@ def _install(unmet: list[str]) -> None:
     if wheels is None:
         pip("install", *packages, advice="without internet, attach a wheelhouse (docs/offline_and_kaggle.md)")
     else:
-        again = f"{wheels} lacks what is needed here: make it anew with `python tools/wheelhouse.py`"
+        again = f"{wheels} lacks what is needed here: make it again with `python tools/wheelhouse.py`"
         pip("install", "--no-index", "--find-links", str(wheels), *packages, advice=again)
 
 
