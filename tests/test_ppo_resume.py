@@ -95,7 +95,7 @@ def test_a_finished_training_is_not_done_again(policy, straight, tmp_path):
     assert result(tmp_path) == straight
 
 
-@pytest.mark.parametrize("name", ["state.json", "training/random_states_0.pkl", "training/trainable.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "training/optimizer.bin", "training/trainable.safetensors"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(policy, straight, tmp_path, name):
     interrupted(policy, tmp_path)
     file = tmp_path / "checkpoints" / "update-000004" / name
