@@ -262,7 +262,7 @@ def test_a_training_is_published_with_what_was_found_while_it_ran(tmp_path):
     run = make(open_run(tmp_path), "base", "data")
     with run.training("sft") as figures:
         (run.work("sft") / "checkpoint").touch()
-        (run.work("sft") / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+        (run.work("sft") / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         figures["seconds"] = 3.0
     assert stages_of(run)["sft"]["state"] == "running" and not run.has("sft")
     again = open_run(tmp_path)

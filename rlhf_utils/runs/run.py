@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
 # What a training leaves in its work folder for the stage that is published from it.
 _TRAINED = "trained.json"
-HISTORY = "metrics.jsonl"
+# The log of a trainer in the work folder, and the record of a training that is published.
+LOG, HISTORY = "log.jsonl", "metrics.jsonl"
 
 
 class Run:
@@ -340,15 +341,14 @@ class Run:
         It holds the record of the training already; `results` have to be complete by the end of the block.
         """
         work = self.work(stage)
-        trained, history = work / _TRAINED, work / HISTORY
+        trained, history = work / _TRAINED, work / LOG
         with stage_lock(self.root), phase("publish"), whole_folder(self.folder(stage)) as folder:
             made = read_json(trained) if trained.is_file() else dict(self._about.get(stage) or self._made_of(stage, {}))
             found = made.pop("results", {})
             yield folder
             found |= results
-            if history.is_file():
-                lines = [*read_jsonl(history), {"summary": True, **found}]
-                write_jsonl(folder / HISTORY, lines)
+            if history.is_file() and not (folder / HISTORY).is_file():
+                write_jsonl(folder / HISTORY, [*read_jsonl(history), {"summary": True, **found}])
             write_json(
                 folder / "stage.json",
                 {

@@ -24,7 +24,7 @@ from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json
 from rlhf_utils.platforms.memory import fitting, phase
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.runs.finite import watch_numbers
-from rlhf_utils.runs.run import HISTORY
+from rlhf_utils.runs.run import LOG
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
@@ -142,7 +142,7 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
             for line in trainer.state.log_history
             if "loss" in line or "eval_loss" in line
         ]
-        write_jsonl(run.work(stage) / HISTORY, lines)
+        write_jsonl(run.work(stage) / LOG, lines)
     seconds = round(time.perf_counter() - started, 1)
     return {**counts, "peak_memory_bytes": peak_memory_bytes(), "seconds": seconds}
 
