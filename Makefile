@@ -80,7 +80,8 @@ lint: $(INSTALLED)
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
-	@$(PY) tools/published.py outputs/instruct-tiny
+	@$(PY) -m rlhf_utils run --recipe imdb --scale tiny --only 01_01,02_03 --fresh
+	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
 	@$(PY) tools/pages.py
 
 # The generated parts of README.md and docs/.

@@ -94,18 +94,20 @@ def code_hash(notebook: nbformat.NotebookNode) -> str:
     return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
 
 
-def publish(run: Path) -> list[Path]:
-    """Write the outputs of `run`'s executed notebooks into the repository's, and copy its small files to
-    `docs/example_run/`; returns what was written.
+def publish(run: Path, *others: Path) -> list[Path]:
+    """Write the outputs of `run`'s executed notebooks into the repository's, those that it has no use for from `others`,
+    and copy its small files to `docs/example_run/`; returns what was written.
 
     Raises InputError where one was not executed, was executed with other code or parameters, or became too large, and
     where anything would name a path of this machine; then nothing is written.
     """
-    record, ready = read_json(run / "run.json"), {}
+    ready = {}
     for entry in SERIES:
-        executed_path, path = run / "notebooks" / f"{entry.name}.ipynb", ROOT / entry.path
-        if not executed_path.is_file():
-            raise InputError(f"{executed_path} is missing; run the whole series first (`make notebooks`)")
+        name, path = f"{entry.name}.ipynb", ROOT / entry.path
+        source = next((one for one in (run, *others) if (one / "notebooks" / name).is_file()), None)
+        if source is None:
+            raise InputError(f"{run / 'notebooks' / name} is missing; run the whole series first (`make notebooks`)")
+        executed_path, record = source / "notebooks" / name, read_json(source / "run.json")
         executed, notebook = nbformat.read(executed_path, as_version=4), nbformat.read(path, as_version=4)
         # papermill adds a cell with the parameters it was called with.
         cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -115,7 +117,7 @@ def publish(run: Path) -> list[Path]:
         for count, (cell, done) in enumerate(code, start=1):
             cell.execution_count = count
             cell.outputs = [_cleaned(output, count) for output in done.outputs]
-        about = {"run": run.name, "seed": record["seed"], "recipe_hash": record["recipe_hash"]}
+        about = {"run": source.name, "seed": record["seed"], "recipe_hash": record["recipe_hash"]}
         notebook.metadata["rlhf"] = about | {"code": code_hash(notebook)}
         ready[path] = (nbformat.writes(notebook) + "\n").encode()
         if len(ready[path]) > LIMIT_BYTES:
@@ -151,7 +153,7 @@ def _smaller(picture: str) -> str:
 
 if __name__ == "__main__":
     try:
-        written = publish(Path(sys.argv[1])) if len(sys.argv) > 1 else stamp()
+        written = publish(*map(Path, sys.argv[1:])) if len(sys.argv) > 1 else stamp()
         print(*(path.relative_to(ROOT) for path in written), sep="\n")
     except InputError as error:
         sys.exit(f"error: {error}")
