@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_utils.platforms import processes
@@ -51,73 +52,53 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m rlhf_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    run = commands.add_parser("run", help="run the notebook series and print the comparison")
-    _choice_of_run(run)
-    run.add_argument("--only", metavar="01,02", help="only the notebooks whose number starts so")
-    run.add_argument("--fresh", action="store_true", help="make everything again, even what is complete")
-    run.set_defaults(run_command=_run)
+    def command(run_command: Callable[[argparse.Namespace], None], help: str) -> Callable[..., None]:
+        """A command by the name of its function; returns what adds an argument to it."""
+        added = commands.add_parser(run_command.__name__[1:], help=help)
+        added.set_defaults(run_command=run_command)
+        return added.add_argument
 
-    train = commands.add_parser("train", help="a notebook's code cells; with `accelerate launch -m` on several GPUs")
-    train.add_argument("notebook", help="its number, such as 01_02")
-    _choice_of_run(train)
-    train.add_argument("--settings", type=Path, metavar="FILE", help="all settings from a file, such as run.json")
-    train.add_argument("--fresh", action="store_true", help="make its stages again, even if they are complete")
-    train.set_defaults(run_command=_train)
+    def of_a_run(add: Callable[..., None]) -> None:
+        add("--recipe", default="instruct", help="which system (see `recipes`)")
+        add("--scale", default="tiny", help="tiny (CPU, minutes, no network), t4 or full")
+        add("--output-dir", default="outputs", help="the run's folder is made in here")
+        change = "change a setting, e.g. --set ppo.updates=16 --set dataset=my_pairs.jsonl"
+        add("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help=change)
+        add("--fresh", action="store_true", help="make everything again, even what is complete")
 
-    commands.add_parser("recipes", help="list the recipes and their scales").set_defaults(run_command=_recipes)
-
-    rouge = commands.add_parser("rouge", help='ROUGE-1/2/L of {"predictions": [...], "references": [...]}')
-    rouge.add_argument("file", type=Path)
-    rouge.set_defaults(run_command=_rouge)
-
-    rank = commands.add_parser("rank", help="rank your own responses with a run's reward model")
-    rank.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
-    rank.add_argument("--prompt", required=True)
-    rank.add_argument("--responses", required=True, help="file with one response per line, - for standard input")
-    rank.set_defaults(run_command=_rank)
-
-    playground = commands.add_parser(
-        "playground", help="chat with a run's models side by side, in a browser on this machine"
-    )
-    playground.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
-    playground.add_argument("--port", type=int, default=0, help="on 127.0.0.1; without it any that is free")
-    playground.set_defaults(run_command=_playground)
-
-    judge = commands.add_parser("judge", help="verdicts of people or of a language model on a run's blinded pairs")
-    judge.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
-    judge.add_argument("--verdicts", type=Path, help='people\'s, as lines {"id", "verdict": first|second|tie, "judge"}')
-    judge.add_argument("--llm", action="store_true", help="ask the model named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL")
-    judge.add_argument("--most", type=int, help="ask about so many pairs at most")
-    judge.add_argument("--yes", action="store_true", help="ask without showing the cost first")
-    judge.set_defaults(run_command=_judge)
-
-    compare = commands.add_parser("compare", help="several runs side by side: a table, a picture, a page")
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
-    compare.add_argument("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png,html}")
-    compare.set_defaults(run_command=_compare)
-
-    push = commands.add_parser("push", help="upload a run's model with its card to the Hugging Face hub")
-    push.add_argument("--run", required=True, type=Path, help="a run's folder, e.g. outputs/instruct-tiny")
-    push.add_argument("--stage", default="ppo", help="whose model (default ppo)")
-    push.add_argument("--to", help="owner/name; without it the card is only printed")
-    push.add_argument("--private", action="store_true", help="make a private repository")
-    push.set_defaults(run_command=_push)
+    folder = {"required": True, "type": Path, "help": "a run's folder, e.g. outputs/instruct-tiny"}
+    add = command(_run, "run the notebook series and print the comparison")
+    of_a_run(add)
+    add("--only", metavar="01,02", help="only the notebooks whose number starts so")
+    add = command(_train, "a notebook's code cells; with `accelerate launch -m` on several GPUs")
+    add("notebook", help="its number, such as 01_02")
+    of_a_run(add)
+    add("--settings", type=Path, metavar="FILE", help="all settings from a file, such as run.json")
+    command(_recipes, "list the recipes and their scales")
+    add = command(_rouge, 'ROUGE-1/2/L of {"predictions": [...], "references": [...]}')
+    add("file", type=Path)
+    add = command(_rank, "rank your own responses with a run's reward model")
+    add("--run", **folder)
+    add("--prompt", required=True)
+    add("--responses", required=True, help="file with one response per line, - for standard input")
+    add = command(_playground, "chat with a run's models side by side, in a browser on this machine")
+    add("--run", **folder)
+    add("--port", type=int, default=0, help="on 127.0.0.1; without it any that is free")
+    add = command(_judge, "verdicts of people or of a language model on a run's blinded pairs")
+    add("--run", **folder)
+    add("--verdicts", type=Path, help='people\'s, as lines {"id", "verdict": first|second|tie, "judge"}')
+    add("--llm", action="store_true", help="ask the model named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL")
+    add("--most", type=int, help="ask about so many pairs at most")
+    add("--yes", action="store_true", help="ask without showing the cost first")
+    add = command(_compare, "several runs side by side: a table, a picture, a page")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
+    add("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png,html}")
+    add = command(_push, "upload a run's model with its card to the Hugging Face hub")
+    add("--run", **folder)
+    add("--stage", default="ppo", help="whose model (default ppo)")
+    add("--to", help="owner/name; without it the card is only printed")
+    add("--private", action="store_true", help="make a private repository")
     return parser
-
-
-def _choice_of_run(command: argparse.ArgumentParser) -> None:
-    """The options that say which run, with which settings."""
-    command.add_argument("--recipe", default="instruct", help="which system (see `recipes`)")
-    command.add_argument("--scale", default="tiny", help="tiny (CPU, minutes, no network), t4 or full")
-    command.add_argument("--output-dir", default="outputs", help="the run's folder is made in here")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="assignments",
-        help="change a setting, e.g. --set ppo.updates=16 --set dataset=my_pairs.jsonl",
-    )
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -1,8 +1,5 @@
-"""Stopping when asked to: SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM end a training at its next safe point.
-
-Whoever asks twice is obeyed at once. What is on disk is whole either way; stopping at a safe point only saves the work
-since the last checkpoint.
-"""
+"""Stopping when asked to: SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM end a training at its next safe point,
+which saves the work since the last checkpoint; who asks twice is obeyed at once."""
 
 from __future__ import annotations
 
@@ -78,10 +75,8 @@ def terminable() -> Iterator[None]:
 
 
 class Listener:
-    """Runs work in a thread while this one listens for signals: `ask` at the first, `end` at the second.
-
-    `ask` is repeated until the work ends. `asked` is the signal's number, None without one.
-    """
+    """Runs work in a thread while this one listens for signals: `ask` at the first, repeated until the work ends, `end`
+    at the second. `asked` is the signal's number, None without one."""
 
     REPEAT_SECONDS = 2.0
 
