@@ -277,13 +277,16 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     supported under this launcher."""
     run = Run(recipe, output_dir, resume)
     entry = next((entry for entry in SERIES if entry.name.startswith(number) and _applies(run, entry)), None)
-    stages = [stage for stage in (entry.makes if entry else ()) if stage in run.stages and stage != "evaluation"]
-    if not stages or "base" in stages:
-        trained = [n.name[:5] for n in SERIES if n.makes and "base" not in n.makes and _applies(run, n)]
+    alone = {"base", "data", "evaluation"}
+    stages = [stage for stage in (entry.makes if entry else ()) if stage in run.stages and stage not in alone]
+    if not stages:
+        trained = [n.name[:5] for n in SERIES if {*n.makes} - alone and _applies(run, n)]
         raise InputError(
             f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
         )
     check_launcher(run, stages)
+    if processes.is_main():
+        check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     processes.start()
     run_cells(run, entry)
     return {stage: run.results(stage) for stage in stages}

@@ -25,3 +25,5 @@ REDUCED = (
     "evaluation.frontier_prompts=16",
     "evaluation.bootstrap_samples=200",
 )
+# Recipes of dialogues only: the others have no demonstration of reward hacking.
+DEMONSTRATION = ("evaluation.overoptimise.pairs=40", "evaluation.overoptimise.updates=2")

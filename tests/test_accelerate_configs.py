@@ -24,9 +24,12 @@ def test_a_configuration_is_read_by_accelerate_and_fits_the_recipes(path, tmp_pa
     config = load_config_from_file(str(path))
     assert isinstance(config, ClusterConfig) and config.distributed_type == DistributedType.MULTI_GPU
     assert (config.num_processes, config.mixed_precision) == (count, precision)
-    assert not yaml.safe_load(path.read_text()).keys() - {flag.dest for flag in launch_command_parser()._actions} - {
-        "compute_environment", "distributed_type",
-    }  # fmt: skip
+    known = {flag.dest for flag in launch_command_parser()._actions} | {
+        "compute_environment",
+        "distributed_type",
+        "use_cpu",
+    }
+    assert not yaml.safe_load(path.read_text()).keys() - known
     with patch_environment(LOCAL_RANK="0", RANK="0", WORLD_SIZE=str(count)):
         for name in recipe_names():
             run = Run(load_recipe(name, scale), tmp_path)

@@ -43,7 +43,7 @@ def test_a_reward_leaves_its_answers(policy, tmp_path):
     def reward(prompts, responses):
         return [0.5] * 7 + [math.nan]
 
-    with pytest.raises(TrainingError, match=r"returned nan for the answer .* the batch is in .*not_finite; the same"):
+    with pytest.raises(TrainingError, match=r"returned nan for the response .* the batch is in .*not_finite; the same"):
         tiny_trainer(policy, tmp_path, reward).train()
     tensors, told = batch(tmp_path)
     assert tensors["scores"].isnan().nonzero().tolist() == [[7]]

@@ -261,7 +261,7 @@ def test_a_hub_that_never_answers_is_waited_for_half_a_minute(hub, kept, tmp_pat
 LOADED = """
 import json, torch
 from rlhf_utils.models.loading import load_config, load_policy, load_tokenizer
-from rlhf_utils.data import load_rows
+from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.platforms.hub import recording
@@ -322,7 +322,7 @@ WRONG = {
 def test_wrong_names_are_told_before_anything_large_is_fetched_or_trained(hub, tmp_path):
     hub.asked.clear()
     commands = {("run", setting): words for setting, words in WRONG.items()}
-    commands["train", "sft", "policy=me/typo"] = WRONG["policy=me/typo"]
+    commands["train", "01_02", "policy=me/typo"] = WRONG["policy=me/typo"]
     processes = {
         command: subprocess.Popen(
             [sys.executable, "-m", "rlhf_utils", *command[:-1], "--scale", "t4", "--set", command[-1]],
@@ -354,8 +354,8 @@ def test_what_a_model_is_for_is_told_from_its_configuration(hub, tmp_path):
 @pytest.mark.slow
 def test_opening_a_notebook_looks_at_the_names_of_all_stages(hub, tmp_path):
     code = (
-        "from rlhf_utils.report.notebook import start\n"
-        "start('instruct', 't4', 'out', {'models.reward_model': 'me/typo'}, True, '01_data_and_baseline')"
+        "from rlhf_utils.series import open_run\n"
+        "open_run('01_01', 'instruct', 't4', 'out', {'models.reward_model': 'me/typo'}, True)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(hub.url, tmp_path), capture_output=True, text=True

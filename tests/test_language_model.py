@@ -79,8 +79,8 @@ def test_values_are_those_of_fp32_whatever_autocast_they_stand_in():
     torch.nn.init.normal_(actor.value_head.weight, std=3.0)
     states = torch.randn(20, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = actor.value_head(states)
-    assert found.dtype == torch.float32 and torch.equal(found, actor.value_head(states))
+        found = actor.value(states)
+    assert found.dtype == torch.float32 and torch.equal(found, actor.value(states))
 
 
 def test_a_head_stored_in_16_bits_computes_in_fp32():

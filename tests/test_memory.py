@@ -147,7 +147,8 @@ def test_a_trl_training_continues_with_the_same_losses(tmp_path, after):
     assert saving.is_gradient_checkpointing == bool(after)
     trainer, other = sft(tmp_path / "work")
     seen = limited(other.transformer, 2, ERRORS[1], after)
-    train_resumably(trainer, tmp_path / "work")
+    with remembering(tmp_path / "work"):
+        train_resumably(trainer, tmp_path / "work")
     assert seen[-1] <= 2
     assert losses(trainer) == pytest.approx(losses(usual), abs=1e-4)
     if not after:

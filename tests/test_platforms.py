@@ -185,7 +185,7 @@ def test_of_two_gpus_one_is_used(monkeypatch, visible, rank, seen):
 
 def test_the_gpu_is_chosen_before_torch_is_loaded():
     """Else two visible GPUs would mean DataParallel, which trl refuses."""
-    code = "import sys, rlhf_utils.report.notebook; sys.exit('torch' in sys.modules)"
+    code = "import sys, rlhf_utils.series; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
 
 
@@ -228,7 +228,6 @@ def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
         from rlhf_utils.data.sources import load_rows
         from rlhf_utils.models.loading import load_policy, load_tokenizer
         from rlhf_utils.runs.run import Run
-from rlhf_utils.series import open_run
         from rlhf_utils.platforms.runtime import detect_device
         attached = sys.argv[1]
         for data in ("pairs.jsonl", "saved"):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from test_language_model import of
 from tiny import PROMPTS, one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 
-from rlhf_utils import data as package_data
+from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.rewards import reward_model
 from rlhf_utils.settings.recipes import load_recipe
@@ -63,7 +63,7 @@ def test_every_cell_runs_and_the_trainer_gives_the_same_numbers(tmp_path, monkey
     else:
         save_model(of(architecture), tiny_tokenizer(), tmp_path / "sft")
     data = SimpleNamespace(splits={"ppo": Dataset.from_dict({"prompt": PROMPTS})})
-    monkeypatch.setattr(package_data.PreparedData, "load", lambda folder: data)
+    monkeypatch.setattr(PreparedData, "load", lambda folder: data)
     monkeypatch.setattr(reward_model, "load_reward", lambda folder, device: letters)
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     run = SimpleNamespace(recipe=load_recipe("instruct", "tiny"), folder=lambda stage: tmp_path / stage)

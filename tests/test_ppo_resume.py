@@ -176,7 +176,7 @@ def test_how_a_training_is_watched_may_change_when_it_goes_on(policy, tmp_path):
 KILLED_BEFORE = {
     "the value head is written": (checkpoint, "save_file", 2),
     "a checkpoint is marked complete": (checkpoint, "write_json", 2),
-    "a checkpoint takes its place": (files, "_flush", 2),
+    "a checkpoint takes its place": (files, "_remove_leftovers", 4),
     "old checkpoints are thinned": (checkpoint.CheckpointStore, "thin", 2),
     "the KL coefficient is adapted": (trainer_module, "adapted_kl_coefficient", 4),
 }

@@ -304,7 +304,7 @@ def test_what_is_not_supported_says_so(two_processes, monkeypatch, overrides, en
 @pytest.mark.parametrize("number", ["04_01", "01_01", "02_03", "07"])
 def test_a_notebook_that_trains_nothing_is_refused(tmp_path, monkeypatch, number):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with pytest.raises(InputError, match="there are: 01_02, 01_03, 02_02, 03_02"):
+    with pytest.raises(InputError, match="there are: 01_02, 01_03, 02_02, 03_02, 04_02$"):
         series.train(number, load_recipe("instruct", "tiny"), str(tmp_path), True)
     assert not list(tmp_path.iterdir())
 

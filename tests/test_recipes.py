@@ -112,7 +112,7 @@ def test_refused_overrides(overrides, words):
         ({"data.prompt_tokens": [8, 2]}, ["prompt_tokens [8, 2] must be the least and the most"]),
         ({"ppo.kl_controller": "adaptive", "ppo.kl_horizon": 64}, ["kl_horizon 64 is shorter than one rollout of 128"]),
         ({"ppo.lora.dropout": 0.1}, ["lora.dropout must be 0 in PPO"]),
-        ({"form": "continuation", "ppo.critic": "separate"}, ["ppo.critic separate"]),
+        ({"form": "continuation", "ppo.critic": "separate", "evaluation.overoptimise": None}, ["ppo.critic separate"]),
         ({"policy": "none"}, ["policy cannot be unset"]),
         ({"sft.batch_size": 24, "sft.micro_batch_size": 5}, ["sft: batch_size 24", "micro_batch_size 5"]),
         ({"reward_model.batch_size": 16, "reward_model.micro_batch_size": 5}, ["reward_model: batch_size 16"]),

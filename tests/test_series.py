@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
-from reduced import REDUCED
+from reduced import DEMONSTRATION, REDUCED
 from soak.soak import Series, differences, interrupt
 
 from rlhf_utils import series
@@ -33,7 +33,8 @@ MODELS = ("base", "sft", "sft_qlora", "ppo")
 
 
 def run_command(folder: Path, *extra: str) -> list[str]:
-    settings = [part for setting in REDUCED for part in ("--set", setting)]
+    settings = (*REDUCED, *(() if "imdb" in extra else DEMONSTRATION))
+    settings = [part for setting in settings for part in ("--set", setting)]
     return [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", str(folder), *settings, *extra]
 
 
@@ -129,7 +130,7 @@ def test_the_second_call_skips_everything_and_says_the_same(told):
 @pytest.mark.slow
 def test_a_run_that_is_ended_in_every_way_ends_like_one_that_was_not(told, tmp_path):
     """The soak in short (`python tests/soak/soak.py --kills 20`): these stages of `told` were made in one go."""
-    ended = Series(tmp_path, REDUCED)
+    ended = Series(tmp_path, (*REDUCED, *DEMONSTRATION))
     moments = [("reward_model", 1.0), ("ppo", 1.5)]
     tallies = interrupt(ended, moments)
     assert not [what for tally in tallies.values() for what in tally.wrong]
@@ -139,7 +140,7 @@ def test_a_run_that_is_ended_in_every_way_ends_like_one_that_was_not(told, tmp_p
 
 @pytest.mark.slow
 def test_a_changed_ppo_setting_would_run_ppo_and_evaluation_again(told):
-    overrides = {**parse_assignments(list(REDUCED)), "ppo.kl_coefficient": 0.2}
+    overrides = {**parse_assignments([*REDUCED, *DEMONSTRATION]), "ppo.kl_coefficient": 0.2}
     run = Run.open("instruct", "tiny", told.root.parent, overrides)
     assert [n.name for n in SERIES if not series._is_done(run, n)] == [
         "03_02_ppo_training",

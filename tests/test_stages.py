@@ -16,7 +16,6 @@ from tiny_sft import sft
 from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.evaluation.reward_report import reward_report
-from rlhf_utils.models.generation import Answer
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl, write_text
@@ -172,9 +171,8 @@ def test_a_model_too_short_for_the_texts_is_told_before_anything_is_trained(tmp_
 @pytest.mark.parametrize("text", ["a\rb", 'a "b", c', "a\nb\r\n", "", "1", "\u2028"])
 def test_samples_survive_any_text(tmp_path, text):
     split = Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": text, "chosen": text}])
-    answers = [Answer("x", [1], True), Answer(text, [1, 2], False)]
     rouge = {"rougeL": [0.5, 1.0]}
-    result = evaluation.Answered(answers, [0.25, -1.0], None, rouge, None, [0.0, 0.0], [1.0, 1.0])
+    result = evaluation.Answered(["x", text], [True, False], [0.25, -1.0], None, [1.0, 1.0], [0.0, 0.0], [1, 2], rouge)
     path = tmp_path / "samples.csv"
     write_text(path, evaluation.samples_csv(split, {"sft": result}))
     with path.open(newline="", encoding="utf-8") as file:

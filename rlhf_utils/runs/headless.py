@@ -34,9 +34,6 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    # The kernel inherits both: nobody is there to click on a form, and its debugger, which nobody attaches to, need not
-    # warn on stderr that Python's own frozen modules cannot be stepped into.
-    os.environ |= {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     target, root = run.notebooks / f"{name}.ipynb", notebook.parents[1]
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
     where = notebook.relative_to(root)
@@ -45,7 +42,7 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
     listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
     try:
-        with disk_errors(running), _progress_line(run.root / ".progress.json", label):
+        with disk_errors(running), _kernel_environment(), _progress_line(run.root / ".progress.json", label):
             listener.run(
                 lambda: papermill.execute_notebook(
                     unformatted(notebook),
@@ -86,6 +83,20 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     if listener.asked is not None:
         raise Stopped(listener.asked)
     return round(time.time() - started, 1)
+
+
+@contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not
+    warn on stderr that Python's own frozen modules cannot be stepped into."""
+    told = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def unformatted(path: Path) -> str:

@@ -194,7 +194,7 @@ class RunCallback(TrainerCallback):
             mark_complete(Path(args.output_dir), state.global_step)
 
 
-def train_resumably(trainer: Trainer, work: Path, title: str) -> None:
+def train_resumably(trainer: Trainer, work: Path, title: str = "training") -> None:
     """Train from the newest whole checkpoint in `work`. Where memory runs out, the training goes on from there with
     half the micro-batch and the same batch."""
     arguments = trainer.args

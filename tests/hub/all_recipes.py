@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 from rlhf_utils.platforms.runtime import prepare_environment, quiet_libraries
 from rlhf_utils.runs.run import Run
@@ -37,6 +38,7 @@ REDUCED = {
 
 def main(output_dir: str, names: list[str]) -> None:
     prepare_environment()
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
     from made import make
 
     from rlhf_utils.evaluation.compare import evaluate_models
