@@ -111,10 +111,10 @@ def publish(run: Path, *others: Path) -> list[Path]:
         executed, notebook = nbformat.read(executed_path, as_version=4), nbformat.read(path, as_version=4)
         # papermill adds a cell with the parameters it was called with.
         cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        if [cell.source for cell in cells] != [cell.source for cell in notebook.cells]:
+        done_cells, code = ([cell for cell in each if cell.cell_type == "code"] for each in (cells, notebook.cells))
+        if [cell.source for cell in done_cells] != [cell.source for cell in code]:
             raise InputError(f"{entry.path} has changed since {executed_path} was executed; run the series again")
-        code = [(cell, done) for cell, done in zip(notebook.cells, cells, strict=True) if cell.cell_type == "code"]
-        for count, (cell, done) in enumerate(code, start=1):
+        for count, (cell, done) in enumerate(zip(code, done_cells, strict=True), start=1):
             cell.execution_count = count
             cell.outputs = [_cleaned(output, count) for output in done.outputs]
         about = {"run": source.name, "seed": record["seed"], "recipe_hash": record["recipe_hash"]}
