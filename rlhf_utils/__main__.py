@@ -150,7 +150,7 @@ def _recipes(_: argparse.Namespace) -> None:
             print(
                 f"      {needs.machine}: about {needs.minutes:.0f} min, {needs.memory_gb:g} GB of {memory}, {download}"
             )
-    print("Measured at scale tiny; no GPU has been timed yet, and what is said of them is an estimate.")
+    print("Measured: instruct at scale tiny. The rest are estimates; no GPU has been timed yet.")
 
 
 def _rouge(options: argparse.Namespace) -> None:

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.series import ROOT, SERIES
+from rlhf_utils.settings.recipes import load_recipe
 
 
 def executed(source: Path, text: str) -> nbformat.NotebookNode:
@@ -47,6 +49,13 @@ def run(tmp_path, monkeypatch) -> Path:
         nbformat.write(executed(root / entry.path, "a line\n"), run / "notebooks" / f"{entry.name}.ipynb")
     monkeypatch.setattr(published, "ROOT", root)
     return run
+
+
+def test_what_a_recipe_says_that_it_needs_is_what_the_published_run_took():
+    record, needs = read_json(ROOT / "docs/example_run/instruct-tiny/run.json"), load_recipe("instruct", "tiny").needs
+    minutes = sum(about["seconds"] for about in record["notebooks"].values()) / 60
+    memory = max(about["peak_host_bytes"] for about in record["stages"].values()) / 1e9
+    assert minutes / 1.25 < needs.minutes < minutes * 1.25 and memory / 1.25 < needs.memory_gb < memory * 1.25
 
 
 def test_outputs_and_small_files_are_taken_over_and_nothing_else(run):

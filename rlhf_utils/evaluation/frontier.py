@@ -19,7 +19,6 @@ from rlhf_utils.evaluation.statistics import figures
 from rlhf_utils.models.loading import copy_model, load_policy
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import link_or_copy, read_json, read_jsonl, write_json
-from rlhf_utils.platforms.memory import add_seconds, phase
 from rlhf_utils.runs.run import Run, Stage
 from rlhf_utils.settings.sections import PPOConfig
 
@@ -90,14 +89,10 @@ def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
         return run.results("ppo")
     work, stage = trainer.output_dir, Stage(run, "ppo", run.work("ppo"))
     history = read_jsonl(work / "metrics.jsonl")
-    for line in history:
-        for name, seconds in line["phase_seconds"].items():
-            add_seconds(name, seconds)  # of all updates, those of earlier processes among them
     policies = {0: (run.folder("sft"), 0.0)} | trainer.store.measured()
     trainer.learner.optimizer.state.clear()  # measuring needs the memory
-    with phase("evaluate"):
-        points = measure_policies(stage, Evaluator(run), policies)
-    decision = choose(points, run.recipe.ppo.kl_budget)
+    points = measure_policies(stage, Evaluator(run), policies)
+    decision = choose(points, trainer.config.kl_budget)
     update = decision["chosen_update"]
     chosen, kl = policies[update]
 
@@ -117,7 +112,7 @@ def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
         published=f"update-{update:06d}",
         published_kl=kl,
         rule=decision["rule"],
-        stopped=stopped(history, run.recipe.ppo, update),
+        stopped=stopped(history, trainer.config, update),
         **{key: history[-1][key] for key in ("episodes", "reward", "kl", "eos_rate")},
     )
     return run.results("ppo")

@@ -95,6 +95,18 @@ def divided(rows: int, name: str) -> int:
     return rows // count()
 
 
+@contextlib.contextmanager
+def environment(**told: str) -> Iterator[None]:
+    """In the block these variables are set in this process's environment, and in that of what it starts."""
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
 def without_launcher() -> dict[str, str]:
     """This process's environment for a program that is to run alone."""
     told = {name for name in os.environ if name in _LAUNCHER or name.startswith(_LAUNCHER_PREFIXES)}

@@ -23,7 +23,7 @@ from rlhf_utils.models.loading import checkpoint_gradients, padding
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
-from rlhf_utils.platforms.memory import remembering
+from rlhf_utils.platforms.memory import add_seconds, remembering
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
 from rlhf_utils.ppo.health import warnings_of
@@ -131,6 +131,9 @@ class PPOTrainer:
                     self._end_within_budget()
                 elif asked:
                     break
+        for line in self.history:
+            for name, seconds in line["phase_seconds"].items():
+                add_seconds(name, seconds)  # of all updates, those of earlier processes among them
 
     def collect(self) -> Rollout:
         """Sample, score and shape a batch with the present policy, and measure the policy by it: `rollout.figures`.

@@ -15,12 +15,16 @@ from typing import Any
 
 import psutil
 
+from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import disk_errors, read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Listener, Stopped
 
+# What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not warn
+# on stderr that Python's own frozen modules cannot be stepped into.
+_KERNEL = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 _POLL_SECONDS, _LINE_EVERY_SECONDS = 0.5, 30.0
 
 
@@ -42,7 +46,7 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
     listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
     try:
-        with disk_errors(running), _kernel_environment(), _progress_line(run.root / ".progress.json", label):
+        with disk_errors(running), processes.environment(**_KERNEL), _progress_line(run.root / ".progress.json", label):
             listener.run(
                 lambda: papermill.execute_notebook(
                     unformatted(notebook),
@@ -83,20 +87,6 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     if listener.asked is not None:
         raise Stopped(listener.asked)
     return round(time.time() - started, 1)
-
-
-@contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not
-    warn on stderr that Python's own frozen modules cannot be stepped into."""
-    told = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ |= told
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def unformatted(path: Path) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 
@@ -34,18 +35,11 @@ _mine: set[Path] = set()
 @contextmanager
 def series_lock(root: Path) -> Iterator[None]:
     """Hold the run in `root` for a series and the kernels it starts; InputError where another process writes there."""
-    before = os.environ.get(SERIES)
     with _held(root, _SERIES_LOCK, PATIENCE_SECONDS):
         with _held(root, _STAGE_LOCK, PATIENCE_SECONDS):
             pass  # nobody makes a stage there by hand
-        os.environ[SERIES] = str(root.resolve())
-        try:
+        with processes.environment(**{SERIES: str(root.resolve())}):
             yield
-        finally:
-            if before is None:
-                del os.environ[SERIES]
-            else:
-                os.environ[SERIES] = before
 
 
 @contextmanager

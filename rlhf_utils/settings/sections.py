@@ -332,8 +332,8 @@ class EvaluationSettings(Section):
 
 
 class Needs(Section):
-    """What the whole series takes at a scale. Of `tiny` it was measured, and a test compares it with a run's record; of
-    the GPUs it is an estimate until somebody sends a measurement."""
+    """What the whole series takes at a scale. Of recipe instruct at `tiny` it was measured, and a test compares it with
+    the published run; all the rest are estimates until somebody sends a measurement."""
 
     machine: str = "two CPU cores"
     minutes: Positive = 10.0
