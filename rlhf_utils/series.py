@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,43 +34,12 @@ from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import LORA_PLACES, flat
 
-ROOT = Path(__file__).resolve().parents[1]
 # What the one cell tagged `parameters` of every notebook holds.
 PARAMETERS = frozenset(("recipe", "scale", "output_dir", "overrides", "resume"))
-
-
-@dataclass(frozen=True)
-class Notebook:
-    """One notebook of the series, the stages it makes, those it only reads, and the form of recipes that it is for."""
-
-    path: str
-    makes: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    form: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`02_01_preference_data`: the section's number and the notebook's own name."""
-        folder, file = self.path.split("/")
-        return f"{folder[:2]}_{file.removesuffix('.ipynb')}"
-
-
-SERIES = (
-    Notebook("01_supervised_finetuning/01_data_and_baseline.ipynb", makes=("base", "data")),
-    Notebook("01_supervised_finetuning/02_full_finetuning.ipynb", makes=("sft",)),
-    Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
-    Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
-    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
-    Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
-    Notebook("03_ppo_alignment/01_ppo_from_scratch.ipynb", reads=("sft", "reward_model", "data")),
-    Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
-    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
-    Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",)),
-    Notebook("04_evaluation/03_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
-)
 
 
 def open_run(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.runs import stages
 from rlhf_utils.runs.run import LIBRARIES, Run
 from rlhf_utils.runs.stages import STAGES
 from rlhf_utils.series import SERIES
@@ -273,6 +275,22 @@ def test_a_training_is_published_with_what_was_found_while_it_ran(tmp_path):
     assert lines == [{"step": 1, "loss": 2.0}, {"summary": True, "seconds": 3.0, "method": "full"}]
     about = stages_of(run)["sft"]
     assert about["state"] == "complete" and about["phase_seconds"] is not None and about["versions"]["torch"]
+
+
+def test_edited_code_puts_out_of_date_what_it_makes_and_looking_at_it_does_not(tmp_path, monkeypatch):
+    for path in {notebook.path for notebook in SERIES}:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy2(stages.ROOT / path, tmp_path / path)
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    make(open_run(tmp_path), *USUAL)
+    path = tmp_path / "01_supervised_finetuning/02_full_finetuning.ipynb"
+    text = path.read_text()
+    path.write_text(text.replace("it rises again", "it climbs again"))
+    assert "climbs" in path.read_text() and open_run(tmp_path).has("sft")
+    path.write_text(text.replace('lr_scheduler_type=\\"cosine\\"', 'lr_scheduler_type=\\"linear\\"'))
+    run = open_run(tmp_path)
+    assert {name for name in USUAL if not run.is_complete(name)} == {"sft", "reward_model", "ppo", "evaluation"}
+    assert "with other settings, code cells or data" in refusal(run, "sft")
 
 
 def test_progress_can_be_read_at_any_time(tmp_path):

@@ -39,7 +39,7 @@ from rlhf_utils.platforms.names import EMBEDDED, is_there, local_path
 from rlhf_utils.platforms.packaged import check_packaged
 from rlhf_utils.platforms.runtime import detect_device, reach_drive
 from rlhf_utils.runs.locks import stage_lock
-from rlhf_utils.runs.stages import STAGES
+from rlhf_utils.runs.stages import STAGES, making_code
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import Shares, flat
 from rlhf_utils.settings.template import check_template
@@ -174,11 +174,12 @@ class Run:
         return self.checkpoints / ".work" / f"{stage}-{self.fingerprint(stage)[:8]}"
 
     def fingerprint(self, stage: str) -> str:
-        """Hash of everything the result of `stage` depends on: settings, local data, local model, earlier stages."""
+        """Hash of all that `stage` depends on: settings, its notebook's code, local data and model, earlier stages."""
         if stage not in self._fingerprints:
             parts = [
                 stage,
                 self.recipe.section_hash(*self._settings(stage)),
+                "" if self.ready_model(stage) else making_code(stage, self.recipe.form),
                 *(self.fingerprint(name) for name in self.needs(stage)),
                 *(content_hash(local_path(source)) for source in self._sources(stage) if is_there(source)),
             ]
@@ -256,7 +257,7 @@ class Run:
             for key in now
             if key in before and before[key] != now[key] and f"{key}.".startswith(relevant)
         ]
-        return f" ({', '.join(changed[:3])})" if changed else " or data"
+        return f" ({', '.join(changed[:3])})" if changed else ", code cells or data"
 
     def _ancestry(self, stage: str) -> list[str]:
         return [stage, *(ancestor for name in self.needs(stage) for ancestor in self._ancestry(name))]

@@ -1,10 +1,15 @@
-"""The stages of a run: what each is made from, which settings change it, and what it leaves."""
+"""The notebooks of the series and the stages they make: what each is made from, what changes it, what it leaves."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from rlhf_utils.settings.sections import EvaluationSettings
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,48 @@ STAGES: dict[str, StageKind] = {
         ("evaluation/overoptimise.json",),
     ),
 }
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook of the series, the stages it makes, those it only reads, and the form of recipes that it is for."""
+
+    path: str
+    makes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    form: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`02_01_preference_data`: the section's number and the notebook's own name."""
+        folder, file = self.path.split("/")
+        return f"{folder[:2]}_{file.removesuffix('.ipynb')}"
+
+
+SERIES = (
+    Notebook("01_supervised_finetuning/01_data_and_baseline.ipynb", makes=("base", "data")),
+    Notebook("01_supervised_finetuning/02_full_finetuning.ipynb", makes=("sft",)),
+    Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
+    Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
+    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
+    Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
+    Notebook("03_ppo_alignment/01_ppo_from_scratch.ipynb", reads=("sft", "reward_model", "data")),
+    Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
+    Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
+    Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",)),
+    Notebook("04_evaluation/03_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
+)
+
+
+def making_code(stage: str, form: str) -> str:
+    """The code cells that make `stage` in recipes of this form: those of its notebook up to the last that publishes.
+    What follows only looks at the result. Empty where the package makes it."""
+    paths = [ROOT / n.path for n in SERIES if stage in n.makes and n.form in (None, form)]
+    if not paths or not paths[0].is_file():
+        return ""
+    cells = json.loads(paths[0].read_text(encoding="utf-8"))["cells"]
+    code = [
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("tags")
+    ]
+    publishing = [i for i, cell in enumerate(code) if re.search(r"\bpublish(_\w+)?\(", cell)]
+    return "\n".join(code[: publishing[-1] + 1]) if publishing else ""
