@@ -202,32 +202,24 @@ def _playground(options: argparse.Namespace) -> None:
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from rlhf_utils.evaluation.judging import (
-        Endpoint,
-        add_verdict,
-        cost,
-        judge_pairs,
-        outcome,
-        read_pairs,
-        read_verdicts,
-    )
+    from rlhf_utils.evaluation import judging
 
     folder = options.run / "evaluation"
-    pairs = read_pairs(folder)
+    pairs = judging.read_pairs(folder)
     if options.verdicts:
-        for judge, given in read_verdicts(options.verdicts, folder).items():
+        for judge, given in judging.read_verdicts(options.verdicts, folder).items():
             for pair, verdict in given.items():
-                add_verdict(folder, pair, verdict, judge)
+                judging.add_verdict(folder, pair, verdict, judge)
     if options.llm:
-        endpoint = Endpoint()
-        print(f"{endpoint.model} at {endpoint.url}: {cost(pairs[: options.most])}", file=sys.stderr)
+        endpoint = judging.Endpoint()
+        print(f"{endpoint.model} at {endpoint.url}: {judging.cost(pairs[: options.most])}", file=sys.stderr)
         if not options.yes:
             raise InputError("nothing was asked yet: add --yes if that is worth it to you, or --most N for fewer pairs")
-        told = judge_pairs(
+        told = judging.judge_pairs(
             folder, endpoint, options.most, lambda done, total: print(f"  pair {done} of {total}", file=sys.stderr)
         )
         print(f"asked about {told['asked']} pairs: {told['consistent']} judged alike in both orders", file=sys.stderr)
-    print(json.dumps(outcome(folder), indent=2))
+    print(json.dumps(judging.outcome(folder), indent=2))
 
 
 def _compare(options: argparse.Namespace) -> None:

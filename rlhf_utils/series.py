@@ -15,20 +15,9 @@ from typing import Any
 
 from rlhf_utils.data.prepare import check_enough, check_rows
 from rlhf_utils.data.sources import is_local, load_rows
-from rlhf_utils.platforms import processes
+from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
-from rlhf_utils.platforms.runtime import (
-    DRIVE,
-    HEADLESS,
-    check_cache,
-    detect_device,
-    is_attended,
-    is_on_drive,
-    platform_name,
-    prepare_environment,
-    quiet_libraries,
-)
 from rlhf_utils.runs.headless import run_notebook
 from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
 from rlhf_utils.runs.locks import series_lock
@@ -39,28 +28,27 @@ from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import LORA_PLACES, flat
 
 # What the one cell tagged `parameters` of every notebook holds.
-PARAMETERS = frozenset(("recipe", "scale", "output_dir", "overrides", "resume"))
+PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
 
 
 def open_run(
     notebook: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool
 ) -> Run:
-    """The run of the notebook whose number is `notebook` ("03_02"), in one line what runs where, and what the recipe
-    says of this notebook. What earlier notebooks would have made and is missing is made first."""
-    prepare_environment()
-    quiet_libraries()
+    """The run of the notebook whose number is `notebook` ("03_02"); prints what runs where and what the recipe says of
+    this notebook. Stages of earlier notebooks that are missing are made first."""
+    runtime.prepare_environment()
+    runtime.quiet_libraries()
     _refuse_unknown_parameters()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
-    if HEADLESS not in os.environ and processes.is_main():
-        # The series has looked at them.
+    if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
-    device = detect_device()
+    device = runtime.detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
-    if platform_name() == "colab" and is_attended() and not is_on_drive(run.root):
+    if runtime.platform_name() == "colab" and runtime.is_attended() and not runtime.is_on_drive(run.root):
         print(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: "
-            f'output_dir = "{DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
+            f'output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
         )
     _make_missing(run, entry, overrides)
     if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
@@ -73,7 +61,7 @@ def open_run(
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
     """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
     needed = missing_before(run, entry)
-    if needed and HEADLESS not in os.environ and processes.is_main():
+    if needed and runtime.HEADLESS not in os.environ and processes.is_main():
         earlier = [n for n in SERIES[: SERIES.index(entry)] if _applies(run, n) and needed & {*_makes(run, n)}]
         needs, names = run.recipe.needs, [n.name[:5] for n in earlier]
         print(
@@ -92,13 +80,12 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
 
 def missing_before(run: Run, entry: Notebook) -> set[str]:
     """The stages that `entry` reads or that what it makes is made from, as far as they are not there."""
-    wanted, own = [*_makes(run, entry), *_reads(run, entry)], {*_makes(run, entry)}
-    needed: set[str] = set()
+    makes = _makes(run, entry)
+    wanted, needed = [*makes, *_reads(run, entry)], set()
     while wanted:
-        for need in run.needs(stage := wanted.pop()):
-            wanted += [need]
-        needed |= {stage} - own
-    return {stage for stage in needed if not run.is_complete(stage)}
+        needed.add(stage := wanted.pop())
+        wanted += run.needs(stage)
+    return {stage for stage in needed.difference(makes) if not run.is_complete(stage)}
 
 
 def run_series(
@@ -106,28 +93,17 @@ def run_series(
 ) -> Run:
     """Execute the chosen notebooks; returns the run. Raises InputError for bad input, TrainingError for a failed
     notebook."""
-    chosen = _chosen(only)
-    missing = [notebook.path for notebook in chosen if not (ROOT / notebook.path).is_file()]
-    if missing:
-        raise InputError(
-            f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
-        )
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
-    chosen = [notebook for notebook in chosen if _applies(run, notebook)]
-    _check_input(run, chosen, check_names(run, _unmade(run, chosen, fresh)))
+    chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
+    unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
+    _check_input(run, chosen, check_names(run, unmade))
     begun = [folder for folder in (run.root, *run.root.parents) if not os.path.exists(folder)]
     run.make_folders()
-    parameters = {
-        "recipe": recipe,
-        "scale": scale,
-        "output_dir": _as_seen_from_root(output_dir),
-        "overrides": overrides,
-        "resume": not fresh,
-    }
+    values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
     with series_lock(run.root):
         try:
-            _execute_all(run, chosen, parameters)
+            _execute_all(run, chosen, dict(zip(PARAMETERS, values, strict=True)))
         except InputError:
             if begun and not any(run.checkpoints.glob("*/stage.json")):
                 shutil.rmtree(run.root, ignore_errors=True)
@@ -150,26 +126,56 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
         print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
 
 
-def _unmade(run: Run, chosen: list[Notebook], fresh: bool) -> list[str]:
-    """The stages that the notebooks are going to make."""
-    wanted = [stage for notebook in chosen for stage in _makes(run, notebook)]
-    return [stage for stage in wanted if fresh or not run.is_complete(stage)]
+def _key(run: Run, notebook: Notebook) -> str:
+    """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
+    cells = json.loads((ROOT / notebook.path).read_text(encoding="utf-8"))["cells"]
+    # The outputs that are stored with it are not part of what it does.
+    parts = ["".join(cell["source"]) for cell in cells]
+    parts += [run.fingerprint(stage) for stage in (*_makes(run, notebook), *_reads(run, notebook))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
-    return {
-        key: _as_seen_from_root(value) if _names_a_path(key) and _exists(value) else value
-        for key, value in overrides.items()
-    }
+def _is_done(run: Run, notebook: Notebook) -> bool:
+    record = run.record()["notebooks"].get(notebook.name, {})
+    return (
+        (record.get("state"), record.get("key")) == ("complete", _key(run, notebook))
+        and (run.notebooks / f"{notebook.name}.ipynb").is_file()
+        and all(run.is_complete(stage) for stage in _makes(run, notebook))
+    )
 
 
-def _names_a_path(key: str) -> bool:
-    return key in ("dataset", "policy") or key.startswith("models.")
+def _chosen(only: list[str] | None) -> list[Notebook]:
+    """The notebooks whose name starts with one of `only`."""
+    missing = [notebook.path for notebook in SERIES if not (ROOT / notebook.path).is_file()]
+    if missing:
+        raise InputError(
+            f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
+        )
+    for wanted in only or ():
+        if not wanted or not any(notebook.name.startswith(wanted) for notebook in SERIES):
+            raise InputError(
+                f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
+            )
+    return [notebook for notebook in SERIES if only is None or notebook.name.startswith(tuple(only))]
 
 
-def _exists(path: Any) -> bool:
-    return isinstance(path, str) and is_there(path)
+def _applies(run: Run, notebook: Notebook) -> bool:
+    """Whether `notebook` has something to show: a stage that this recipe has and that is more than fetched. A ready
+    reward model is measured, and that is worth a notebook."""
+    shown = {*run.stages} - {*run.fetched} | {"base", "data", "reward_model"} & {*run.stages}
+    return notebook.form in (None, run.recipe.form) and (not notebook.makes or bool(shown & {*notebook.makes}))
+
+
+def _makes(run: Run, notebook: Notebook) -> list[str]:
+    """The stages that `notebook` makes in this run. What is only fetched comes with the base model, and with the
+    comparison for those who have nothing but ready models."""
+    own = {*notebook.makes} & {*run.stages}
+    fetched = run.fetched if {"base", "evaluation"} & own else ()
+    return [stage for stage in run.stages if stage in own or stage in fetched]
+
+
+def _reads(run: Run, notebook: Notebook) -> list[str]:
+    return [stage for stage in notebook.reads if stage in run.stages]
 
 
 def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
@@ -188,11 +194,11 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
     if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
-        check_cache()
+        runtime.check_cache()
     named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
     adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
     asked = any(value and value != EMBEDDED and (is_folder(value) or value in on_hub) for value in named)
-    if asked or any({*a.modules} - {*LORA_PLACES} for a in adapters):
+    if asked or any({*adapter.modules} - {*LORA_PLACES} for adapter in adapters):
         from rlhf_utils.runs.named import check_named_models  # imports torch, which takes seconds
 
         check_named_models(run, on_hub)
@@ -202,41 +208,22 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         check_enough(rows, recipe.data, recipe.seed, run.splits)
 
 
-def _makes(run: Run, notebook: Notebook) -> list[str]:
-    """The stages that `notebook` makes in this run. What is only fetched comes with the base model, and with the
-    comparison for those who have nothing but ready models."""
-    own = [stage for stage in notebook.makes if stage in run.stages]
-    if not {"base", "evaluation"} & set(own):
-        return own
-    return [stage for stage in run.stages if stage in own or stage in run.fetched]
+def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
+    there = {
+        key for key, value in overrides.items() if _names_a_path(key) and isinstance(value, str) and is_there(value)
+    }
+    return {key: _as_seen_from_root(value) if key in there else value for key, value in overrides.items()}
 
 
-def _reads(run: Run, notebook: Notebook) -> list[str]:
-    return [stage for stage in notebook.reads if stage in run.stages]
+def _names_a_path(key: str) -> bool:
+    return key in ("dataset", "policy") or key.startswith("models.")
 
 
-def _applies(run: Run, notebook: Notebook) -> bool:
-    """Whether `notebook` has something to show: a stage that this recipe has and that is more than fetched.
-
-    A ready reward model is measured, and that is worth a notebook.
-    """
-    if notebook.form and notebook.form != run.recipe.form:
-        return False
-    return not notebook.makes or any(
-        stage in run.stages and (stage not in run.fetched or stage in ("base", "data", "reward_model"))
-        for stage in notebook.makes
-    )
-
-
-def _chosen(only: list[str] | None) -> list[Notebook]:
-    if only is None:
-        return list(SERIES)
-    for wanted in only:
-        if not wanted or not any(notebook.name.startswith(wanted) for notebook in SERIES):
-            raise InputError(
-                f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
-            )
-    return [notebook for notebook in SERIES if any(notebook.name.startswith(wanted) for wanted in only)]
+def _as_seen_from_root(folder: str) -> str:
+    """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
+    path = local_path(Path(folder))
+    return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
 
 
 def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[str, dict]:
@@ -244,19 +231,22 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
     supported under this launcher."""
     run = Run(recipe, output_dir, resume)
-    entry = next((entry for entry in SERIES if entry.name.startswith(number) and _applies(run, entry)), None)
-    alone = {"base", "data", "evaluation"}
-    stages = [stage for stage in (entry.makes if entry else ()) if stage in run.stages and stage not in alone]
-    if not stages:
-        trained = [n.name[:5] for n in SERIES if {*n.makes} - alone and _applies(run, n)]
+
+    def trained(entry: Notebook) -> list[str]:
+        own = [stage for stage in entry.makes if stage in run.stages] if _applies(run, entry) else []
+        return [stage for stage in own if stage not in ("base", "data", "evaluation")]
+
+    training = {entry.name[:5]: entry for entry in SERIES if trained(entry)}
+    if number not in training:
         raise InputError(
-            f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
+            f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(training)}"
         )
+    stages = trained(training[number])
     check_launcher(run, stages)
     if processes.is_main():
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     processes.start()
-    run_cells(run, entry)
+    run_cells(run, training[number])
     return {stage: run.results(stage) for stage in stages}
 
 
@@ -264,8 +254,8 @@ def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
     """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables."""
     recipe, texts = run.recipe, {"title", "description", "reading", "needs"}
     settings = recipe.model_dump(mode="json", exclude={"name", "scale", *texts})
-    parameters = {"recipe": recipe.name, "scale": recipe.scale, "output_dir": str(run.root.parent)}
-    return execute(ROOT / entry.path, {**parameters, "overrides": settings, "resume": run.resume})
+    values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)
+    return execute(ROOT / entry.path, dict(zip(PARAMETERS, values, strict=True)))
 
 
 def _refuse_unknown_parameters() -> None:
@@ -277,35 +267,8 @@ def _refuse_unknown_parameters() -> None:
     for cell in shell.user_ns.get("In", []) if shell else []:
         if cell.startswith("# Parameters\n"):
             given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
-            if unknown := sorted(given - PARAMETERS):
+            if unknown := sorted(given - {*PARAMETERS}):
                 raise InputError(
                     f"unknown parameter {', '.join(unknown)}; there are: {', '.join(sorted(PARAMETERS))}, and settings "
                     'go into overrides, for example {"sft.epochs": 2}'
                 )
-
-
-def _as_seen_from_root(folder: str) -> str:
-    """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
-    path = local_path(Path(folder))
-    return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
-
-
-def _key(run: Run, notebook: Notebook) -> str:
-    """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
-    cells = json.loads((ROOT / notebook.path).read_text(encoding="utf-8"))["cells"]
-    parts = [
-        # The outputs that are stored with it are not part of what it does.
-        *("".join(cell["source"]).encode() for cell in cells),
-        *(run.fingerprint(s).encode() for s in [*_makes(run, notebook), *_reads(run, notebook)]),
-    ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _is_done(run: Run, notebook: Notebook) -> bool:
-    record = run.record()["notebooks"].get(notebook.name, {})
-    return (
-        record.get("state") == "complete"
-        and record.get("key") == _key(run, notebook)
-        and (run.notebooks / f"{notebook.name}.ipynb").is_file()
-        and all(run.is_complete(stage) for stage in _makes(run, notebook))
-    )

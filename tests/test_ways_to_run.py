@@ -36,17 +36,10 @@ def test_from_the_notebooks_own_folder_with_values_of_every_kind(tmp_path):
     assert "recipe instruct, scale tiny, seed 3" in left, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
-        (["-p", "epochs", "2"], "unknown parameter epochs; there are: "),
-        (["-y", "{overrides: {ppo.learning_rate: fast}}"], "ppo.learning_rate is 'fast'"),
-    ],
-)
-def test_what_papermill_leaves_after_a_refusal_can_be_read(tmp_path, parameters, words):
-    done = papermill(tmp_path / "out.ipynb", "-p", "output_dir", tmp_path / "runs", *parameters, cwd=ROOT)
-    assert done.returncode != 0 and words in done.stderr
+def test_what_papermill_leaves_after_a_refusal_can_be_read(tmp_path):
+    done = papermill(tmp_path / "out.ipynb", "-p", "output_dir", tmp_path / "runs", "-p", "epochs", "2", cwd=ROOT)
+    assert done.returncode != 0 and "unknown parameter epochs; there are: " in done.stderr
     left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     nbformat.validate(left)
-    assert words.split(" is ")[0] in str(left.cells)
+    assert "unknown parameter epochs" in str(left.cells)
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))

@@ -75,10 +75,17 @@ class Series:
                 self.command, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=errors
             )
 
+    def run(self, *extra: str) -> subprocess.CompletedProcess:
+        """The command with more arguments, to its end."""
+        return subprocess.run(
+            [*self.command, *extra], cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
+
     def finish(self) -> None:
         """Run to the end; raises RuntimeError where it does not get there."""
-        if self.start().wait(PATIENCE_SECONDS):
-            raise RuntimeError(self.errors.read_text(encoding="utf-8")[-1000:])
+        done = self.run()
+        if done.returncode:
+            raise RuntimeError(done.stderr[-1000:])
 
     def stage(self, name: str) -> dict:
         """What run.json says of a stage."""
