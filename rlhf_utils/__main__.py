@@ -10,11 +10,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.runtime import prepare_environment
 from rlhf_utils.runs.stopping import Stopped, terminable
+
+if TYPE_CHECKING:
+    from rlhf_utils.runs.run import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--settings", type=Path, metavar="FILE", help="all settings from a file, such as run.json")
     command(_recipes, "list the recipes and their scales")
     add = command(_rouge, 'ROUGE-1/2/L of {"predictions": [...], "references": [...]}')
-    add("file", type=Path)
+    add("file")
     add = command(_rank, "rank your own responses with a run's reward model")
     add("--run", **folder)
     add("--prompt", required=True)
@@ -156,25 +160,28 @@ def _recipes(_: argparse.Namespace) -> None:
 def _rouge(options: argparse.Namespace) -> None:
     from rlhf_utils.evaluation.rouge import Rouge
 
-    pairs = _read_json_object(options.file, ("predictions", "references"))
-    print(json.dumps(Rouge().compute(predictions=pairs["predictions"], references=pairs["references"])))
+    try:
+        pairs = json.loads(_read_text(options.file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{options.file}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    keys = ("predictions", "references")
+    if not isinstance(pairs, dict) or not all(isinstance(pairs.get(key), list) for key in keys):
+        raise InputError(f"{options.file} must hold a JSON object with the lists {' and '.join(keys)}")
+    print(json.dumps(Rouge().compute(**{key: pairs[key] for key in keys})))
 
 
 def _rank(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs.run import Run
-
     responses = [line.strip() for line in _read_text(options.responses).split("\n") if line.strip()]
     if not responses:
         raise InputError(f"{options.responses} has no response; give one per line")
     if not options.prompt.strip():
         raise InputError("--prompt is empty; give the question the responses answer")
-    run = Run.load(options.run)
+    run = _opened(options.run)
     run.require("reward_model")
 
-    from rlhf_utils.platforms.runtime import detect_device, quiet_libraries
+    from rlhf_utils.platforms.runtime import detect_device
     from rlhf_utils.rewards import load_reward
 
-    quiet_libraries()
     reward = load_reward(run.folder("reward_model"), detect_device())
     scores = reward([options.prompt] * len(responses), responses)
     order = sorted(zip(scores.tolist(), responses, strict=True), key=lambda pair: -pair[0])
@@ -185,14 +192,10 @@ def _rank(options: argparse.Namespace) -> None:
 
 
 def _playground(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs.run import Run
-
-    run = Run.load(options.run)
+    run = _opened(options.run)
 
     from rlhf_utils.evaluation.playground import Playground, serve
-    from rlhf_utils.platforms.runtime import quiet_libraries
 
-    quiet_libraries()
     page, url = serve(Playground(run), options.port)
     print(url, flush=True)
     print("open it in a browser; Ctrl-C ends it", file=sys.stderr)
@@ -231,18 +234,23 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from rlhf_utils.runs.run import Run
+    run = _opened(options.run)
 
-    run = Run.load(options.run)
-
-    from rlhf_utils.platforms.runtime import quiet_libraries
     from rlhf_utils.report.cards import model_card, push_to_hub
 
-    quiet_libraries()
     if options.to is None:
         print(model_card(run, options.stage))
     else:
         print(push_to_hub(run, options.stage, options.to, options.private))
+
+
+def _opened(folder: Path) -> Run:
+    from rlhf_utils.platforms.runtime import quiet_libraries
+    from rlhf_utils.runs.run import Run
+
+    run = Run.load(folder)
+    quiet_libraries()
+    return run
 
 
 def _read_text(source: str) -> str:
@@ -252,16 +260,6 @@ def _read_text(source: str) -> str:
         raise InputError(f"cannot read {source}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{source} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-
-
-def _read_json_object(path: Path, keys: tuple[str, ...]) -> dict:
-    try:
-        value = json.loads(_read_text(str(path)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), list) for key in keys):
-        raise InputError(f"{path} must hold a JSON object with the lists {' and '.join(keys)}")
-    return value
 
 
 if __name__ == "__main__":

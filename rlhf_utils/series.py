@@ -41,6 +41,12 @@ def open_run(
     _refuse_unknown_parameters()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
+    if not _applies(run, entry):
+        useful = ", ".join(n.name[:5] for n in SERIES if _applies(run, n))
+        raise InputError(
+            f"notebook {notebook} has nothing to make in recipe {recipe} with these settings ({', '.join(entry.makes)} "
+            f"is left out, or a ready model); there are: {useful}"
+        )
     if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     device = runtime.detect_device()

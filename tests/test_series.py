@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +101,7 @@ def test_the_second_call_skips_everything_and_says_the_same(told):
 
 @pytest.mark.slow
 def test_a_run_that_was_ended_in_every_way_is_one_made_in_one_go(told, tmp_path):
-    """The soak in short (`python tests/soak/soak.py --kills 20`); the other run is made by the cells in this process."""
+    """The soak in short (`python tests/soak/soak.py --kills 20`); the cells in this process make the other run."""
     straight = Run.open("instruct", "tiny", tmp_path, parse_assignments([*SETTINGS]))
     make(straight, *straight.stages)
     assert not differences(told.root, straight.root)
