@@ -14,6 +14,7 @@ from published import badges, code_hash, first_cell
 from rlhf_utils.series import SERIES
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
 PATHS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("0[0-9]_*/*.ipynb"))
 PARAMETERS = {"recipe": "instruct", "scale": "tiny", "output_dir": "outputs", "overrides": {}, "resume": True}
 
@@ -90,15 +91,9 @@ def test_text_announces_code(notebook):
 
 def test_badges_and_first_cell_hold_the_one_address_of_the_repository(notebook, request):
     path = request.node.callspec.params["notebook"]
+    assert "parameters" in code(notebook)[1].metadata.get("tags", [])
     assert code(notebook)[0].source == first_cell() and badges(path) in notebook.cells[0].source.split("\n")
     assert notebook.cells[0].source.count("[![") == 2
-
-
-def test_the_first_code_cell_is_the_same_everywhere_and_then_come_the_parameters(notebook):
-    first = code(nbformat.read(ROOT / PATHS[0], as_version=4))[0].source
-    cells = code(notebook)
-    assert cells[0].source == first and "rlhf_utils.platforms.bootstrap" in first
-    assert "parameters" in cells[1].metadata.get("tags", [])
 
 
 def test_it_names_no_machine_and_no_secret(notebook):
@@ -129,3 +124,31 @@ def test_the_last_text_points_to_the_next_notebook(notebook, request):
 
 def test_the_readme_carries_the_badges_of_the_first_notebook():
     assert badges(PATHS[0]) in (ROOT / "README.md").read_text(encoding="utf-8").split("\n")
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def anchors(text: str) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *PATHS])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    if page.endswith(".ipynb"):
+        sources = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
+        text = "\n\n".join(sources)
+    else:
+        text = path.read_text(encoding="utf-8")
+    for link in links(text):
+        if link.startswith(("http://", "https://")):
+            assert re.fullmatch(r"https?://[\w.-]+\.[a-z]+(/\S*)?", link), link
+            continue
+        target, _, anchor = link.partition("#")
+        found = (path.parent / target).resolve() if target else path
+        assert found.exists() and found.is_relative_to(ROOT), f"{page}: {link}"
+        if anchor:
+            assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page}: {link}"
