@@ -8,8 +8,8 @@ import shlex
 import tempfile
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.models.loading import copy_model
 from rlhf_utils.platforms.bootstrap import repository_address
 from rlhf_utils.platforms.errors import InputError, visible
@@ -17,21 +17,13 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import DATASET, EMBEDDED, hub_name, is_there, known_as
 from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.platforms.runtime import hub_token
-from rlhf_utils.report.findings import COLUMNS, model_table, sentences
+from rlhf_utils.report.findings import model_table, sentences
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import flat
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, HfApi
-
-ROLES = {
-    "base": "the base model",
-    "sft": "the fine-tuned policy",
-    "sft_qlora": "the policy fine-tuned with QLoRA",
-    "reward_model": "the reward model",
-    "ppo": "the policy after PPO",
-}
+ROLES = {"reward_model": "reward model", **LABELS}
+"""The stages that leave a model."""
 
 
 def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
@@ -50,17 +42,15 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     policy, dataset = (None if name == EMBEDDED or is_there(name) else name for name in (recipe.policy, recipe.dataset))
     dataset_id = hub_name(dataset, DATASET)[0] if dataset else None
     summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
-    task = "text-classification" if stage == "reward_model" else "text-generation"
     about = ModelCardData(
         license=PACKAGED[policy].license if policy in PACKAGED else "mit",
         library_name="transformers",
-        pipeline_tag=task,
+        pipeline_tag="text-classification" if stage == "reward_model" else "text-generation",
         # The hub takes no revision there.
         base_model=known_as(policy) if policy else None,
         datasets=[dataset_id] if dataset_id else None,
         tags=["rlhf", stage],
         model_name=f"{recipe.title}: {ROLES[stage]}",
-        eval_results=_results(summary, stage, task, dataset_id) or None,
     )
     card = ModelCard.from_template(
         about,
@@ -74,31 +64,13 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
         headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
         rows=model_table(summary),
         prompts=summary.get("prompts"),
-        usage=_usage(run, stage, repository),
+        repository=repository,
+        prompt=recipe.template.format("How do I clean my leather sofa?"),
         record=run.record(),
         made=read_json(run.folder(stage) / "stage.json")["made"],
         changes=_changes(run),
     )
     return str(card)
-
-
-def _results(summary: dict, stage: str, task: str, dataset: str | None) -> list[EvalResult]:
-    """The figures of the model of `stage` as the hub keeps them beside a model, each with its 95% CI."""
-    from huggingface_hub import EvalResult
-
-    figures = (
-        summary.get("reward_model") if stage == "reward_model" else (summary.get("models") or {}).get(stage)
-    ) or {}
-    titles = {"accuracy": "accuracy on held-out pairs"} | {key: title for key, title, _ in COLUMNS}
-    source = {"task_type": task, "dataset_type": dataset or "synthetic", "dataset_split": "test"}
-    source["dataset_name"] = dataset or "synthetic dataset of the series, or a local file"
-    results = []
-    for key, title in titles.items():
-        if figures.get(key) is not None:
-            value, ends = round(figures[key], 4), figures.get(f"{key}_ci95")
-            measured = {"metric_value": value, "metric_args": {"ci95": ends} if ends else None}
-            results.append(EvalResult(**source, metric_type=key, metric_name=title, **measured))
-    return results
 
 
 def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:
@@ -108,7 +80,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     The token is `HF_TOKEN`, or the one of Colab's or Kaggle's secrets. Raises InputError where there is none, where the
     hub refuses, and where `private` is asked for and the repository is there for everybody.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     from rlhf_utils.platforms.hub_errors import why_not_written
 
@@ -118,51 +90,20 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     model_card(run, stage)
     api = HfApi(token=token)
     try:
-        new = _made(api, repository, private)
-        if "/" not in repository:
-            repository = f"{api.whoami()['name']}/{repository}"
-        if private and not new and not api.model_info(repository).private:
-            raise InputError(f"{repository} is there already, and public; make it private on its page, or name another")
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:
+            raise InputError(
+                f"{url.repo_id} is there already, and public; make it private on its page, or name another"
+            )
         with tempfile.TemporaryDirectory() as name:
             copy_model(run.folder(stage), Path(name))
-            (Path(name) / "README.md").write_text(model_card(run, stage, repository), encoding="utf-8")
-            api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"{stage} of {run.root.name}")
+            (Path(name) / "README.md").write_text(model_card(run, stage, url.repo_id), encoding="utf-8")
+            api.upload_folder(repo_id=url.repo_id, folder_path=name, commit_message=f"{stage} of {run.root.name}")
     except InputError:
         raise
     except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
         raise InputError(f"cannot push to {repository}: {why_not_written(error)}") from None
-    return f"{constants.ENDPOINT}/{repository}"
-
-
-def _made(api: HfApi, repository: str, private: bool) -> bool:
-    """Make the repository; False where it is there already, which shows in several ways."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api.create_repo(repository, private=private, exist_ok=False)
-    except HfHubHTTPError as error:
-        # A token may have the right to write into a repository, and none to make one.
-        refused = error.response.status_code in (401, 402, 403)
-        if error.response.status_code != 409 and not (refused and "/" in repository and api.repo_exists(repository)):
-            raise
-        return False
-    return True
-
-
-def _usage(run: Run, stage: str, repository: str) -> str:
-    if stage == "reward_model":
-        return (
-            "from rlhf_utils.platforms.runtime import detect_device\n"
-            "from rlhf_utils.rewards import load_reward\n\n"
-            f'reward = load_reward("{repository}", detect_device())\n'
-            'reward(["a prompt"], ["a response"])'
-        )
-    prompt, sampling = run.recipe.template.format("How do I clean my leather sofa?"), run.recipe.generation
-    return (
-        f'from transformers import pipeline\n\ngenerate = pipeline("text-generation", "{repository}")\n'
-        f"generate({prompt!r}, do_sample=True, temperature={sampling.temperature:g}, "
-        f"max_new_tokens={sampling.max_new_tokens})"
-    )
+    return str(url)
 
 
 def _changes(run: Run) -> str:
