@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from made_up_run import make_run
 
-from rlhf_utils.report.comparison import compare
-from rlhf_utils.report.page import write_report
+from rlhf_utils.report.page import compare, write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")]
@@ -58,8 +57,6 @@ def test_the_report_fits_its_window(run, tmp_path, width):
 
 
 def test_the_comparison_fits_its_window(run, tmp_path):
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "settings": {"recipe": "instruct", "seed": 0}}))
     compare([run], tmp_path / "out")
     found = opened(tmp_path / "out" / "comparison.html", tmp_path, 600)
     assert found["width"] <= found["window"] and found["broken"] == 0 and found["pictures"] == 1

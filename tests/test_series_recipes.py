@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from test_series import ROOT, call, run_command
 
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.report.results import MODELS
 from rlhf_utils.series import SERIES
 
 # eli5 differs from instruct in its data and settings alone; test_hub_recipes.py takes all four through their stages.
@@ -35,7 +35,7 @@ def done(request, tmp_path_factory) -> SimpleNamespace:
 
 def test_the_summary_holds_the_models_of_the_recipe(done):
     plain = done.name == "imdb"
-    assert list(done.summary["models"]) == (["base", "ppo"] if plain else list(MODELS))
+    assert list(done.summary["models"]) == (["base", "ppo"] if plain else list(LABELS))
     assert (done.summary["recipe"], done.summary["data"]) == (done.name, "embedded")
     for figures in done.summary["models"].values():
         assert math.isfinite(figures["reward"]) and 0 <= figures["gold"] <= 10
@@ -50,7 +50,7 @@ def test_the_assistant_score_covers_36_prompts(done):
         pytest.skip("this recipe has no assistant score")
     found, table = done.summary["assistant"], pd.read_csv(done.root / "evaluation/assistant.csv")
     assert (found["prompts"], found["unsafe_prompts"], len(table)) == (36, 12, 36)
-    assert set(done.summary["models"]) == set(MODELS) and "mean-pooled" in found["relevance_by"]
+    assert set(done.summary["models"]) == set(LABELS) and "mean-pooled" in found["relevance_by"]
     for name, figures in done.summary["models"].items():
         assert table[f"{name}_quality"].mean() == pytest.approx(figures["quality"])
         assert 0 <= figures["refusal_unsafe"] <= 1 and 0 <= figures["refusal_harmless"] <= 1

@@ -28,49 +28,31 @@ ROLES = {"reward_model": "reward model", **LABELS}
 
 def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     """README.md of the model of `stage` in `repository`: what it is, the run's figures with their intervals, how to use
-    and reproduce it.
-
-    Raises InputError for a stage that leaves no model, and for one that is not complete.
-    """
+    and reproduce it. Raises InputError for a stage that leaves no model, and for one that is not complete."""
     from huggingface_hub import ModelCard, ModelCardData
 
     if stage not in ROLES:
         raise InputError(f"stage {stage!r} leaves no model; choose one of {', '.join(ROLES)}")
     run.require(stage)
     recipe = run.recipe
-    # A path of this machine means nothing elsewhere.
+    # A path of this machine means nothing elsewhere, and where the hub wants a name it takes no revision.
     policy, dataset = (None if name == EMBEDDED or is_there(name) else name for name in (recipe.policy, recipe.dataset))
-    dataset_id = hub_name(dataset, DATASET)[0] if dataset else None
-    summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
     about = ModelCardData(
         license=PACKAGED[policy].license if policy in PACKAGED else "mit",
         library_name="transformers",
         pipeline_tag="text-classification" if stage == "reward_model" else "text-generation",
-        # The hub takes no revision there.
         base_model=known_as(policy) if policy else None,
-        datasets=[dataset_id] if dataset_id else None,
+        datasets=[hub_name(dataset, DATASET)[0]] if dataset else None,
         tags=["rlhf", stage],
-        model_name=f"{recipe.title}: {ROLES[stage]}",
     )
-    card = ModelCard.from_template(
-        about,
-        template_str=(resources.files(__package__) / "templates" / "model_card.md.j2").read_text(encoding="utf-8"),
-        recipe=recipe,
-        stage=stage,
-        role=ROLES[stage],
-        address=repository_address(),
-        policy=policy or "a small GPT-2 trained by the series itself",
-        data=dataset or "the series' synthetic dataset, or a file of the author's",
-        headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
-        rows=model_table(summary),
-        prompts=summary.get("prompts"),
-        repository=repository,
-        prompt=recipe.template.format("How do I clean my leather sofa?"),
-        record=run.record(),
-        made=read_json(run.folder(stage) / "stage.json")["made"],
-        changes=_changes(run),
-    )
-    return str(card)
+    summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
+    made, template = read_json(run.folder(stage) / "stage.json")["made"], resources.files(__package__) / "templates"
+    found = {"rows": model_table(summary), "headlines": [_markdown(line) for line in sentences(summary)]}
+    names = {"role": ROLES[stage], "policy": policy, "data": dataset, "address": repository_address()}
+    source = {"recipe": recipe, "record": run.record(), "made": made, "changes": _changes(run), "summary": summary}
+    text = (template / "model_card.md.j2").read_text(encoding="utf-8")
+    values = {"stage": stage, "repository": repository} | found | names | source
+    return str(ModelCard.from_template(about, template_str=text, **values))
 
 
 def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) -> str:
