@@ -22,7 +22,7 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import flat
 
-ROLES = {"reward_model": "reward model", **LABELS}
+ROLES = {**LABELS, "reward_model": "reward model"}
 """The stages that leave a model."""
 
 
@@ -62,7 +62,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     The token is `HF_TOKEN`, or the one of Colab's or Kaggle's secrets. Raises InputError where there is none, where the
     hub refuses, and where `private` is asked for and the repository is there for everybody.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     from rlhf_utils.platforms.hub_errors import why_not_written
 
@@ -72,20 +72,20 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     model_card(run, stage)
     api = HfApi(token=token)
     try:
-        url = api.create_repo(repository, private=private, exist_ok=True)
-        if private and not api.model_info(url.repo_id).private:
-            raise InputError(
-                f"{url.repo_id} is there already, and public; make it private on its page, or name another"
-            )
-        with tempfile.TemporaryDirectory() as name:
-            copy_model(run.folder(stage), Path(name))
-            (Path(name) / "README.md").write_text(model_card(run, stage, url.repo_id), encoding="utf-8")
-            api.upload_folder(repo_id=url.repo_id, folder_path=name, commit_message=f"{stage} of {run.root.name}")
+        name = repository if "/" in repository else f"{api.whoami()['name']}/{repository}"
+        if not api.repo_exists(name):
+            api.create_repo(name, private=private)
+        elif private and not api.model_info(name).private:
+            raise InputError(f"{name} is there already, and public; make it private on its page, or name another")
+        with tempfile.TemporaryDirectory() as folder:
+            copy_model(run.folder(stage), Path(folder))
+            (Path(folder) / "README.md").write_text(model_card(run, stage, name), encoding="utf-8")
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"{stage} of {run.root.name}")
     except InputError:
         raise
     except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
         raise InputError(f"cannot push to {repository}: {why_not_written(error)}") from None
-    return str(url)
+    return f"{constants.ENDPOINT}/{name}"
 
 
 def _changes(run: Run) -> str:
