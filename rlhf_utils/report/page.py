@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from types import SimpleNamespace as Result
 
 import jinja2
 import numpy as np
@@ -64,18 +64,9 @@ def _render(template: str, **values) -> str:
     return templates.get_template(template).render(**values)
 
 
-class Result(NamedTuple):
-    """One run: its settings as dotted keys, and each measured figure with its 95% CI (None where there is none)."""
-
-    folder: Path
-    settings: dict
-    against: str
-    figures: dict[str, tuple[float, list[float] | None]]
-    hacking: str
-
-
 def read_result(folder: Path) -> Result:
-    """What the run in `folder` found; InputError where it is no run, or one that was not evaluated."""
+    """What the run in `folder` found: settings as dotted keys, each measured figure with its 95% CI or None. InputError
+    where it is no run, or one that was not evaluated."""
     for name, file in (("a run", "run.json"), ("evaluated", "evaluation/summary.json")):
         if not (folder / file).is_file():
             raise InputError(f"{folder} is not {name}: {file} is missing; give folders such as outputs/instruct-tiny")
@@ -88,7 +79,8 @@ def read_result(folder: Path) -> Result:
     found += [(gains[key]["mean"], gains[key]["ci95"]) if gains[key] else None for key in ("reward", "gold", "rougeL")]
     found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
     figures = {title: figure for title, figure in zip(FIGURES, found, strict=True) if figure}
-    return Result(folder, flat(settings), LABELS[pair.removeprefix("ppo_vs_")], figures, summary["hacking"]["level"])
+    about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
+    return Result(folder=folder, settings=flat(settings), figures=figures, **about)
 
 
 def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -117,18 +109,17 @@ def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
 
 
 def _side_by_side(groups: dict[str, list[Result]], figure: Figure) -> str:
-    """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over several seeds."""
+    """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over seeds."""
     figure.set_size_inches(10, 2.7 + 0.84 * len(groups))
     names = [textwrap.fill(name, 30) for name in groups]
-    for place, (axes, (title, (_, neutral))) in enumerate(
-        zip(figure.subplots(2, 4).flat, FIGURES.items(), strict=True)
-    ):
+    for place, (title, (_, neutral)) in enumerate(FIGURES.items()):
+        axes = figure.add_subplot(2, 4, place + 1)
         for row, runs in enumerate(groups.values()):
             if found := [run.figures[title] for run in runs if title in run.figures]:
                 values, ends = zip(*found, strict=True)
-                rows = row + np.linspace(-0.15, 0.15, len(found)) * (len(found) > 1)
+                rows = np.linspace(row - 0.15, row + 0.15, len(found)) if len(found) > 1 else [row]
                 dots(axes, values, rows, ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
-                axes.plot([fmean(values)] * (len(found) > 1), [row] * (len(found) > 1), "D", color="black", mfc="none")
+                axes.plot(fmean(values), row, "D", color="black", fillstyle="none")
         if neutral is not None:
             axes.axvline(neutral, **NEUTRAL)
         axes.set_title(title, fontsize=9)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.rouge import Rouge
@@ -30,8 +30,8 @@ def draw(run: Path, name: str) -> Path:
     if name not in PLOTS:
         raise InputError(f"there is no plot called {name}: choose one of {', '.join(PLOTS)}")
     title, drawn = PLOTS[name]
-    drawing = lambda figure: f"{drawn(run, figure)} Run: {findings.run_caption(run)}."  # noqa: E731
-    return save(run / "plots" / f"{name}.png", title, drawing)
+    about = f" Run: {findings.run_caption(run)}."
+    return save(run / "plots" / f"{name}.png", title, lambda figure: drawn(run, figure) + about)
 
 
 @plot("01_sft_full_vs_qlora", "Full fine-tuning compared with low-rank adapters")
@@ -41,13 +41,13 @@ def full_vs_qlora(run: Path, figure: Figure) -> str:
     colors, method = [COLORS[stage] for stage in logs], logs["sft_qlora"][1]["method"]
     names = ["full", "LoRA" if method.startswith("LoRA") else "QLoRA"]
     panels = {
-        "rougeL": ("ROUGE-L (F1)", "{:.3f}".format),
-        "trainable_parameters": ("trainable parameters", EngFormatter(places=1, sep="")),
-        "peak_memory_bytes": ("peak memory (GB)", lambda value: f"{value / 1e9:.2f}"),
-        "seconds": ("training time (s)", "{:,.0f}".format),
+        "rougeL": ("ROUGE-L (F1)", 1, ".3f"),
+        "trainable_parameters": ("trainable parameters (M)", 1e6, ".2f"),
+        "peak_memory_bytes": ("peak memory (GB)", 1e9, ".2f"),
+        "seconds": ("training time (s)", 1, ",.0f"),
     }
-    layout = np.array([*panels]).reshape(2, 2)
-    axes = figure.subplot_mosaic([["loss", *row] for row in layout], width_ratios=(2.7, 1, 1))
+    layout = [["loss", *row] for row in np.reshape([*panels], (2, 2))]
+    axes = figure.subplot_mosaic(layout, width_ratios=(2.7, 1, 1))
     for (lines, _), name, color in zip(logs.values(), names, colors, strict=True):
         training, held_out = curve(lines, "step", "loss"), curve(lines, "step", "eval_loss")
         label = f"{name} {held_out.iloc[-1]:.3f}" if len(held_out) else name
@@ -55,10 +55,9 @@ def full_vs_qlora(run: Path, figure: Figure) -> str:
         axes["loss"].plot(held_out, color=color, marker="o", markersize=4, label=label)
     axes["loss"].set(xlabel="optimizer step", ylabel="loss on the response (nats per token)")
     axes["loss"].legend(loc="upper right", labelcolor="linecolor", title="held-out loss", alignment="right")
-    for key, (title, text) in panels.items():
-        values = [closing.get(key) for _, closing in logs.values()]
-        texts, values = ["n/a" if v is None else text(v) for v in values], [v or 0 for v in values]
-        bars(axes[key], (0, 1), values, (None, None), texts, color=colors)
+    for key, (title, unit, spec) in panels.items():
+        values = [(closing.get(key) or 0) / unit for _, closing in logs.values()]
+        bars(axes[key], (0, 1), values, (None, None), [format(v, spec) if v else "n/a" for v in values], color=colors)
         categories(axes[key], names)
         axes[key].set(xlim=(-0.6, 1.6), ylim=(0, 1.22 * max(values) or 1), yticks=[])
         axes[key].spines["left"].set_visible(False)
@@ -110,7 +109,7 @@ def margins(run: Path, figure: Figure) -> str:
 
 @plot("02_reward_model_accuracy", "Reward model accuracy")
 def accuracy(run: Path, figure: Figure) -> str:
-    """Accuracy on held-out pairs of the trained model, a randomly initialized head and response length alone."""
+    """Accuracy on held-out rows of the trained model, a randomly initialized head and response length alone."""
     result = read_object(run, "reward_model")
     found = findings.accuracies(result)
     figure.set_figheight(3.4)
@@ -121,8 +120,7 @@ def accuracy(run: Path, figure: Figure) -> str:
     categories(axes, list(found), "y")
     axes.set(xlim=(0, 1.36), xticks=np.linspace(0, 1, 5))
     axes.xaxis.set_major_formatter(PERCENT)
-    share = f"Share of {result['pairs']:,} held-out pairs in which the chosen response gets the higher score"
-    return f"{share}; dashed: chance. {ERRORS}"
+    return f"Accuracy on {result['pairs']:,} held-out {result['of']}; dashed: chance. {ERRORS}"
 
 
 @plot("03_ppo_training", "PPO training")
@@ -151,8 +149,6 @@ def ppo(run: Path, figure: Figure) -> str:
     half = 1.96 * found["reward_std"] / np.sqrt(np.diff(found["episodes"], prepend=0).clip(1))
     band = found["update"], found["reward"] - half, found["reward"] + half
     all_axes[0].fill_between(*band, color=COLORS["ppo"], alpha=0.2, linewidth=0)
-    for axes in all_axes[5:7]:
-        axes.yaxis.set_major_formatter("{x:.3g}")
     first, last = lines.iloc[0], lines.iloc[-1]
     changes = (f"{name} {shown(first[key])} → {shown(last[key])}" for name, key in (("Reward", "reward"), ("KL", "kl")))
     return f"{len(lines)} updates. {'. '.join(changes)} nats per response."
@@ -205,8 +201,7 @@ def rewards(run: Path, figure: Figure) -> str:
             axes.annotate(shown(found[key]), (place, found[key]), (8, 0), **look)
         categories(axes, [LABELS[name].replace(" (", "\n(") for name in models])
         axes.set(ylabel=f"mean {key}, on its own scale", xlim=(-0.5, len(models) - 0.25))
-    hint = "PPO is not trained on the gold judge: reward that rises without gold is reward hacking."
-    hint = hint if len(figure.axes) > 1 else "This recipe has no gold judge."
+    hint = ("This recipe has no gold judge.", "Reward that rises without gold is reward hacking.")[len(figure.axes) - 1]
     return f"Means on {summary['prompts']:,} held-out prompts. {ERRORS} {hint}"
 
 
