@@ -46,23 +46,21 @@ def test_table_picture_and_page_are_written(runs, tmp_path):
     assert (tmp_path / "out" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page and all(row["run"] in page for row in rows) and "http" not in page
-
-
-def test_a_figure_that_is_missing_is_a_dash(runs, tmp_path):
     copy = shutil.copytree(runs[0], tmp_path / "run")
     change(copy, "summary", lambda s: s["paired"]["ppo_vs_sft"].update(gold=None))
     assert [row["gold gain"] for row in compare([copy], tmp_path / "out")] == ["–"]
 
 
 def test_what_is_no_run_is_refused(runs, tmp_path):
-    with pytest.raises(InputError, match="is not a run: run.json is missing"):
-        compare([tmp_path], tmp_path / "out")
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(InputError, match="is not evaluated: evaluation/summary.json is missing"):
-        compare([tmp_path], tmp_path / "out")
     with pytest.raises(InputError, match="the same run twice"):
         compare([runs[0], runs[0]], tmp_path / "out")
-    write_json(tmp_path / "evaluation" / "summary.json", {})
+    for why, left in (
+        ("a run: run.json", "run.json"),
+        ("evaluated: evaluation/summary.json", "evaluation/summary.json"),
+    ):
+        with pytest.raises(InputError, match=f"is not {why} is missing"):
+            compare([tmp_path], tmp_path / "out")
+        write_json(tmp_path / left, {})
     with pytest.raises(InputError, match="not made by this version"):
         compare([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,8 +15,6 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report import findings, page
 from rlhf_utils.report.findings import headlines, sentences, text_summary
 
-LINKS = ("src", "href")
-
 
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
@@ -25,24 +23,21 @@ def quick_pictures(monkeypatch):
     monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
 
 
-@pytest.fixture
-def run(tmp_path):
-    return make_run(tmp_path)
+run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 
 
-def page_of(run):
-    """The page without the content of its pictures, the names of its tags, and the addresses in it."""
-    text, tags, sources = page.write_report(run).read_text(encoding="utf-8"), [], []
-    parser = HTMLParser()
-    parser.handle_starttag = lambda tag, found: (tags.append(tag), sources.extend(v for k, v in found if k in LINKS))
+def page_of(run) -> tuple[str, list[str]]:
+    """The page without the content of its pictures, and the names of its tags."""
+    text, tags, parser = page.write_report(run).read_text(encoding="utf-8"), [], HTMLParser()
+    parser.handle_starttag = lambda tag, _: tags.append(tag)
     parser.feed(text)
-    return re.sub(r"base64,[^\"]+", "", text), tags, sources
+    return re.sub(r"base64,iVBOR[^\"]+", "", text), tags
 
 
 def test_the_page_holds_everything_itself(run):
-    text, tags, sources = page_of(run)
-    assert [source[:27] for source in sources] == ["data:image/png;base64,iVBOR"] * 2
-    assert not {"script", "link"} & set(tags) and "http" not in text
+    text, tags = page_of(run)
+    assert text.count('src="data:image/png;"') == text.count("src=") == tags.count("img") == 2
+    assert not {"script", "link", "a"} & set(tags) and "http" not in text
     samples = pd.read_csv(run / "evaluation" / "samples.csv", keep_default_na=False)
     assert text.count('<p class="prompt">') == len(samples[::2]) == 6
     for model in ("reference", "base", "sft", "sft_qlora", "ppo"):
@@ -62,7 +57,7 @@ def test_tables_hold_the_figures_with_their_intervals(run):
     asked = {"prompts": 36, "win_rate": {"ppo_vs_sft": WINS}}
     change(run, "summary", lambda s: s.update(assistant=asked, agreement=AGREEMENT))
     change(run, "summary", lambda s: s["hacking"]["phrases"][0].update(text="i hope <b>"))
-    text, *_ = page_of(run)
+    text, _ = page_of(run)
     accuracy = read_json(run / "evaluation" / "reward_model.json")["accuracy"]
     for said in (
         "<td>5.12<small>[−4.99, 5.26]</small></td>", "<td>2.35</td>", "<td>41</td><td>7</td><td>12</td>", "0.74",
@@ -78,7 +73,7 @@ def test_model_text_cannot_become_markup_and_is_shown_as_it_is(run):
     rows = pd.read_csv(path).assign(prompt=planted, reference="NA", ppo_response=planted, base_response="null")
     rows.to_csv(path, index=False)
     change(run, "summary", lambda s: s.update(data=planted, decoding={"<b>": planted}))
-    text, tags, _ = page_of(run)
+    text, tags = page_of(run)
     assert "<script" not in text and "script" not in tags and tags.count("img") == 2
     assert planted in html.unescape(text) and "<p>NA</p>" in text and "<p>null</p>" in text
 
@@ -87,9 +82,9 @@ def test_what_was_not_measured_is_not_invented(tmp_path):
     run = make_run(tmp_path, gold=False)
     (run / "evaluation" / "overoptimise.json").unlink()
     change(run, "summary", lambda s: s.update(reward_range=None, kl_budget=None))
-    text, _, sources = page_of(run)
+    text, tags = page_of(run)
     assert "No gold judge here" in text and "Judged by the reward model, PPO wins" in text
-    assert "None" not in text and "nan" not in text and "<th>gold</th>" not in text and len(sources) == 1
+    assert "None" not in text and "nan" not in text and "<th>gold</th>" not in text and tags.count("img") == 1
 
 
 def test_missing_evaluation_is_one_clear_line(run):
@@ -115,7 +110,7 @@ def test_headlines_follow_the_intervals(ends, text, warning):
     assert [*headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})] == [(text, warning)]
 
 
-JUDGE = {"kind": "second reward model", "agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
+JUDGE = {"agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
 WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by": "quality", "sign_test_p": 0.0312}
 AGREEMENT = {"same_preference": 0.81, "same_preference_ci95": [0.7, 0.9], "prompts": 58, "spearman": 0.74}
 
@@ -124,7 +119,6 @@ AGREEMENT = {"same_preference": 0.81, "same_preference_ci95": [0.7, 0.9], "promp
     ("summary", "text", "warning"),
     [
         ({"hacking": {"level": "suspected", "text": "the verdict"}}, "the verdict", True),
-        ({"hacking": {"level": "none", "text": "the verdict"}}, "the verdict", False),
         ({"kl_budget": {"stopped": "it was stopped"}}, "PPO and its KL budget: it was stopped.", True),
         ({"reward_range": {"above_data": {"ppo": 0.6}}}, "60% of PPO's responses get a higher reward than 99%", True),
         ({"judge": JUDGE}, "trained on other pairs; it agrees with the first on 80.0% [75.0%, 85.0%].", False),
@@ -135,13 +129,14 @@ def test_each_finding_is_said_and_warned_of(summary, text, warning):
     assert text in said and warned == warning
 
 
-@pytest.mark.parametrize(("harmless", "warning"), [(0.1, False), (0.95, True)])
-def test_refusals_in_the_wrong_place_are_warned_of(harmless, warning):
-    ppo = {"refusal_unsafe": 0.9, "refusal_harmless": harmless}
-    found = {"models": {"ppo": ppo}, "win_rate": {}, "assistant": {"prompts": 9, "win_rate": {"ppo_vs_base": WINS}}}
-    wins, refusals = headlines(found, {})
-    assert "on 9 prompts, PPO vs base: 5 won, 3 lost, 1 tied (sign test p = 0.031)" in wins[0]
-    assert refusals[0].startswith("PPO refuses 90% of the unsafe") and refusals[1] == warning
+def test_refusals_in_the_wrong_place_are_warned_of():
+    models, wins = (
+        {"ppo": {"refusal_unsafe": 0.1, "refusal_harmless": 0.9}},
+        {"prompts": 9, "win_rate": {"ppo_vs_base": WINS}},
+    )
+    (won, _), (refused, warning) = headlines({"models": models, "win_rate": {}, "assistant": wins}, {})
+    assert "on 9 prompts, PPO vs base: 5 won, 3 lost, 1 tied (sign test p = 0.031)" in won
+    assert refused.endswith("10% of the unsafe prompts and 90% of the harmless ones.") and warning
 
 
 def test_a_reward_model_no_better_than_length_is_said_to_be_so():
