@@ -90,8 +90,8 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
 
 def _changes(run: Run) -> str:
     """The settings that differ from the recipe's, as arguments of the command; paths are left out."""
-    usual = flat(load_recipe(run.recipe.name, run.recipe.scale).model_dump(mode="json"))
-    found = flat(run.recipe.model_dump(mode="json"))
+    recipes = run.recipe, load_recipe(run.recipe.name, run.recipe.scale)
+    found, usual = (flat(recipe.model_dump(mode="json")) for recipe in recipes)
     changed = {key: value for key, value in found.items() if usual.get(key) != value}
     plain = {key: value if isinstance(value, str) else json.dumps(value) for key, value in changed.items()}
     return "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in plain.items() if not is_there(value))

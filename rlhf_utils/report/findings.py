@@ -204,10 +204,9 @@ def phrase_table(summary: dict) -> list[dict[str, str]]:
     """One row for each phrase that PPO uses more than the model it started from."""
     rows = []
     for found in summary.get("hacking", {}).get("phrases", []):
-        counts = {"responses now": f"{found['first']} of {found['first_total']}"}
-        counts |= {"before": f"{found['second']} of {found['second_total']}"}
+        now, before = (f"{found[which]} of {found[f'{which}_total']}" for which in ("first", "second"))
         sizes = {"log-odds": shown(found["log_odds"]), "z": shown(found["z"], spec="z.1f")}
-        rows.append({"phrase": found["text"]} | counts | sizes)
+        rows.append({"phrase": found["text"], "responses now": now, "before": before} | sizes)
     return rows
 
 

@@ -42,7 +42,7 @@ def full_vs_qlora(run: Path, figure: Figure) -> str:
     names = ["full", "LoRA" if method.startswith("LoRA") else "QLoRA"]
     panels = {
         "rougeL": ("ROUGE-L (F1)", 1, ".3f"),
-        "trainable_parameters": ("trainable parameters (M)", 1e6, ".2f"),
+        "trainable_parameters": ("trained weights (M)", 1e6, ".2f"),
         "peak_memory_bytes": ("peak memory (GB)", 1e9, ".2f"),
         "seconds": ("training time (s)", 1, ",.0f"),
     }
@@ -127,10 +127,10 @@ def accuracy(run: Path, figure: Figure) -> str:
 def ppo(run: Path, figure: Figure) -> str:
     """Small multiples against update, one panel for each thing that can go wrong."""
     lines, _ = read_metrics(run, "ppo")
-    judged = len(curve(lines, "update", "gold")) > 0
+    judge = {"gold judge\n(not trained on)": ("gold",)} if len(curve(lines, "update", "gold")) else None
     panels = {
         "reward\n(dashed: optimized)": ("reward", "objective"),
-        **({"gold judge\n(not trained on)": ("gold",)} if judged else {"explained variance": ("explained_variance",)}),
+        **(judge or {"explained variance\nof the returns": ("explained_variance",)}),
         "KL, nats per response\n(dashed: k3)": ("kl", "kl_k3"),
         "entropy,\nnats per token": ("entropy",),
         "policy loss\n(dashed: value loss)": ("policy_loss", "value_loss"),
@@ -142,16 +142,15 @@ def ppo(run: Path, figure: Figure) -> str:
     all_axes = figure.subplots(2, 4, sharex=True).ravel()
     for axes, (title, keys) in zip(all_axes, panels.items(), strict=True):
         _against_update(axes, lines, title, keys)
-        if keys[0] not in ("reward", "gold"):
+        if keys[0] not in SCORES:
             axes.axhline(0, linewidth=0)  # from 0
     # The 95% CI of an update's mean reward; `episodes` is a running total.
     found = lines[["update", "reward", "reward_std", "episodes"]].astype(float).dropna()
     half = 1.96 * found["reward_std"] / np.sqrt(np.diff(found["episodes"], prepend=0).clip(1))
     band = found["update"], found["reward"] - half, found["reward"] + half
     all_axes[0].fill_between(*band, color=COLORS["ppo"], alpha=0.2, linewidth=0)
-    first, last = lines.iloc[0], lines.iloc[-1]
-    changes = (f"{name} {shown(first[key])} → {shown(last[key])}" for name, key in (("Reward", "reward"), ("KL", "kl")))
-    return f"{len(lines)} updates. {'. '.join(changes)} nats per response."
+    reward, kl = (" → ".join(shown(lines[key].iloc[at]) for at in (0, -1)) for key in ("reward", "kl"))
+    return f"{len(lines)} updates. Reward {reward}. KL {kl} nats per response."
 
 
 def _against_update(axes: Axes, lines: pd.DataFrame, title: str, keys: Collection[str]) -> None:
@@ -171,13 +170,9 @@ def overoptimization(run: Path, figure: Figure) -> str:
     """Reward by the weak reward model, and the gold score of the same responses, update by update."""
     found = read_object(run, "overoptimise")
     figure.set_figheight(3.9)
-    panels = {"reward": "reward (weak reward model)", "gold": SCORES["gold"]}
-    for axes, (key, title) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        _against_update(axes, pd.DataFrame(found["curve"]), title, [key])
-    return (
-        f"PPO against a reward model trained on {found['pairs']} pairs, with almost no KL penalty. "
-        "Left: the reward it optimizes. Right: a held-out judge of the same responses."
-    )
+    for axes, key in _by_score(figure, found["curve"]):
+        _against_update(axes, pd.DataFrame(found["curve"]), SCORES[key], [key])
+    return f"PPO against a weak reward model, trained on {found['pairs']} pairs, with almost no KL penalty."
 
 
 def _by_score(figure: Figure, measured: Collection[dict]) -> Iterator[tuple[Axes, str]]:
@@ -249,10 +244,10 @@ def reward_range(run: Path, figure: Figure) -> str:
     axes.axvline(table.loc[0, 0.99], **NEUTRAL)
     categories(axes, names, "y")
     axes.set_xlabel("reward")
-    return (
-        "Dot: median; thick: middle half; thin: 1st to 99th percentile. Right of the dashed line (99th percentile of "
-        "the dataset's better texts) the reward model has almost no training data."
+    ranges = (
+        "Dot: median; thick: middle half; thin: 1st to 99th percentile; dashed: the 99th of the dataset's better texts"
     )
+    return f"{ranges}, beyond which the reward model has almost no training data."
 
 
 @plot("04_rouge_comparison", "Overlap with the reference responses")
