@@ -122,54 +122,44 @@ def seconds_to_reward(curve: dict) -> float | None:
 
 def figures(raw: dict) -> dict:
     """The figures of the comparison; None where it was not made."""
+    median = statistics.median
 
-    def rate(name: str, precision: str, program: str) -> list[float]:
-        runs = raw.get(f"{name}_{precision}", {}).get(program, [])
-        return [raw["episodes"][name] / statistics.median(r["seconds_per_update"][-1:]) for r in runs]
+    def rate(workload: str, program: str) -> list[float]:
+        episodes = raw["episodes"][workload.partition("_")[0]]
+        return [episodes / run["seconds_per_update"][-1] for run in raw[workload][program]]
 
-    def speedup(name: str, precision: str) -> float:
-        pairs = zip(rate(name, precision, "ours"), rate(name, precision, "trl"), strict=True)
-        return statistics.median(ours / theirs for ours, theirs in pairs)
+    def speedup(workload: str) -> float:
+        return median(ours / trl for ours, trl in zip(rate(workload, "ours"), rate(workload, "trl"), strict=True))
 
-    def best(name: str) -> float:
-        top = {
-            program: max(statistics.median(rate(name, p, program)) for p in ("fp32", "bf16") if f"{name}_{p}" in raw)
-            for program in ("ours", "trl")
-        }
-        return top["ours"] / top["trl"]
+    def best(name: str, program: str) -> float:
+        return max(value for key, value in rates.items() if key.startswith(name) and key.endswith(program))
 
-    def memory(name: str) -> float:
-        runs = raw[f"{name}_fp32"]
-        return statistics.median(
-            a["peak_memory_bytes"] / b["peak_memory_bytes"] for a, b in zip(runs["ours"], runs["trl"], strict=True)
-        )
+    def memory(workload: str) -> float:
+        ours, trl = ([run["peak_memory_bytes"] for run in raw[workload][program]] for program in ("ours", "trl"))
+        return median(a / b for a, b in zip(ours, trl, strict=True))
 
     def to_reward(program: str) -> float | None:
         curves = [curve for name, curve in (raw["world"] or {}).items() if name.startswith(f"{program}_")]
         return min((seconds for curve in curves if (seconds := seconds_to_reward(curve))), default=None)
 
+    workloads = [f"{name}_{p}" for name in raw["episodes"] for p in ("fp32", "bf16") if f"{name}_{p}" in raw]
+    rates = {f"{name}_{program}": median(rate(name, program)) for name in workloads for program in ("ours", "trl")}
     ours, theirs = to_reward("ours"), to_reward("trl")
-    fixed = raw["fixed_fp32"]["ours"]
     # What else the machine does can only lower a measured rate, so the best one is its own.
-    machine = max(run["matmul_flops"] for name in ("fixed", "ragged") for run in raw[f"{name}_fp32"]["ours"])
+    machine = max(run["matmul_flops"] for name in raw["episodes"] for run in raw[f"{name}_fp32"]["ours"])
+    flops = median(update_flops(run) for run in raw["fixed_fp32"]["ours"])
     return {
-        "fixed_fp32_speedup": speedup("fixed", "fp32"),
-        "ragged_fp32_speedup": speedup("ragged", "fp32"),
-        "fixed_best_speedup": best("fixed"),
-        "ragged_best_speedup": best("ragged"),
-        "memory_ratio": memory("fixed"),
-        "memory_ratio_ragged": memory("ragged"),
-        "matmul_fraction": statistics.median(update_flops(r) for r in fixed) / machine,
-        "update_flops": statistics.median(update_flops(r) for r in fixed),
+        "fixed_fp32_speedup": speedup("fixed_fp32"),
+        "ragged_fp32_speedup": speedup("ragged_fp32"),
+        "fixed_best_speedup": best("fixed", "ours") / best("fixed", "trl"),
+        "ragged_best_speedup": best("ragged", "ours") / best("ragged", "trl"),
+        "memory_ratio": memory("fixed_fp32"),
+        "memory_ratio_ragged": memory("ragged_fp32"),
+        "matmul_fraction": flops / machine,
+        "update_flops": flops,
         "machine_matmul_flops": machine,
         "time_to_reward_ratio": ours / theirs if ours and theirs else None,
-        "episodes_per_second": {
-            f"{name}_{precision}_{program}": statistics.median(found)
-            for name in ("fixed", "ragged")
-            for precision in ("fp32", "bf16")
-            for program in ("ours", "trl")
-            if (found := rate(name, precision, program))
-        },
+        "episodes_per_second": rates,
     }
 
 
@@ -183,9 +173,7 @@ def update_flops(run: dict) -> float:
     length = prompt + response
     trunk = length * (2 * run["block_parameters"] + 2 * run["layers"] * run["width"] * length)
     head = response * 2 * run["width"] * run["vocabulary"]
-    seconds = run["phase_seconds"][-1]["learning"]
-    episodes = run["episodes"]
-    return 3 * EPOCHS * episodes * (trunk + head) / seconds
+    return 3 * EPOCHS * run["episodes"] * (trunk + head) / run["phase_seconds"][-1]["learning"]
 
 
 def table(result: dict) -> str:

@@ -226,7 +226,7 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from rlhf_utils.report.comparison import compare
+    from rlhf_utils.report.page import compare
 
     for row in compare(options.runs, options.output_dir):
         print(*(f"{title}: {value}" for title, value in row.items()), sep="\n  ")

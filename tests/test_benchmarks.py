@@ -9,43 +9,36 @@ from pathlib import Path
 import pytest
 from tiny import one_thread  # noqa: F401
 
+from rlhf_utils.platforms.files import read_json, write_json
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def module(monkeypatch):
+@pytest.fixture(autouse=True)
+def on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        importlib.import_module("workload").prepare(folder, None, size={"n_layer": 2, "n_embd": 32, "n_head": 2})
-    return folder
+def test_a_workload_has_the_lengths_that_it_says(tmp_path, monkeypatch):
+    workload, training = importlib.import_module("workload"), importlib.import_module("one_training")
+    workload.prepare(tmp_path, None, size={"n_layer": 2, "n_embd": 32, "n_head": 2})
+    monkeypatch.setattr(training, "matmul_rate", lambda *_: 1e9)  # takes longer than the rest
+    measured = {}
+    for name, prompts in read_json(tmp_path / "prompts.json").items():
+        job = {"program": "ours", "policy": f"{tmp_path}/policy_{name}", "reward": f"{tmp_path}/reward", "goal": None}
+        job |= {"prompts": prompts, "config": workload.settings(name, 8, 1, "fp32") | {"epochs": 1}}
+        write_json(tmp_path / "job.json", job)
+        training.main(tmp_path / "job.json", tmp_path / "out.json")
+        measured[name] = found = read_json(tmp_path / "out.json")
+        assert len(found["seconds_per_update"]) == len(found["rewards"]) == 1 and found["peak_memory_bytes"] > 1e8
+    fixed, ragged, lengths = measured["fixed"], measured["ragged"], [len(prompt.split()) for prompt in prompts]
+    assert fixed["prompt_tokens"] == 32 and fixed["response_tokens"] == [48] and fixed["eos_rate"] == [0]
+    assert min(ragged["eos_rate"]) > 0.5 and 5 < ragged["response_tokens"][0] < 90
+    assert min(lengths) == 1 and max(lengths) == 254
 
 
-@pytest.mark.parametrize("name", ["fixed", "ragged"])
-def test_a_workload_has_the_lengths_that_it_says(module, work, name, tmp_path):
-    prompts = json.loads((work / "prompts.json").read_text())[name]
-    job = {"program": "ours", "policy": f"{work}/policy_{name}", "reward": f"{work}/reward", "goal": None}
-    job |= {"prompts": prompts, "config": module("workload").settings(name, 8, 2, "fp32")}
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    module("one_training").main(tmp_path / "job.json", tmp_path / "out.json")
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert len(found["seconds_per_update"]) == len(found["rewards"]) == 2 and found["peak_memory_bytes"] > 1e8
-    if name == "fixed":
-        assert found["prompt_tokens"] == 32 and found["response_tokens"] == [48, 48] and found["eos_rate"] == [0, 0]
-    else:
-        lengths = [len(prompt.split()) for prompt in prompts]
-        assert min(found["eos_rate"]) > 0.5 and 5 < found["response_tokens"][0] < 90
-        assert min(lengths) == 1 and max(lengths) == 254
-
-
-def test_the_gpu_script_runs_without_one(module, tmp_path):
-    gpu = module("gpu")
+def test_the_gpu_script_runs_without_one(tmp_path):
+    gpu = importlib.import_module("gpu")
     gpu.prepare(tmp_path)
     for precision in ("bf16", "fp16"):
         found = gpu.numbers("numbers", precision, tmp_path)
@@ -55,23 +48,20 @@ def test_the_gpu_script_runs_without_one(module, tmp_path):
     assert found["kl_k3_at_update_0"] < 0.002 and found["peak_gb"] > 0.1
 
 
-def test_the_published_figures_are_those_of_the_raw_ones(module):
-    published = json.loads((BENCHMARKS / "ppo_vs_trl.json").read_text())
-    found = module("ppo_vs_trl").figures(published["raw"])
-    assert found == {name: pytest.approx(value) for name, value in published.items() if name != "raw"}
+def test_the_published_figures_are_those_of_the_raw_ones(tmp_path):
+    published, program = read_json(BENCHMARKS / "ppo_vs_trl.json"), importlib.import_module("ppo_vs_trl")
+    found = program.figures(published["raw"])
+    assert json.loads(json.dumps(found)) == {name: pytest.approx(v) for name, v in published.items() if name != "raw"}
     # Written out for one of them: 12 episodes of 80 tokens, 4 epochs, forward and backward, the head at 48 of them.
     runs = published["raw"]["fixed_fp32"]["ours"]
     flops = 3 * 4 * 12 * (80 * (2 * 85054464 + 2 * 12 * 768 * 80) + 48 * 2 * 768 * 50257)
     rates = sorted(flops / run["phase_seconds"][0]["learning"] for run in runs)
     assert found["update_flops"] == pytest.approx((rates[0] + rates[-1]) / 2)
+    # Without a run the time to a reward is not made up.
+    assert program.time_to_reward(program.finished_run(tmp_path, tmp_path, quick=True), quick=True) is None
 
 
-def test_a_reward_is_reached_when_three_updates_in_a_row_are_there_on_average(module):
-    reached = module("workload").reached
+def test_a_reward_is_reached_when_three_updates_in_a_row_are_there_on_average():
+    reached = importlib.import_module("workload").reached
     assert reached([1.0, 1.0], 0.5) is None and reached([0.0, 0.6, 0.9, 0.2], 0.5) == 2
     assert reached([0.0, 0.4, 0.9, 0.1, 0.9], 0.6) == 4 and reached([0.0] * 9, 0.1) is None
-
-
-def test_without_a_run_the_time_to_reward_is_not_made_up(module, tmp_path):
-    assert module("ppo_vs_trl").finished_run(tmp_path, tmp_path, quick=True) is None
-    assert module("ppo_vs_trl").time_to_reward(None, quick=True) is None

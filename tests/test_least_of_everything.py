@@ -14,9 +14,8 @@ from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.hacking import judge_gain
 from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.report.comparison import compare
 from rlhf_utils.report.findings import text_summary
-from rlhf_utils.report.page import write_report
+from rlhf_utils.report.page import compare, write_report
 from rlhf_utils.runs.run import Run
 
 ONE = {f"data.split_rows.{name}": 1 for name in ("sft", "reward", "ppo", "development", "evaluation")}

@@ -125,7 +125,7 @@ def test_a_model_card_takes_no_markup_from_a_phrase():
 
 
 def test_the_report_shows_phrases_and_responses_as_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.report.page.applicable", lambda run: [])
+    monkeypatch.setattr("rlhf_utils.report.page.PLOTS", [])
     root = make_run(tmp_path)
     path = root / "evaluation" / "summary.json"
     summary = json.loads(path.read_text())

@@ -91,24 +91,15 @@ def _section(kind: type[Section], path: str, title: str) -> Iterator[str]:
     yield f"\n## {title}\n\n{intro.strip()}\n\n| setting | type | default | |\n|---|---|---|---|\n"
     inner = {}
     for name, field in fields.items():
-        sections = [k for k in (field.annotation, *get_args(field.annotation)) if issubclass(_class(k), Section)]
-        if sections:
-            inner[name] = sections[0]
-            shown = f"[a section](#{_anchor(path + name)}){'' if field.default else ', or `null` (the default)'}"
-            yield f"| `{path}{name}` | {shown} | | {meanings.get(name, '')} |\n"
-            continue
-        default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-        yield f"| `{path}{name}` | {_kind(field.annotation)} | {default} | {meanings.get(name, '')} |\n"
+        default = "required" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
+        type_and_default = f"{_kind(field.annotation)} | {default}"
+        for found in (field.annotation, *get_args(field.annotation)):
+            if isinstance(found, type) and issubclass(found, Section):
+                inner[name], anchor = found, re.sub(r"[^\w-]", "", f"{path}{name}".lower())
+                type_and_default = f"[a section](#{anchor}){'' if field.default else ', or `null` (the default)'} |"
+        yield f"| `{path}{name}` | {type_and_default} | {meanings.get(name, '')} |\n"
     for name, section in inner.items():
         yield from _section(section, f"{path}{name}.", f"`{path}{name}`")
-
-
-def _class(kind: object) -> type:
-    return kind if isinstance(kind, type) else object
-
-
-def _anchor(key: str) -> str:
-    return re.sub(r"[^\w-]", "", key.lower())
 
 
 def _kind(annotation: object) -> str:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -64,34 +66,31 @@ def badges(path: str) -> str:
 def stamp() -> list[Path]:
     """Write first cell and badges into every notebook, and the badges of the first one into the README; returns the
     files that changed."""
-    changed = []
+    found = {}
     for entry in SERIES:
-        path = ROOT / entry.path
-        notebook = nbformat.read(path, as_version=4)
-        before = nbformat.writes(notebook)
-        opening = notebook.cells[0]
-        lines = [line for line in opening.source.split("\n") if not line.startswith("[![")]
-        title, rest = lines[0], "\n".join(lines[1:]).lstrip("\n")
-        opening.source = f"{title}\n\n{badges(entry.path)}\n\n{rest}"
-        setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
+        notebook = nbformat.read(ROOT / entry.path, as_version=4)
+        opening, setup = notebook.cells[0], _code(notebook.cells)[0]
+        title, _, rest = re.sub(r"\[!\[.*\n+", "", opening.source).partition("\n")
+        opening.source = f"{title}\n\n{badges(entry.path)}\n\n{rest.lstrip()}"
         setup.source = first_cell()
         setup.metadata |= COLLAPSED
-        if nbformat.writes(notebook) != before:
-            write_text(path, nbformat.writes(notebook) + "\n")
-            changed.append(path)
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    lines = [badges(SERIES[0].path) if line.startswith("[![") else line for line in before.split("\n")]
-    if "\n".join(lines) != before:
-        write_text(readme, "\n".join(lines))
-        changed.append(readme)
+        found[ROOT / entry.path] = nbformat.writes(notebook) + "\n"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found[ROOT / "README.md"] = re.sub(r"(?m)^\[!\[.*$", badges(SERIES[0].path), readme)
+    changed = [path for path, text in found.items() if path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        write_text(path, found[path])
     return changed
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
     """Hash of the code cells (first 16 hex digits of SHA-256)."""
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(cell.source for cell in _code(notebook.cells)).encode()).hexdigest()[:16]
+
+
+def _code(cells: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The code cells, without the one that papermill adds with the parameters it was called with."""
+    return [c for c in cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
 
 
 def publish(run: Path, *others: Path) -> list[Path]:
@@ -109,9 +108,7 @@ def publish(run: Path, *others: Path) -> list[Path]:
             raise InputError(f"{run / 'notebooks' / name} is missing; run the whole series first (`make notebooks`)")
         executed_path, record = source / "notebooks" / name, read_json(source / "run.json")
         executed, notebook = nbformat.read(executed_path, as_version=4), nbformat.read(path, as_version=4)
-        # papermill adds a cell with the parameters it was called with.
-        cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        done_cells, code = ([cell for cell in each if cell.cell_type == "code"] for each in (cells, notebook.cells))
+        done_cells, code = _code(executed.cells), _code(notebook.cells)
         if [cell.source for cell in done_cells] != [cell.source for cell in code]:
             raise InputError(f"{entry.path} has changed since {executed_path} was executed; run the series again")
         for count, (cell, done) in enumerate(zip(code, done_cells, strict=True), start=1):

@@ -35,16 +35,11 @@ from rlhf_utils.platforms.bootstrap import NEVER_TOUCHED, name_of, requirements 
 MOVED = {
     "colab": {},
     "kaggle": {
-        "protobuf": "5.29.5",
-        "nbconvert": "6.4.5",
-        "jupyter-server": "2.12.5",
-        "jupyter-lsp": "1.5.1",
-        "ipywidgets": "8.1.5",
-        # ipywidgets 8 brings it; without it tqdm warns in every notebook.
-        "comm": "",
-        "papermill": "",
+        "protobuf": "5.29.5", "nbconvert": "6.4.5", "jupyter-server": "2.12.5", "jupyter-lsp": "1.5.1",
+        # ipywidgets 8 brings comm; without it tqdm warns in every notebook.
+        "ipywidgets": "8.1.5", "comm": "", "papermill": "",
     },
-}
+}  # fmt: skip
 # A notebook service starts every process with these.
 VARIABLES = {
     "colab": {"COLAB_RELEASE_TAG": "release-colab", "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
@@ -54,19 +49,10 @@ VARIABLES = {
 NOT_ON_A_CPU = re.compile(r"nvidia-.*|cuda-.*|.*-cu(da)?1\d.*|cupy.*|torch(vision|audio|codec)?|.*-gpu")
 # Modules whose distribution has another name.
 DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "bs4": "beautifulsoup4",
-    "cv2": "opencv-python",
-    "dateutil": "python-dateutil",
-    "dotenv": "python-dotenv",
-    "git": "gitpython",
-    "google": "protobuf",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "snappy": "python-snappy",
-    "yaml": "pyyaml",
-    "zmq": "pyzmq",
-}
+    "PIL": "pillow", "bs4": "beautifulsoup4", "cv2": "opencv-python", "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv", "git": "gitpython", "google": "protobuf", "skimage": "scikit-image",
+    "sklearn": "scikit-learn", "snappy": "python-snappy", "yaml": "pyyaml", "zmq": "pyzmq",
+}  # fmt: skip
 # How libraries import another one, and how they ask whether it is there.
 ASKED_AFTER = re.compile(
     r"^ *(?:import|from) (\w+)|(?:find_spec|import_module|is_package_available|import_optional_dependency|version)"
@@ -124,7 +110,9 @@ def fill(platform: str, pins: dict[str, str], torch: str | None) -> list[str]:
     left_out: list[str] = []
 
     def get(wanted: set[str], folders: tuple[Path, ...]) -> None:
-        while missing := sorted(n for n in wanted & pins.keys() - installed().keys() - set(left_out) if usable(n)):
+        while missing := sorted(
+            n for n in wanted & pins.keys() - installed().keys() - set(left_out) if not NOT_ON_A_CPU.fullmatch(n)
+        ):
             say(f"installing {len(missing)} packages ...")
             left_out.extend(install(missing, pins))
             importlib.invalidate_caches()
@@ -133,21 +121,13 @@ def fill(platform: str, pins: dict[str, str], torch: str | None) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         # What the platform lacks is read, not installed: that is the first cell's part.
         pip("--no-deps", "--target", scratch, *(o for o in ours if canonicalize_name(name_of(o)) not in pins))
-        folders = (site(), Path(scratch))
+        folders = (Path(importlib.util.find_spec("pip").origin).parents[1], Path(scratch))
         get({"pip", "setuptools", *MOVED[platform]} | names, folders)
         found = looked_for(names, folders)
         get(found | needed(folders), folders)
     # This torch is not the platform's; what it needs beyond that is not for the first cell to bring.
     pip(f"torch=={installed()['torch']}")
-    return sorted([*left_out, *(name for name in found & pins.keys() if not usable(name))])
-
-
-def usable(name: str) -> bool:
-    return not NOT_ON_A_CPU.fullmatch(name)
-
-
-def site() -> Path:
-    return Path(importlib.util.find_spec("pip").origin).parents[1]
+    return sorted([*left_out, *(name for name in found & pins.keys() if NOT_ON_A_CPU.fullmatch(name))])
 
 
 def pip(*arguments: str) -> str:

@@ -1,194 +1,217 @@
-"""What a run shows, in sentences and in rows of tables, computed from its `summary.json`."""
+"""What a run found: its files read, and its figures in sentences and in rows of tables. Nothing new is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
 
 import pandas as pd
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.platforms.errors import visible
-from rlhf_utils.report.results import accuracies, bounds, judge_of, models_of, versus, win_rates_of
-from rlhf_utils.report.style import shown
+from rlhf_utils.evaluation.statistics import proportion_interval
+from rlhf_utils.platforms.errors import InputError, visible
+from rlhf_utils.platforms.files import read_json, read_jsonl
 
 # Figure of summary.json, its title in the table, decimals.
 COLUMNS = (
-    ("reward", "reward", 2),
-    ("gold", "gold", 2),
-    ("positivity", "positivity, mean", 2),
-    ("positivity_median", "median", 2),
-    ("rouge1", "ROUGE-1", 3),
-    ("rouge2", "ROUGE-2", 3),
-    ("rougeL", "ROUGE-L", 3),
-    ("eos_rate", "EOS rate", 2),
-    ("distinct_2", "distinct-2", 3),
-    ("kl_to_sft", "KL to SFT (nats)", 2),
+    ("reward", "reward", 2), ("gold", "gold", 2), ("positivity", "positivity, mean", 2),
+    ("positivity_median", "median", 2), ("rouge1", "ROUGE-1", 3), ("rouge2", "ROUGE-2", 3), ("rougeL", "ROUGE-L", 3),
+    ("eos_rate", "EOS rate", 2), ("distinct_2", "distinct-2", 3), ("kl_to_sft", "KL to SFT (nats)", 2),
     ("mean_tokens", "tokens", 1),
-)
+)  # fmt: skip
 _COMPARED = {"gold": ("gold", 2), "reward": ("reward", 2), "positivity": ("positivity", 2), "rougeL": ("ROUGE-L", 3)}
 _PARTS = ("helpfulness", "safety", "fluency", "refusal_unsafe", "refusal_harmless")
-# A policy with more of its responses than this above the 99th percentile of the data's better ones has left the data.
-FAR_OUT = 0.5
+JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}
+"""Who decided the prompts of an entry of `win_rate`, by its `judged_by`."""
 
 
-class Headline(NamedTuple):
-    """One sentence at the top of the page; a warning is shown in another color."""
+class NotMeasured(InputError):
+    """The run has no such file or figure; a report goes without what shows it."""
 
-    text: str
-    warning: bool = False
+
+def existing(run: Path, name: str) -> Path:
+    """The file `name` of the run; raises NotMeasured where it is not there."""
+    if not (run / name).is_file():
+        hint = "run the notebook of this stage, or `python -m rlhf_utils run` for the whole series"
+        raise NotMeasured(f"{run / name} is missing: {hint}")
+    return run / name
+
+
+def read_object(run: Path, name: str) -> dict:
+    """The content of `evaluation/<name>.json`."""
+    return read_json(existing(run, f"evaluation/{name}.json"))
+
+
+def read_samples(run: Path) -> pd.DataFrame:
+    """`evaluation/samples.csv` with every cell as text: the response "NA" or "None" is a text, not a gap."""
+    return pd.read_csv(existing(run, "evaluation/samples.csv"), dtype=str, keep_default_na=False)
+
+
+def read_metrics(run: Path, stage: str) -> tuple[pd.DataFrame, dict]:
+    """`checkpoints/<stage>/metrics.jsonl`: the logged lines, and the closing one (`"summary": true`) or {}. Raises
+    NotMeasured where nothing was trained."""
+    path = existing(run, f"checkpoints/{stage}/metrics.jsonl")
+    try:
+        rows = read_jsonl(path)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); make the stage anew with --fresh") from None
+    closing = rows.pop() if rows and rows[-1].get("summary") else {}
+    if not rows:
+        raise NotMeasured(f"{stage} was not trained in this run")
+    return pd.DataFrame(rows), closing
+
+
+def curve(lines: pd.DataFrame, x: str, y: str) -> pd.Series:
+    """`y` against `x`, of the lines that have both."""
+    return lines.reindex(columns=[x, y]).astype(float).dropna().set_index(x)[y]
+
+
+def run_caption(run: Path) -> str:
+    """Recipe, scale and seed of the run."""
+    return "{recipe}, {scale} scale, seed {seed}".format(**read_json(existing(run, "run.json")))
+
+
+def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
+    """Accuracy on held-out data and its 95% CI, from the content of reward_model.json: the trained reward model first,
+    then the baselines that were measured. The interval of the length baseline is Wilson's over the same pairs."""
+    pairs, length = result.get("pairs"), result.get("length_baseline_accuracy")
+    ends = proportion_interval(length * pairs, pairs).as_list() if pairs and length is not None else None
+    found = {
+        "trained reward model": (result.get("accuracy"), result.get("accuracy_ci95")),
+        "randomly initialized head": (result.get("untrained_accuracy"), result.get("untrained_ci95")),
+        "response length alone": (length, ends),
+    }
+    return {name: figure for name, figure in found.items() if figure[0] is not None}
+
+
+def versus(name: str) -> str:
+    """`ppo_vs_sft` as `PPO vs SFT`."""
+    return " vs ".join(LABELS[model] for model in name.split("_vs_"))
+
+
+def shown(value: float | None, interval=None, spec: str = "z.2f") -> str:
+    """`0.53 [0.41, 0.66]` with true minus signs; a dash for None, which is never shown as 0.
+
+    `spec` is Python's: `+z.2f`, `z.1%`; z makes a plain zero of the negative one that rounding leaves.
+    """
+    if value is None:
+        return "–"
+    ends = f" [{', '.join(format(end, spec.lstrip('+')) for end in interval)}]" if interval else ""
+    return (format(value, spec) + ends).replace("-", "\u2212")
 
 
 def sentences(summary: dict) -> list[str]:
     """What the run shows, one sentence each; a difference inside its interval is said not to be shown."""
-    return [headline.text for headline in headlines(summary, accuracies(summary.get("reward_model") or {}))]
+    return [text for text, _ in headlines(summary, summary.get("reward_model", {}))]
 
 
 def text_summary(summary: dict) -> str:
     """The table of models without its intervals, and the sentences, as plain text for a terminal."""
     rows = [{title: text.split(" [")[0] for title, text in row.items()} for row in model_table(summary)]
-    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model") if rows else None
-    return visible("\n".join([*([] if table is None else [table.to_string(), ""]), *sentences(summary)]))
+    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string() if rows else ""
+    return visible("\n".join([table, "", *sentences(summary)]))
 
 
-def headlines(summary: dict, judges: dict[str, tuple]) -> list[Headline]:
-    """What the run shows, in sentences computed from its figures; none inside an interval is a difference.
+def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
+    """What the run shows, in sentences computed from its figures, each with whether it is a warning.
 
-    `judges` are the `accuracies` of the reward model and its baselines.
+    `reward_model` is the content of reward_model.json, or the shorter one of the summary.
     """
-    found = [*_comparison(summary), *_reward_model(summary, judges), *_assistant(summary)]
-    return found or [Headline("The summary holds no comparison of PPO with another model.")]
-
-
-def _comparison(summary: dict) -> Iterator[Headline]:
     # A policy that is already fine-tuned has no SFT model to compare with.
-    pairs, wins = summary.get("paired") or {}, win_rates_of(summary)
-    pair = next((name for name in ("ppo_vs_sft", "ppo_vs_base") if pairs.get(name)), "")
-    other, paired = LABELS.get(pair.removeprefix("ppo_vs_"), ""), pairs.get(pair) or {}
-    verdicts = {key: direction(paired.get(key)) for key in _COMPARED}
+    pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
+    other, verdicts = LABELS.get(pair.removeprefix("ppo_vs_")), {key: direction(paired.get(key)) for key in _COMPARED}
     for key, (name, digits) in _COMPARED.items():
         if verdicts[key] is not None:
-            change = shown(paired[key]["mean"], paired[key].get("ci95"), f"+z.{digits}f")
+            change = shown(paired[key]["mean"], paired[key]["ci95"], f"+z.{digits}f")
             beats, worse = f"PPO beats {other} on {name}", f"PPO is worse than {other} on {name}"
             said = (f"No difference between PPO and {other} is shown on {name}", beats, worse)[verdicts[key]]
-            yield Headline(f"{said}: {change}.", warning=key == "gold" and verdicts[key] < 0)
+            yield f"{said}: {change}.", key == "gold" and verdicts[key] < 0
     if text := (summary.get("kl_budget") or {}).get("stopped"):
-        yield Headline(f"PPO and its KL budget: {text}.", warning=True)
+        yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):
-        yield Headline(verdict["text"], warning=verdict["level"] != "none")
+        yield verdict["text"], verdict["level"] != "none"
     if verdicts["reward"] is not None and verdicts["gold"] is None:
-        yield Headline("No gold judge here: reward is the very score that PPO was trained on.")
+        yield "No gold judge here: reward is the very score that PPO was trained on.", False
     if (judge := summary.get("judge") or {}).get("agreement") is not None:
         share = shown(judge["agreement"], judge["agreement_ci95"], "z.1%")
-        yield Headline(f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.")
-    beyond = ((summary.get("reward_range") or {}).get("above_data") or {}).get("ppo") or 0
-    if beyond > FAR_OUT:
-        text = f"{beyond:.0%} of PPO's responses get a higher reward than 99% of the dataset's better ones"
-        yield Headline(f"{text}, where the reward model has almost no training data.", warning=True)
-    if pair in wins:
-        share, judge = shown(wins[pair]["rate"], wins[pair].get("ci95"), "z.1%"), judge_of(wins[pair])
-        yield Headline(f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.")
-
-
-def _reward_model(summary: dict, judges: dict[str, tuple]) -> Iterator[Headline]:
-    if judges:
+        yield f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.", False
+    if (found := summary.get("reward_range")) and found["above_data"]["ppo"] > 0.5:
+        share = f"{found['above_data']['ppo']:.0%} of PPO's responses get a higher reward than 99% of the dataset's"
+        yield f"{share} better ones, where the reward model has almost no training data.", True
+    if wins := summary.get("win_rate", {}).get(pair):
+        share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
+        yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
+    if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
-        kind = "texts" if (summary.get("reward_model") or {}).get("of") == "texts" else "pairs"
-        yield Headline(f"Accuracy on held-out {kind}: {shares}.")
+        yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
         # The whole interval of the trained one, which is first, against chance and the baselines.
         (value, ends), *baselines = judges.values()
-        if (ends[0] if ends else value) <= max([0.5, *(figure[0] for figure in baselines)]):
+        if (ends or [value])[0] <= max([0.5, *(figure[0] for figure in baselines)]):
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
-            yield Headline(text, warning=True)
-
-
-def _assistant(summary: dict) -> Iterator[Headline]:
-    """Wins by the assistant score, and refusals in the wrong place; nothing without such a score."""
-    found, ppo = summary.get("assistant") or {}, models_of(summary).get("ppo", {})
-    wins = win_rates_of(summary) | win_rates_of(found)
-    for name, result in wins.items():
-        if found and result.get("judged_by") == "quality":
-            counts = f"{result['wins']} won, {result['losses']} lost, {result['ties']} tied"
-            text = f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {counts}"
-            yield Headline(f"{text} (sign test p = {result['sign_test_p']:.2g}).")
-    unsafe, harmless = ppo.get("refusal_unsafe"), ppo.get("refusal_harmless")
-    if unsafe is not None and harmless is not None:
+            yield text, True
+    if found := summary.get("assistant"):
+        for name, wins in (summary["win_rate"] | found["win_rate"]).items():
+            if wins["judged_by"] == "quality":
+                text = f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {wins['wins']} won, "
+                text += f"{wins['losses']} lost, {wins['ties']} tied (sign test p = {wins['sign_test_p']:.2g})."
+                yield text, False
+        unsafe, harmless = (summary["models"]["ppo"][f"refusal_{kind}"] for kind in ("unsafe", "harmless"))
         text = f"PPO refuses {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
-        yield Headline(text, warning=harmless > unsafe)
+        yield text, harmless > unsafe
 
 
 def direction(difference: dict | None) -> int | None:
     """1 above, -1 below, 0 where the interval holds 0 or is unknown; None when nothing was measured."""
-    if not difference or difference.get("mean") is None:
+    if not difference:
         return None
-    ends = bounds(difference.get("ci95"))
-    if ends is None or ends[0] <= 0 <= ends[1]:
-        return 0
-    return 1 if ends[0] > 0 else -1
+    low, high = difference["ci95"] or (0, 0)
+    return int(low > 0) - int(high < 0)
 
 
 def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
-    models, temperature = models_of(summary), summary.get("kl_to_sft_temperature")
-    titles = {} if temperature is None else {"kl_to_sft": f"KL to SFT at temperature {temperature:g} (nats)"}
-    columns = [c for c in COLUMNS if any(found.get(c[0]) is not None for found in models.values())]
-    return [
-        {"model": LABELS[name]}
-        | {
-            titles.get(key, title): shown(found.get(key), found.get(f"{key}_ci95"), f"z.{d}f")
-            for key, title, d in columns
-        }
-        for name, found in models.items()
-    ]
+    models, rows = summary.get("models", {}), []
+    titles = {key: title for key, title, _ in COLUMNS}
+    titles["kl_to_sft"] = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
+    kept = [(key, d) for key, _, d in COLUMNS if any(found.get(key) is not None for found in models.values())]
+    for name, found in models.items():
+        cells = {titles[key]: shown(found.get(key), found.get(f"{key}_ci95"), f"z.{d}f") for key, d in kept}
+        rows.append({"model": LABELS[name]} | cells)
+    return rows
 
 
-def win_rates(summary: dict) -> list[dict[str, str]]:
-    """One row for each comparison that was judged."""
-    return [
-        {"comparison": versus(name), "judged by": judge_of(found)}
-        | {title: f"{found[key]}" for title, key in (("won", "wins"), ("tied", "ties"), ("lost", "losses"))}
-        | {"win rate": shown(found["rate"], found.get("ci95"))}
-        for name, found in win_rates_of(summary).items()
-    ]
+def win_rate_table(results: dict[str, dict], pair: str = "") -> list[dict[str, str]]:
+    """One row for each comparison (`ppo_vs_sft`), or of one `pair` for each kind of judge."""
+    rows = []
+    for name, found in results.items():
+        row = {"comparison": versus(pair or name), "judged by": name if pair else JUDGES[found["judged_by"]]}
+        row |= {title: f"{found[key]}" for title, key in (("won", "wins"), ("tied", "ties"), ("lost", "losses"))}
+        rows.append(row | {"win rate": shown(found["rate"], found["ci95"])})
+    return rows
 
 
 def assistant_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model: the assistant score with its interval, and its parts; empty without such a score."""
     return [
         {"model": LABELS[name], "score": shown(found["quality"], found["quality_ci95"])}
-        | {key.replace("refusal_", "refuses "): shown(found.get(key)) for key in _PARTS}
-        for name, found in models_of(summary).items()
+        | {key.replace("refusal_", "refuses "): shown(found[key]) for key in _PARTS}
+        for name, found in summary["models"].items()
         if "quality" in found
     ]
 
 
-def agreement_sentence(summary: dict) -> str:
-    """How far reward and judge rank alike; empty without a judge."""
-    found = summary.get("agreement") or {}
-    if found.get("same_preference") is None:
-        return ""
-    share = shown(found["same_preference"], found.get("same_preference_ci95"), "z.1%")
-    text = f"Reward and judge prefer the same of two responses on {share} of {found['prompts']} prompts"
-    rank = found.get("spearman")
-    return text + ("." if rank is None else f"; their rank correlation over all responses is {shown(rank)}.")
-
-
 def phrase_table(summary: dict) -> list[dict[str, str]]:
     """One row for each phrase that PPO uses more than the model it started from."""
-    return [
-        {
-            "phrase": found["text"],
-            "responses now": f"{found['first']} of {found['first_total']}",
-            "before": f"{found['second']} of {found['second_total']}",
-            "log-odds": shown(found["log_odds"]),
-            "z": shown(found["z"], spec="z.1f"),
-        }
-        for found in (summary.get("hacking") or {}).get("phrases") or []
-    ]
+    rows = []
+    for found in summary.get("hacking", {}).get("phrases", []):
+        now, before = (f"{found[which]} of {found[f'{which}_total']}" for which in ("first", "second"))
+        sizes = {"log-odds": shown(found["log_odds"]), "z": shown(found["z"], spec="z.1f")}
+        rows.append({"phrase": found["text"], "responses now": now, "before": before} | sizes)
+    return rows
 
 
 def style_table(summary: dict) -> list[dict[str, str]]:
     """One row for each measure of how the responses are written, a column for each of the two models."""
-    style = (summary.get("hacking") or {}).get("style") or {}
+    style = summary.get("hacking", {}).get("style", {})
     keys = next(iter(style.values()), {})
     return [{"": key.replace("_", " "), **{name: shown(found[key]) for name, found in style.items()}} for key in keys]

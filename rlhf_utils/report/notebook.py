@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from IPython.display import Image
+from IPython.display import Image, Markdown
 
+from rlhf_utils.report.findings import NotMeasured
 from rlhf_utils.report.plots import draw
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.template import Template
@@ -35,6 +36,9 @@ def table(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> Any:
     return frame.style.format(precision=3, escape="html", na_rep="-").hide(axis="index").set_properties(**left)
 
 
-def picture(run: Run, name: str) -> Image:
-    """Draw the plot `name` from the files of the run, and show it."""
-    return Image(filename=str(draw(run.root, name)[0]), width=900)
+def picture(run: Run, name: str) -> Image | Markdown:
+    """Draw the plot `name` from the files of the run, and show it, or say why there is none."""
+    try:
+        return Image(filename=str(draw(run.root, name)), width=900)
+    except NotMeasured as reason:
+        return Markdown(f"*{reason}*")

@@ -1,103 +1,140 @@
-"""One self-contained page about a run, `report.html`: what happened, how sure it is, and responses to read."""
+"""Pages that hold everything themselves: one about a run, and one about several runs side by side."""
 
 from __future__ import annotations
 
 import base64
+import textwrap
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace as Result
 
 import jinja2
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.evaluation.judging import KEY, PAIRS, outcome
+from rlhf_utils.evaluation.judging import KEY, outcome
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import write_text
+from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.report import findings
-from rlhf_utils.report.plots import applicable, draw
-from rlhf_utils.report.results import accuracies, models_of, read_object, read_samples, run_caption
-from rlhf_utils.report.style import COLORS, shown
+from rlhf_utils.report.findings import NotMeasured, read_object, read_samples, run_caption, shown
+from rlhf_utils.report.plots import draw
+from rlhf_utils.report.style import COLORS, NEUTRAL, PLOTS, categories, dots, save
+from rlhf_utils.settings.sections import flat
 
-EXAMPLES = 8
+# Figures that runs are compared by: decimals, and the value where there is no effect.
+FIGURES = {
+    "reward model accuracy": (3, 0.5), "reward gain": (2, 0), "gold gain": (2, 0), "ROUGE-L gain": (3, 0),
+    "win rate": (2, 0.5), "KL, nats": (2, None), "EOS rate": (2, None), "tokens": (1, None),
+}  # fmt: skip
+# What makes two runs two seeds of one thing.
+_SEEDS = ("seed", "ppo.seed")
 
 
-def render(template: str, **values) -> str:
-    """A page of `report/templates/`, with all text of data and models escaped."""
-    loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
-    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return templates.get_template(template).render(**values)
-
-
-def write_report(run_folder: str | Path) -> Path:
+def write_report(run: Path) -> Path:
     """Write `report.html` into the run's folder, in one step, and return its path.
 
-    The pictures are redrawn, so that they show the numbers of the tables; one that cannot be drawn yet is replaced by
-    the reason. Needs `evaluation/summary.json` and `samples.csv`; InputError names the notebook to run when one of
-    them is missing.
+    The pictures are redrawn, so that they show the numbers of the tables; those of what was not measured are left out.
+    Needs `evaluation/summary.json` and `samples.csv`; InputError says which of them is missing.
     """
-    run = Path(run_folder)
-    summary, samples = read_object(run, "summary"), read_samples(run)
-    trained = (run / "evaluation" / "reward_model.json").is_file()
-    judges = accuracies(read_object(run, "reward_model") if trained else summary.get("reward_model") or {})
-    page = render(
-        "report.html.j2",
-        caption=run_caption(run),
-        summary=summary,
-        headlines=findings.headlines(summary, judges),
-        models=findings.model_table(summary),
-        win_rates=findings.win_rates(summary),
-        judges=[{"": name, "held-out accuracy": shown(*figure, "z.1%")} for name, figure in judges.items()],
-        phrases=findings.phrase_table(summary),
-        style=findings.style_table(summary),
-        agreement=findings.agreement_sentence(summary),
-        assistant=findings.assistant_table(summary),
-        judged=_judged(run / "evaluation"),
-        pictures=[_picture(run, name) for name in applicable(run)],
-        examples=_examples(samples, list(models_of(summary))),
-        colors={name: COLORS[name] for name in LABELS},
-    )
-    write_text(run / "report.html", page)
+    summary, samples, pictures = read_object(run, "summary"), read_samples(run), []
+    for name in sorted(PLOTS):
+        with suppress(NotMeasured):
+            pictures.append(draw(run, name))
+    values = {"caption": run_caption(run), "summary": summary, "reward_model": read_object(run, "reward_model")}
+    # The verdicts that outside judges gave on the blinded pairs.
+    values["judged"] = outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}}
+    # Up to eight prompts at even steps.
+    values["samples"] = samples.iloc[:: -(-len(samples) // 8)].to_dict("records")
+    write_text(run / "report.html", _render("report.html.j2", pictures=pictures, colors=COLORS, **values))
     return run / "report.html"
 
 
-def embedded(picture: Path) -> str:
-    """A picture as base64, for a page that holds everything itself."""
-    return base64.b64encode(picture.read_bytes()).decode("ascii")
+def _render(template: str, **values) -> str:
+    """A page of `report/templates/`, with all text of data and models escaped."""
+    loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
+    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    templates.globals |= vars(findings)
+    templates.filters["shown"] = findings.shown
+    templates.filters["embedded"] = lambda picture: base64.b64encode(picture.read_bytes()).decode("ascii")
+    return templates.get_template(template).render(**values)
 
 
-def _judged(folder: Path) -> list[dict[str, str]]:
-    """One row for each kind of outside judge that has given verdicts on the blinded pairs."""
-    if not (folder / PAIRS).is_file() or not (folder / KEY).is_file():
-        return []
-    found = outcome(folder)
-    compared = " vs ".join(LABELS.get(name, name) for name in found["models"])
-    return [
-        {"judge": kind, "comparison": compared}
-        | {title: f"{result[key]}" for title, key in (("won", "wins"), ("tied", "ties"), ("lost", "losses"))}
-        | {"win rate": shown(result["rate"], result["ci95"])}
-        for kind, result in found["judges"].items()
-    ]
+def read_result(folder: Path) -> Result:
+    """What the run in `folder` found: settings as dotted keys, each measured figure with its 95% CI or None. InputError
+    where it is no run, or one that was not evaluated."""
+    for name, file in (("a run", "run.json"), ("evaluated", "evaluation/summary.json")):
+        if not (folder / file).is_file():
+            raise InputError(f"{folder} is not {name}: {file} is missing; give folders such as outputs/instruct-tiny")
+    settings, summary = read_json(folder / "run.json").get("settings"), read_json(folder / "evaluation/summary.json")
+    if not settings or not summary.get("paired"):
+        raise InputError(f"{folder} was not made by this version; rerun the comparison notebook")
+    pair, gains = next(iter(summary["paired"].items()))
+    model, ppo, wins = summary["reward_model"], summary["models"]["ppo"], summary["win_rate"][pair]
+    found = [(model["accuracy"], model["accuracy_ci95"])]
+    found += [(gains[key]["mean"], gains[key]["ci95"]) if gains[key] else None for key in ("reward", "gold", "rougeL")]
+    found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
+    figures = {title: figure for title, figure in zip(FIGURES, found, strict=True) if figure}
+    about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
+    return Result(folder=folder, settings=flat(settings), figures=figures, **about)
 
 
-def _picture(run: Path, name: str) -> dict[str, str]:
-    """A freshly drawn picture as base64, or the reason why there is none."""
-    try:
-        return {"name": name, "data": embedded(draw(run, name)[0]), "reason": ""}
-    except InputError as error:
-        return {"name": name, "data": "", "reason": str(error)}
+def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Runs by their settings without the seed, in the order given; a group is named by its recipe, its scale and what
+    sets it apart from others of this recipe and scale."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        own, name = result.settings, [result.settings["name"], result.settings["scale"]]
+        alike = [other.settings for other in results if [other.settings["name"], other.settings["scale"]] == name]
+        apart = [key for key in own if key not in _SEEDS and any(other.get(key) != own[key] for other in alike)]
+        groups.setdefault(", ".join(name + [f"{key}={own[key]}" for key in apart]), []).append(result)
+    return groups
 
 
-def _examples(samples: pd.DataFrame, models: list[str]) -> list[dict]:
-    """Up to `EXAMPLES` rows at even steps through the samples, with every model's response and scores."""
-    count, examples = min(EXAMPLES, len(samples)), []
-    for place in (i * len(samples) // count for i in range(count)):
-        row = samples.iloc[place]
-        responses = [{"model": "reference", "name": "reference", "scores": "", "text": row.get("reference", "")}]
-        for model in models:
-            cells = {key: row.get(f"{model}_{key}", "") for key in ("reward", "gold", "rougeL")}
-            scores = ", ".join(f"{key} {shown(float(cell))}" for key, cell in cells.items() if cell)
-            text = row.get(f"{model}_response", "")
-            responses.append({"model": model, "name": LABELS[model], "scores": scores, "text": text})
-        # A recipe may have no references.
-        shown_responses = [each for each in responses if each["model"] != "reference" or each["text"]]
-        examples.append({"number": place + 1, "prompt": row["prompt"], "responses": shown_responses})
-    return examples
+def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
+    """One row for each group: figures as `mean [least, greatest]` over seeds, of one run with its 95% CI."""
+    rows = []
+    for name, runs in groups.items():
+        row = {"run": name, "seeds": f"{len(runs)}", "against": runs[0].against}
+        for title, (digits, _) in FIGURES.items():
+            values, ends = zip(*[run.figures.get(title, (None, None)) for run in runs], strict=True)
+            spread = ends[0] if len(runs) == 1 else None if None in values else (min(values), max(values))
+            row[title] = shown(None if None in values else fmean(values), spread, f"z.{digits}f")
+        rows.append(row | {"hacking": " / ".join(sorted({run.hacking for run in runs}))})
+    return rows
+
+
+def _side_by_side(groups: dict[str, list[Result]], figure: Figure) -> str:
+    """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over seeds."""
+    figure.set_size_inches(10, 2.7 + 0.84 * len(groups))
+    names = [textwrap.fill(name, 30) for name in groups]
+    for place, (title, (_, neutral)) in enumerate(FIGURES.items()):
+        axes = figure.add_subplot(2, 4, place + 1)
+        for row, runs in enumerate(groups.values()):
+            if found := [run.figures[title] for run in runs if title in run.figures]:
+                values, ends = zip(*found, strict=True)
+                rows = np.linspace(row - 0.15, row + 0.15, len(found)) if len(found) > 1 else [row]
+                dots(axes, values, rows, ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
+                axes.plot(fmean(values), row, "D", color="black", fillstyle="none")
+        if neutral is not None:
+            axes.axvline(neutral, **NEUTRAL)
+        axes.set_title(title, fontsize=9)
+        categories(axes, [""] * len(groups) if place % 4 else names, "y")
+    return "A dot for each run with its 95% CI, a diamond at the mean over seeds; dashed: no effect."
+
+
+def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
+    """Compare the runs in `folders`; writes `comparison.{csv,png,html}` into `output` and returns the table's rows."""
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("compare was given the same run twice; give each folder once")
+    groups = grouped([read_result(folder) for folder in folders])
+    rows = comparison_table(groups)
+    write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    picture = save(output / "comparison.png", "Runs side by side", partial(_side_by_side, groups))
+    write_text(output / "comparison.html", _render("comparison.html.j2", rows=rows, groups=groups, picture=picture))
+    return rows
