@@ -52,12 +52,18 @@ def card_of(run: Run, **changes) -> tuple[dict, str]:
 def test_the_card_holds_the_runs_numbers_with_their_intervals(run):
     about, text = card_of(run)
     assert about["pipeline_tag"] == "text-generation" and about["license"] == "mit" and "rlhf" in about["tags"]
-    ppo = json.loads((run.evaluation / "summary.json").read_text())["models"]["ppo"]
+    summary = json.loads((run.evaluation / "summary.json").read_text())
+    ppo = summary["models"]["ppo"]
     low, high = ppo["gold_ci95"]
     assert f"| {ppo['gold']:.2f} [{low:.2f}, {high:.2f}] |" in text and "- PPO beats SFT on gold: +" in text
+    [result] = about["model-index"][0]["results"]
+    [gold] = [metric for metric in result["metrics"] if metric["type"] == "gold"]
+    assert gold["value"] == pytest.approx(ppo["gold"], abs=1e-4) and gold["args"] == {"ci95": ppo["gold_ci95"]}
     assert run.recipe.hash in text and "python -m rlhf_utils run --recipe instruct --scale tiny" in text
     rated = yaml.safe_load(model_card(run, "reward_model").split("---\n", 2)[1])
+    accuracy = rated["model-index"][0]["results"][0]["metrics"][0]["value"]
     assert rated["pipeline_tag"] == "text-classification"
+    assert accuracy == pytest.approx(summary["reward_model"]["accuracy"], abs=1e-4)
     with pytest.raises(InputError, match="'data' leaves no model; choose one of base, sft"):
         model_card(run, "data")
 

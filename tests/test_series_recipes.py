@@ -15,9 +15,9 @@ from made import make
 from reduced import DEMONSTRATION, REDUCED
 from tiny import one_thread  # noqa: F401
 
+from rlhf_utils.evaluation import LABELS as MODELS
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.evaluation import LABELS as MODELS
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, run_cells
 from rlhf_utils.settings.recipes import parse_assignments
