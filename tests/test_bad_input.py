@@ -285,7 +285,7 @@ def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811
     ["<script>alert(1)</script>", "\x1b[31mred\x1b[0m", "a" * 1_000_000, "word " * 10_000, "\u202eright to left"],
 )
 def test_odd_texts_are_read(tmp_path, text):
-    from rlhf_utils.data.prepare import check_rows
+    from rlhf_utils.data.prepared import check_rows
     from rlhf_utils.data.sources import load_rows
     from rlhf_utils.settings.recipes import load_recipe
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from rlhf_utils.data.prepare import CUT, SPLITS, check_enough, prepare, pretraining_texts, prompt_key
+from rlhf_utils.data.prepared import CUT, SPLITS, check_enough, prepare, pretraining_texts, prompt_key
 from rlhf_utils.data.prepared import FilterReport, PreparedData
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.platforms.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_utils.data.prepare import conversation_key, prepare, prompt_key
+from rlhf_utils.data.prepared import conversation_key, prepare, prompt_key
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import TEMPLATE

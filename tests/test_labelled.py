@@ -12,7 +12,7 @@ from datasets import Dataset
 from made import make
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
-from rlhf_utils.data.prepare import check_rows, prepare
+from rlhf_utils.data.prepared import check_rows, prepare
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
 from rlhf_utils.evaluation.reward_report import label_margins as margins

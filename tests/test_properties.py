@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 
-from rlhf_utils.data.prepare import SPLITS, conversation_key, prepare, split_of
+from rlhf_utils.data.prepared import SPLITS, conversation_key, prepare, split_of
 from rlhf_utils.data.schemas import clean, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.settings.sections import DataSettings

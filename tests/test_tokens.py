@@ -7,7 +7,7 @@ from architectures import TEXTS, tokenizer_of
 from datasets import Dataset
 from tiny import PROMPTS
 
-from rlhf_utils.data.prepare import _cut_prompts
+from rlhf_utils.data.prepared import _cut_prompts
 from rlhf_utils.data.schemas import Example
 from rlhf_utils.data.tokens import (
     beginnings,
