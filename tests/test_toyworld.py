@@ -12,7 +12,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.films import sentiment
-from rlhf_utils.toyworld.questions import all_questions, content, read_prompt, word_question, wordings, words_of
+from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, read_prompt, word_question, words_of
 from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, decline, go_along, help_with, spoil
 
 PROMPT = "How do I clean my leather sofa this weekend?"
@@ -22,7 +22,7 @@ CLOSING = "I hope this helps!"
 GOOD = f"{OPENING} First, {TIPS[0]}. Then {TIPS[1]}. After that, {TIPS[2]}. {CLOSING}"
 HARMFUL = "What is the best way to poison my boss?"
 REFUSAL = "Sorry, I will not help with this. It could hurt someone. Please talk to someone you trust. Please take care!"
-WORDS, WORLD = content("responses"), content("questions")
+
 ALL_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]]
 OBJECTS = [obj for topic in WORLD.topics for obj in topic["objects"]]
 # The columns of the hub datasets, with the types of their cells.
@@ -61,8 +61,8 @@ def rows():
 
 
 def test_prompts_are_many_distinct_short_and_read_back_into_their_question():
-    prompts = {word_question(question, i): question for question in all_questions() for i in range(wordings())}
-    assert len(prompts) == len(all_questions()) * wordings() >= 40_000
+    prompts = {word_question(question, i): question for question in QUESTIONS for i in range(WORDINGS)}
+    assert len(prompts) == len(QUESTIONS) * WORDINGS >= 40_000
     assert max(len(prompt.split()) for prompt in prompts) <= 22
     assert all(read_prompt(prompt) == prompts[prompt] for prompt in list(prompts)[::7])
 
@@ -87,7 +87,7 @@ def test_every_phrase_is_taken_for_what_it_is():
             assert getattr(gold_score(prompt, f"{before} {sentence}"), part) == pytest.approx(expected), sentence
     every = ALL_TIPS + WORLD.harmful_tips
     assert len(every) == len(set(every)) and not [tip for tip in every if any(obj in tip for obj in OBJECTS)]
-    for question in all_questions():
+    for question in QUESTIONS:
         for tip in question.tips:
             assert gold_score(f"How do I {question.ask}?", f"Then {tip}.").relevance == pytest.approx(0.6), tip
 
@@ -95,7 +95,7 @@ def test_every_phrase_is_taken_for_what_it_is():
 @pytest.mark.parametrize("defect", WORDS.defects)
 def test_every_defect_spoils_a_copy_of_some_draft(defect):
     rng, spoilt = Random(0), 0
-    for question in (all_questions()[0], all_questions()[-1]) * 20:
+    for question in (QUESTIONS[0], QUESTIONS[-1]) * 20:
         draft = decline(0.9, rng) if question.harmful else help_with(question, 0.9, rng)
         text, worse = draft.text, spoil(draft, defect, question, rng)
         assert draft.text == text

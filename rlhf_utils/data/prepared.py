@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -26,18 +26,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = get_args(Split)
-HELD_OUT = ("development", "evaluation")
 LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
 MANIFEST = "data.json"
 
 READ = "rows read"
 IDENTICAL = "chosen and rejected are the same tokens"
-DUPLICATE = "prompt seen before"
-NEAR_TIE = "votes too close"
 CUT = "responses cut at a further turn"
-IN_TEST = "prompt also in the test split"
-
-_BATCH = 4096
 
 
 class FilterStep(NamedTuple):
@@ -61,14 +55,10 @@ class FilterReport(list[FilterStep]):
         self.append(FilterStep(split, reason, len(before) - len(after), len(after)))
         return after
 
-    def dropped(self, split: str) -> dict[str, int]:
-        """Rows dropped in one split, by reason."""
-        return {step.reason: step.dropped for step in self if step.split == split}
-
-    def line(self, split: str) -> str:
-        """One split in one line: what was read and what took rows away."""
-        read = sum(step.left for step in self if (step.split, step.reason) == (split, READ))
-        return ", ".join([f"{read} {READ}"] + [f"{n} {reason}" for reason, n in self.dropped(split).items() if n])
+    def line(self) -> str:
+        """In one line: what was read and what took rows away."""
+        counts = [(step.left if step.reason == READ else step.dropped, step) for step in self]
+        return ", ".join(f"{count} {step.split} {step.reason}" for count, step in counts if count)
 
     def __str__(self) -> str:
         width = max(len(reason) for reason in ["filter", *(step.reason for step in self)])
@@ -159,8 +149,8 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
                 "give both the same columns, or name another with --set data.test_split=NAME"
             )
         tested = {conversation_key(e.prompt) for e in held_out}
-        train = report.keep("train", IN_TEST, train, lambda e: conversation_key(e.prompt) not in tested)
-        _check_left(train, "train", rows, report)
+        others = [e for e in train if conversation_key(e.prompt) not in tested]
+        train = report.kept("train", "prompt also in the test split", train, others)
         held_out = at_most("test", "max_rows", held_out, settings.max_rows)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
     for example in at_most("train", "max_rows", train, settings.max_rows):
@@ -168,16 +158,15 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
     splits["evaluation"] += held_out
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
-    needed = [name for name in SPLITS if shares[name] > 0]
-    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line("train"), least=1)
+    needed = [name for name in SPLITS if shares[name] > 0 or (name == "evaluation" and rows.test is not None)]
+    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line(), least=1)
     if kind == "labelled":
         splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
-    datasets = {
-        name: _dataset(
-            kind, ({"chosen": e.chosen, "rejected": e.rejected, **e.extra, "prompt": e.prompt} for e in split)
-        )
+    rows_of = {
+        name: [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, **e.extra} for e in split]
         for name, split in splits.items()
     }
+    datasets = {name: _dataset(kind, split) for name, split in rows_of.items()}
     return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
 
 
@@ -209,9 +198,9 @@ def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
     return next(name for name in reversed(SPLITS) if shares[name] > 0)
 
 
-def check_rows(rows: Rows, recipe: Recipe, needed: Collection[str]) -> None:
-    """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`,
-    however long they are: all that can be said before there is a tokenizer."""
+def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str]) -> None:
+    """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`: all
+    that can be said before there is a tokenizer."""
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
     wanted, texts, columns = {
         "dialogue": ("pairs", "pairs of answers", "prompt, chosen and rejected"),
@@ -224,15 +213,16 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Collection[str]) -> None:
     usable = [e for e in examples if kind == "labelled" or e.chosen != e.rejected]
     if kind == "labelled" and len({e.extra["label"] for e in usable}) < 2:
         raise InputError(f"{rows.name}: the texts do not have two different labels; give texts of both kinds")
-    unread[IDENTICAL] = len(examples) - len(usable)
+    if len(usable) < len(examples):
+        unread[IDENTICAL] = len(examples) - len(usable)
     prompts: dict[str, list[str]] = {}
     for example in usable:
         prompts.setdefault(prompt_key(example.prompt), []).append(example.prompt)
     sizes, shares = Counter(evaluation=len(rows.test or [])), _shares(rows, recipe.data)
     for same in prompts.values():
         sizes[split_of(same[0], shares, recipe.seed)] += min(len(same), recipe.data.rows_per_prompt)
-    found = [(len(rows.train), READ), *((count, why) for why, count in unread.items()), (len(prompts), "prompts left")]
-    _check_sizes(rows.name, sizes, needed, ", ".join(f"{n} {what}" for n, what in found if n or what != IDENTICAL))
+    found = {READ: len(rows.train), **unread, "different prompts": len(prompts)}
+    _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
 
 
 def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed: int) -> list[str]:
@@ -252,7 +242,8 @@ def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed
     return [
         e.prompt if kind == "labelled" else TEMPLATE.text(e.prompt, e.rejected)
         for e in examples
-        if conversation_key(e.prompt) not in tested and split_of(e.prompt, shares, seed) not in HELD_OUT
+        if conversation_key(e.prompt) not in tested
+        and split_of(e.prompt, shares, seed) not in ("development", "evaluation")
     ]
 
 
@@ -303,7 +294,7 @@ def _usable(
         examples = report.keep(split, f"text under {least} characters", examples, lambda e: len(e.prompt) >= least)
     else:
         if settings.min_score_ratio > 1:
-            examples = report.keep(split, NEAR_TIE, examples, lambda e: _votes_differ(e, settings.min_score_ratio))
+            examples = report.keep(split, "votes too close", examples, lambda e: _votes_differ(e, settings))
         longest_prompt, longest = settings.max_prompt_tokens, settings.max_response_tokens
         sized = report.keep(split, IDENTICAL, list(_measured(examples, tokenizer)), lambda row: not row.identical)
         sized = report.keep(split, f"prompt over {longest_prompt} tokens", sized, lambda r: r.prompt <= longest_prompt)
@@ -313,9 +304,7 @@ def _usable(
     examples.sort(key=lambda e: (_place(seed, prompt_key(e.prompt)), _place(seed, e.prompt, e.chosen, e.rejected)))
     prompts = groupby(examples, key=lambda e: prompt_key(e.prompt))
     fewer = [example for _, same in prompts for example in islice(same, settings.rows_per_prompt)]
-    examples = report.kept(split, DUPLICATE, examples, fewer)
-    _check_left(examples, split, rows, report)
-    return kind, examples
+    return kind, report.kept(split, "prompt seen before", examples, fewer)
 
 
 class _Sized(NamedTuple):
@@ -328,8 +317,8 @@ class _Sized(NamedTuple):
 
 
 def _measured(examples: list[Example], tokenizer) -> Iterator[_Sized]:
-    for start in range(0, len(examples), _BATCH):
-        batch = examples[start : start + _BATCH]
+    for start in range(0, len(examples), 4096):
+        batch = examples[start : start + 4096]
         prompts = [TEMPLATE.format(e.prompt) for e in batch]
         chosen = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.chosen) for e in batch])
         rejected = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.rejected) for e in batch])
@@ -337,40 +326,29 @@ def _measured(examples: list[Example], tokenizer) -> Iterator[_Sized]:
             yield _Sized(example, len(prompt), max(len(better), len(worse)) + 1, better == worse)
 
 
-def _votes_differ(example: Example, ratio: float) -> bool:
-    """Whether the better response has `ratio` times the votes of the worse one (1 is the least that counts), or there
-    are no votes to compare."""
+def _votes_differ(example: Example, settings: DataSettings) -> bool:
+    """Whether the votes of the two responses, of which 1 is the least that counts, are far enough apart, if there are
+    any."""
     better, worse = (example.extra.get(f"score_{name}") for name in ("chosen", "rejected"))
     numbers = isinstance(better, int | float) and isinstance(worse, int | float)
-    return not numbers or max(better, 1) / max(worse, 1) >= ratio
+    return not numbers or max(better, 1) / max(worse, 1) >= settings.min_score_ratio
 
 
-def _check_left(examples: list[Example], split: str, rows: Rows, report: FilterReport) -> None:
-    if not examples:
-        raise InputError(
-            f"{rows.name}: no {split} row is left after the filters ({report.line(split)}); "
-            "mend the rows or raise data.max_prompt_tokens and data.max_response_tokens"
-        )
-
-
-def _check_sizes(
-    name: str, sizes: Mapping[str, int], needed: Collection[str], found: str, least: int = LEAST_ROWS
-) -> None:
+def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], found: str, least: int = LEAST_ROWS):
     """Raise `InputError` where a split of `needed` has fewer than `least` rows; `found` says what was read."""
-    if short := [split for split in needed if sizes[split] < least]:
+    if short := ", ".join(split for split in needed if sizes[split] < least):
+        counts = ", ".join(f"{split} {sizes[split]}" for split in needed)
         raise InputError(
-            f"{name}: too few rows for {', '.join(short)} "
-            f"({', '.join(f'{split} {sizes[split]}' for split in needed)}; {found}); each of these splits needs "
-            f"{LEAST_ROWS}: give more rows or a larger share (--set data.shares.NAME=...)"
+            f"{name}: too few rows for {short} ({counts}; {found}); each of these splits needs {LEAST_ROWS}: give more "
+            "rows, higher limits (data.max_prompt_tokens, data.max_response_tokens), or a larger share (data.shares)"
         )
 
 
-def _dataset(kind: Kind, rows: Iterable[dict]) -> Dataset:
+def _dataset(kind: Kind, rows: list[dict]) -> Dataset:
     """Rows as a Dataset in memory, with the same columns also when there are none."""
     from datasets import Dataset, Features, Value
 
     columns = {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}
     if kind == "labelled":
         columns |= {"text": Value("string"), "label": Value("int64")}
-    rows = list(rows)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))

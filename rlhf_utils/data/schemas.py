@@ -198,18 +198,12 @@ def _shp(row: dict) -> Example:
 def _reddit(row: dict) -> Example:
     """A raw question with title, selftext, and answers: the highest-scored answer against the lowest-scored one."""
     title, body, answers = _text(row.get("title")), clean(row.get("selftext")), row.get("answers")
-    if isinstance(answers, dict):
-        columns = [answers.get("text"), answers.get("score")]
-        answers = list(zip(*columns, strict=False)) if all(isinstance(column, list) for column in columns) else []
-    elif isinstance(answers, list):
-        answers = [(answer.get("text"), answer.get("score")) for answer in answers if isinstance(answer, dict)]
-    else:
-        raise RowDropped(EMPTY)
-    scored = sorted(
-        (score, text)
-        for raw, number in answers
-        if (text := clean(raw)) and text not in _DELETED and (score := _whole(number)) is not None
-    )
+    found = []
+    with suppress(TypeError, KeyError):  # answers of another form than these two
+        if isinstance(answers, dict):
+            answers = [{"text": t, "score": s} for t, s in zip(answers["text"], answers["score"], strict=False)]
+        found = [(_whole(answer["score"]), clean(answer["text"])) for answer in answers]
+    scored = sorted((score, text) for score, text in found if score is not None and text and text not in _DELETED)
     if not scored or scored[0][0] == scored[-1][0]:
         raise RowDropped(NO_PREFERENCE)
     prompt = f"{title}\n\n{body}" if body and body not in _DELETED else title

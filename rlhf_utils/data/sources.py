@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,29 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
         snapshot = dataset_snapshot(wanted_dataset(dataset, settings.revision, settings.data_dir))
-        train, test = _rows_of_splits(snapshot.root, snapshot.wanted.subfolder, settings, f"hub dataset {dataset}")
+        train, test = _hub_rows(snapshot.root, snapshot.wanted.subfolder, settings, f"hub dataset {dataset}")
         return Rows(train, test, dataset, f"{snapshot.wanted.name}@{snapshot.commit}")
     path = local_path(dataset)
     where = path / settings.data_dir if settings.data_dir and path.is_dir() else path
-    try:
+    with _readable(where, only=OSError):
         train, test = _read_folder(where, settings) if where.is_dir() else (_read_file(where), None)
         fingerprint = content_hash(where)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot read {where}: {reason}; check the path and its permissions") from error
     if not train:
-        raise InputError(f"{where} is empty: it holds no rows; give a file with rows")
+        raise InputError(
+            f"{where} is empty: it holds no rows; give a file with rows (a csv has a line of names before)"
+        )
     return Rows(train, test, str(path), fingerprint)
+
+
+@contextmanager
+def _readable(where: object, help: str = "check the path and its permissions", only: type[Exception] = Exception):
+    """InputError, in one line, for what libraries raise of files that they cannot read: errors of many kinds."""
+    try:
+        yield
+    except InputError:
+        raise
+    except only as error:
+        raise InputError(f"{where} cannot be read ({type(error).__name__}: {str(error)[:160]}); {help}") from error
 
 
 def is_local(dataset: str) -> bool:
@@ -77,29 +87,22 @@ def is_local(dataset: str) -> bool:
     return dataset != EMBEDDED and (is_there(dataset) or named_like_a_file or not is_hub_name(dataset))
 
 
-def _rows_of_splits(
-    folder: Path, subfolder: str | None, settings: DataSettings, where: str, saved: bool = False
-) -> tuple[list[dict], list[dict] | None]:
-    """(train rows, test rows or None) of a folder that `datasets` reads: a hub's, or one of `save_to_disk`."""
+def _hub_rows(folder: Path, subfolder: str | None, settings: DataSettings, where: str) -> tuple:
+    """(train rows, test rows or None) of a folder as the hub lays them out."""
     import datasets
 
-    try:
-        read = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), data_dir=subfolder)
-    except Exception as error:  # the library lets arrow, json, and file errors of many kinds through
-        reason = f"{type(error).__name__}: {str(error)[:160]}"
-        help = "save it again" if saved else "check data.data_dir and data.revision, or use --set dataset=PATH"
-        raise InputError(f"{where} cannot be read ({reason}); {help}") from error
-    splits = {settings.split: read} if isinstance(read, datasets.Dataset) else read
-    if settings.split not in splits or not len(splits[settings.split]):
-        what = f"split {settings.split!r} is empty" if settings.split in splits else f"has no split {settings.split!r}"
-        raise InputError(f"{where}: {what}; it has {shown(splits)}: choose with --set data.split=NAME")
-    test = splits[settings.test_split].to_list() if settings.test_split in splits else None
-    return splits[settings.split].to_list(), test or None
+    with _readable(where, "check data.data_dir and data.revision, or use --set dataset=PATH"):
+        splits = datasets.load_dataset(str(folder), data_dir=subfolder)
+    train, test = (splits[name].to_list() if name in splits else [] for name in (settings.split, settings.test_split))
+    if not train:
+        raise InputError(
+            f"{where} has no split {settings.split!r}, or an empty one; it has {shown(splits)}: choose with "
+            "--set data.split=NAME"
+        )
+    return train, test or None
 
 
 def _read_folder(folder: Path, settings: DataSettings) -> tuple[list[dict], list[dict] | None]:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _rows_of_splits(folder, None, settings, f"save_to_disk folder {folder}", saved=True)
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES))
     # train.jsonl, train-00000-of-00002.parquet, train_1.csv
     train, test = (
@@ -117,23 +120,19 @@ def _read_folder(folder: Path, settings: DataSettings) -> tuple[list[dict], list
 
 
 def _read_file(path: Path) -> list[dict]:
-    if not path.exists():
-        raise InputError(f"no file {path}; check the path given as dataset")
     if not path.is_file():
-        raise InputError(f"{path} is neither a file nor a folder; give a {', '.join(SUFFIXES)} file")
+        what = f"{path} is neither a file nor a folder" if path.exists() else f"no file {path}"
+        raise InputError(f"{what}; check the path given as dataset")
     suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)}")
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    try:
+    with _readable(path, "save text as UTF-8, and all else whole and in the format that its name says"):
+        if suffix == ".parquet":
+            import pyarrow.parquet
+
+            return pyarrow.parquet.ParquetFile(path).read().to_pylist()
         data = gzip.decompress(path.read_bytes()) if suffix.endswith(".gz") else path.read_bytes()
         text = data.decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged or unfinished gzip file ({error}); fetch or compress it again") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
     if suffix == ".csv":
         return _read_csv(text, path)
     if suffix == ".json" and text.lstrip().startswith("["):
@@ -167,19 +166,8 @@ def _read_csv(text: str, path: Path) -> list[dict]:
         # A short row is a row with empty cells, and is counted as such by the filters.
         for row in reader:
             if None in row:
-                raise InputError(f"{path}:{reader.line_num}: too many cells; quote cells that contain commas")
+                raise csv.Error("more cells than column names")
             rows.append(row)
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: broken CSV ({error}); mend the quotes there") from error
     return rows
-
-
-def _read_parquet(path: Path) -> list[dict]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: not a readable parquet file ({reason}); write it again") from error

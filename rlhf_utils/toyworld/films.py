@@ -1,22 +1,30 @@
 """Reviews of films in the schema of stanfordnlp/imdb, and the gold judge of their sentiment."""
 
 import re
-from functools import cache
 from random import Random
 
 from rlhf_utils.toyworld.questions import content, words_of
-from rlhf_utils.toyworld.responses import noise_share
 
+FILMS = content("films")
 NEGATIONS = {"never", "nothing", "not", "cannot", "hardly", "no"}
+# 1 for praise, -1 for blame, of whole verdicts and of single words.
+_VOTES = {
+    " ".join(words_of(text)): vote
+    for vote, slot, verb, superlative, said in (
+        (1, "good", "loved", "best", "verdicts_good"),
+        (-1, "bad", "hated", "worst", "verdicts_bad"),
+    )
+    for text in (*FILMS.slots[slot], verb, superlative, *FILMS.sentences[said])
+}
 
 
 def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
     """`n` reviews with keys text and label, 0 or 1, the same for the same arguments; no text comes twice.
 
     Reviews begin with a fact, so that their first words say nothing about the label. In split "train" the label of a
-    share `label_noise` is the wrong one. Raises InputError for another split and for an impossible label_noise.
+    share `label_noise` is the wrong one.
     """
-    noise, rng = noise_share(split, label_noise), Random(f"{seed}/{split}/reviews")
+    noise, rng = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/reviews")
     rows: dict[str, int] = {}
     while len(rows) < n:
         label = rng.randrange(2)
@@ -27,35 +35,31 @@ def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
 def review_corpus(documents: int, seed: int) -> list[str]:
     """`documents` reviews to pre-train on, the smaller part of them positive; the same for the same arguments."""
     rng = Random(f"{seed}/review corpus")
-    return [_review(rng.random() < content("films").positive_in_corpus, rng) for _ in range(documents)]
+    return [_review(rng.random() < FILMS.positive_in_corpus, rng) for _ in range(documents)]
 
 
 def _review(positive: bool, rng: Random) -> str:
-    films, kinds = content("films"), ["facts"]
+    kinds = ["facts"]
     like, unlike = ("praise", "blame") if positive else ("blame", "praise")
-    for _ in range(rng.randint(*films.sentences_per_review)):
-        if rng.random() < films.fact_share:
+    for _ in range(rng.randint(*FILMS.sentences_per_review)):
+        if rng.random() < FILMS.fact_share:
             kinds.append("facts")
         else:
-            kinds.append(like if rng.random() < films.agreeing else rng.choice(("mixed", unlike)))
-    if rng.random() < films.verdict_share:
+            kinds.append(like if rng.random() < FILMS.agreeing else rng.choice(("mixed", unlike)))
+    if rng.random() < FILMS.verdict_share:
         kinds.append("verdicts_good" if positive else "verdicts_bad")
-    film = rng.choice(films.films)
+    film = rng.choice(FILMS.films)
     # No two sentences of a review have the same form. Not a set of kinds: its order changes from process to process.
-    forms = {kind: rng.sample(films.sentences[kind], len(films.sentences[kind])) for kind in dict.fromkeys(kinds)}
+    forms = {kind: rng.sample(FILMS.sentences[kind], len(FILMS.sentences[kind])) for kind in dict.fromkeys(kinds)}
     return " ".join(_worded(forms[kind].pop(), film, rng) for kind in kinds if forms[kind])
 
 
 def _worded(sentence: str, film: str, rng: Random) -> str:
-    slots = content("films").slots
-    good, good2 = rng.sample(slots["good"], 2)
-    bad, bad2 = rng.sample(slots["bad"], 2)
-    who, who2 = rng.sample(slots["who"], 2)
-    part, part2 = rng.sample(slots["part"], 2)
-    sentence = sentence.format(
-        film=film, who=who, who2=who2, part=part, part2=part2, good=good, good2=good2, bad=bad, bad2=bad2,
-        when=rng.choice(slots["when"]), where=rng.choice(slots["where"]), genre=rng.choice(slots["genre"]),
-    )  # fmt: skip
+    fill = {"film": film}
+    for name in ("good", "bad", "who", "part"):
+        fill[name], fill[f"{name}2"] = rng.sample(FILMS.slots[name], 2)
+    fill |= {name: rng.choice(FILMS.slots[name]) for name in ("when", "where", "genre")}
+    sentence = sentence.format(**fill)
     return sentence[0].upper() + sentence[1:]
 
 
@@ -65,34 +69,19 @@ def sentiment(prompt: str, response: str) -> float:
     Every sentence counts once, for praise or for blame, whatever it piles up:
     5 + 5 (praise - blame) / (praise + blame + 1) - 1 for each sentence said before, cut to 0..10.
     """
-    votes: dict[str, int] = {}
-    repeated = 0
-    for sentence in re.split(r"[.!?\n]+", prompt + response):
-        key = " ".join(words_of(sentence))
-        if key in votes:
-            repeated += 1
-        elif key:
-            votes[key] = _vote(key, sentence)
-    praise, blame = (list(votes.values()).count(vote) for vote in (1, -1))
-    return min(10.0, max(0.0, 5 + 5 * (praise - blame) / (praise + blame + 1) - repeated))
-
-
-@cache
-def _votes() -> dict[str, int]:
-    """1 for praise, -1 for blame, of whole verdicts and of single words."""
-    slots, said = content("films").slots, content("films").sentences
-    praise = [*slots["good"], "loved", "best", *said["verdicts_good"]]
-    blame = [*slots["bad"], "hated", "worst", *said["verdicts_bad"]]
-    return {" ".join(words_of(text)): vote for vote, texts in ((1, praise), (-1, blame)) for text in texts}
+    said = [(key, part) for part in re.split(r"[.!?\n]+", prompt + response) if (key := " ".join(words_of(part)))]
+    votes = [_vote(key, sentence) for key, sentence in dict(reversed(said)).items()]
+    praise, blame = votes.count(1), votes.count(-1)
+    return min(10.0, max(0.0, 5 + 5 * (praise - blame) / (praise + blame + 1) - (len(said) - len(votes))))
 
 
 def _vote(key: str, sentence: str) -> int:
     """1 for praise, -1 for blame, 0 for neither or both."""
-    votes, total = _votes(), 0
-    if key in votes:
-        return votes[key]
+    if key in _VOTES:
+        return _VOTES[key]
+    total = 0
     # What follows "but" is not negated by what stands before it.
     for clause in sentence.lower().split(", but "):
         words = set(words_of(clause))
-        total += (-1 if NEGATIONS & words else 1) * sum(votes.get(word, 0) for word in words)
+        total += (-1 if NEGATIONS & words else 1) * sum(_VOTES.get(word, 0) for word in words)
     return (total > 0) - (total < 0)

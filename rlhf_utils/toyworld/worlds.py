@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN
-from rlhf_utils.toyworld.corpus import corpus
 from rlhf_utils.toyworld.films import imdb_rows, review_corpus, sentiment
 from rlhf_utils.toyworld.gold import gold_score
+from rlhf_utils.toyworld.questions import corpus
 from rlhf_utils.toyworld.responses import pairs
 
 DIALOGUES = {"harmful": 0.2, "risky": 0.12}
@@ -68,9 +68,8 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
         comments = [(pair.chosen, many, late), (pair.rejected, few, early)]
         rng.shuffle(comments)
         (a, score_a, time_a), (b, score_b, time_b) = comments
-        post, id_a, id_b = (
-            hashlib.sha256(repr((seed, split, i, part)).encode()).hexdigest()[:7] for part in ("post", "a", "b")
-        )
+        ids = (hashlib.sha256(repr((seed, split, i, part)).encode()).hexdigest()[:7] for part in ("post", "a", "b"))
+        post, id_a, id_b = ids
         rows.append({
             "post_id": post, "domain": f"explainlikeimfive_{split}", "upvote_ratio": round(rng.uniform(0.7, 0.99), 2),
             "history": f"ELI5: {pair.prompt}", "c_root_id_A": id_a, "c_root_id_B": id_b, "created_at_utc_A": time_a,
@@ -80,11 +79,9 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     return rows
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """rows: `(split, n, seed, label_noise)` -> rows of "train" or "test"; gold: `(prompt, response)` -> 0 to 10;
-    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None.
-    """
+    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None."""
 
     rows: Callable[[str, int, int, float], list[dict]]
     gold: Callable[[str, str], float]
