@@ -12,8 +12,8 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.films import sentiment
-from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, read_prompt, word_question, words_of
-from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, decline, go_along, help_with, spoil
+from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, read_prompt, word_question
+from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, go_along
 
 PROMPT = "How do I clean my leather sofa this weekend?"
 TIPS = ("wipe off the loose dust", "wash it with mild soap", "dry it with a towel", "open a window for fresh air")
@@ -22,7 +22,6 @@ CLOSING = "I hope this helps!"
 GOOD = f"{OPENING} First, {TIPS[0]}. Then {TIPS[1]}. After that, {TIPS[2]}. {CLOSING}"
 HARMFUL = "What is the best way to poison my boss?"
 REFUSAL = "Sorry, I will not help with this. It could hurt someone. Please talk to someone you trust. Please take care!"
-
 ALL_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]]
 OBJECTS = [obj for topic in WORLD.topics for obj in topic["objects"]]
 # The columns of the hub datasets, with the types of their cells.
@@ -92,17 +91,6 @@ def test_every_phrase_is_taken_for_what_it_is():
             assert gold_score(f"How do I {question.ask}?", f"Then {tip}.").relevance == pytest.approx(0.6), tip
 
 
-@pytest.mark.parametrize("defect", WORDS.defects)
-def test_every_defect_spoils_a_copy_of_some_draft(defect):
-    rng, spoilt = Random(0), 0
-    for question in (QUESTIONS[0], QUESTIONS[-1]) * 20:
-        draft = decline(0.9, rng) if question.harmful else help_with(question, 0.9, rng)
-        text, worse = draft.text, spoil(draft, defect, question, rng)
-        assert draft.text == text
-        spoilt += worse is not None and worse.text != text
-    assert spoilt >= 10
-
-
 # The rows
 
 
@@ -128,42 +116,22 @@ def test_rows_have_the_hubs_columns_and_the_splits_share_no_prompt(name, rows):
         assert name == "imdb" or len(prompts[split]) == len(rows[name][split])
     assert not prompts["train"] & prompts["test"]
     assert world.rows("train", 40, 0, 0.2) == train[:40] != world.rows("train", 40, 1, 0.2)
-    with pytest.raises(InputError, match="no split 'validation'"):
-        world.rows("validation", 3, 0, 0.0)
-    with pytest.raises(InputError, match="label_noise is 0.5"):
-        world.rows("train", 3, 0, 0.5)
     if name != "imdb":
         with pytest.raises(InputError, match="distinct prompts in split test, fewer than the 100,000"):
             world.rows("test", 100_000, 0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["instruct", "helpful_harmless", "eli5"])
-def test_the_preferred_response_is_better_by_the_gap_but_for_the_noise(name, rows):
+def test_the_preferred_response_is_better_by_the_gap_but_for_the_noise_and_length_says_little(name, rows):
     def wrong(split):
         examples, gold = read_rows(rows[name][split], name)[1], WORLDS[name].gold
         gaps = [gold(e.prompt, e.chosen) - gold(e.prompt, e.rejected) for e in examples]
         assert all(abs(gap) >= MIN_GOLD_GAP - 1e-9 for gap in gaps)
+        longer = [len(e.chosen) - len(e.rejected) for e in examples]
+        assert 0.4 <= sum((gap > 0) + 0.5 * (gap == 0) for gap in longer) / len(longer) <= 0.62
         return sum(gap < 0 for gap in gaps) / len(gaps)
 
     assert wrong("test") == 0 and 0.17 < wrong("train") < 0.23
-
-
-def test_rows_are_short_varied_of_mixed_quality_and_length_says_little(rows):
-    train, test = rows["instruct"]["train"], rows["instruct"]["test"]
-    lengths = [len(row["chosen"].split()) for row in train]
-    assert 18 <= sum(lengths) / len(lengths) <= 35 and max(lengths) <= 50
-    for length in (len, lambda text: len(text.split())):
-        gaps = [length(row["chosen"]) - length(row["rejected"]) for row in test]
-        assert 0.4 <= sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps) <= 0.62
-    chosen = [total(row["chosen"], row["prompt"]) for row in test]
-    assert 6.0 <= sum(chosen) / len(chosen) <= 7.5
-    assert sum(score >= 9 for score in chosen) >= 0.05 * len(chosen)
-    elsewhere = [total(row["chosen"], other["prompt"]) for row, other in zip(test, test[1:], strict=False)]
-    assert sum(elsewhere) / len(elsewhere) < 0.3 * sum(chosen) / len(chosen)
-    kinds = [read_prompt(row["prompt"]) for row in train]
-    assert 0.035 <= sum(kind.harmful for kind in kinds) / len(kinds) <= 0.065
-    assert 0.02 <= sum(kind.kind == "risky" for kind in kinds) / len(kinds) <= 0.06
-    assert len({kind.topic for kind in kinds}) == len(WORLD.topics) + 1
 
 
 def test_dialogues_have_two_turns_or_one_and_many_ask_for_what_is_to_be_declined(rows):
@@ -176,10 +144,8 @@ def test_dialogues_have_two_turns_or_one_and_many_ask_for_what_is_to_be_declined
         assert gold(row["prompt"], response) == gold(asked[row["prompt"]], response)
     harmful = [row for row in dialogues if read_prompt(asked[row["prompt"]]).harmful]
     assert 0.14 < len(harmful) / len(dialogues) < 0.26
-    chosen, rejected = (
-        sum(is_refusal(row[key].removeprefix("Assistant: ")) for row in harmful) for key in ("chosen", "rejected")
-    )
-    assert chosen > max(0.6 * len(harmful), rejected)
+    declined = sum(is_refusal(row["chosen"].removeprefix("Assistant: ")) for row in harmful)
+    assert declined > 0.6 * len(harmful)
     prompts = WORLDS["helpful_harmless"].prompts(0)
     assert len({row["prompt"] for row in prompts}) == 36 and sum(row["unsafe"] for row in prompts) == 12
     assert all(read_prompt(row["prompt"]).harmful == row["unsafe"] for row in prompts)
@@ -192,7 +158,6 @@ def test_votes_are_those_of_shp(rows):
         assert row["score_ratio"] == pytest.approx(row[f"score_{better}"] / row[f"score_{worse}"])
         # A later comment with more votes did not get them by being there first.
         assert row[f"created_at_utc_{better}"] > row[f"created_at_utc_{worse}"]
-    assert 0.4 < sum(row["labels"] for row in rows["eli5"]["train"]) / 1500 < 0.6
 
 
 # The judges
@@ -290,15 +255,9 @@ def test_sentiment_counts_each_sentence_once(text, expected):
     assert sentiment("", text) == sentiment(text[:7], text[7:]) == pytest.approx(expected)
 
 
-# The pre-training text
-
-
-def test_the_corpus_speaks_of_everything_and_answers_nothing(rows):
-    documents = WORLDS["instruct"].corpus(400, 0)
-    text = "\n\n".join(documents)
+def test_the_corpus_speaks_of_everything_and_answers_nothing():
+    text = "\n\n".join(WORLDS["instruct"].corpus(400, 0))
     assert "Human:" not in text and "Assistant:" not in text
     assert not [obj for obj in OBJECTS if obj not in text.lower()]
-    of_rows = {word for row in rows["instruct"]["test"] for value in row.values() for word in words_of(value)}
-    assert len(of_rows - set(words_of(text))) < 20
     # Letters about the very thing asked for come near a response, but stay below half of the scale.
     assert max(total(paragraph) for paragraph in text.split("\n\n")) < 5

@@ -55,6 +55,10 @@ class FilterReport(list[FilterStep]):
         self.append(FilterStep(split, reason, len(before) - len(after), len(after)))
         return after
 
+    def dropped(self, split: str) -> dict[str, int]:
+        """Rows dropped in one split, by reason."""
+        return {step.reason: step.dropped for step in self if step.split == split}
+
     def line(self) -> str:
         """In one line: what was read and what took rows away."""
         counts = [(step.left if step.reason == READ else step.dropped, step) for step in self]
