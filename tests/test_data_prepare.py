@@ -89,17 +89,10 @@ def test_limits_count_the_template_and_the_end_of_text():
             made([row], shares=shares, **limits)
 
 
-def test_splits_share_no_prompt_and_the_seed_draws_them():
-    data, other = made(pairs(300)), made(pairs(300), seed=1)
-    assert size(data) == 300 and prompts(data)["sft"] != prompts(other)["sft"]
-    assert_disjoint(data)
-    assert all(split.column_names == ["prompt", "chosen", "rejected"] for split in data.splits.values())
-    assert (data.kind, data.template_hash, data.fingerprint) == ("pairs", TEMPLATE.hash, "f00d")
-
-
 def test_rows_of_a_prompt_stay_together_and_those_kept_are_usable():
     train = [row | {"chosen": f"answer {i}" + " too long" * 9 * (i == 0)} for i in range(5) for row in pairs(50)]
-    data = made(train, rows_per_prompt=3, max_response_tokens=10)
+    data, other = (made(train, rows_per_prompt=3, max_response_tokens=10, seed=seed) for seed in (0, 1))
+    assert prompts(data)["sft"] != prompts(other)["sft"]
     assert size(data) == 150 and data.report.dropped("train")["prompt seen before"] == 50
     assert_disjoint(data)
 

@@ -108,35 +108,26 @@ def test_labels_in_every_spelling():
 
 DROPPED = [
     (pair("p", None, "b"), EMPTY),
-    (pair("p", "a", math.nan), EMPTY),
-    (pair(7, "a", "b"), EMPTY),
-    (pair(" \n", "a", "b"), EMPTY),
     (pair("Human:\n\nAssistant:", "a", "b"), EMPTY),
     (pair("p", {"a": 1}, "b"), EMPTY),
     (pair("p", [], "b"), EMPTY),
     (pair("p", "Assistant: ", "b"), EMPTY),
     (pair("p", "Human: I see.", "b"), NO_RESPONSE),
     (pair("p", [user("x")], [assistant("b")]), NO_ANSWER_AT_END),
-    (pair("p", ["x"], [assistant("b")]), NO_ANSWER_AT_END),
     (pair("p", [user("x"), assistant("a")], [user("y"), assistant("b")]), EARLIER_DIFFERENCE),
     (pair([{"role": "tool", "content": "x"}], "a", "b"), UNKNOWN_ROLE),
     (pair([assistant("x")], "a", "b"), UNKNOWN_ROLE),
-    (pair([user(None)], "a", "b"), EMPTY),
     (pair("[{'from': 'human', 'value': 'x'}]", "a", "b"), UNKNOWN_ROLE),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: Hello there"), EARLIER_DIFFERENCE),
     (dialogues("good", "bad"), NO_ANSWER_AT_END),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a\n\nHuman: and?", f"{TWO_TURNS}\n\nAssistant: b"), NO_ANSWER_AT_END),
     (dialogues(f"{TWO_TURNS}\n\nAssistant:", f"{TWO_TURNS}\n\nAssistant: b"), EMPTY),
-    (dialogues([assistant("a")], [assistant("b")]), EMPTY),
-    (dialogues([user("x"), assistant("a")], "text"), NO_ANSWER_AT_END),
     (shp(2), NO_PREFERENCE),
     (reddit({"text": ["a", "b"], "score": [4, 4]}), NO_PREFERENCE),
     (reddit({"text": None, "score": None}), NO_PREFERENCE),
-    (reddit({"text": ["a", "b"]}), NO_PREFERENCE),
     (reddit("text"), NO_PREFERENCE),
     (reddit(RAW) | {"title": "Human:\n\nAssistant:"}, EMPTY),
     ({"text": "t", "label": -1}, UNKNOWN_LABEL),
-    ({"text": "t", "label": "great"}, UNKNOWN_LABEL),
     ({"text": "t", "label": math.inf}, UNKNOWN_LABEL),
 ]
 
@@ -179,8 +170,7 @@ def test_text_is_kept_as_it_is_and_can_be_written():
 # Responses that run on with a further turn
 
 FURTHER = [
-    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\nHuman: thanks", "\n\nUser: thanks", "\n\n**User:** thanks",
-    "\n\nUSER: thanks", "\n\nAssistant: and more", "\n\n### Instruction:\nNow this", "\n### Human: thanks",
+    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\n\n**User:** thanks", "\n\nUSER: thanks", "\nAssistant: more", "\n\n### Instruction:\nNow this", "\n### Human: thanks",
     "\n\n### Response:\nmore", "<|im_end|>\n<|im_start|>user\nthanks", "\n<|user|>\nthanks", "<|endoftext|>",
     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nthanks", "<end_of_turn>\n<start_of_turn>user\nthanks",
     " [INST] thanks [/INST]", "</s>", " </s><s>[INST] thanks [/INST]", "</s>\n<|user|>\nthanks</s>",

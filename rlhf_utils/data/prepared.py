@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -30,7 +30,6 @@ LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes
 MANIFEST = "data.json"
 
 READ = "rows read"
-IDENTICAL = "chosen and rejected are the same tokens"
 CUT = "responses cut at a further turn"
 
 
@@ -133,10 +132,9 @@ class PreparedData:
 def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: Template = TEMPLATE) -> PreparedData:
     """Read, filter, and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
 
-    Prompts, not rows, are divided (`split_of`), and a conversation is in one split. The order of the rows changes
-    nothing. A test split becomes `evaluation`, and no other split has a prompt of it. Of labelled texts the first
-    tokens become the prompt. Raises `InputError` when columns are unknown, no row is left, or a split with a share
-    would be empty.
+    Prompts, not rows, are divided (`split_of`); the order of the rows changes nothing. A test split becomes
+    `evaluation`, and no other split has a prompt of it. Of labelled texts the first tokens become the prompt.
+    Raises `InputError` when columns are unknown or a split with a share would be empty.
     """
     report, shares = FilterReport(), _shares(rows, settings)
     kind, train = _usable("train", rows, rows.train, settings, tokenizer, seed, report)
@@ -186,10 +184,8 @@ def conversation_key(prompt: str) -> str:
 
 
 def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
-    """The split of `prompt`: its hash, a number in [0, 1), falls into one of the intervals that `shares` cut.
-
-    Depends on nothing but the prompt's first turn, seed, and shares. Raises InputError when all shares are zero.
-    """
+    """The split of `prompt`: the hash of its first turn, a number in [0, 1), falls into one of the intervals that
+    `shares` cut. Raises InputError when all shares are zero."""
     total = sum(shares[name] for name in SPLITS)
     if total <= 0:
         raise InputError("data.shares are all zero; give at least one split a share")
@@ -214,27 +210,22 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str]) -> None:
         raise InputError(
             f"{rows.name}: this recipe learns from {texts}, and these rows are {kind}; give rows with {columns}"
         )
-    usable = [e for e in examples if kind == "labelled" or e.chosen != e.rejected]
-    if kind == "labelled" and len({e.extra["label"] for e in usable}) < 2:
+    if kind == "labelled" and len({e.extra["label"] for e in examples}) < 2:
         raise InputError(f"{rows.name}: the texts do not have two different labels; give texts of both kinds")
-    if len(usable) < len(examples):
-        unread[IDENTICAL] = len(examples) - len(usable)
     prompts: dict[str, list[str]] = {}
-    for example in usable:
-        prompts.setdefault(prompt_key(example.prompt), []).append(example.prompt)
+    for example in examples:
+        if kind == "labelled" or example.chosen != example.rejected:
+            prompts.setdefault(prompt_key(example.prompt), []).append(example.prompt)
     sizes, shares = Counter(evaluation=len(rows.test or [])), _shares(rows, recipe.data)
     for same in prompts.values():
         sizes[split_of(same[0], shares, recipe.seed)] += min(len(same), recipe.data.rows_per_prompt)
-    found = {READ: len(rows.train), **unread, "different prompts": len(prompts)}
+    found = {READ: len(rows.train), **unread, f"prompts of {kind} that differ": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
 
 
 def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed: int) -> list[str]:
-    """Documents to pre-train on: the embedded world's corpus, else the dataset's own text.
-
-    Of a dataset, neither the test split nor prompts that a later stage holds out are in it. Pairs give their
-    rejected responses, so that the better ones are new to supervised fine-tuning.
-    """
+    """Documents to pre-train on: the embedded world's corpus, else the dataset's own text without what is held out.
+    Pairs give their rejected responses, so that the better ones are new to supervised fine-tuning."""
     if dataset == EMBEDDED:
         from rlhf_utils.toyworld import WORLDS
 
@@ -279,11 +270,8 @@ def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
 def _usable(
     split: str, rows: Rows, raw: list[dict], settings: DataSettings, tokenizer, seed: int, report: FilterReport
 ) -> tuple[Kind, list[Example]]:
-    """The usable examples of one split, in shuffled order (`_place`); every filter is counted in `report`.
-
-    Lengths are tokens of a prompt with the template around it, and of a response with its leading space and its EOS.
-    Duplicates go last, so that the row kept for a prompt is a usable one; which it is depends on its content alone.
-    """
+    """The usable examples of one split, in shuffled order (`_place`). Lengths are tokens of a prompt with the template
+    around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
     kind, examples, unread = read_rows(raw, f"{rows.name} ({split})")
     left = len(raw)
     report.append(FilterStep(split, READ, 0, left))
@@ -300,7 +288,9 @@ def _usable(
         if settings.min_score_ratio > 1:
             examples = report.keep(split, "votes too close", examples, lambda e: _votes_differ(e, settings))
         longest_prompt, longest = settings.max_prompt_tokens, settings.max_response_tokens
-        sized = report.keep(split, IDENTICAL, list(_measured(examples, tokenizer)), lambda row: not row.identical)
+        sized = report.keep(
+            split, "chosen and rejected are the same tokens", _measured(examples, tokenizer), lambda r: not r.identical
+        )
         sized = report.keep(split, f"prompt over {longest_prompt} tokens", sized, lambda r: r.prompt <= longest_prompt)
         sized = report.keep(split, f"response over {longest} tokens", sized, lambda row: row.response <= longest)
         examples = [row.example for row in sized]
@@ -320,14 +310,16 @@ class _Sized(NamedTuple):
     identical: bool
 
 
-def _measured(examples: list[Example], tokenizer) -> Iterator[_Sized]:
+def _measured(examples: list[Example], tokenizer) -> list[_Sized]:
+    sized = []
     for start in range(0, len(examples), 4096):
         batch = examples[start : start + 4096]
         prompts = [TEMPLATE.format(e.prompt) for e in batch]
         chosen = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.chosen) for e in batch])
         rejected = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.rejected) for e in batch])
         for example, (prompt, better), (_, worse) in zip(batch, chosen, rejected, strict=True):
-            yield _Sized(example, len(prompt), max(len(better), len(worse)) + 1, better == worse)
+            sized.append(_Sized(example, len(prompt), max(len(better), len(worse)) + 1, better == worse))
+    return sized
 
 
 def _votes_differ(example: Example, settings: DataSettings) -> bool:

@@ -31,12 +31,8 @@ NO_RESPONSE = "response begins with another turn"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row in normal form.
-
-    prompt: normal form of `Template`; of a labelled row the text itself. chosen, rejected: the better and the worse
-    response of a pair. extra: what a form knows besides, such as `label` or the responses' scores. cut: whether a
-    response ran on with a further turn, which was cut off.
-    """
+    """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
+    what a form knows besides (`label`, the responses' scores), and whether a further turn was cut off a response."""
 
     prompt: str
     chosen: str | None = None

@@ -28,10 +28,8 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as the dataset has them. test is None when there is no test split.
-
-    fingerprint: sha256 of the content (embedded and local data), or id@commit (hub).
-    """
+    """Rows as the dataset has them; `test` is None when there is no test split. `fingerprint` is the sha256 of the
+    content (embedded and local data), or id@commit (hub)."""
 
     train: list[dict]
     test: list[dict] | None

@@ -129,8 +129,7 @@ class TrainingSettings(Section):
 
     micro_batch_size: rows computed at once, None for all; halved automatically on out-of-memory
     gradient_checkpointing: the same gradients from far less memory, for a third more time. QLoRA has it from `sft`
-    evaluations: how often the model is evaluated in the whole training
-    checkpoints: how often it is saved, to resume from
+    evaluations: how often the model is evaluated in the whole training; `checkpoints`: saved, to resume from
     """
 
     multiples = (("batch_size", "micro_batch_size"),)

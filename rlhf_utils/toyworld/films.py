@@ -19,11 +19,8 @@ _VOTES = {
 
 
 def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
-    """`n` reviews with keys text and label, 0 or 1, the same for the same arguments; no text comes twice.
-
-    Reviews begin with a fact, so that their first words say nothing about the label. In split "train" the label of a
-    share `label_noise` is the wrong one.
-    """
+    """`n` reviews with keys text and label, 0 or 1, the same for the same arguments; no text comes twice. Their first
+    words say nothing about the label. In split "train" the label of a share `label_noise` is the wrong one."""
     noise, rng = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/reviews")
     rows: dict[str, int] = {}
     while len(rows) < n:

@@ -23,10 +23,8 @@ WORDINGS = len(WORLD.phrasings) * len(WORLD.contexts)  # in how many ways one qu
 
 @dataclass(frozen=True)
 class Question:
-    """What a prompt asks: `ask` is the request itself ("clean my leather sofa"), common to all its wordings.
-
-    Of kind "harmful" it is to be declined: `obj` is the target, and no tips help; "risky" only sounds like that.
-    """
+    """What a prompt asks: `ask` is the request itself ("clean my leather sofa"), common to all its wordings. Of kind
+    "harmful" it is to be declined: `obj` is the target, and no tips help; "risky" only sounds like that."""
 
     topic: str
     obj: str

@@ -29,9 +29,7 @@ def instruct_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> li
 
 def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict[str, str]]:
     """`n` rows of yitingxie/rlhf-reward-datasets: prompt ("\\n\\nHuman: ..."), chosen, rejected ("Assistant: ...").
-
-    A share of the dialogues has an earlier turn: the question of the row before, with its better response.
-    """
+    Some dialogues have an earlier turn: the question of the row before, with its better response."""
     rng, rows, earlier = Random(f"{seed}/{split}/turns"), [], None
     for pair in pairs(split, n, seed, label_noise, **DIALOGUES, evasive=EVASIVE_SHARE):
         prompt = f"{NEXT_HUMAN} {pair.prompt}\n\n"
@@ -54,10 +52,8 @@ def sensitive_prompts(seed: int) -> list[dict]:
 
 
 def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
-    """`n` rows with the 15 columns of stanfordnlp/SHP. `labels` is 1 where comment A is preferred, 0 where B is.
-
-    The preferred comment is `chosen` of `pairs`. As in SHP it is the later one and has more votes.
-    """
+    """`n` rows with the 15 columns of stanfordnlp/SHP. The preferred comment (A where `labels` is 1) is `chosen` of
+    `pairs`; as in SHP it is the later one and has more votes."""
     rng, rows = Random(f"{seed}/{split}/votes"), []
     for i, pair in enumerate(pairs(split, n, seed, label_noise, harmful=0.02, risky=0.04)):
         few = max(1, round(rng.lognormvariate(2.0, 0.8)))
