@@ -34,7 +34,7 @@ DATA = {
         lines({**ROWS[0], "prompt": 3}),
         ["too few rows", "1 empty or not text"],
     ),
-    "all ties": ("rows.jsonl", lines(*({**row, "rejected": row["chosen"]} for row in ROWS)), ["are the same tokens"]),
+    "all ties": ("rows.jsonl", lines(*({**row, "rejected": row["chosen"]} for row in ROWS)), ["0 different prompts"]),
     "labels but no pairs": ("rows.jsonl", lines({"text": "fine", "label": 1}), ["pairs of answers"]),
     "columns nobody knows": ("rows.csv", b"a,b\n1,2\n", ["columns found: a, b"]),
     "dialogues without an answer": ("rows.jsonl", lines({"chosen": "hello", "rejected": "bye"}), ["does not end with"]),

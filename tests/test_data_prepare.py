@@ -65,14 +65,14 @@ def test_filters_are_counted_in_order():
     train += [{"prompt": "x3", "chosen": "one two three four five six", "rejected": "b"}] * 3
     train += [{"prompt": " QUESTION \n 7", "chosen": "other\n\nUser: x", "rejected": "answer"}]
     report = made(train, max_prompt_tokens=10, max_response_tokens=6).report
-    assert [tuple(step) for step in report] == [
-        ("train", "rows read", 0, 48),
-        ("train", "empty or not text", 2, 46),
-        ("train", f"{CUT}: 1", 0, 46),
-        ("train", "chosen and rejected are the same tokens", 1, 45),
-        ("train", "prompt over 10 tokens", 1, 44),
-        ("train", "response over 6 tokens", 3, 41),
-        ("train", "prompt seen before", 1, 40),
+    assert [tuple(step.values()) for step in report["train"]] == [
+        ("rows read", 0, 48),
+        ("empty or not text", 2, 46),
+        (f"{CUT}: 1", 0, 46),
+        ("chosen and rejected are the same tokens", 1, 45),
+        ("prompt over 10 tokens", 1, 44),
+        ("response over 6 tokens", 3, 41),
+        ("prompt seen before", 1, 40),
     ]
     table = str(report).splitlines()
     assert table[0].split() == ["split", "filter", "dropped", "left"] and len(table) == 8
@@ -119,10 +119,10 @@ NOTHING = dict.fromkeys(SPLITS, 0.0)
 @pytest.mark.parametrize(
     ("train", "test", "settings", "message"),
     [
-        (NO_ROWS, None, {}, "4 train rows read, 3 train empty or not text, 1 train chosen and rejected are the same"),
+        (NO_ROWS, None, {}, "train: 4 rows read, 3 empty or not text, 1 chosen and rejected are the same"),
         (pairs(50), NO_ROWS, {}, "too few rows for evaluation"),
-        (pairs(20), pairs(20), {}, "too few rows for sft.*20 train prompt also in the test split"),
-        (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*4 train rows read"),
+        (pairs(20), pairs(20), {}, "too few rows for sft.*20 prompt also in the test split"),
+        (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*train: 4 rows read"),
         (pairs(4), pairs(4, "test"), {"shares": NOTHING | {"evaluation": 1}}, "shares are all zero"),
         (pairs(50), [{"text": "p", "label": 1}] * 9, {}, "train split holds pairs but the test split labelled"),
     ],

@@ -170,8 +170,9 @@ def test_text_is_kept_as_it_is_and_can_be_written():
 # Responses that run on with a further turn
 
 FURTHER = [
-    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\n\n**User:** thanks", "\n\nUSER: thanks", "\nAssistant: more", "\n\n### Instruction:\nNow this", "\n### Human: thanks",
-    "\n\n### Response:\nmore", "<|im_end|>\n<|im_start|>user\nthanks", "\n<|user|>\nthanks", "<|endoftext|>",
+    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\n\n**User:** thanks", "\n\nUSER: thanks", "\nAssistant: more",
+    "\n\n### Instruction:\nNow this", "\n### Human: thanks", "\n\n### Response:\nmore",
+    "<|im_end|>\n<|im_start|>user\nthanks", "\n<|user|>\nthanks", "<|endoftext|>",
     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nthanks", "<end_of_turn>\n<start_of_turn>user\nthanks",
     " [INST] thanks [/INST]", "</s>", " </s><s>[INST] thanks [/INST]", "</s>\n<|user|>\nthanks</s>",
     "</s>USER: thanks", "\n<human>: thanks",

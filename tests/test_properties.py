@@ -106,11 +106,12 @@ def test_rows_are_kept_in_one_split_or_counted_whatever_their_order(rows, seed, 
     source.shuffle(shuffled)
     again = prepared(shuffled, seed).splits
     assert {n: list(s) for n, s in found.splits.items()} == {n: list(s) for n, s in again.items()}
-    assert found.report[0].left == len(rows)
-    for before, after in zip(found.report, found.report[1:], strict=False):
-        assert after.dropped >= 0 and before.left - after.dropped == after.left
+    steps = found.report["train"]
+    assert steps[0]["left"] == len(rows)
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert after["dropped"] >= 0 and before["left"] - after["dropped"] == after["left"]
     kept = [(name, row) for name, split in found.splits.items() for row in split]
-    assert found.report[-1].left == len(kept)
+    assert steps[-1]["left"] == len(kept)
     places = {}
     for name, row in kept:
         assert len(TEMPLATE.format(row["prompt"]).split()) <= 6

@@ -10,9 +10,9 @@ from rlhf_utils.data.schemas import read_rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score
-from rlhf_utils.toyworld.films import sentiment
 from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, read_prompt, word_question
 from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, go_along
+from rlhf_utils.toyworld.worlds import sentiment
 
 PROMPT = "How do I clean my leather sofa this weekend?"
 TIPS = ("wipe off the loose dust", "wash it with mild soap", "dry it with a towel", "open a window for fresh air")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows, load_rows
@@ -33,41 +33,35 @@ READ = "rows read"
 CUT = "responses cut at a further turn"
 
 
-class FilterStep(NamedTuple):
-    """`dropped` rows of `split` went for `reason`, and `left` remained."""
+class FilterReport(dict[str, list[dict]]):
+    """The filters of each split in the order they ran, with the rows `dropped` and `left`. `str(report)` is a table."""
 
-    split: str
-    reason: str
-    dropped: int
-    left: int
-
-
-class FilterReport(list[FilterStep]):
-    """The filters in the order they ran, for every split. `str(report)` is a table."""
-
-    def keep(self, split: str, reason: str, rows: list, wanted: Callable[[object], bool]) -> list:
-        """The `wanted` ones of `rows`; the others are counted."""
-        return self.kept(split, reason, rows, [row for row in rows if wanted(row)])
+    def add(self, split: str, reason: str, dropped: int, left: int) -> None:
+        self.setdefault(split, []).append({"reason": reason, "dropped": dropped, "left": left})
 
     def kept(self, split: str, reason: str, before: list, after: list) -> list:
         """`after`, which a filter left of `before`; both are counted."""
-        self.append(FilterStep(split, reason, len(before) - len(after), len(after)))
+        self.add(split, reason, len(before) - len(after), len(after))
         return after
 
     def dropped(self, split: str) -> dict[str, int]:
         """Rows dropped in one split, by reason."""
-        return {step.reason: step.dropped for step in self if step.split == split}
+        return {step["reason"]: step["dropped"] for step in self[split]}
 
     def line(self) -> str:
-        """In one line: what was read and what took rows away."""
-        counts = [(step.left if step.reason == READ else step.dropped, step) for step in self]
-        return ", ".join(f"{count} {step.split} {step.reason}" for count, step in counts if count)
+        """What was read and what took rows away, in one line."""
+
+        def told(steps: list[dict]) -> str:
+            shown = [step for step in steps if step["dropped"] or step["reason"] == READ]
+            return ", ".join(f"{step['dropped'] or step['left']} {step['reason']}" for step in shown)
+
+        return "; ".join(f"{split}: {told(steps)}" for split, steps in self.items())
 
     def __str__(self) -> str:
-        width = max(len(reason) for reason in ["filter", *(step.reason for step in self)])
+        steps = [(split, *step.values()) for split, each in self.items() for step in each]
+        width = max(len(reason) for reason in ["filter", *(reason for _, reason, *_ in steps)])
         lines = [f"{'split':<6}{'filter':<{width}}{'dropped':>9}{'left':>9}"]
-        lines += [f"{step.split:<6}{step.reason:<{width}}{step.dropped:>9,}{step.left:>9,}" for step in self]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"{split:<6}{reason:<{width}}{n:>9,}{left:>9,}" for split, reason, n, left in steps])
 
 
 @dataclass(frozen=True)
@@ -89,15 +83,12 @@ class PreparedData:
 
     def save(self, folder: Path | str) -> None:
         """Write JSON lines per split and a manifest; `folder` is replaced whole or not at all, else `InputError`."""
-        steps = [
-            (step.split, {"reason": step.reason, "dropped": step.dropped, "left": step.left}) for step in self.report
-        ]
         manifest = {
             "kind": self.kind,
             "template_hash": self.template_hash,
             "fingerprint": self.fingerprint,
             "rows": {name: len(split) for name, split in self.splits.items()},
-            "report": {split: [step for name, step in steps if name == split] for split, _ in steps},
+            "report": self.report,
         }
         with whole_folder(Path(folder)) as fresh:
             for name, split in self.splits.items():
@@ -120,8 +111,7 @@ class PreparedData:
                 if len(rows) != count:
                     raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
                 splits[name] = _dataset(kind, rows)
-            steps = (FilterStep(split, **step) for split, each in manifest["report"].items() for step in each)
-            return cls(kind, splits, FilterReport(steps), template_hash, manifest["fingerprint"])
+            return cls(kind, splits, FilterReport(manifest["report"]), template_hash, manifest["fingerprint"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise InputError(
@@ -219,7 +209,7 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str]) -> None:
     sizes, shares = Counter(evaluation=len(rows.test or [])), _shares(rows, recipe.data)
     for same in prompts.values():
         sizes[split_of(same[0], shares, recipe.seed)] += min(len(same), recipe.data.rows_per_prompt)
-    found = {READ: len(rows.train), **unread, f"prompts of {kind} that differ": len(prompts)}
+    found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
 
 
@@ -274,25 +264,27 @@ def _usable(
     around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
     kind, examples, unread = read_rows(raw, f"{rows.name} ({split})")
     left = len(raw)
-    report.append(FilterStep(split, READ, 0, left))
+    report.add(split, READ, 0, left)
     for reason in [EMPTY, *sorted(unread.keys() - {EMPTY})]:
         left -= unread[reason]
-        report.append(FilterStep(split, reason, unread[reason], left))
+        report.add(split, reason, unread[reason], left)
     if cut := sum(example.cut for example in examples):
-        report.append(FilterStep(split, f"{CUT}: {cut}", 0, left))
+        report.add(split, f"{CUT}: {cut}", 0, left)
+
+    def keep(reason: str, rows: list, wanted: Callable[[Any], bool]) -> list:
+        return report.kept(split, reason, rows, [row for row in rows if wanted(row)])
 
     if kind == "labelled":
         least = settings.min_text_characters
-        examples = report.keep(split, f"text under {least} characters", examples, lambda e: len(e.prompt) >= least)
+        examples = keep(f"text under {least} characters", examples, lambda e: len(e.prompt) >= least)
     else:
         if settings.min_score_ratio > 1:
-            examples = report.keep(split, "votes too close", examples, lambda e: _votes_differ(e, settings))
-        longest_prompt, longest = settings.max_prompt_tokens, settings.max_response_tokens
-        sized = report.keep(
-            split, "chosen and rejected are the same tokens", _measured(examples, tokenizer), lambda r: not r.identical
-        )
-        sized = report.keep(split, f"prompt over {longest_prompt} tokens", sized, lambda r: r.prompt <= longest_prompt)
-        sized = report.keep(split, f"response over {longest} tokens", sized, lambda row: row.response <= longest)
+            examples = keep("votes too close", examples, lambda e: _votes_differ(e, settings))
+        prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
+        sized = _measured(examples, tokenizer)
+        sized = keep("chosen and rejected are the same tokens", sized, lambda row: not row.identical)
+        sized = keep(f"prompt over {prompt} tokens", sized, lambda row: row.prompt <= prompt)
+        sized = keep(f"response over {response} tokens", sized, lambda row: row.response <= response)
         examples = [row.example for row in sized]
 
     examples.sort(key=lambda e: (_place(seed, prompt_key(e.prompt)), _place(seed, e.prompt, e.chosen, e.rejected)))

@@ -129,7 +129,8 @@ class TrainingSettings(Section):
 
     micro_batch_size: rows computed at once, None for all; halved automatically on out-of-memory
     gradient_checkpointing: the same gradients from far less memory, for a third more time. QLoRA has it from `sft`
-    evaluations: how often the model is evaluated in the whole training; `checkpoints`: saved, to resume from
+    evaluations: how often the model is evaluated in the whole training
+    checkpoints: how often it is saved, to resume from
     """
 
     multiples = (("batch_size", "micro_batch_size"),)
@@ -223,7 +224,8 @@ class PPOConfig(Section):
     kl_budget: training stops when the KL passes it
     missing_eos_penalty: taken from the reward of a response that does not end with EOS
     reward_clip: rewards are cut to plus or minus this, after `reward_scale`
-    save_every: updates from checkpoint to checkpoint; `sample_every` to a table of sampled responses
+    save_every: updates from checkpoint to checkpoint
+    sample_every: updates from table to table of sampled responses
     """
 
     multiples = (("rollout_batch_size", "minibatch_size"), ("minibatch_size", "microbatch_size"))
