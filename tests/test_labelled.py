@@ -93,7 +93,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
 def test_rows_of_another_kind_are_refused(rows, form, words):
     with pytest.raises(InputError, match=words):
         recipe = load_recipe("imdb" if form == "continuation" else "instruct", "t4")
-        check_rows(Rows(rows, None, "made", "f"), recipe, ("reward",))
+        check_rows(Rows(rows, None, "made", "f"), recipe)
 
 
 # The template

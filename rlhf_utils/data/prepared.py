@@ -188,7 +188,7 @@ def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
     return next(name for name in reversed(SPLITS) if shares[name] > 0)
 
 
-def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str]) -> None:
+def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> None:
     """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`: all
     that can be said before there is a tokenizer."""
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")

@@ -59,7 +59,7 @@ def make_data(run: Run) -> PreparedData:
             run.progress("reading and filtering the data")
             recipe = run.recipe
             rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-            check_rows(rows, recipe, run.splits)
+            check_rows(rows, recipe)
             data = prepare(rows, recipe.data, load_tokenizer(run.tokenizer_folder), recipe.seed, recipe.template)
             if empty := [name for name in run.splits if not len(data.splits[name])]:
                 raise InputError(
