@@ -65,18 +65,14 @@ def test_folder_with_files_named_for_splits(tmp_path):
     folder.mkdir()
     for name, rows in {"train-00000-of-00002": ROWS[:1], "train-00001-of-00002": ROWS[1:], "test": ROWS[1:]}.items():
         (folder / f"{name}.jsonl").write_bytes(lines(rows))
-    (folder / "training_notes.json").write_text("not rows")
     (folder / "README.md").write_text("# read me")
+    every = load_rows(str(folder), DataSettings(split="none", test_split="none"), 0)
+    assert every.test is None and len(every.train) == 3, "where no file is named for a split all are read"
+    (folder / "training_notes.json").write_text("not rows")
     rows = load_rows(str(tmp_path), DataSettings(data_dir="part"), 0)
     assert rows.train == ROWS and rows.test == ROWS[1:]
     (folder / "test.jsonl").write_bytes(lines(ROWS[:1]))
     assert load_rows(str(folder), SETTINGS, 0).fingerprint != rows.fingerprint
-
-
-def test_folder_without_split_names(tmp_path):
-    (tmp_path / "mine.jsonl").write_bytes(lines())
-    rows = load_rows(str(tmp_path), SETTINGS, 0)
-    assert rows.train == ROWS and rows.test is None
 
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'

@@ -61,9 +61,7 @@ def recognise(columns: Iterable[str], where: str) -> Schema:
         if all(found.keys() & group.split("|") for group in schema.columns.split(", ")):
             return schema
     accepted = "; ".join(f"({schema.columns}){schema.note}" for schema in SCHEMAS)
-    raise InputError(
-        f"{where}: columns found: {shown(found)}. Accepted: {accepted}. Rename the columns to one of these"
-    )
+    raise InputError(f"{where}: columns found: {shown(found)}. Accepted: {accepted}. Rename yours to one of these")
 
 
 def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
@@ -113,13 +111,8 @@ def _whole(value: Any) -> int | None:
 
 
 def _labelled(row: dict) -> Example:
-    text, label = (
-        next((row[n] for n in names if n in row), None) for names in (("text", "review"), ("label", "sentiment"))
-    )
-    text, number = (
-        _text(text),
-        _whole(_LABELS.get(label.strip().casefold(), label) if isinstance(label, str) else label),
-    )
+    text, label = _text(row.get("text", row.get("review"))), row.get("label", row.get("sentiment"))
+    number = _whole(_LABELS.get(label.strip().casefold(), label) if isinstance(label, str) else label)
     if number is None or number < 0:
         raise RowDropped(UNKNOWN_LABEL)
     return Example(text, extra={"label": number})
@@ -127,8 +120,8 @@ def _labelled(row: dict) -> Example:
 
 def _pair(row: dict) -> Example:
     """A pair of responses with their prompt beside them, or of whole dialogues where there is none."""
-    prompts = [row[name] for name in _PROMPTS.split("|") if name in row]
-    return _paired(*prompts[:1] or [None], row.get("chosen"), row.get("rejected"), whole=not prompts)
+    name = next((name for name in _PROMPTS.split("|") if name in row), None)
+    return _paired(row.get(name), row.get("chosen"), row.get("rejected"), whole=name is None)
 
 
 def _paired(prompt: Any, chosen: Any, rejected: Any, whole: bool = False, **votes: Any) -> Example:
