@@ -123,7 +123,12 @@ def test_missing_path(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    "name, why", [("notes.txt", "holds no data files;"), ("test.jsonl", "but those of the test split")]
+    "name, why",
+    [
+        ("notes.txt", "holds no data files;"),
+        ("state.json", "holds no data files;"),
+        ("test.jsonl", "but those of the test split"),
+    ],
 )
 def test_folders_that_hold_no_data(tmp_path, name, why):
     (tmp_path / name).write_bytes(GOOD)

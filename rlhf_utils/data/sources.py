@@ -102,6 +102,7 @@ def _hub_rows(folder: Path, subfolder: str | None, settings: DataSettings, where
 
 def _read_folder(folder: Path, settings: DataSettings) -> tuple[list[dict], list[dict] | None]:
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    files = [path for path in files if path.name not in ("state.json", "dataset_info.json", "dataset_dict.json")]
     # train.jsonl, train-00000-of-00002.parquet, train_1.csv
     train, test = (
         [path for path in files if re.match(rf"{re.escape(split)}[-_.]", path.name, re.IGNORECASE)]
