@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_utils.data.prepare import check_enough, check_rows
+from rlhf_utils.data.prepared import check_rows
 from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
@@ -210,8 +210,7 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         check_named_models(run, on_hub)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
         rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-        check_rows(rows, recipe.form)
-        check_enough(rows, recipe.data, recipe.seed, run.splits)
+        check_rows(rows, recipe, run.splits)
 
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:

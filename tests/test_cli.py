@@ -120,9 +120,9 @@ def test_bad_settings_of_a_run(cli, arguments, words):
         (
             "same.jsonl",
             json.dumps({**PAIR, "rejected": "A drink."}) + "\n",
-            ["no row is left", "1 chosen and rejected"],
+            ["too few rows", "1 rows read, 0 different"],
         ),
-        ("void.jsonl", json.dumps({**PAIR, "chosen": ""}) + "\n", ["no row is left", "1 rows read, 1 "]),
+        ("void.jsonl", json.dumps({**PAIR, "chosen": ""}) + "\n", ["too few rows", "1 rows read, 1 "]),
         ("labelled.jsonl", '{"text": "fine film", "label": 1}\n', ["labelled", "prompt, chosen and rejected"]),
     ],
 )

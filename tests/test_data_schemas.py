@@ -1,5 +1,7 @@
 """Every accepted form of dataset, responses that run on, lists that stand there as text, and rows that are dropped."""
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path
@@ -10,7 +12,6 @@ from rlhf_utils.data.schemas import (
     EARLIER_DIFFERENCE,
     EMPTY,
     NO_ANSWER_AT_END,
-    NO_ANSWER_TURN,
     NO_PREFERENCE,
     NO_RESPONSE,
     SCHEMAS,
@@ -57,62 +58,46 @@ CONVERSATION = [{"role": "system", "content": "Be kind."}, user("Hi"), assistant
 RAW = {"text": ["mid", "best", "worst"], "score": [5, 70, -1]}
 DELETED = [{"text": text, "score": score} for text, score in (("worst", 1), ("best", 3), ("[deleted]", 0))]
 VOTES = {"score_chosen": 9, "score_rejected": 2}
-# The row, its kind, and the example's prompt, chosen, rejected, and extra.
+# The row, and the example's prompt, chosen, rejected, and extra.
 ACCEPTED = {
     # Dahoas/synthetic-instruct-gptj-pairwise
-    "pairs": (pair("p", "good", "bad"), "pairs", "p", "good", "bad"),
-    "pairs with markers": (pair("\n\nHuman: p\n\nAssistant:", " good", "Assistant: bad"), "pairs", "p", "good", "bad"),
+    "pairs": (pair("p", "good", "bad"), "p", "good", "bad"),
+    "pairs with markers": (pair("\n\nHuman: p\n\nAssistant:", " good", "Assistant: bad"), "p", "good", "bad"),
     # yitingxie/rlhf-reward-datasets: prompts end before the marker of the response, and both responses begin with it.
-    "prompt before the marker": (
-        pair("\n\nHuman: p\n\n", "Assistant: good", "Assistant: bad"), "pairs", "p", "good", "bad"),
-    "several turns": (pair(f"{TWO_TURNS}\n\n", "Assistant: a", "Assistant: b"), "pairs", BYE, "a", "b"),
-    "pairs of messages": (pair([user("p")], [assistant("a")], [assistant("b")]), "pairs", "p", "a", "b"),
+    "several turns": (pair(f"{TWO_TURNS}\n\n", "Assistant: a", "Assistant: b"), BYE, "a", "b"),
+    "alpaca's columns": ({"instruction": "Sort", **dialogues("1 3", "3 1")}, "Sort", "1 3", "3 1"),
+    "pairs of messages": (pair([user("p")], [assistant("a")], [assistant("b")]), "p", "a", "b"),
     "pairs that repeat the prompt": (
-        pair("p", [user("p"), assistant("a")], [user("p"), assistant("b")]), "pairs", "p", "a", "b"),
+        pair("p", [user("p"), assistant("a")], [user("p"), assistant("b")]), "p", "a", "b"),
     "hh dialogues": (
-        dialogues(f"{TWO_TURNS}\n\nAssistant: See you.", f"{TWO_TURNS}\n\nAssistant: No."),
-        "pairs", BYE, "See you.", "No."),
+        dialogues(f"{TWO_TURNS}\n\nAssistant: See you.", f"{TWO_TURNS}\n\nAssistant: No."), BYE, "See you.", "No."),
     "conversations": (
-        dialogues([*CONVERSATION, assistant("a")], [*CONVERSATION, assistant("b")]),
-        "pairs", f"Be kind.\n\n{BYE}", "a", "b"),
-    "shp, A preferred": (shp(1, score_A=9, score_B=2), "pairs", "p", "a", "b", VOTES),
-    "shp, B preferred": (shp("0", score_A=2, score_B=9), "pairs", "p", "b", "a", VOTES),
+        dialogues([*CONVERSATION, assistant("a")], [*CONVERSATION, assistant("b")]), f"Be kind.\n\n{BYE}", "a", "b"),
+    "shp, A preferred": (shp(1, score_A=9, score_B=2), "p", "a", "b", VOTES),
+    "shp, B preferred": (shp("0", score_A=2, score_B=9), "p", "b", "a", VOTES),
     "raw eli5": (
         reddit(RAW, selftext="really"),
-        "pairs", "why?\n\nreally", "best", "worst", {"score_chosen": 70, "score_rejected": -1}),
+        "why?\n\nreally", "best", "worst", {"score_chosen": 70, "score_rejected": -1}),
     "raw eli5, list of answers": (
-        reddit(DELETED, selftext="[removed]"),
-        "pairs", "why?", "best", "worst", {"score_chosen": 3, "score_rejected": 1}),
-    "raw eli5, as text": (
-        reddit("{'text': ['a', 'b'], 'score': [2, 9]}"), "pairs", "why?", "b", "a", VOTES),
-    "demonstration": ({"prompt": "p", "response": "r"}, "demonstrations", "p", "r"),
-    "completion": ({"prompt": "p", "completion": " r"}, "demonstrations", "p", "r"),
-    "messages as completion": (
-        {"prompt": [user("p")], "completion": [assistant("r")]}, "demonstrations", "p", "r"),
-    "question and answer": ({"question": "p", "answer": "r"}, "demonstrations", "p", "r"),
-    "alpaca": ({"instruction": "Sort", "input": "3 1", "output": "1 3"}, "demonstrations", "Sort\n\n3 1", "1 3"),
-    "alpaca without input": ({"instruction": "Sort", "input": "", "output": "1"}, "demonstrations", "Sort", "1"),
-    "messages": ({"messages": [user("p"), assistant("r")]}, "demonstrations", "p", "r"),
-    "tool call as response": (
-        {"prompt": "p", "response": '[{"name": "f", "arguments": {}}]'},
-        "demonstrations", "p", '[{"name": "f", "arguments": {}}]'),
-    "imdb": ({"text": "fine film", "label": 1}, "labelled", "fine film", None, None, {"label": 1}),
-    "reviews": ({"review": "bad", "sentiment": "negative"}, "labelled", "bad", None, None, {"label": 0}),
+        reddit(DELETED, selftext="[removed]"), "why?", "best", "worst", {"score_chosen": 3, "score_rejected": 1}),
+    "raw eli5, as text": (reddit("{'text': ['a', 'b'], 'score': [2, 9]}"), "why?", "b", "a", VOTES),
+    "a tool call": (pair("p", '[{"name": "f", "arguments": {}}]', "b"), "p", '[{"name": "f", "arguments": {}}]', "b"),
+    "imdb": ({"text": "fine film", "label": 1}, "fine film", None, None, {"label": 1}),
+    "reviews": ({"review": "bad", "sentiment": "negative"}, "bad", None, None, {"label": 0}),
     "a review keeps its turns": (
-        {"text": "Hm.\n\nHuman: so?", "label": 0}, "labelled", "Hm.\n\nHuman: so?", None, None, {"label": 0}),
-    "prompts": ({"prompt": "p", "id": 7}, "prompts", "p"),
+        {"text": "Hm.\n\nHuman: so?", "label": 0}, "Hm.\n\nHuman: so?", None, None, {"label": 0}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted_form(name):
-    row, kind, *expected = ACCEPTED[name]
-    found, examples, dropped = read_rows([row | {"unrelated": 1}], "here")
-    assert (found, examples, dropped) == (kind, [Example(*expected)], {})
+    row, *expected = ACCEPTED[name]
+    kind, examples, dropped = read_rows([row | {"unrelated": 1}], "here")
+    assert (kind, examples, dropped) == ("pairs" if expected[1] else "labelled", [Example(*expected)], {})
 
 
 def test_every_schema_is_covered_above():
-    assert {id(recognise(row, "here")) for row, *_ in ACCEPTED.values()} == {id(schema) for schema in SCHEMAS}
+    assert {recognise(row, "here") for row, *_ in ACCEPTED.values()} == set(SCHEMAS)
 
 
 def test_labels_in_every_spelling():
@@ -123,60 +108,50 @@ def test_labels_in_every_spelling():
 
 DROPPED = [
     (pair("p", None, "b"), EMPTY),
-    (pair("p", "a", math.nan), EMPTY),
-    (pair(7, "a", "b"), EMPTY),
-    (pair(" \n", "a", "b"), EMPTY),
     (pair("Human:\n\nAssistant:", "a", "b"), EMPTY),
     (pair("p", {"a": 1}, "b"), EMPTY),
+    (pair("p", [], "b"), EMPTY),
     (pair("p", "Assistant: ", "b"), EMPTY),
     (pair("p", "Human: I see.", "b"), NO_RESPONSE),
     (pair("p", [user("x")], [assistant("b")]), NO_ANSWER_AT_END),
     (pair("p", [user("x"), assistant("a")], [user("y"), assistant("b")]), EARLIER_DIFFERENCE),
+    (pair([{"role": "tool", "content": "x"}], "a", "b"), UNKNOWN_ROLE),
+    (pair([assistant("x")], "a", "b"), UNKNOWN_ROLE),
+    (pair("[{'from': 'human', 'value': 'x'}]", "a", "b"), UNKNOWN_ROLE),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: Hello there"), EARLIER_DIFFERENCE),
-    (dialogues(f"{TWO_TURNS}\n\nAssistant: a", f"{TWO_TURNS}!\n\nAssistant: b"), EARLIER_DIFFERENCE),
-    (dialogues("good", "bad"), NO_ANSWER_TURN),
+    (dialogues("good", "bad"), NO_ANSWER_AT_END),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a\n\nHuman: and?", f"{TWO_TURNS}\n\nAssistant: b"), NO_ANSWER_AT_END),
     (dialogues(f"{TWO_TURNS}\n\nAssistant:", f"{TWO_TURNS}\n\nAssistant: b"), EMPTY),
-    (dialogues([assistant("a")], [assistant("b")]), EMPTY),
-    (dialogues([user("x"), assistant("a")], "text"), NO_ANSWER_TURN),
-    ({"messages": []}, EMPTY),
-    ({"messages": ["hello"]}, NO_ANSWER_AT_END),
-    ({"messages": [{"role": "tool", "content": "x"}, assistant("a")]}, UNKNOWN_ROLE),
-    ({"messages": [assistant("a"), assistant("b")]}, UNKNOWN_ROLE),
-    ({"messages": [{"role": "user", "content": None}, assistant("b")]}, EMPTY),
-    ({"messages": "[{'from': 'human', 'value': 'x'}, {'role': 'assistant', 'content': 'y'}]"}, UNKNOWN_ROLE),
     (shp(2), NO_PREFERENCE),
     (reddit({"text": ["a", "b"], "score": [4, 4]}), NO_PREFERENCE),
-    (reddit({"text": ["a"], "score": [4]}), NO_PREFERENCE),
     (reddit({"text": None, "score": None}), NO_PREFERENCE),
-    (reddit("text"), EMPTY),
+    (reddit("text"), NO_PREFERENCE),
     (reddit(RAW) | {"title": "Human:\n\nAssistant:"}, EMPTY),
     ({"text": "t", "label": -1}, UNKNOWN_LABEL),
-    ({"text": "t", "label": "great"}, UNKNOWN_LABEL),
     ({"text": "t", "label": math.inf}, UNKNOWN_LABEL),
 ]
 
 
 @pytest.mark.parametrize(("row", "reason"), DROPPED)
-def test_row_that_cannot_be_used_is_dropped_with_its_reason(row, reason):
+def test_row_that_cannot_be_used_is_dropped_with_its_reason_and_no_error(row, reason):
     _, examples, dropped = read_rows([row], "here")
     assert examples == [] and dropped == {reason: 1}
 
 
-def test_a_row_without_one_of_the_columns_is_dropped_and_not_an_error():
+def test_a_row_without_one_of_the_columns_is_dropped():
     _, examples, dropped = read_rows([pair("p", "a", "b"), {"prompt": "p", "chosen": "a"}, {}], "here")
     assert len(examples) == 1 and dropped == {EMPTY: 2}
 
 
 @pytest.mark.parametrize(
-    "columns", [["prompt", "chosen"], ["prompt", "rejected"], ["chosen"], ["history", "prompt"], ["a", "b"], []]
+    "columns", [["prompt", "chosen"], ["prompt", "response"], ["chosen"], ["history", "prompt"], ["a", "b"], []]
 )
 def test_unknown_columns_name_what_was_found_and_what_is_accepted(columns):
     with pytest.raises(InputError) as caught:
         recognise(columns, "my.csv")
     message = str(caught.value)
     assert message.startswith(f"my.csv: columns found: {', '.join(columns) or 'none'}.") and "\n" not in message
-    assert all(schema.accepts in message for schema in SCHEMAS)
+    assert all(f"({schema.columns})" in message for schema in SCHEMAS)
 
 
 def test_column_names_cannot_write_to_the_terminal():
@@ -195,9 +170,9 @@ def test_text_is_kept_as_it_is_and_can_be_written():
 # Responses that run on with a further turn
 
 FURTHER = [
-    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\nHuman: thanks", "\n\nUser: thanks", "\n\n**User:** thanks",
-    "\n\nUSER: thanks", "\n\nAssistant: and more", "\n\n### Instruction:\nNow this", "\n### Human: thanks",
-    "\n\n### Response:\nmore", "<|im_end|>\n<|im_start|>user\nthanks", "\n<|user|>\nthanks", "<|endoftext|>",
+    "\n\nHuman: thanks\n\nAssistant: You are welcome.", "\n\n**User:** thanks", "\n\nUSER: thanks", "\nAssistant: more",
+    "\n\n### Instruction:\nNow this", "\n### Human: thanks", "\n\n### Response:\nmore",
+    "<|im_end|>\n<|im_start|>user\nthanks", "\n<|user|>\nthanks", "<|endoftext|>",
     "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nthanks", "<end_of_turn>\n<start_of_turn>user\nthanks",
     " [INST] thanks [/INST]", "</s>", " </s><s>[INST] thanks [/INST]", "</s>\n<|user|>\nthanks</s>",
     "</s>USER: thanks", "\n<human>: thanks",
@@ -217,8 +192,8 @@ RUN_ON += [(f"{marker}Good.", "Good.", False) for marker in OWN] + [(text, text,
 
 @pytest.mark.parametrize(("response", "kept", "cut"), RUN_ON)
 def test_a_further_turn_is_cut_off_and_nothing_else(response, kept, cut):
-    _, examples, _ = read_rows([{"prompt": "p\n\nUser: x", "response": response}], "here")
-    assert examples == [Example("p\n\nUser: x", kept, cut=cut)]
+    _, examples, _ = read_rows([pair("p\n\nUser: x", "bad", response)], "here")
+    assert examples == [Example("p\n\nUser: x", "bad", kept, cut=cut)]
 
 
 ON = "good\n\nHuman: thanks\n\nAssistant: welcome"
@@ -228,34 +203,28 @@ FORMS = [
     dialogues("\n\nHuman: p\n\nAssistant: good\nUser: x", "\n\nHuman: p\n\nAssistant: bad"),
     {"history": "p", "human_ref_A": "bad", "human_ref_B": ON, "labels": 0},
     {"title": "p", "answers": {"text": [ON, "bad"], "score": [9, 1]}},
-    {"instruction": "p", "output": ON}, {"messages": [user("p"), assistant(ON)]},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("row", FORMS)
 def test_every_form_is_cut(row):
-    kind, (example,), dropped = read_rows([row], "here")
-    assert (example.prompt, example.chosen, example.rejected) == ("p", "good", "bad" if kind == "pairs" else None)
-    assert example.cut and not dropped
+    _, (example,), dropped = read_rows([row], "here")
+    assert (example.prompt, example.chosen, example.rejected) == ("p", "good", "bad") and example.cut and not dropped
 
 
 # Lists as text
 
 CHAT = [user("Is it 'so' {or} \"not\"?\n\nSay } {"), assistant("It's so.\n")]
-NUMPY = "[" + "\n ".join(map(str, CHAT)) + "]"
-SPELLINGS = [str(CHAT), json.dumps(CHAT), json.dumps(CHAT, indent=2), NUMPY, NUMPY.replace("\n ", " ")]
 
 
-@pytest.mark.parametrize("text", SPELLINGS)
+@pytest.mark.parametrize("text", [str(CHAT), json.dumps(CHAT), json.dumps(CHAT, indent=2)])
 def test_spelled_messages_are_messages(text):
-    prompt, bad = CHAT[0]["content"], str([CHAT[0], assistant("No.")])
-    for row in ({"messages": text}, {"prompt": text[: text.rindex("{")] + "]", "completion": "It's so."}):
-        assert read_rows([row], "here")[1] == [Example(prompt, "It's so.")]
-    assert read_rows([dialogues(text, bad)], "here")[1] == [Example(prompt, "It's so.", "No.")]
+    expected = [Example(CHAT[0]["content"], "It's so.", "No.")]
+    assert read_rows([dialogues(text, str([CHAT[0], assistant("No.")]))], "here")[1] == expected
+    assert read_rows([pair(text[: text.rindex("{")].rstrip(", \n") + "]", "It's so.", "No.")], "here")[1] == expected
 
 
-@pytest.mark.parametrize("text", [NUMPY[:-20], "[{'role': open('x'), 'content': ''}]", NUMPY[:-1] + "," + "[" * 99_999,
-                                  NUMPY + " " * (1 << 20), NUMPY + "\\'" * 300_000])  # fmt: skip
+@pytest.mark.parametrize("text", [str(CHAT)[:-20], "[{'role': open('x'), 'content': ''}]", str(CHAT) + "[" * 99_999])
 def test_a_list_that_cannot_be_read_names_its_column(text):
     _, examples, dropped = read_rows([pair("p", text, "b")], "here")
     assert not examples and dropped == {"list in column chosen cannot be read": 1}

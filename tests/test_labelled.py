@@ -12,7 +12,7 @@ from datasets import Dataset
 from made import make
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
-from rlhf_utils.data.prepare import check_rows, prepare
+from rlhf_utils.data.prepared import check_rows, prepare
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
 from rlhf_utils.evaluation.reward_report import label_margins as margins
@@ -20,6 +20,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES
 
@@ -84,14 +85,15 @@ def test_near_ties_of_votes_are_dropped_and_counted():
     "rows, form, words",
     [
         ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled texts"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "one label only"),
-        ([{"text": "a", "label": -1}], "continuation", "no label only"),
+        ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "two different labels"),
+        ([{"text": "a", "label": -1}], "continuation", "two different labels"),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "dialogue", "learns from pairs"),
     ],
 )
 def test_rows_of_another_kind_are_refused(rows, form, words):
     with pytest.raises(InputError, match=words):
-        check_rows(Rows(rows, None, "made", "f"), form)
+        recipe = load_recipe("imdb" if form == "continuation" else "instruct", "t4")
+        check_rows(Rows(rows, None, "made", "f"), recipe)
 
 
 # The template
@@ -227,7 +229,7 @@ def test_a_classifier_learns_the_same_from_a_batch_in_parts(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["assistant", "overoptimise"])
 def test_what_is_about_answers_is_refused_for_continuations(name, tmp_path):
-    with pytest.raises(InputError, match=f"evaluation.{name} is about answers to prompts"):
+    with pytest.raises(InputError, match=f"evaluation.{name}.* are for a dialogue"):
         Run.open("imdb", "tiny", tmp_path, {f"evaluation.{name}": {}})
 
 

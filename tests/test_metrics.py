@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from rlhf_utils.data.words import RougeTokenizer
+from rlhf_utils.data.tokens import RougeTokenizer
 from rlhf_utils.evaluation import statistics
 from rlhf_utils.evaluation.rouge import ROUGE_NAMES, Rouge
 from rlhf_utils.evaluation.text import distinct_n, phrases_of, repetition, without_phrase

@@ -10,7 +10,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.runs import pretraining
 from rlhf_utils.runs.pretraining import cached_base, train_base, train_tokenizer
 from rlhf_utils.settings.sections import BaseSettings
-from rlhf_utils.toyworld.corpus import corpus
+from rlhf_utils.toyworld.questions import corpus
 
 SETTINGS = BaseSettings(
     layers=1, heads=2, width=32, vocabulary=400, context=64, block_tokens=32, batch_size=4, steps=12, documents=30

@@ -1,4 +1,4 @@
-"""What holds for any text, any row and any file: adapters, template, filters and splits (hypothesis)."""
+"""What holds for any text, row and file: adapters, template, filters and splits (hypothesis)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import math
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
+from test_data_prepare import WordTokenizer
 
-from rlhf_utils.data.prepare import SPLITS, conversation_key, prepare, split_of
+from rlhf_utils.data.prepared import SPLITS, conversation_key, prepare, split_of
 from rlhf_utils.data.schemas import clean, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.settings.sections import DataSettings
@@ -23,88 +24,66 @@ settings.load_profile("here")
 TEXT = st.text(st.characters(codec=None), max_size=40)
 PLAIN = st.text(st.characters(codec="utf-8"), max_size=40)
 # Pieces that mean something to the template, in any order.
-SPOKEN = st.lists(
-    st.sampled_from(
-        [HUMAN, ASSISTANT, NEXT_HUMAN, NEXT_ASSISTANT, " ", "\n", "\r\n", "\0", "why?", "Because.", "Human"]
-    ),
-    max_size=9,
-).map("".join)
+PIECES = [HUMAN, ASSISTANT, NEXT_HUMAN, NEXT_ASSISTANT, " ", "\n", "\r\n", "\0", "why?", "Because.", "Human"]
+SPOKEN = st.lists(st.sampled_from(PIECES), max_size=9).map("".join)
+ROLES = st.sampled_from(["user", "assistant", "system", "x"])
 VALUE = st.one_of(
     TEXT, SPOKEN, st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=4),
-    st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "x"]), "content": TEXT}),
-             max_size=4),
+    st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXT}), max_size=4),
     st.dictionaries(st.sampled_from(["text", "score"]), st.lists(st.one_of(TEXT, st.integers()), max_size=3)),
     st.lists(st.one_of(TEXT, st.integers(), st.none()), max_size=3),
 )  # fmt: skip
 
 
-class Words:
-    """A tokenizer of white space: a token is a word."""
-
-    def __call__(self, texts, **_):
-        return {"input_ids": [text.split() for text in texts]}
-
-
-class TestTemplate:
-    @given(SPOKEN | PLAIN)
-    @example(f"{HUMAN} a{NEXT_ASSISTANT} b{NEXT_HUMAN} c")
-    def test_the_prompt_within_what_is_formatted_is_the_prompt(self, text):
-        prompt = TEMPLATE.normal(text)
-        if TEMPLATE.normal(prompt) == prompt:
-            assert TEMPLATE.normal(TEMPLATE.format(prompt)) == prompt
-        assert TEMPLATE.format(prompt) == TEMPLATE.format(f" {prompt}\n")
-
-    @given(SPOKEN | PLAIN, SPOKEN | PLAIN)
-    def test_a_text_is_its_prompt_and_its_completion(self, prompt, response):
-        for template in TEMPLATES.values():
-            text = template.text(prompt, response)
-            assert text.startswith(template.format(prompt)) and not template.format(prompt).endswith(" ")
-            assert template.response(text[len(template.format(prompt)) :]) == template.response(response)
-            assert template.response(template.response(response)) == template.response(response)
+@given(SPOKEN | PLAIN, SPOKEN | PLAIN)
+@example(f"{HUMAN} a{NEXT_ASSISTANT} b{NEXT_HUMAN} c", "")
+def test_the_prompt_within_what_is_formatted_is_the_prompt_and_the_response_comes_back(text, response):
+    prompt = TEMPLATE.normal(text)
+    if TEMPLATE.normal(prompt) == prompt:
+        assert TEMPLATE.normal(TEMPLATE.format(prompt)) == prompt
+    assert TEMPLATE.format(prompt) == TEMPLATE.format(f" {prompt}\n")
+    for template in TEMPLATES.values():
+        whole = template.text(text, response)
+        assert whole.startswith(template.format(text)) and not template.format(text).endswith(" ")
+        assert template.response(whole[len(template.format(text)) :]) == template.response(response)
+        assert template.response(template.response(response)) == template.response(response)
 
 
 COLUMNS = [
     ("history", "human_ref_A", "human_ref_B", "labels", "score_A", "score_B"), ("prompt", "chosen", "rejected"),
-    ("chosen", "rejected"), ("title", "selftext", "answers"), ("messages",), ("instruction", "input", "output"),
-    ("text", "label"), ("prompt",),
+    ("chosen", "rejected"), ("title", "selftext", "answers"), ("text", "label"),
 ]  # fmt: skip
 
 
-class TestReader:
-    @pytest.mark.parametrize("columns", COLUMNS)
-    @given(data=st.data())
-    @settings(max_examples=40)
-    def test_a_row_becomes_an_example_or_is_dropped_with_a_reason(self, columns, data):
-        kind, examples, dropped = read_rows([{name: data.draw(VALUE, label=name) for name in columns}], "rows")
-        assert len(examples) + dropped.total() == 1 and all(dropped)
-        for read in examples:
-            texts = [text for text in (read.prompt, read.chosen, read.rejected) if text is not None]
-            assert read.prompt.strip() == read.prompt != "" and all(text.strip() for text in texts)
-            assert (read.chosen is not None) == (kind in ("pairs", "demonstrations"))
-            assert (read.rejected is not None) == (kind == "pairs")
-            # Tokenizers and files are UTF-8.
-            assert all(text.encode("utf-8").decode("utf-8") == text for text in texts)
+@pytest.mark.parametrize("columns", COLUMNS)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_a_row_becomes_an_example_or_is_dropped_with_a_reason(columns, data):
+    kind, examples, dropped = read_rows([{name: data.draw(VALUE, label=name) for name in columns}], "rows")
+    assert len(examples) + dropped.total() == 1 and all(dropped)
+    for read in examples:
+        texts = [text for text in (read.prompt, read.chosen, read.rejected) if text is not None]
+        assert read.prompt.strip() == read.prompt != "" and all(text.strip() for text in texts)
+        assert len(texts) == (3 if kind == "pairs" else 1)
+        # Tokenizers and files are UTF-8.
+        assert all(clean(text.encode("utf-8").decode("utf-8")) for text in texts)
 
-    @given(TEXT)
-    def test_clean_text_is_clean(self, text):
-        found = clean(text)
-        assert found is None or (found.encode() and clean(found) == found and "\r\n" not in found)
 
-    @given(PLAIN, PLAIN, PLAIN)
-    @settings(max_examples=80)
-    def test_the_same_pair_in_three_forms_is_the_same_pair(self, prompt, chosen, rejected):
-        texts = [clean(text) for text in (prompt, chosen, rejected)]
-        assume(all(text and HUMAN not in text and ASSISTANT not in text for text in texts))
-        prompt, answers = texts[0], dict(zip(("chosen", "rejected"), texts[1:], strict=True))
-        human = {"role": "user", "content": prompt}
-        forms = [
-            {"prompt": prompt, **answers},
-            {name: TEMPLATE.text(prompt, text) for name, text in answers.items()},
-            {name: [human, {"role": "assistant", "content": text}] for name, text in answers.items()},
-        ]
-        for form in forms:
-            (read,) = read_rows([form], "rows")[1]
-            assert [read.prompt, read.chosen, read.rejected] == texts
+@given(PLAIN, PLAIN, PLAIN)
+@settings(max_examples=80)
+def test_the_same_pair_in_three_forms_is_the_same_pair(prompt, chosen, rejected):
+    texts = [clean(text) for text in (prompt, chosen, rejected)]
+    assume(all(text and HUMAN not in text and ASSISTANT not in text for text in texts))
+    prompt, answers = texts[0], dict(zip(("chosen", "rejected"), texts[1:], strict=True))
+    human = {"role": "user", "content": prompt}
+    forms = [
+        {"prompt": prompt, **answers},
+        {name: TEMPLATE.text(prompt, text) for name, text in answers.items()},
+        {name: [human, {"role": "assistant", "content": text}] for name, text in answers.items()},
+    ]
+    for form in forms:
+        (read,) = read_rows([form], "rows")[1]
+        assert [read.prompt, read.chosen, read.rejected] == texts
 
 
 CELL = st.one_of(SPOKEN, st.sampled_from("abcdefgh"), st.none())
@@ -116,39 +95,40 @@ FILLER = [{"prompt": f"filler {i}", "chosen": "yes", "rejected": "no"} for i in 
 
 def prepared(rows, seed):
     limits = DataSettings(max_prompt_tokens=6, max_response_tokens=4, shares=SHARES)
-    return prepare(Rows(rows, None, "rows", "0"), limits, Words(), seed)
+    return prepare(Rows(rows, None, "rows", "0"), limits, WordTokenizer(), seed)
 
 
-class TestFiltersAndSplits:
-    @given(ROWS, st.integers(0, 3), st.randoms(use_true_random=False))
-    @settings(max_examples=20)
-    def test_rows_are_kept_in_one_split_or_counted_whatever_their_order(self, rows, seed, source):
-        rows = [*FILLER, *rows]
-        found, shuffled = prepared(rows, seed), [*rows, *rows[:5]]
-        source.shuffle(shuffled)
-        assert {n: list(s) for n, s in found.splits.items()} == {
-            n: list(s) for n, s in prepared(shuffled, seed).splits.items()
-        }
-        assert found.report[0].left == len(rows)
-        for before, after in zip(found.report, found.report[1:], strict=False):
-            assert after.dropped >= 0 and before.left - after.dropped == after.left
-        kept = [(name, row) for name, split in found.splits.items() for row in split]
-        assert found.report[-1].left == len(kept)
-        places = {}
-        for name, row in kept:
-            assert len(TEMPLATE.format(row["prompt"]).split()) <= 6
-            assert max(len(row[answer].split()) + 1 for answer in ("chosen", "rejected")) <= 4
-            assert places.setdefault(conversation_key(row["prompt"]), name) == name
+@given(ROWS, st.integers(0, 3), st.randoms(use_true_random=False))
+@settings(max_examples=20)
+def test_rows_are_kept_in_one_split_or_counted_whatever_their_order(rows, seed, source):
+    rows = [*FILLER, *rows]
+    found, shuffled = prepared(rows, seed), [*rows, *rows[:5]]
+    source.shuffle(shuffled)
+    again = prepared(shuffled, seed).splits
+    assert {n: list(s) for n, s in found.splits.items()} == {n: list(s) for n, s in again.items()}
+    steps = found.report["train"]
+    assert steps[0]["left"] == len(rows)
+    for before, after in zip(steps, steps[1:], strict=False):
+        assert after["dropped"] >= 0 and before["left"] - after["dropped"] == after["left"]
+    kept = [(name, row) for name, split in found.splits.items() for row in split]
+    assert steps[-1]["left"] == len(kept)
+    places = {}
+    for name, row in kept:
+        assert len(TEMPLATE.format(row["prompt"]).split()) <= 6
+        assert max(len(row[answer].split()) + 1 for answer in ("chosen", "rejected")) <= 4
+        assert places.setdefault(conversation_key(row["prompt"]), name) == name
 
-    @given(PLAIN, st.integers(0, 5))
-    def test_the_split_depends_on_the_first_turn_alone(self, prompt, seed):
-        name = split_of(prompt, SHARES, seed)
-        assert name == split_of(f"  {prompt}\n", SHARES, seed) == split_of(prompt.casefold(), SHARES, seed)
-        assert name == split_of(f"{prompt}{NEXT_ASSISTANT} yes{NEXT_HUMAN} and then?", SHARES, seed)
-        assert split_of(prompt, {each: float(each == name) for each in SPLITS}, seed) == name
 
-    def test_shares_are_kept_up_to_chance(self):
-        splits = [[split_of(f"question {i}", SHARES, seed) for i in range(4000)] for seed in (0, 1)]
-        for name, share in SHARES.items():
-            assert abs(splits[0].count(name) / 4000 - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
-        assert splits[0] != splits[1]
+@given(PLAIN, st.integers(0, 5))
+def test_the_split_depends_on_the_first_turn_alone(prompt, seed):
+    name = split_of(prompt, SHARES, seed)
+    assert name == split_of(f"  {prompt}\n", SHARES, seed) == split_of(prompt.casefold(), SHARES, seed)
+    assert name == split_of(f"{prompt}{NEXT_ASSISTANT} yes{NEXT_HUMAN} and then?", SHARES, seed)
+    assert split_of(prompt, {each: float(each == name) for each in SPLITS}, seed) == name
+
+
+def test_shares_are_kept_up_to_chance():
+    splits = [[split_of(f"question {i}", SHARES, seed) for i in range(4000)] for seed in (0, 1)]
+    for name, share in SHARES.items():
+        assert abs(splits[0].count(name) / 4000 - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
+    assert splits[0] != splits[1]

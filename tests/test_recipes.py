@@ -1,8 +1,9 @@
-"""Settings and recipes: what is accepted, in which order it is merged, and what is refused in one line."""
+"""Settings, recipes and the prompt template: what is accepted, in which order it is merged, what is refused."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,16 +11,16 @@ from pydantic import ValidationError
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings import recipes
-from rlhf_utils.settings.recipes import SCALES, load_recipe, parse_assignments, recipe_names
+from rlhf_utils.settings.recipes import SCALES, Recipe, load_recipe, parse_assignments, recipe_names
 from rlhf_utils.settings.sections import PPOConfig, flat
+from rlhf_utils.settings.template import TEMPLATE, TEMPLATES, check_template
 
 
-def refusal(overrides: object, scale: str = "tiny") -> str:
+def refusal(overrides: object) -> str:
     with pytest.raises(InputError) as error:
-        load_recipe("instruct", scale, overrides)
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+        load_recipe("instruct", "tiny", overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -27,7 +28,6 @@ def refusal(overrides: object, scale: str = "tiny") -> str:
 def test_every_recipe_at_every_scale(name, scale):
     recipe = load_recipe(name, scale)
     assert (recipe.name, recipe.scale) == (name, scale)
-    assert recipe.title and recipe.description
     assert (recipe.dataset == "embedded" and recipe.policy == "embedded") == (scale == "tiny")
 
 
@@ -53,12 +53,13 @@ def test_command_line_and_papermill_give_the_same_recipe():
     lines = ["sft.learning_rate=1e-5", "ppo.updates=16", "ppo.kl_budget=null", "reward_model.lora.rank=8", "seed=3"]
     from_line = load_recipe("instruct", "tiny", parse_assignments(lines))
     dotted = {"sft.learning_rate": 1e-5, "ppo.updates": 16, "ppo.kl_budget": None, "reward_model.lora.rank": 8}
-    nested = {"sft": {"learning_rate": "1e-5"}, "ppo": {"updates": 16, "kl_budget": None}, "seed": 3}
+    nested = {"sft": {"learning_rate": "1e-5"}, "ppo": {"updates": "16", "kl_budget": None}, "seed": 3}
     nested["reward_model"] = {"lora": {"rank": "8"}}
     assert from_line == load_recipe("instruct", "tiny", {**dotted, "seed": 3})
-    assert from_line == load_recipe("instruct", "tiny", nested)
-    assert from_line.hash == load_recipe("instruct", "tiny", nested).hash
+    assert from_line == load_recipe("instruct", "tiny", nested) and nested["ppo"]["updates"] == "16"
     assert from_line.reward_model.lora.modules == load_recipe("instruct").reward_model.lora.modules
+    with pytest.raises(ValidationError):
+        from_line.seed = 5
 
 
 def test_numbers_and_truth_values_as_yaml_and_python_write_them():
@@ -68,65 +69,69 @@ def test_numbers_and_truth_values_as_yaml_and_python_write_them():
         recipe = load_recipe("instruct", "tiny", {"ppo.updates": value, "data.max_rows": value})
         assert recipe.ppo.updates == recipe.data.max_rows == 20 and type(recipe.ppo.updates) is int
     assert load_recipe("instruct", "tiny", {"ppo.whiten_advantages": "no"}).ppo.whiten_advantages is False
+    for value in ("no", "on", True, False):
+        for key in ("ppo.updates", "sft.learning_rate", "data.max_rows", "seed"):
+            assert key in (text := refusal({key: value})) and "must be a number" in text
 
 
-@pytest.mark.parametrize("value", ["no", "yes", "on", "off", True, False])
-def test_a_truth_value_is_no_number(value):
-    for key in ("ppo.updates", "sft.learning_rate", "data.max_rows", "seed"):
-        text = refusal({key: value})
-        assert key.split(".")[-1] in text and "must be a number" in text
+def test_paths_are_never_read_as_yaml_and_context_matters_only_to_the_model_made_here():
+    assignments = ["dataset=on", "policy=1.0", "data.revision=1e5", "data.data_dir=a=b: c", "base.context=64"]
+    recipe = load_recipe("instruct", "tiny", parse_assignments(assignments))
+    assert (recipe.dataset, recipe.policy) == ("on", "1.0")
+    assert (recipe.data.revision, recipe.data.data_dir) == ("1e5", "a=b: c")
 
 
-@pytest.mark.parametrize(
-    "overrides, words",
-    [
-        ({"ppo.updats": 3}, ["'ppo.updats'", "did you mean 'updates'"]),
-        ({"learning_rate": 3}, ["'learning_rate'", "accepted here: name, scale"]),
-        ({"reward_model.lora.rnak": 3}, ["'reward_model.lora.rnak'", "'rank'", "modules"]),
-        ({"data.shares.test": 1}, ["'data.shares.test'", "sft, reward, ppo, development, evaluation"]),
-        ({"data.split_rows.test": 1}, ["data.split_rows.test", "'sft', 'reward', 'ppo'"]),
-        ({"data.split_rows.sft": 0}, ["data.split_rows.sft is 0"]),
-        ({"": 1}, ["unknown key ''"]),
-        ({7: "x"}, ["unknown key '7'"]),
-        ({"ppo": 3}, ["ppo is 3"]),
-        ({"ppo.updates": ""}, ["ppo.updates", "None"]),
-        ({"ppo.kl_controller": "adaptiv"}, ["ppo.kl_controller", "'fixed' or 'adaptive'"]),
-        ({"dataset": 5}, ["dataset is 5"]),
-        ({"qlora.modules": "c_attn"}, ["qlora.modules"]),
-        ({"name": "x"}, ["name cannot be overridden"]),
-        ({"scale": "t4"}, ["scale cannot be overridden"]),
-        (["ppo.updates"], ["not a dictionary"]),
-    ],
-)
-def test_refused_overrides(overrides, words):
+REFUSED = [
+    ({"ppo.updats": 3}, ["'ppo.updats'", "did you mean 'updates'"]),
+    ({"learning_rate": 3}, ["'learning_rate'", "accepted here: name, scale"]),
+    ({"reward_model.lora.rnak": 3}, ["'reward_model.lora.rnak'", "'rank'", "modules"]),
+    ({"evaluation.overoptimise.pears": 3}, ["did you mean 'pairs'"]),
+    ({"data.split_rows.test": 1}, ["data.split_rows.test", "'sft', 'reward', 'ppo'"]),
+    ({"": 1}, ["unknown key ''"]),
+    ({7: "x"}, ["unknown key '7'"]),
+    ({"ppo": 3}, ["ppo is 3"]),
+    ({"ppo.updates": ""}, ["ppo.updates", "None"]),
+    ({"ppo.learning_rate": "fast"}, ["ppo.learning_rate"]),
+    ({"ppo.learning_rate": 0}, ["ppo.learning_rate is 0"]),
+    ({"ppo.updates": 0}, ["ppo.updates is 0"]),
+    ({"ppo.warmup_ratio": 1.5}, ["ppo.warmup_ratio is 1.5"]),
+    ({"ppo.learning_rate": ".nan"}, ["ppo.learning_rate"]),
+    ({"ppo.learning_rate": ".inf"}, ["ppo.learning_rate"]),
+    ({"ppo.kl_controller": "adaptiv"}, ["ppo.kl_controller", "'fixed' or 'adaptive'"]),
+    ({"ppo.report_to": "[mlflow]"}, ["report_to"]),
+    ({"seed": 1.5}, ["seed"]),
+    ({"dataset": 5}, ["dataset is 5"]),
+    ({"qlora.modules": "c_attn"}, ["qlora.modules"]),
+    ({"name": "x"}, ["name cannot be overridden"]),
+    (["ppo.updates"], ["not a dictionary"]),
+    # Two that do not go together.
+    ({"base.heads": 3}, ["width 128 is not a multiple of heads 3"]),
+    ({"ppo.minibatch_size": 60}, ["rollout_batch_size 128", "minibatch_size 60"]),
+    ({"ppo.microbatch_size": 7}, ["minibatch_size 64", "microbatch_size 7"]),
+    ({"sft.micro_batch_size": 5}, ["sft: batch_size 16", "micro_batch_size 5"]),
+    ({"data.prompt_tokens": [8, 2]}, ["prompt_tokens [8, 2] must be the least and the most"]),
+    ({"ppo.kl_controller": "adaptive", "ppo.kl_horizon": 64}, ["kl_horizon 64 is shorter than one rollout of 128"]),
+    ({"ppo.lora.dropout": 0.1}, ["lora.dropout must be 0 in PPO"]),
+    ({"form": "continuation", "ppo.critic": "separate", "evaluation.overoptimise": None}, ["ppo.critic separate"]),
+    ({"policy": "none"}, ["policy cannot be unset"]),
+    ({"base.context": 64}, ["base.context is 64", "raise base.context"]),
+    ({"ppo.max_new_tokens": 500}, ["base.context is 256"]),
+]
+
+
+@pytest.mark.parametrize("overrides, words", REFUSED)
+def test_refused_settings(overrides, words):
     text = refusal(overrides)
     assert all(word in text for word in words), text
 
 
-@pytest.mark.parametrize(
-    "overrides, words",
-    [
-        ({"base.heads": 3}, ["width 128 is not a multiple of heads 3"]),
-        ({"ppo.minibatch_size": 60}, ["rollout_batch_size 128", "minibatch_size 60"]),
-        ({"ppo.microbatch_size": 7}, ["minibatch_size 64", "microbatch_size 7"]),
-        ({"data.prompt_tokens": [8, 2]}, ["prompt_tokens [8, 2] must be the least and the most"]),
-        ({"ppo.kl_controller": "adaptive", "ppo.kl_horizon": 64}, ["kl_horizon 64 is shorter than one rollout of 128"]),
-        ({"ppo.lora.dropout": 0.1}, ["lora.dropout must be 0 in PPO"]),
-        ({"form": "continuation", "ppo.critic": "separate", "evaluation.overoptimise": None}, ["ppo.critic separate"]),
-        ({"policy": "none"}, ["policy cannot be unset"]),
-        ({"sft.batch_size": 24, "sft.micro_batch_size": 5}, ["sft: batch_size 24", "micro_batch_size 5"]),
-        ({"reward_model.batch_size": 16, "reward_model.micro_batch_size": 5}, ["reward_model: batch_size 16"]),
-        ({"base.context": 64}, ["base.context is 64"]),
-        ({"ppo.max_new_tokens": 500}, ["base.context is 256"]),
-    ],
-)
-def test_impossible_combinations(overrides, words):
-    text = refusal(overrides)
-    assert all(word in text for word in words), text
-
-
-def test_context_matters_only_to_the_model_made_here():
-    assert load_recipe("instruct", "tiny", {"policy": "gpt2", "base.context": 64}).base.context == 64
+def test_every_number_has_a_range():
+    schema = Recipe.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for name, field in section["properties"].items():
+            for kind in field.get("anyOf", [field]):
+                if kind.get("type") in ("integer", "number"):
+                    assert kind.keys() & {"minimum", "exclusiveMinimum", "ge", "gt"}, name
 
 
 @pytest.mark.parametrize("name", ["instrct", "", None, 5])
@@ -137,17 +142,24 @@ def test_unknown_recipe_or_scale(name):
         load_recipe("instruct", name)
 
 
-def test_an_assignment_needs_key_and_value():
-    for assignment in ("ppo.updates", "=3", " =3", ""):
-        with pytest.raises(InputError, match="is not key=value"):
-            parse_assignments([assignment])
+@pytest.mark.parametrize("assignment", ["ppo.updates", "=3", " =3", ""])
+def test_an_assignment_needs_key_and_value(assignment):
+    with pytest.raises(InputError, match="is not key=value"):
+        parse_assignments([assignment])
 
 
-def test_paths_are_never_read_as_yaml():
-    overrides = parse_assignments(["dataset=on", "policy=1.0", "data.revision=1e5", "data.data_dir=a=b: c"])
-    recipe = load_recipe("instruct", "tiny", overrides)
-    assert (recipe.dataset, recipe.policy) == ("on", "1.0")
-    assert (recipe.data.revision, recipe.data.data_dir) == ("1e5", "a=b: c")
+SECRETS = [
+    {"policy": "hf_" + "a" * 34},
+    {"models.sft": "https://user:hf_" + "a" * 34 + "@huggingface.co/a/b"},
+    {"ppo": {"report_to": ["sk-" + "a" * 40]}},
+    {"nothing": "ghp_" + "a" * 36},
+]
+
+
+@pytest.mark.parametrize("overrides", SECRETS)
+def test_a_secret_is_no_setting(overrides):
+    text = refusal(overrides)
+    assert "looks like an access token" in text and "HF_TOKEN" in text and "aaaa" not in text
 
 
 def test_the_hash_changes_with_every_setting_and_only_then():
@@ -160,24 +172,16 @@ def test_the_hash_changes_with_every_setting_and_only_then():
     assert changed.section_hash("reward_model") != recipe.section_hash("reward_model")
 
 
-def test_overrides_are_not_changed_and_recipes_are_frozen():
-    overrides = {"ppo": {"updates": "3"}}
-    recipe = load_recipe("instruct", "tiny", overrides)
-    assert overrides == {"ppo": {"updates": "3"}}
-    with pytest.raises(ValidationError):
-        recipe.seed = 5
-
-
 def test_settings_survive_json(tmp_path):
     recipe, file = load_recipe("eli5", "t4"), tmp_path / "run.json"
     settings = recipe.model_dump(mode="json")
     for whole in (settings, {"settings": settings}):
         file.write_text(json.dumps(whole))
-        assert recipes.Recipe.from_settings(file) == recipe
+        assert Recipe.from_settings(file) == recipe
     for content, reason in {"[]": r"is \[\]: input", "{}": "name is missing", '{"settings": 1}': "is 1"}.items():
         file.write_text(content)
         with pytest.raises(InputError, match=reason):
-            recipes.Recipe.from_settings(file)
+            Recipe.from_settings(file)
 
 
 def test_flat_joins_keys():
@@ -185,16 +189,41 @@ def test_flat_joins_keys():
     assert flat({"a": {7: 1}}, "/") == {"a/7": 1}
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"policy": "hf_" + "a" * 34},
-        {"models.sft": "https://user:hf_" + "b" * 34 + "@huggingface.co/a/b"},
-        {"ppo": {"report_to": ["sk-" + "c" * 40]}},
-        {"nothing": "ghp_" + "d" * 36},
-    ],
-)
-def test_a_secret_is_no_setting(overrides):
-    with pytest.raises(InputError, match="looks like an access token.*HF_TOKEN") as told:
-        load_recipe("instruct", "tiny", overrides)
-    assert not any(letter * 16 in str(told.value) for letter in "abcd"), "it is said again"
+# The prompt template
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n\n", "\t"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_space_is_in_the_completion_and_an_empty_response_adds_nothing(name, empty):
+    """A space at the end of a text is a token of its own, which no reward model has met."""
+    template = TEMPLATES[name]
+    text = template.text("How long?", empty)
+    assert text == template.format("How long?") + (empty if name == "continuation" else "")
+    assert template.text("How long?", "Six") == template.format(" How long?\n") + template.joint + "Six"
+    assert TEMPLATE.text("How long?", "Six") == "Human: How long?\n\nAssistant: Six"
+
+
+NORMAL = {
+    "plain question?": "plain question?",
+    "Human: one line Assistant:": "one line",
+    "who is the Assistant:": "who is the Assistant:",
+    "question\n\nAssistant:": "question",
+    "Human: Human: twice": "Human: twice",
+    "\n\nHuman:\n\nAssistant:": "",
+    "Humanity: a history": "Humanity: a history",
+    "\n\nHuman: Hi!\n\nAssistant: Yes?\n\nHuman: Go on.\n\nAssistant:": "Hi!\n\nAssistant: Yes?\n\nHuman: Go on.",
+}
+
+
+@pytest.mark.parametrize("text", NORMAL)
+def test_normal_form_removes_the_outer_markers_once(text):
+    assert TEMPLATE.normal(text) == NORMAL[text]
+
+
+def test_a_stage_made_with_another_template_is_refused():
+    others = [{"opening": "User: "}, {"closing": "\nAssistant:"}, {"joint": ""}, {"trims": False}, {}]
+    assert len({replace(TEMPLATE, **other).hash for other in others}) == 5
+    check_template(TEMPLATE.hash, "reward_model", TEMPLATE)
+    for found in ("0123456789abcdef", None):
+        with pytest.raises(InputError, match="checkpoints/sft was made with prompt template .*--fresh"):
+            check_template(found, "checkpoints/sft", TEMPLATE)

@@ -136,12 +136,12 @@ def test_a_local_model_and_local_rows(tmp_path, policy):
         (
             ROWS,
             {"data.max_response_tokens": 3},
-            "no train row is left after the filters .*60 rows read, 60 response over",
+            "too few rows for .*60 rows read, 60 response over",
         ),
         (ROWS[:4], {}, "too few rows for"),
         (ROWS, {"data.shares.ppo": 0}, "no row is left for ppo, .*data.shares.ppo"),
         ([{"text": "good", "label": 1}] * 50, {}, "rows are labelled"),
-        ([{**row, "rejected": row["chosen"]} for row in ROWS], {}, "no row is left .*60 chosen and rejected"),
+        ([{**row, "rejected": row["chosen"]} for row in ROWS], {}, "too few rows .*60 chosen and rejected"),
     ],
 )
 def test_rows_that_do_not_do_leave_no_data(tmp_path, policy, rows, overrides, words):

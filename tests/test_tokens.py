@@ -7,7 +7,7 @@ from architectures import TEXTS, tokenizer_of
 from datasets import Dataset
 from tiny import PROMPTS
 
-from rlhf_utils.data.prepare import _cut_prompts
+from rlhf_utils.data.prepared import cut_prompts
 from rlhf_utils.data.schemas import Example
 from rlhf_utils.data.tokens import (
     beginnings,
@@ -22,8 +22,11 @@ from rlhf_utils.runs.training import demonstration_tokens, preference_tokens
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import TEMPLATE
 
-KINDS = ["bytes", "bytes, pad", "bytes, bos", "bytes, bos, pad", "metaspace", "metaspace, bos", "encoder"]
-ANSWERS = ["Keep it dry.", "  a film", "", "no", "x\n\ny", "<b>"]
+KINDS = ["bytes", "bytes, bos, pad", "metaspace", "metaspace, bos", "encoder"]
+ENDS = [*map(TEMPLATE.completion, ["Keep it dry.", "  a film", "", "no", "x\n\ny", "<b>"])]
+PAIRS = [(TEMPLATE.format(prompt), end) for prompt in PROMPTS for end in ENDS]
+# Cut inside a word.
+PAIRS += [("a bor", "ing film"), ("a boring", " film"), ("a", "nd"), ("good", "")]
 
 
 @pytest.fixture(params=KINDS)
@@ -40,28 +43,17 @@ def test_what_a_tokenizer_puts_around_a_text_stands_there_once(tokenizer):
     assert written.count(tokenizer.bos_token_id) == 1, "a text that brings its own BOS gets no second one"
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_an_answer_is_tokenized_as_it_stands_in_the_text(tokenizer, prompt):
+def test_an_answer_is_tokenized_as_it_stands_in_the_text_and_comes_back_whole(tokenizer):
     """Apart, Metaspace would put a second space before it."""
-    start = TEMPLATE.format(prompt)
-    for answer in ANSWERS:
-        end = TEMPLATE.completion(answer)
+    for start, end in PAIRS:
         ((asked, said),) = continued_tokens(tokenizer, [start], [end])
         assert [asked] == start_tokens(tokenizer, [start]), "what a policy continues is the prompt alone"
-        assert read_tokens(tokenizer, [start], [end])[0] == tokenizer(start + end)["input_ids"]
         assert continuations(tokenizer, [asked], [said]) == [end]
-
-
-@pytest.mark.parametrize("start, end", [("a bor", "ing film"), ("a boring", " film"), ("a", "nd"), ("good", "")])
-def test_a_text_that_is_cut_inside_a_word_comes_back_whole(tokenizer, start, end):
-    ((asked, said),) = continued_tokens(tokenizer, [start], [end])
-    assert continuations(tokenizer, [asked], [said]) == [end] and [asked] == start_tokens(tokenizer, [start])
-
-
-def test_a_sampled_continuation_keeps_its_leading_space_and_has_no_special_token(tokenizer):
+        if start.endswith("Assistant:"):
+            assert read_tokens(tokenizer, [start], [end])[0] == tokenizer(start + end)["input_ids"]
     begun, whole = start_tokens(tokenizer, ["a boring", "a boring film"])
     said = [*whole[len(begun) :], tokenizer.eos_token_id]
-    assert continuations(tokenizer, [begun], [said]) == [" film"]
+    assert continuations(tokenizer, [begun], [said]) == [" film"], "a sampled one, with its EOS"
 
 
 def test_bos_stands_once_in_what_every_stage_learns_from(tokenizer):
@@ -89,5 +81,5 @@ def test_beginnings_of_texts_are_text_without_special_tokens(tokenizer):
     text = "a boring film, and a very good one"
     (begun,) = beginnings([text], tokenizer, 6)
     assert text.startswith(begun) and 0 < len(begun) < len(text)
-    (example,) = _cut_prompts([Example(text, extra={"label": 1})], DataSettings(prompt_tokens=(4, 4)), tokenizer, 0)
+    (example,) = cut_prompts([Example(text, extra={"label": 1})], DataSettings(prompt_tokens=(4, 4)), tokenizer, 0)
     assert text.startswith(example.prompt) and 0 < len(example.prompt) < len(text)

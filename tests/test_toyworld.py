@@ -7,13 +7,12 @@ from random import Random
 import pytest
 
 from rlhf_utils.data.schemas import read_rows
-from rlhf_utils.evaluation.text import is_refusal
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score
-from rlhf_utils.toyworld.films import sentiment
-from rlhf_utils.toyworld.questions import all_questions, content, read_prompt, word_question, wordings, words_of
-from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, decline, go_along, help_with, spoil
+from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, read_prompt, word_question
+from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, go_along
+from rlhf_utils.toyworld.worlds import sentiment
 
 PROMPT = "How do I clean my leather sofa this weekend?"
 TIPS = ("wipe off the loose dust", "wash it with mild soap", "dry it with a towel", "open a window for fresh air")
@@ -22,21 +21,15 @@ CLOSING = "I hope this helps!"
 GOOD = f"{OPENING} First, {TIPS[0]}. Then {TIPS[1]}. After that, {TIPS[2]}. {CLOSING}"
 HARMFUL = "What is the best way to poison my boss?"
 REFUSAL = "Sorry, I will not help with this. It could hurt someone. Please talk to someone you trust. Please take care!"
-WORDS, WORLD = content("responses"), content("questions")
 ALL_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]]
 OBJECTS = [obj for topic in WORLD.topics for obj in topic["objects"]]
-# The columns of the hub datasets, with the types of their cells.
-PAIRS = {"prompt": str, "chosen": str, "rejected": str}
-COLUMNS = {
-    "instruct": PAIRS,
-    "helpful_harmless": PAIRS,
-    "imdb": {"text": str, "label": int},
-    "eli5": {
-        "post_id": str, "domain": str, "upvote_ratio": float, "history": str, "c_root_id_A": str, "c_root_id_B": str,
-        "created_at_utc_A": int, "created_at_utc_B": int, "score_A": int, "score_B": int, "human_ref_A": str,
-        "human_ref_B": str, "labels": int, "seconds_difference": float, "score_ratio": float,
-    },
-}  # fmt: skip
+# The columns of the hub datasets.
+PAIRS = {"prompt", "chosen", "rejected"}
+SHP = (
+    "post_id domain upvote_ratio history c_root_id_A c_root_id_B created_at_utc_A created_at_utc_B score_A score_B "
+    "human_ref_A human_ref_B labels seconds_difference score_ratio"
+)
+COLUMNS = {"instruct": PAIRS, "helpful_harmless": PAIRS, "imdb": {"text", "label"}, "eli5": {*SHP.split()}}
 # Hashes of rows, documents, prompts and gold scores. Results of published runs hang on them.
 GOLDEN = {
     "instruct": "1732f4704c6f1ddd",
@@ -61,8 +54,8 @@ def rows():
 
 
 def test_prompts_are_many_distinct_short_and_read_back_into_their_question():
-    prompts = {word_question(question, i): question for question in all_questions() for i in range(wordings())}
-    assert len(prompts) == len(all_questions()) * wordings() >= 40_000
+    prompts = {word_question(question, i): question for question in QUESTIONS for i in range(WORDINGS)}
+    assert len(prompts) == len(QUESTIONS) * WORDINGS >= 40_000
     assert max(len(prompt.split()) for prompt in prompts) <= 22
     assert all(read_prompt(prompt) == prompts[prompt] for prompt in list(prompts)[::7])
 
@@ -87,20 +80,9 @@ def test_every_phrase_is_taken_for_what_it_is():
             assert getattr(gold_score(prompt, f"{before} {sentence}"), part) == pytest.approx(expected), sentence
     every = ALL_TIPS + WORLD.harmful_tips
     assert len(every) == len(set(every)) and not [tip for tip in every if any(obj in tip for obj in OBJECTS)]
-    for question in all_questions():
+    for question in QUESTIONS:
         for tip in question.tips:
             assert gold_score(f"How do I {question.ask}?", f"Then {tip}.").relevance == pytest.approx(0.6), tip
-
-
-@pytest.mark.parametrize("defect", WORDS.defects)
-def test_every_defect_spoils_a_copy_of_some_draft(defect):
-    rng, spoilt = Random(0), 0
-    for question in (all_questions()[0], all_questions()[-1]) * 20:
-        draft = decline(0.9, rng) if question.harmful else help_with(question, 0.9, rng)
-        text, worse = draft.text, spoil(draft, defect, question, rng)
-        assert draft.text == text
-        spoilt += worse is not None and worse.text != text
-    assert spoilt >= 10
 
 
 # The rows
@@ -119,7 +101,7 @@ def test_rows_and_documents_are_the_ones_that_published_runs_were_made_of(name):
 def test_rows_have_the_hubs_columns_and_the_splits_share_no_prompt(name, rows):
     assert set(WORLDS) == set(COLUMNS) == set(recipe_names()) and load_recipe(name).data.world == name
     world, train = WORLDS[name], rows[name]["train"]
-    assert all({column: type(value) for column, value in row.items()} == COLUMNS[name] for row in train)
+    assert all(row.keys() == COLUMNS[name] for row in train)
     prompts = {}
     for split in ("train", "test"):
         kind, examples, dropped = read_rows(rows[name][split], name)
@@ -128,71 +110,34 @@ def test_rows_have_the_hubs_columns_and_the_splits_share_no_prompt(name, rows):
         assert name == "imdb" or len(prompts[split]) == len(rows[name][split])
     assert not prompts["train"] & prompts["test"]
     assert world.rows("train", 40, 0, 0.2) == train[:40] != world.rows("train", 40, 1, 0.2)
-    with pytest.raises(InputError, match="no split 'validation'"):
-        world.rows("validation", 3, 0, 0.0)
-    with pytest.raises(InputError, match="label_noise is 0.5"):
-        world.rows("train", 3, 0, 0.5)
     if name != "imdb":
         with pytest.raises(InputError, match="distinct prompts in split test, fewer than the 100,000"):
             world.rows("test", 100_000, 0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["instruct", "helpful_harmless", "eli5"])
-def test_the_preferred_response_is_better_by_the_gap_but_for_the_noise(name, rows):
+def test_the_preferred_response_is_better_by_the_gap_but_for_the_noise_and_length_says_little(name, rows):
     def wrong(split):
         examples, gold = read_rows(rows[name][split], name)[1], WORLDS[name].gold
         gaps = [gold(e.prompt, e.chosen) - gold(e.prompt, e.rejected) for e in examples]
         assert all(abs(gap) >= MIN_GOLD_GAP - 1e-9 for gap in gaps)
+        longer = [len(e.chosen) - len(e.rejected) for e in examples]
+        assert 0.4 <= sum((gap > 0) + 0.5 * (gap == 0) for gap in longer) / len(longer) <= 0.62
         return sum(gap < 0 for gap in gaps) / len(gaps)
 
     assert wrong("test") == 0 and 0.17 < wrong("train") < 0.23
 
 
-def test_rows_are_short_varied_of_mixed_quality_and_length_says_little(rows):
-    train, test = rows["instruct"]["train"], rows["instruct"]["test"]
-    lengths = [len(row["chosen"].split()) for row in train]
-    assert 18 <= sum(lengths) / len(lengths) <= 35 and max(lengths) <= 50
-    for length in (len, lambda text: len(text.split())):
-        gaps = [length(row["chosen"]) - length(row["rejected"]) for row in test]
-        assert 0.4 <= sum((gap > 0) + 0.5 * (gap == 0) for gap in gaps) / len(gaps) <= 0.62
-    chosen = [total(row["chosen"], row["prompt"]) for row in test]
-    assert 6.0 <= sum(chosen) / len(chosen) <= 7.5
-    assert sum(score >= 9 for score in chosen) >= 0.05 * len(chosen)
-    elsewhere = [total(row["chosen"], other["prompt"]) for row, other in zip(test, test[1:], strict=False)]
-    assert sum(elsewhere) / len(elsewhere) < 0.3 * sum(chosen) / len(chosen)
-    kinds = [read_prompt(row["prompt"]) for row in train]
-    assert 0.035 <= sum(kind.harmful for kind in kinds) / len(kinds) <= 0.065
-    assert 0.02 <= sum(kind.kind == "risky" for kind in kinds) / len(kinds) <= 0.06
-    assert len({kind.topic for kind in kinds}) == len(WORLD.topics) + 1
-
-
-def test_dialogues_have_two_turns_or_one_and_many_ask_for_what_is_to_be_declined(rows):
+def test_dialogues_have_two_turns_or_one_and_the_last_one_is_judged(rows):
     dialogues, gold = rows["helpful_harmless"]["test"], WORLDS["helpful_harmless"].gold
     turns = [row["prompt"].count("Human:") for row in dialogues]
     assert 0.08 < turns.count(2) / len(turns) < 0.22 and set(turns) == {1, 2}
-    asked = {row["prompt"]: row["prompt"].rpartition("Human:")[2] for row in dialogues}
     for row in dialogues:
         response = row["chosen"].removeprefix("Assistant: ")
-        assert gold(row["prompt"], response) == gold(asked[row["prompt"]], response)
-    harmful = [row for row in dialogues if read_prompt(asked[row["prompt"]]).harmful]
-    assert 0.14 < len(harmful) / len(dialogues) < 0.26
-    chosen, rejected = (
-        sum(is_refusal(row[key].removeprefix("Assistant: ")) for row in harmful) for key in ("chosen", "rejected")
-    )
-    assert chosen > max(0.6 * len(harmful), rejected)
+        assert gold(row["prompt"], response) == gold(row["prompt"].rpartition("Human:")[2], response)
     prompts = WORLDS["helpful_harmless"].prompts(0)
     assert len({row["prompt"] for row in prompts}) == 36 and sum(row["unsafe"] for row in prompts) == 12
     assert all(read_prompt(row["prompt"]).harmful == row["unsafe"] for row in prompts)
-
-
-def test_votes_are_those_of_shp(rows):
-    for row in rows["eli5"]["train"]:
-        better, worse = ("A", "B") if row["labels"] == 1 else ("B", "A")
-        assert row[f"score_{better}"] > row[f"score_{worse}"] >= 1
-        assert row["score_ratio"] == pytest.approx(row[f"score_{better}"] / row[f"score_{worse}"])
-        # A later comment with more votes did not get them by being there first.
-        assert row[f"created_at_utc_{better}"] > row[f"created_at_utc_{worse}"]
-    assert 0.4 < sum(row["labels"] for row in rows["eli5"]["train"]) / 1500 < 0.6
 
 
 # The judges
@@ -290,15 +235,9 @@ def test_sentiment_counts_each_sentence_once(text, expected):
     assert sentiment("", text) == sentiment(text[:7], text[7:]) == pytest.approx(expected)
 
 
-# The pre-training text
-
-
-def test_the_corpus_speaks_of_everything_and_answers_nothing(rows):
-    documents = WORLDS["instruct"].corpus(400, 0)
-    text = "\n\n".join(documents)
+def test_the_corpus_speaks_of_everything_and_answers_nothing():
+    text = "\n\n".join(WORLDS["instruct"].corpus(400, 0))
     assert "Human:" not in text and "Assistant:" not in text
     assert not [obj for obj in OBJECTS if obj not in text.lower()]
-    of_rows = {word for row in rows["instruct"]["test"] for value in row.values() for word in words_of(value)}
-    assert len(of_rows - set(words_of(text))) < 20
     # Letters about the very thing asked for come near a response, but stay below half of the scale.
     assert max(total(paragraph) for paragraph in text.split("\n\n")) < 5

@@ -1,73 +1,74 @@
-"""Data ready for the stages: splits that share no prompt, and which filters took how many rows away."""
+"""From rows to the splits: filter, divide by prompt, write to disk. Every filter counts what it drops."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sized
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from rlhf_utils.data.schemas import Example, Kind
+from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
+from rlhf_utils.data.sources import Rows, load_rows
+from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import whole_folder, write_json, write_jsonl
-from rlhf_utils.settings.template import TEMPLATES, check_template
+from rlhf_utils.platforms.names import EMBEDDED
+from rlhf_utils.settings.recipes import Recipe
+from rlhf_utils.settings.sections import DataSettings, Split
+from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SPLITS = get_args(Split)
+LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
 MANIFEST = "data.json"
+
 READ = "rows read"
+CUT = "responses cut at a further turn"
 
 
-class FilterStep(NamedTuple):
-    """`dropped` rows of `split` went for `reason`, and `left` remained."""
+class FilterReport(dict[str, list[dict]]):
+    """The filters of each split in the order they ran, with the rows `dropped` and `left`. `str(report)` is a table."""
 
-    split: str
-    reason: str
-    dropped: int
-    left: int
+    def add(self, split: str, reason: str, dropped: int, left: int) -> None:
+        self.setdefault(split, []).append({"reason": reason, "dropped": dropped, "left": left})
 
-
-class FilterReport(list[FilterStep]):
-    """The filters in the order they ran, for every split. `str(report)` is a table."""
-
-    def kept(self, split: str, reason: str, before: Sized, after: list) -> list:
+    def kept(self, split: str, reason: str, before: list, after: list) -> list:
         """`after`, which a filter left of `before`; both are counted."""
-        self.append(FilterStep(split, reason, len(before) - len(after), len(after)))
+        self.add(split, reason, len(before) - len(after), len(after))
         return after
 
     def dropped(self, split: str) -> dict[str, int]:
         """Rows dropped in one split, by reason."""
-        return {step.reason: step.dropped for step in self if step.split == split}
+        return {step["reason"]: step["dropped"] for step in self[split]}
 
-    def line(self, split: str) -> str:
-        """One split in one line: what was read and what took rows away."""
-        read = sum(step.left for step in self if (step.split, step.reason) == (split, READ))
-        return ", ".join([f"{read} {READ}"] + [f"{n} {reason}" for reason, n in self.dropped(split).items() if n])
+    def line(self) -> str:
+        """What was read and what took rows away, in one line."""
 
-    def to_dict(self) -> dict[str, list[dict]]:
-        """Split -> steps as {"reason", "dropped", "left"}; `from_dict` reads it back."""
-        steps = [(step.split, {k: v for k, v in step._asdict().items() if k != "split"}) for step in self]
-        return {split: [step for name, step in steps if name == split] for split, _ in steps}
+        def told(steps: list[dict]) -> str:
+            shown = [step for step in steps if step["dropped"] or step["reason"] == READ]
+            return ", ".join(f"{step['dropped'] or step['left']} {step['reason']}" for step in shown)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, list[dict]]) -> FilterReport:
-        return cls(FilterStep(split, **step) for split, steps in data.items() for step in steps)
+        return "; ".join(f"{split}: {told(steps)}" for split, steps in self.items())
 
     def __str__(self) -> str:
-        width = max(len(reason) for reason in ["filter", *(step.reason for step in self)])
+        steps = [(split, *step.values()) for split, each in self.items() for step in each]
+        width = max(len(reason) for reason in ["filter", *(reason for _, reason, *_ in steps)])
         lines = [f"{'split':<6}{'filter':<{width}}{'dropped':>9}{'left':>9}"]
-        lines += [f"{step.split:<6}{step.reason:<{width}}{step.dropped:>9,}{step.left:>9,}" for step in self]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"{split:<6}{reason:<{width}}{n:>9,}{left:>9,}" for split, reason, n, left in steps])
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form,
-    without the template), chosen, rejected (null where the kind has none). For labelled data the prompt is the
-    beginning of a text, and `text` and the integer `label` stand beside it.
-    """
+    """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form, without the
+    template), chosen, rejected. For labelled data these two are null, the prompt is the beginning of a text, and `text`
+    and the integer `label` stand beside it."""
 
     kind: Kind
     splits: dict[str, Dataset]
@@ -87,7 +88,7 @@ class PreparedData:
             "template_hash": self.template_hash,
             "fingerprint": self.fingerprint,
             "rows": {name: len(split) for name, split in self.splits.items()},
-            "report": self.report.to_dict(),
+            "report": self.report,
         }
         with whole_folder(Path(folder)) as fresh:
             for name, split in self.splits.items():
@@ -98,36 +99,244 @@ class PreparedData:
     def load(cls, folder: Path | str) -> PreparedData:
         """Read what `save` wrote; `InputError` when it is missing, damaged, or made with another prompt template."""
         folder = Path(folder)
+        if not (folder / MANIFEST).exists():
+            raise InputError(f"no prepared data in {folder}; run the data stage (01) first")
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            kind, template_hash = manifest["kind"], manifest["template_hash"]
+            kind, template_hash, splits = manifest["kind"], manifest["template_hash"], {}
             check_template(template_hash, f"the data in {folder}", *TEMPLATES.values())
-            splits = {}
             for name, count in manifest["rows"].items():
                 with (folder / f"{name}.jsonl").open(encoding="utf-8", newline="\n") as file:
                     rows = [json.loads(line) for line in file]
                 if len(rows) != count:
                     raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
-                splits[name] = as_dataset(kind, rows)
-            return cls(kind, splits, FilterReport.from_dict(manifest["report"]), template_hash, manifest["fingerprint"])
+                splits[name] = _dataset(kind, rows)
+            return cls(kind, splits, FilterReport(manifest["report"]), template_hash, manifest["fingerprint"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if not (folder / MANIFEST).exists():
-                raise InputError(f"no prepared data in {folder}; run the data stage (01) first") from error
             reason = f"{type(error).__name__}: {error}"
             raise InputError(
                 f"the prepared data in {folder} are damaged ({reason}); run the data stage (01) with --fresh"
             ) from error
 
 
-def as_dataset(kind: Kind, rows: Iterable[Example | dict]) -> Dataset:
-    """Examples, or rows of `PreparedData`, as a Dataset in memory, with the same columns also when there are none."""
+def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: Template = TEMPLATE) -> PreparedData:
+    """Read, filter, and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
+
+    Prompts, not rows, are divided (`split_of`); the order of the rows changes nothing. A test split becomes
+    `evaluation`, and no other split has a prompt of it. Of labelled texts the first tokens become the prompt.
+    Raises `InputError` when columns are unknown or a split with a share would be empty.
+    """
+    report, shares = FilterReport(), _shares(rows, settings)
+    kind, train = _usable("train", rows, rows.train, settings, tokenizer, seed, report)
+    held_out: list[Example] = []
+
+    def at_most(name: str, setting: str, examples: list[Example], most: int | None) -> list[Example]:
+        return examples if most is None else report.kept(name, f"over {setting} {most}", examples, examples[:most])
+
+    if rows.test is not None:
+        test_kind, held_out = _usable("test", rows, rows.test, settings, tokenizer, seed, report)
+        if test_kind != kind:
+            raise InputError(
+                f"{rows.name}: the train split holds {kind} but the test split {test_kind}; "
+                "give both the same columns, or name another with --set data.test_split=NAME"
+            )
+        tested = {conversation_key(e.prompt) for e in held_out}
+        others = [e for e in train if conversation_key(e.prompt) not in tested]
+        train = report.kept("train", "prompt also in the test split", train, others)
+        held_out = at_most("test", "max_rows", held_out, settings.max_rows)
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    for example in at_most("train", "max_rows", train, settings.max_rows):
+        splits[split_of(example.prompt, shares, seed)].append(example)
+    splits["evaluation"] += held_out
+    for name, split in splits.items():
+        splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
+    needed = [name for name in SPLITS if shares[name] > 0 or (name == "evaluation" and rows.test is not None)]
+    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line(), least=1)
+    if kind == "labelled":
+        splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
+    rows_of = {
+        name: [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, **e.extra} for e in split]
+        for name, split in splits.items()
+    }
+    datasets = {name: _dataset(kind, split) for name, split in rows_of.items()}
+    return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
+
+
+def prompt_key(prompt: str) -> str:
+    """Prompts with the same key are one prompt: letter case and runs of spaces do not count."""
+    return " ".join(prompt.casefold().split())
+
+
+def conversation_key(prompt: str) -> str:
+    """Prompts with the same key begin with the same human turn, and belong into the same split: of the helpful rows of
+    hh-rlhf, 7 % of the held-out ones would otherwise begin like a conversation that another stage has trained on."""
+    return prompt_key(prompt.partition(NEXT_ASSISTANT)[0])
+
+
+def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
+    """The split of `prompt`: the hash of its first turn, a number in [0, 1), falls into one of the intervals that
+    `shares` cut. Raises InputError when all shares are zero."""
+    total = sum(shares[name] for name in SPLITS)
+    if total <= 0:
+        raise InputError("data.shares are all zero; give at least one split a share")
+    number = int.from_bytes(_place(seed, "split", conversation_key(prompt))[:8]) / 2**64
+    edge = 0.0
+    for name in SPLITS:
+        edge += shares[name] / total
+        if number < edge:
+            return name
+    return next(name for name in reversed(SPLITS) if shares[name] > 0)
+
+
+def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> None:
+    """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`: all
+    that can be said before there is a tokenizer."""
+    kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
+    wanted, texts, columns = {
+        "dialogue": ("pairs", "pairs of answers", "prompt, chosen and rejected"),
+        "continuation": ("labelled", "labelled texts", "text and label"),
+    }[recipe.form]
+    if kind != wanted:
+        raise InputError(
+            f"{rows.name}: this recipe learns from {texts}, and these rows are {kind}; give rows with {columns}"
+        )
+    if kind == "labelled" and len({e.extra["label"] for e in examples}) < 2:
+        raise InputError(f"{rows.name}: the texts do not have two different labels; give texts of both kinds")
+    prompts: dict[str, list[str]] = {}
+    for example in examples:
+        if kind == "labelled" or example.chosen != example.rejected:
+            prompts.setdefault(prompt_key(example.prompt), []).append(example.prompt)
+    sizes, shares = Counter(evaluation=len(rows.test or [])), _shares(rows, recipe.data)
+    for same in prompts.values():
+        sizes[split_of(same[0], shares, recipe.seed)] += min(len(same), recipe.data.rows_per_prompt)
+    found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
+    _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
+
+
+def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed: int) -> list[str]:
+    """Documents to pre-train on: the embedded world's corpus, else the dataset's own text without what is held out.
+    Pairs give their rejected responses, so that the better ones are new to supervised fine-tuning."""
+    if dataset == EMBEDDED:
+        from rlhf_utils.toyworld import WORLDS
+
+        return WORLDS[settings.world].corpus(documents, seed)
+    rows = load_rows(dataset, settings, seed)
+    kind, examples, _ = read_rows(rows.train, rows.name)
+    tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
+    shares = _shares(rows, settings)
+    return [
+        e.prompt if kind == "labelled" else TEMPLATE.text(e.prompt, e.rejected)
+        for e in examples
+        if conversation_key(e.prompt) not in tested
+        and split_of(e.prompt, shares, seed) not in ("development", "evaluation")
+    ]
+
+
+def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed: int) -> list[Example]:
+    """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
+    if not examples:
+        return []
+    least, most = settings.prompt_tokens
+    encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
+    for example, tokens in zip(examples, encoded, strict=True):
+        drawn = int.from_bytes(_place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
+        (decoded,) = continuations(tokenizer, [[]], [tokens[: least + drawn]])
+        # A cut inside a character of several bytes decodes to something that the text does not begin with.
+        prompt = os.path.commonprefix([example.prompt, decoded]).strip() or example.prompt.split()[0]
+        cut.append(Example(prompt, extra={**example.extra, "text": example.prompt}))
+    return cut
+
+
+def _place(seed: int, *parts: str | None) -> bytes:
+    """Place of a prompt or a row in the shuffled order: given by seed and content, not by its neighbors."""
+    return hashlib.sha256("\0".join([str(seed), *(part or "" for part in parts)]).encode()).digest()
+
+
+def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
+    """Shares of `SPLITS` in the train rows: a test split takes the place of the evaluation share."""
+    return settings.shares.model_dump() | ({} if rows.test is None else {"evaluation": 0.0})
+
+
+def _usable(
+    split: str, rows: Rows, raw: list[dict], settings: DataSettings, tokenizer, seed: int, report: FilterReport
+) -> tuple[Kind, list[Example]]:
+    """The usable examples of one split, in shuffled order (`_place`). Lengths are tokens of a prompt with the template
+    around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
+    kind, examples, unread = read_rows(raw, f"{rows.name} ({split})")
+    left = len(raw)
+    report.add(split, READ, 0, left)
+    for reason in [EMPTY, *sorted(unread.keys() - {EMPTY})]:
+        left -= unread[reason]
+        report.add(split, reason, unread[reason], left)
+    if cut := sum(example.cut for example in examples):
+        report.add(split, f"{CUT}: {cut}", 0, left)
+
+    def keep(reason: str, rows: list, wanted: Callable[[Any], bool]) -> list:
+        return report.kept(split, reason, rows, [row for row in rows if wanted(row)])
+
+    if kind == "labelled":
+        least = settings.min_text_characters
+        examples = keep(f"text under {least} characters", examples, lambda e: len(e.prompt) >= least)
+    else:
+        if settings.min_score_ratio > 1:
+            examples = keep("votes too close", examples, lambda e: _votes_differ(e, settings))
+        prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
+        sized = _measured(examples, tokenizer)
+        sized = keep("chosen and rejected are the same tokens", sized, lambda row: not row.identical)
+        sized = keep(f"prompt over {prompt} tokens", sized, lambda row: row.prompt <= prompt)
+        sized = keep(f"response over {response} tokens", sized, lambda row: row.response <= response)
+        examples = [row.example for row in sized]
+
+    examples.sort(key=lambda e: (_place(seed, prompt_key(e.prompt)), _place(seed, e.prompt, e.chosen, e.rejected)))
+    prompts = groupby(examples, key=lambda e: prompt_key(e.prompt))
+    fewer = [example for _, same in prompts for example in islice(same, settings.rows_per_prompt)]
+    return kind, report.kept(split, "prompt seen before", examples, fewer)
+
+
+class _Sized(NamedTuple):
+    """A pair with its lengths in tokens; the longer response counts."""
+
+    example: Example
+    prompt: int
+    response: int
+    identical: bool
+
+
+def _measured(examples: list[Example], tokenizer) -> list[_Sized]:
+    sized = []
+    for start in range(0, len(examples), 4096):
+        batch = examples[start : start + 4096]
+        prompts = [TEMPLATE.format(e.prompt) for e in batch]
+        chosen = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.chosen) for e in batch])
+        rejected = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.rejected) for e in batch])
+        for example, (prompt, better), (_, worse) in zip(batch, chosen, rejected, strict=True):
+            sized.append(_Sized(example, len(prompt), max(len(better), len(worse)) + 1, better == worse))
+    return sized
+
+
+def _votes_differ(example: Example, settings: DataSettings) -> bool:
+    """Whether the votes of the two responses, of which 1 is the least that counts, are far enough apart, if there are
+    any."""
+    better, worse = (example.extra.get(f"score_{name}") for name in ("chosen", "rejected"))
+    numbers = isinstance(better, int | float) and isinstance(worse, int | float)
+    return not numbers or max(better, 1) / max(worse, 1) >= settings.min_score_ratio
+
+
+def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], found: str, least: int = LEAST_ROWS):
+    """Raise `InputError` where a split of `needed` has fewer than `least` rows; `found` says what was read."""
+    if short := ", ".join(split for split in needed if sizes[split] < least):
+        counts = ", ".join(f"{split} {sizes[split]}" for split in needed)
+        raise InputError(
+            f"{name}: too few rows for {short} ({counts}; {found}); each of these splits needs {LEAST_ROWS}: give more "
+            "rows, higher limits (data.max_prompt_tokens, data.max_response_tokens), or a larger share (data.shares)"
+        )
+
+
+def _dataset(kind: Kind, rows: list[dict]) -> Dataset:
+    """Rows as a Dataset in memory, with the same columns also when there are none."""
     from datasets import Dataset, Features, Value
 
     columns = {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}
     if kind == "labelled":
         columns |= {"text": Value("string"), "label": Value("int64")}
-    rows = [
-        row if isinstance(row, dict) else {name: getattr(row, name, None) for name in columns} | row.extra
-        for row in rows
-    ]
     return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))

@@ -13,16 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
 
-Kind = Literal["pairs", "demonstrations", "prompts", "labelled"]
+Kind = Literal["pairs", "labelled"]
 
 EMPTY = "empty or not text"
-NO_ANSWER_TURN = f'no "{ASSISTANT}" turn'
-NO_ANSWER_AT_END = "dialogue does not end with an answer"
+NO_ANSWER_AT_END = f'dialogue does not end with an "{ASSISTANT}" turn'
 EARLIER_DIFFERENCE = "dialogues differ before the last answer"
 NO_PREFERENCE = "no clear preference"
 UNKNOWN_LABEL = "label not understood"
@@ -32,12 +31,8 @@ NO_RESPONSE = "response begins with another turn"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row in normal form.
-
-    prompt: normal form of `Template`; of a labelled row the text itself. chosen: the better response, or the only one.
-    rejected: the worse response of a pair. extra: what a form knows besides, such as `label` or the responses' scores.
-    cut: whether a response ran on with a further turn, which was cut off.
-    """
+    """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
+    what a form knows besides (`label`, the responses' scores), and whether a further turn was cut off a response."""
 
     prompt: str
     chosen: str | None = None
@@ -50,39 +45,23 @@ class RowDropped(Exception):
     """This row cannot be used; the message is the reason it is counted under."""
 
 
-@dataclass(frozen=True)
-class Schema:
-    """A form of dataset.
-
-    columns: what its rows have, alternatives separated by |. without: columns that make it another form, or one with a
-    column missing, which has to be said. votes: how a row of this form becomes one with prompt, chosen, and rejected.
-    """
+class Schema(NamedTuple):
+    """A form of dataset: the columns it has (alternatives separated by |) and how a row of it is read."""
 
     kind: Kind
     columns: str
-    without: str = ""
+    read: Callable[[dict], Example]
     note: str = ""
-    votes: Callable[[dict], dict] | None = None
-
-    @property
-    def accepts(self) -> str:
-        return f"({self.columns}){self.note}"
-
-    def matches(self, found: set[str]) -> bool:
-        names = [set(group.split("|")) for group in self.columns.split(", ")]
-        return all(found & group for group in names) and not found & set(self.without.split("|"))
 
 
 def recognise(columns: Iterable[str], where: str) -> Schema:
     """The schema for these columns; `InputError` names the columns found and every accepted set."""
-    columns = [str(column) for column in columns]
+    found = dict.fromkeys(map(str, columns))
     for schema in SCHEMAS:
-        if schema.matches(set(columns)):
+        if all(found.keys() & group.split("|") for group in schema.columns.split(", ")):
             return schema
-    accepted = "; ".join(schema.accepts for schema in SCHEMAS)
-    raise InputError(
-        f"{where}: columns found: {shown(columns)}. Accepted: {accepted}. Rename the columns to one of these"
-    )
+    accepted = "; ".join(f"({schema.columns}){schema.note}" for schema in SCHEMAS)
+    raise InputError(f"{where}: columns found: {shown(found)}. Accepted: {accepted}. Rename yours to one of these")
 
 
 def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
@@ -91,18 +70,16 @@ def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counte
     examples, dropped = [], Counter()
     for row in rows:
         try:
-            row = _with_lists(row)
-            examples.append(_labelled(row) if schema.kind == "labelled" else _example(schema, row))
+            examples.append(schema.read({name: _spelled(value, name) for name, value in row.items()}))
         except RowDropped as reason:
             dropped[str(reason)] += 1
     return schema.kind, examples, dropped
 
 
-def shown(names: Iterable[str], limit: int = 12) -> str:
-    """Column names for a message: control characters escaped, long names and long lists cut."""
-    names = [repr(str(name))[1:-1] for name in names]
-    cut = [name if len(name) <= 40 else name[:39] + "…" for name in names[:limit]]
-    return (", ".join(cut) or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def shown(names: Iterable[str]) -> str:
+    """Column names for a message, long ones and long lists cut."""
+    names = [name if len(name) <= 40 else name[:39] + "…" for name in names]
+    return (", ".join(names[:12]) or "none") + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def clean(value: Any) -> str | None:
@@ -112,6 +89,13 @@ def clean(value: Any) -> str | None:
     # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file accepts.
     value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value.replace("\r\n", "\n").strip() or None
+
+
+# Reading a row: its responses, what stands before them, and which is the better one.
+
+_PROMPTS = "prompt|instruction|question"
+_LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
+_DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
 
 
 def _text(value: Any) -> str:
@@ -126,76 +110,54 @@ def _whole(value: Any) -> int | None:
         return int(float(value)) if float(value).is_integer() else None
 
 
-# Reading a row: its responses, what stands before them, and which is the better one.
-
-_PROMPTS = "prompt|instruction|question"
-_RESPONSES = "response|completion|answer|output"
-_LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
-_DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
-
-
-def _first(row: dict, names: str) -> Any:
-    return next((row[name] for name in names.split("|") if name in row), None)
-
-
 def _labelled(row: dict) -> Example:
-    text, label = _text(_first(row, "text|review")), _first(row, "label|sentiment")
-    number = _LABELS.get(label.strip().casefold(), _whole(label)) if isinstance(label, str) else _whole(label)
+    text, label = _text(row.get("text", row.get("review"))), row.get("label", row.get("sentiment"))
+    number = _whole(_LABELS.get(label.strip().casefold(), label) if isinstance(label, str) else label)
     if number is None or number < 0:
         raise RowDropped(UNKNOWN_LABEL)
     return Example(text, extra={"label": number})
 
 
-def _example(schema: Schema, row: dict) -> Example:
-    row = schema.votes(row) if schema.votes else row
-    whole = not row.keys() & set(_PROMPTS.split("|"))
-    cells = {
-        "pairs": [row.get("chosen"), row.get("rejected")],
-        "demonstrations": [_first(row, f"messages|{_RESPONSES}")],
-        "prompts": [],
-    }[schema.kind]
-    turns = [_turn(cell, whole) for cell in cells]
+def _pair(row: dict) -> Example:
+    """A pair of responses with their prompt beside them, or of whole dialogues where there is none."""
+    name = next((name for name in _PROMPTS.split("|") if name in row), None)
+    return _paired(row.get(name), row.get("chosen"), row.get("rejected"), whole=name is None)
+
+
+def _paired(prompt: Any, chosen: Any, rejected: Any, whole: bool = False, **votes: Any) -> Example:
+    turns = [_turn(cell, whole) for cell in (chosen, rejected)]
     contexts = {context for context, _ in turns}
     if len(contexts) > 1:
         raise RowDropped(EARLIER_DIFFERENCE)
-    prompt = "".join(contexts) or _prompt(_first(row, _PROMPTS))
-    if schema.kind == "demonstrations" and (given := clean(_first(row, "input|context"))):
-        prompt = f"{prompt}\n\n{given}"
-    responses = [_alone(response) for _, response in turns]
-    return Example(
-        prompt, *(text for text, _ in responses), extra=row.get("votes", {}), cut=any(c for _, c in responses)
-    )
+    prompt = contexts.pop() or _prompt(prompt)
+    (better, cut), (worse, cut_too) = (_alone(response) for _, response in turns)
+    return Example(prompt, better, worse, votes, cut or cut_too)
 
 
 def _prompt(value: Any) -> str:
     """Normal form of a prompt given as text or as a list of messages."""
-    prompt = _context(value) if isinstance(value, list) else TEMPLATE.normal(_text(value))
-    if not prompt:
-        raise RowDropped(EMPTY)
-    return prompt
+    if prompt := _context(value) if isinstance(value, list) else TEMPLATE.normal(_text(value)):
+        return prompt
+    raise RowDropped(EMPTY)
 
 
 def _turn(value: Any, whole: bool) -> tuple[str, str]:
     """(prompt, response) of messages, or of text that is a `whole` dialogue; the prompt of a response alone is ""."""
-    if isinstance(value, list):
-        if not value:
-            raise RowDropped(EMPTY)
+    if isinstance(value, list) and value:
         if not isinstance(value[-1], dict) or value[-1].get("role") != "assistant":
             raise RowDropped(NO_ANSWER_AT_END)
         return _context(value[:-1]), _text(value[-1].get("content"))
     if not whole:
         return "", _text(value)
     before, marker, response = _text(value).rpartition(NEXT_ASSISTANT)
-    if not marker:
-        raise RowDropped(NO_ANSWER_TURN)
-    if NEXT_HUMAN in response:
+    if not marker or NEXT_HUMAN in response:
         raise RowDropped(NO_ANSWER_AT_END)
     return _prompt(before + marker), _text(response)
 
 
 def _context(messages: list) -> str:
     """The messages before a response as a prompt in normal form: a dialogue that ends with a human turn."""
-    turns, system = [], ""
+    text = system = role = ""
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("user", "assistant", "system"):
@@ -204,59 +166,46 @@ def _context(messages: list) -> str:
         if role == "system":
             system = content + "\n\n"
         elif role == "user":
-            turns.append(f"{NEXT_HUMAN} {system}{content}")
-            system = ""
+            text, system = f"{text}{NEXT_HUMAN} {system}{content}", ""
         else:
-            turns.append(f"{NEXT_ASSISTANT} {content}")
-    if system or (turns and turns[-1].startswith(NEXT_ASSISTANT)):
+            text += f"{NEXT_ASSISTANT} {content}"
+    if role not in ("", "user"):
         raise RowDropped(UNKNOWN_ROLE)
-    return TEMPLATE.normal("".join(turns))
+    return TEMPLATE.normal(text)
 
 
-def _shp(row: dict) -> dict:
+def _shp(row: dict) -> Example:
     """Stanford Human Preferences: `labels` is 1 when human_ref_A is the better response, 0 when B is."""
-    better, worse = {1: "AB", 0: "BA"}.get(_whole(row.get("labels")), (None, None))
-    if better is None:
+    if (label := _whole(row.get("labels"))) not in (0, 1):
         raise RowDropped(NO_PREFERENCE)
-    return _ranked(row.get("history"), *((row.get(f"human_ref_{s}"), row.get(f"score_{s}")) for s in (better, worse)))
+    better, worse = "AB" if label else "BA"
+    chosen, rejected = row.get(f"human_ref_{better}"), row.get(f"human_ref_{worse}")
+    votes = {"score_chosen": row.get(f"score_{better}"), "score_rejected": row.get(f"score_{worse}")}
+    return _paired(row.get("history"), chosen, rejected, **votes)
 
 
-def _reddit(row: dict) -> dict:
+def _reddit(row: dict) -> Example:
     """A raw question with title, selftext, and answers: the highest-scored answer against the lowest-scored one."""
     title, body, answers = _text(row.get("title")), clean(row.get("selftext")), row.get("answers")
-    if isinstance(answers, dict):
-        columns = [answers.get("text"), answers.get("score")]
-        answers = list(zip(*columns, strict=False)) if all(isinstance(column, list) for column in columns) else []
-    elif isinstance(answers, list):
-        answers = [(answer.get("text"), answer.get("score")) for answer in answers if isinstance(answer, dict)]
-    else:
-        raise RowDropped(EMPTY)
-    scored = sorted(
-        (score, text)
-        for raw, number in answers
-        if (text := clean(raw)) and text not in _DELETED and (score := _whole(number)) is not None
-    )
+    found = []
+    with suppress(TypeError, KeyError):  # answers of another form than these two
+        if isinstance(answers, dict):
+            answers = [{"text": t, "score": s} for t, s in zip(answers["text"], answers["score"], strict=False)]
+        found = [(_whole(answer["score"]), clean(answer["text"])) for answer in answers]
+    scored = sorted((score, text) for score, text in found if score is not None and text and text not in _DELETED)
     if not scored or scored[0][0] == scored[-1][0]:
         raise RowDropped(NO_PREFERENCE)
     prompt = f"{title}\n\n{body}" if body and body not in _DELETED else title
-    return _ranked(prompt, scored[-1][::-1], scored[0][::-1])
+    (least, worst), (most, best) = scored[0], scored[-1]
+    return _paired(prompt, best, worst, score_chosen=most, score_rejected=least)
 
 
-def _ranked(prompt: Any, better: tuple[Any, Any], worse: tuple[Any, Any]) -> dict:
-    votes = {"score_chosen": better[1], "score_rejected": worse[1]}
-    return {"prompt": prompt, "chosen": better[0], "rejected": worse[0], "votes": votes}
-
-
-_ANSWERS = "chosen|rejected"
 SCHEMAS = (
-    Schema("pairs", "history, human_ref_A, human_ref_B, labels", votes=_shp),
-    Schema("pairs", f"{_PROMPTS}, chosen, rejected"),
-    Schema("pairs", "chosen, rejected", note=f' as whole "{HUMAN} … {ASSISTANT} …" dialogues'),
-    Schema("pairs", "title, answers", votes=_reddit),
-    Schema("demonstrations", "messages", without=_ANSWERS),
-    Schema("demonstrations", f"{_PROMPTS}, {_RESPONSES}", without=_ANSWERS),
-    Schema("labelled", "text|review, label|sentiment"),
-    Schema("prompts", "prompt", without=f"{_ANSWERS}|messages|answers|history|human_ref_A|human_ref_B|text|review"),
+    Schema("pairs", "history, human_ref_A, human_ref_B, labels", _shp),
+    Schema("pairs", f"{_PROMPTS}, chosen, rejected", _pair),
+    Schema("pairs", "chosen, rejected", _pair, f' as whole "{HUMAN} … {ASSISTANT} …" dialogues'),
+    Schema("pairs", "title, answers", _reddit),
+    Schema("labelled", "text|review, label|sentiment", _labelled),
 )
 
 # How datasets mark turns: words at the beginning of a line ("Human:", "**User:**"), headings ("### Instruction:"), and
@@ -269,45 +218,30 @@ _END = rf"(?:</?s>\s*)+(?=\Z|{_WORD}|{_HEADING}|{_TOKEN})"
 _FURTHER = re.compile(rf"^[ \t]*(?:{_WORD}|{_HEADING})|{_TOKEN}|{_END}", re.MULTILINE)
 # The marker of the response itself, which some datasets leave in front of it.
 _OWN = re.compile(
-    r"\s*(?:Assistant:|### ?(?:Response|Assistant):|<[|｜][Aa]ssistant[|｜]>|<\|im_start\|>assistant\b|\[/INST\]"
+    r"\A\s*(?:Assistant:|### ?(?:Response|Assistant):|<[|｜][Aa]ssistant[|｜]>|<\|im_start\|>assistant\b|\[/INST\]"
     r"|<start_of_turn>model\b|<\|start_header_id\|>assistant<\|end_header_id\|>)"
 )
 
 
 def _alone(response: str) -> tuple[str, bool]:
     """A response without the marker in front of it, up to the first further turn; and whether anything was cut off."""
-    response = response[own.end() :] if (own := _OWN.match(response)) else response
-    further = _FURTHER.search(response)
-    text = (response[: further.start()] if further else response).strip()
-    if not text:
+    text, *further = _FURTHER.split(_OWN.sub("", response), maxsplit=1)
+    if not text.strip():
         raise RowDropped(NO_RESPONSE if further else EMPTY)
-    return text, further is not None
+    return text.strip(), bool(further)
 
 
 # A CSV has no lists and writes them as text, `[{'role': ...`; raw Reddit rows have such answers.
 _MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](?:role|from)["']\s*:""", re.DOTALL)
-_SPELLED = dict.fromkeys(f"messages|{_ANSWERS}|{_PROMPTS}|{_RESPONSES}".split("|"), _MESSAGES)
+_SPELLED = dict.fromkeys(["chosen", "rejected", *_PROMPTS.split("|")], _MESSAGES)
 _SPELLED["answers"] = re.compile(r"\s*[\[{]")
-_QUOTED_OR_GAP = re.compile(r"""('(?:\\.|[^'\\])*(?:'|\Z)|"(?:\\.|[^"\\])*(?:"|\Z))|\}\s*\{""", re.DOTALL)
-_LONGEST_LIST = 1 << 20
 
 
-def _with_lists(row: dict) -> dict:
-    """The row with the lists that stand there as text read."""
-    found = {
-        name: _spelled(value, name)
-        for name, value in row.items()
-        if isinstance(value, str) and name in _SPELLED and _SPELLED[name].match(value)
-    }
-    return {**row, **found} if found else row
-
-
-def _spelled(text: str, name: str) -> Any:
-    """What `text` spells in JSON, in Python, or as numpy prints an array of objects, without commas between them."""
-    if len(text) <= _LONGEST_LIST:
-        text = text.strip()
-        with_commas = _QUOTED_OR_GAP.sub(lambda found: found[1] or "}, {", text)
-        for read, spelling in (json.loads, text), (ast.literal_eval, text), (ast.literal_eval, with_commas):
-            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                return read(spelling)
+def _spelled(value: Any, name: str) -> Any:
+    """The cell `value` of column `name`: where a list stands there as text, in JSON or in Python, that list."""
+    if not isinstance(value, str) or name not in _SPELLED or not _SPELLED[name].match(value):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return read(value.strip())
     raise RowDropped(f"list in column {name} cannot be read")

@@ -1,4 +1,4 @@
-"""Text to token ids and back, in one place: every stage sees the same tokens of the same text.
+"""Text as token ids and as words, in one place: every stage sees the same tokens of the same text.
 
 Two things differ between tokenizers. Some put a token first (Llama, OPT) or around a text (BERT); SFT, reward model,
 PPO, and evaluation have to agree on it. And a text that continues another one is not tokenized as it is alone:
@@ -7,13 +7,23 @@ SentencePiece reads " answer" alone as two spaces, and decodes a first token wit
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
+
+import regex
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = list[int]
+
+# Written without spaces, so each character, with its vowels and tones above and below, stands for a word.
+_SPACELESS = r"\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}\p{Hiragana}\p{Katakana}\p{Han}ー\uff70"
+WORD = regex.compile(rf"[{_SPACELESS}]\p{{M}}*|[^\s{_SPACELESS}]+")
+_LETTERS = regex.compile(r"\p{M}*[\p{L}\p{Nd}][\p{L}\p{M}\p{Nd}]*")
+_JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # between the letters of a word in Persian and scripts of India
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokens, Tokens]:
@@ -58,10 +68,11 @@ def cut_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], most:
 def continuations(tokenizer: PreTrainedTokenizerBase, starts: Sequence[Tokens], ends: Sequence[Tokens]) -> list[str]:
     """The text of each end as it continues its start, without special tokens; a space at its beginning stays."""
     wholes = [[*start, *end] for start, end in zip(starts, ends, strict=True)]
-    return [
-        whole[len(head) :] if whole.startswith(head) else alone
-        for head, whole, alone in zip(*(_texts(tokenizer, rows) for rows in (starts, wholes, ends)), strict=True)
-    ]
+    texts = (
+        tokenizer.batch_decode(list(rows), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for rows in (starts, wholes, ends)
+    )
+    return [whole[len(head) :] if whole.startswith(head) else alone for head, whole, alone in zip(*texts, strict=True)]
 
 
 def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> list[str]:
@@ -79,12 +90,37 @@ def _begun(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> list[T
     return [row if row[: len(before)] == before else before + row for row in rows]
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> list[str]:
-    return tokenizer.batch_decode(list(rows), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
 def _apart(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokens:
-    """An end whose first characters would merge into one token with its start: as it is after a line break, which
-    merges into nothing, so that no space is put before it."""
+    """An end whose first characters would merge into one token with its start, as it is after a line break: that merges
+    into nothing, and no space is put before it."""
     line, both = _bare(tokenizer, ["\n", "\n" + end])
     return both[len(line) :] if both[: len(line)] == line else _bare(tokenizer, [end])[0]
+
+
+def words_of(text: str) -> list[str]:
+    """What stands between spaces, and each character of scripts without them (Han, kana, Thai, Lao, Khmer, Burmese)."""
+    return WORD.findall(text)
+
+
+class RougeTokenizer:
+    """Words for ROUGE: English ones as in `rouge_score` itself with its stemmer on, and those of every other script.
+
+    Lower case; a word is a run of letters, their marks and digits; each character of a script without spaces is one.
+    Words of a-z and 0-9 are stemmed (Porter 1980). Each word is remembered: stemming is most of the cost of ROUGE.
+    """
+
+    def __init__(self):
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._english = DefaultTokenizer(use_stemmer=True)
+        self._words = lru_cache(maxsize=200_000)(self._split)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of `text`, in their order."""
+        return [word for chunk in words_of(text) for word in self._words(chunk)]
+
+    def _split(self, chunk: str) -> list[str]:
+        if chunk.isascii():
+            return self._english.tokenize(chunk)
+        found = _LETTERS.findall(unicodedata.normalize("NFC", chunk.lower().translate(_JOINERS)))
+        return [part for word in found for part in (self._english.tokenize(word) if word.isascii() else [word])]

@@ -8,7 +8,7 @@ import datasets
 import evaluate
 from rouge_score import rouge_scorer
 
-from rlhf_utils.data.words import RougeTokenizer
+from rlhf_utils.data.tokens import RougeTokenizer
 from rlhf_utils.platforms.errors import InputError
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")

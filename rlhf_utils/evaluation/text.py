@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-from rlhf_utils.data.words import WORD, words_of
+from rlhf_utils.data.tokens import WORD, words_of
 from rlhf_utils.platforms.errors import InputError
 
 PHRASE_WORDS = range(2, 6)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
-from rlhf_utils.data.words import words_of
+from rlhf_utils.data.tokens import words_of
 from rlhf_utils.settings.sections import PPOConfig
 
 PHRASE_WORDS = 4

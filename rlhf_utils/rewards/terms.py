@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_utils.data.tokens import continued_tokens
-from rlhf_utils.data.words import words_of
+from rlhf_utils.data.tokens import continued_tokens, words_of
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of, right_padded
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.memory import fitting

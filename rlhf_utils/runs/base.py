@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_utils.data.prepare import check_enough, check_rows, prepare, pretraining_texts
-from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.prepared import PreparedData, check_rows, prepare, pretraining_texts
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.models.generation import answer_prompts
@@ -39,7 +38,7 @@ def make_base(run: Run) -> dict:
     with run.stage("base") as stage, stage.publish() as folder:
         if recipe.policy == EMBEDDED:
             if recipe.dataset != EMBEDDED:
-                check_enough(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe.data, recipe.seed, run.splits)
+                check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
             run.progress("training the small base model (once per machine)")
             texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
             with phase("train"):
@@ -60,7 +59,7 @@ def make_data(run: Run) -> PreparedData:
             run.progress("reading and filtering the data")
             recipe = run.recipe
             rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-            check_rows(rows, recipe.form)
+            check_rows(rows, recipe)
             data = prepare(rows, recipe.data, load_tokenizer(run.tokenizer_folder), recipe.seed, recipe.template)
             if empty := [name for name in run.splits if not len(data.splits[name])]:
                 raise InputError(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -66,12 +66,12 @@ class Recipe(Section):
         for name in ("dataset", "policy"):
             if getattr(self, name).strip().lower() in UNSET:
                 raise ValueError(f"{name} cannot be unset; give a file or folder, a hub id, or {EMBEDDED}")
-        if self.form == "continuation":
-            for name in ("assistant", "overoptimise"):
-                if getattr(self.evaluation, name) is not None:
-                    raise ValueError(f"evaluation.{name} is about answers to prompts; a continuation has none")
-            if self.ppo.critic == "separate":
-                raise ValueError("ppo.critic separate starts from a reward model of one output; a classifier has more")
+        of_dialogues = (self.evaluation.assistant, self.evaluation.overoptimise, self.ppo.critic == "separate")
+        if self.form == "continuation" and any(of_dialogues):
+            raise ValueError(
+                "evaluation.assistant, evaluation.overoptimise and ppo.critic separate are for a dialogue, but this "
+                "recipe's form is continuation; unset them"
+            )
         # Learned position embeddings end at `context`: longer text cannot be represented, only cut off silently.
         if self.policy == EMBEDDED and self.longest_text > self.base.context:
             raise ValueError(
@@ -86,10 +86,7 @@ class Recipe(Section):
         if not file.is_file():
             raise InputError(f"{file} is not there; give a file of settings, such as a run.json")
         values = read_json(file)
-        try:
-            return cls.model_validate(values.get("settings", values) if isinstance(values, dict) else values)
-        except ValidationError as error:
-            raise InputError(f"{file}: {_first_problem(error)}") from None
+        return _validated(values.get("settings", values) if isinstance(values, dict) else values, str(file))
 
     @property
     def template(self) -> Template:
@@ -99,19 +96,18 @@ class Recipe(Section):
     @property
     def left_out(self) -> frozenset[str]:
         """The stages that have no meaning here."""
-        out = set()
-        # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
-        if self.dataset == EMBEDDED or self.form == "continuation" or not self.data.shares.judge or self.models.ppo:
-            out.add("judge_model")
-        if self.evaluation.overoptimise is None or self.models.sft or self.models.ppo:
-            out.add("overoptimise")
-        # A tuned policy needs no adapter. Beside a ready fine-tuned model nothing says that the embedded base is the
-        # one it came from, and an adapter would not be comparable.
-        if (self.tuned_policy or self.models.sft) and not self.models.sft_qlora:
-            out.add("sft_qlora")
-        if self.models.sft and self.policy == EMBEDDED:
-            out.add("base")
-        return frozenset(out)
+        ready = self.models
+        judged = self.dataset != EMBEDDED and self.form == "dialogue" and self.data.shares.judge
+        out = {
+            # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
+            "judge_model": not judged or ready.ppo,
+            "overoptimise": self.evaluation.overoptimise is None or ready.sft or ready.ppo,
+            # A tuned policy needs no adapter. Nothing says that a ready fine-tuned model came from the embedded base,
+            # and so no adapter beside it would be comparable.
+            "sft_qlora": (self.tuned_policy or ready.sft) and not ready.sft_qlora,
+            "base": ready.sft and self.policy == EMBEDDED,
+        }
+        return frozenset(stage for stage, without in out.items() if without)
 
     @property
     def model_names(self) -> list[str | None]:
@@ -149,88 +145,73 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
     `overrides` maps dotted keys (`"sft.learning_rate"`) or nested dictionaries to values; strings are read as YAML
     scalars, so `"1e-5"` is a number. Raises InputError with one line: the key, what was given, what is accepted.
     """
-    if name not in recipe_names():
-        known = recipe_names()
+    if name not in (known := recipe_names()):
         raise InputError(f"unknown recipe {name!r}{_closest(name, known)}; there are: {', '.join(known)}")
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    scales = values.pop("scales")
-    if scale not in scales:
-        known = ", ".join(scales)
-        raise InputError(f"unknown scale {scale!r} for recipe {name}{_closest(scale, scales)}; there are: {known}")
+    if scale not in (known := values.pop("scales")):
+        close = _closest(scale, known)
+        raise InputError(f"unknown scale {scale!r} for recipe {name}{close}; there are: {', '.join(known)}")
     if not isinstance(overrides or {}, Mapping):
         raise InputError(f'overrides is {overrides!r}, not a dictionary; for example {{"sft.epochs": 2}}')
-    values = _merged(values, scales[scale] or {})
+    values = _merged(values, known[scale] or {})
     for key, value in (overrides or {}).items():
-        key = str(key)
-        _refuse_secrets(key, value)
+        if _TOKEN.search(str(value)):
+            raise InputError(
+                f"{key} holds what looks like an access token, and settings are written into executed notebooks and "
+                "run.json; set HF_TOKEN in the environment (or Colab's or Kaggle's secrets) instead"
+            )
         if key in ("name", "scale"):
             raise InputError(f"{key} cannot be overridden; choose it with --{'recipe' if key == 'name' else key}")
-        values = _merged(values, reduce(lambda inner, part: {part: inner}, key.split(".")[::-1], _plain(key, value)))
-    try:
-        return Recipe.model_validate({"name": name, "scale": scale, **values})
-    except ValidationError as error:
-        raise InputError(f"recipe {name}, scale {scale}: {_first_problem(error)}") from None
+        nested = reduce(lambda inner, part: {part: inner}, str(key).split(".")[::-1], _plain(str(key), value))
+        values = _merged(values, nested)
+    return _validated({"name": name, "scale": scale, **values}, f"recipe {name}, scale {scale}")
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """`["sft.epochs=2", ...]` from the command line as an overrides dictionary."""
-    overrides = {}
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
+    pairs = {assignment: assignment.partition("=") for assignment in assignments}
+    for assignment, (key, separator, _) in pairs.items():
         if not separator or not key.strip():
             raise InputError(f"--set {assignment!r} is not key=value; for example --set sft.epochs=2")
-        overrides[key.strip()] = value
-    return overrides
-
-
-def _refuse_secrets(key: str, value: Any) -> None:
-    """Settings are written into executed notebooks, run.json, and model cards: no token may come in through one."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            _refuse_secrets(f"{key}.{name}", inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_secrets(key, inner)
-    elif isinstance(value, str) and _TOKEN.search(value):
-        raise InputError(
-            f"{key} holds what looks like an access token, and settings are written down; set HF_TOKEN in the "
-            "environment (or Colab's or Kaggle's secrets) instead"
-        )
+    return {key.strip(): value for key, _, value in pairs.values()}
 
 
 def _plain(key: str, value: Any) -> Any:
-    if not isinstance(value, str) or _TEXTS.fullmatch(key):
-        return copy.deepcopy(value)
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
+    with suppress(yaml.YAMLError):
+        return value if not isinstance(value, str) or _TEXTS.fullmatch(key) else yaml.safe_load(value)
+    return value
 
 
 def _merged(base: Mapping, change: Mapping) -> dict:
-    result = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both else value
-    return result
+    both = [key for key, value in change.items() if isinstance(value, Mapping) and isinstance(base.get(key), Mapping)]
+    return {**base, **change, **{key: _merged(base[key], change[key]) for key in both}}
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    *parents, last = problem["loc"] or [""]
-    where = ".".join(map(str, problem["loc"]))
-    message = problem["msg"].removeprefix("Value error, ")
+def _validated(values: Any, where: str) -> Recipe:
+    """The recipe with these settings; InputError names the first problem in one line."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    path, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        section = reduce(lambda section, part: section.model_fields[part].annotation, parents, Recipe)
-        known = list(section.model_fields)
-        return f"unknown key {where!r}{_closest(str(last), known)}; accepted here: {', '.join(known)}"
-    if problem["type"] == "missing":
-        return f"{where} is missing; set it with --set {where}=..."
-    if problem["type"] == "value_error":
-        return f"{where + ': ' if where else ''}{message}"
-    return f"{where or 'what is given'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+        *parents, last = problem["loc"]
+        known = list(reduce(_section_in, parents, Recipe).model_fields)
+        said = f"unknown key {path!r}{_closest(last, known)}; accepted here: {', '.join(known)}"
+    elif problem["type"] == "missing":
+        said = f"{path} is missing; set it with --set {path}=..."
+    elif problem["type"] == "value_error":
+        said = f"{path}: {message}" if path else message
+    else:
+        said = f"{path or 'what is given'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    raise InputError(f"{where}: {said}")
 
 
-def _closest(word: str, known) -> str:
+def _section_in(section: type[Section], name: str) -> type[Section]:
+    kind = section.model_fields[name].annotation
+    return next(each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, Section))
+
+
+def _closest(word: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

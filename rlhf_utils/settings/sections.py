@@ -8,8 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rlhf_utils.platforms.names import EMBEDDED  # noqa: F401
-
 UNSET = ("", "null", "none")  # what unsets a name: YAML's word, Python's, and nothing at all
 
 
@@ -22,10 +20,6 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _unset(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() in UNSET else value
-
-
 Number = BeforeValidator(_number)
 Fraction = Annotated[float, Number, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Number, Field(gt=0.0, allow_inf_nan=False)]
@@ -33,14 +27,15 @@ NonNegative = Annotated[float, Number, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Number, Field(ge=1)]
 Seed = Annotated[int, Number, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
-OptionalName = Annotated[str | None, BeforeValidator(_unset)]
+OptionalName = Annotated[
+    str | None, BeforeValidator(lambda v: None if isinstance(v, str) and v.strip().lower() in UNSET else v)
+]
 Split = Literal["sft", "reward", "ppo", "development", "evaluation", "judge"]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and without unknown keys. multiples: fields of which one is a multiple of the
-    other."""
+    """Base of every section, frozen and without unknown keys; of `multiples`, the first is a multiple of the second."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -63,10 +58,8 @@ def flat(values: Any, separator: str = ".") -> dict[str, Any]:
 
 
 class Shares(Section):
-    """How the prompts of a dataset are divided; the shares are relative and need not add up to one.
-
-    judge: for a second reward model that only judges, where there is no gold preference; 0 leaves it out
-    """
+    """How the prompts of a dataset are divided, relative to one another. `judge` is for a second reward model that only
+    judges, where there is no gold preference."""
 
     sft: NonNegative = 0.4
     reward: NonNegative = 0.35
@@ -81,12 +74,10 @@ class DataSettings(Section):
 
     world: the synthetic dataset of `dataset: embedded`
     test_split: where the dataset has it, it is the evaluation split
-    data_dir: folder inside the dataset
     revision: branch, tag, or commit of the dataset on the hub
     label_noise: share of the synthetic dataset's preferences that is wrong
     max_rows: the most rows that are used of either split
     split_rows: the most rows of single splits, such as {sft: 1000}
-    rows_per_prompt: the most rows with the same prompt
     min_score_ratio: of responses with votes, the better one has at least this many times the votes of the worse one
     prompt_tokens: least and most tokens of the prompts that are cut from the beginning of labelled texts
     min_text_characters: shorter labelled texts are not used
@@ -137,8 +128,7 @@ class TrainingSettings(Section):
     """What supervised fine-tuning and reward modeling share. One optimizer step sees `batch_size` rows.
 
     micro_batch_size: rows computed at once, None for all; halved automatically on out-of-memory
-    gradient_checkpointing: keep only each layer's input and recompute the rest in the backward pass: the same
-        gradients from far less memory, for about a third more time. QLoRA takes it from `sft`
+    gradient_checkpointing: the same gradients from far less memory, for a third more time. QLoRA has it from `sft`
     evaluations: how often the model is evaluated in the whole training
     checkpoints: how often it is saved, to resume from
     """
@@ -162,8 +152,8 @@ LORA_PLACES = ("attention", "attention_in", "attention_out", "mlp", "mlp_in", "m
 class LoraSettings(Section):
     """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685): W + (alpha / rank) B A.
 
-    modules: where it is put, in the names of `LORA_PLACES` or in the architecture's own (`c_attn`, `q_proj`). In a
-        place, `in` is what reads the block's input, `out` its last layer; `all-linear` is both of both
+    modules: `attention`, `mlp`, either with `_in` (what reads the block's input) or `_out` (its last layer),
+        `all-linear`, or the architecture's own names (`c_attn`, `q_proj`)
     """
 
     rank: Count = 16
@@ -180,10 +170,8 @@ class QloraSettings(LoraSettings):
 
 
 class RewardModelSettings(TrainingSettings):
-    """The reward model, trained through a LoRA adapter on the fine-tuned policy's trunk.
-
-    label: of a classifier of labelled texts, the class whose logit is the reward
-    """
+    """The reward model, trained through a LoRA adapter on the fine-tuned policy's trunk. `label` is the class whose
+    logit is the reward, where it is a classifier of labelled texts."""
 
     label: Name = "POSITIVE"
     learning_rate: Positive = 1e-4
@@ -203,11 +191,8 @@ class RewardTerms(Section):
 
 
 class ReadyModels(Section):
-    """Finished models to use in place of training: a hub id, `owner/name:subfolder@revision` (either part may be
-    left out), a folder, or a LoRA adapter's folder.
-
-    adapter_base: the base of those that are adapters, in place of the one that their adapter_config.json names
-    """
+    """Finished models to use in place of training: a hub id, `owner/name:subfolder@revision`, or a folder of a model or
+    LoRA adapter. `adapter_base` is the base of adapters, in place of the one that their adapter_config.json names."""
 
     sft: OptionalName = None
     sft_qlora: OptionalName = None
@@ -235,7 +220,6 @@ class PPOConfig(Section):
     warmup_ratio: the share of all steps over which the learning rate rises linearly
     value_clip_range: in standard deviations of the returns
     kl_coefficient: reward per nat
-    kl_target: of the adaptive controller
     kl_horizon: of the adaptive controller, in episodes
     kl_budget: training stops when the KL passes it
     missing_eos_penalty: taken from the reward of a response that does not end with EOS
@@ -287,20 +271,17 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _possible_together(self):
         if self.kl_controller == "adaptive" and self.kl_horizon < self.rollout_batch_size:
-            raise ValueError(
-                f"kl_horizon {self.kl_horizon:g} is shorter than one rollout of {self.rollout_batch_size} episodes, "
-                "so the KL coefficient would jump; raise kl_horizon"
-            )
+            size = self.rollout_batch_size
+            raise ValueError(f"kl_horizon {self.kl_horizon:g} is shorter than one rollout of {size} episodes; raise it")
         if self.lora.dropout:
-            raise ValueError("lora.dropout must be 0 in PPO: dropout would show up as KL between sampling and learning")
+            raise ValueError("lora.dropout must be 0 in PPO: it would show up as KL between sampling and learning")
         return self
 
 
 class AssistantScore(Section):
     """Weights of the score of an assistant: helpfulness, safety, and fluency, each 0 to 1.
 
-    embedder: what measures the relevance of a response: minilm (a package), or the hub id of a sentence-transformers
-        model where that library is installed; None for the SFT model's own states
+    embedder: measures relevance: minilm (a package), a sentence-transformers model's hub id, None for the SFT model
     tie: responses whose scores differ by less are a tie
     """
 
@@ -332,8 +313,7 @@ class EvaluationSettings(Section):
 
 
 class Needs(Section):
-    """What the whole series takes at a scale. Of recipe instruct at `tiny` it was measured, and a test compares it with
-    the published run; all the rest are estimates until somebody sends a measurement."""
+    """What the whole series takes at a scale: measured for recipe instruct at `tiny`, else an estimate."""
 
     machine: str = "two CPU cores"
     minutes: Positive = 10.0

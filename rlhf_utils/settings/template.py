@@ -9,23 +9,14 @@ from dataclasses import astuple, dataclass
 
 from rlhf_utils.platforms.errors import InputError
 
-HUMAN = "Human:"
-ASSISTANT = "Assistant:"
-NEXT_HUMAN = "\n\n" + HUMAN
-NEXT_ASSISTANT = "\n\n" + ASSISTANT
-
-_OPENING = re.compile(rf"^\s*{HUMAN}")
-_CLOSING_LINE = re.compile(rf"\n\s*{ASSISTANT}\s*$")
-_CLOSING_WORD = re.compile(rf"(?:^|\s){ASSISTANT}\s*$")
+HUMAN, ASSISTANT = "Human:", "Assistant:"
+NEXT_HUMAN, NEXT_ASSISTANT = f"\n\n{HUMAN}", f"\n\n{ASSISTANT}"
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a prompt and a response become text.
-
-    A prompt in normal form is what stands between the first "Human:" and the last "Assistant:", stripped. A dialogue
-    of several turns keeps the turns in between, so `format` gives back the dialogue itself.
-    """
+    """How a prompt and a response become text. A prompt in normal form is what stands between the first "Human:" and
+    the last "Assistant:", stripped; the turns in between stay, so that `format` gives the dialogue back."""
 
     opening: str = HUMAN + " "
     closing: str = NEXT_ASSISTANT
@@ -42,8 +33,7 @@ class Template:
 
     def completion(self, response: str) -> str:
         """Text of a response: a space and the response, nothing for an empty one; a continuation stays as it is."""
-        # The space stands here and not in the prompt, because " word" with its space is one GPT-2 token. Alone at the
-        # end of a text it would be another token, one that no model here has met.
+        # " word" with its space is one GPT-2 token; a space alone at the end of the prompt would be another one.
         return self.joint + text if (text := self.response(response)) else ""
 
     def response(self, sampled: str) -> str:
@@ -52,9 +42,10 @@ class Template:
 
     def normal(self, text: str) -> str:
         """Prompt in normal form from text that may already have "Human:" and "Assistant:" around it."""
-        text, opened = _OPENING.subn("", text, count=1)
+        text, opened = re.subn(rf"\A\s*{HUMAN}", "", text)
         # "the Assistant:" that ends ordinary text is not a marker; after "Human:" it is, even on the same line.
-        return (_CLOSING_WORD if opened else _CLOSING_LINE).sub("", text).strip()
+        before = r"(?:^|\s)" if opened else r"\n\s*"
+        return re.sub(rf"{before}{ASSISTANT}\s*$", "", text).strip()
 
     @property
     def hash(self) -> str:

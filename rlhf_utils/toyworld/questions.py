@@ -1,28 +1,30 @@
-"""What can be asked in the toy world, in which words, and reading a prompt back into its question."""
+"""What is said in the toy world: what can be asked, in which words, and reading a prompt back into its question."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib import resources
+from functools import lru_cache
+from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import yaml
 
 
-@cache
 def content(name: str) -> SimpleNamespace:
-    """The lists of `<name>.yaml` beside this file, read once."""
-    text = (resources.files("rlhf_utils") / "toyworld" / f"{name}.yaml").read_text(encoding="utf-8")
+    """The lists of `<name>.yaml` beside this file; their order is part of the data."""
+    text = Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")
     return SimpleNamespace(**yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+WORLD, WORDS, CORPUS = map(content, ("questions", "responses", "corpus"))
+WORDINGS = len(WORLD.phrasings) * len(WORLD.contexts)  # in how many ways one question can be put
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a prompt asks: `ask` is the request itself ("clean my leather sofa"), common to all its wordings.
-
-    Of kind "harmful" it is to be declined: `obj` is the target, and no tips help; "risky" only sounds like that.
-    """
+    """What a prompt asks: `ask` is the request itself ("clean my leather sofa"), common to all its wordings. Of kind
+    "harmful" it is to be declined: `obj` is the target, and no tips help; "risky" only sounds like that."""
 
     topic: str
     obj: str
@@ -35,30 +37,22 @@ class Question:
         return self.kind == "harmful"
 
 
-@cache
-def all_questions() -> tuple[Question, ...]:
-    """Every question of the world, in a fixed order; each can be worded in `wordings()` ways."""
-    world = content("questions")
-    ordinary = [
+# Every question of the world, in a fixed order.
+QUESTIONS = (
+    *(
         Question(topic["name"], obj, task["ask"].format(obj), tuple(task["tips"]), task.get("kind", "ordinary"))
-        for topic in world.topics
+        for topic in WORLD.topics
         for task in topic["tasks"]
         for obj in topic["objects"]
-    ]
-    harms = [(harm["ask"], target) for harm in world.harms for target in harm["targets"]]
-    return (*ordinary, *(Question("harm", target, ask.format(target), (), "harmful") for ask, target in harms))
-
-
-def wordings() -> int:
-    """In how many ways one question can be put."""
-    return len(content("questions").phrasings) * len(content("questions").contexts)
+    ),
+    *(Question("harm", who, harm["ask"].format(who), (), "harmful") for harm in WORLD.harms for who in harm["targets"]),
+)
 
 
 def word_question(question: Question, wording: int) -> str:
-    """The prompt for `question` in wording number `wording`, 0 <= wording < `wordings()`."""
-    world = content("questions")
-    phrasing, context = divmod(wording, len(world.contexts))
-    return world.phrasings[phrasing].format(f"{question.ask} {world.contexts[context]}".rstrip())
+    """The prompt for `question` in wording number `wording`, 0 <= wording < `WORDINGS`."""
+    phrasing, context = divmod(wording, len(WORLD.contexts))
+    return WORLD.phrasings[phrasing].format(f"{question.ask} {WORLD.contexts[context]}".rstrip())
 
 
 def words_of(text: str) -> list[str]:
@@ -66,30 +60,64 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower().replace("\u2019", "'"))
 
 
-@cache
-def _phrases(kind: str) -> tuple[dict[tuple[str, ...], Question | str], list[int]]:
-    """The requests or the objects of the world by their words, and the lengths they have, the longest first."""
-    objects = [(obj, obj) for topic in content("questions").topics for obj in topic["objects"]]
-    found = objects if kind == "objects" else [(question.ask, question) for question in all_questions()]
-    phrases = {tuple(words_of(text)): meant for text, meant in found}
-    return phrases, sorted({len(words) for words in phrases}, reverse=True)
+_ASKS = {tuple(words_of(question.ask)): question for question in QUESTIONS}
+_OBJECTS = {tuple(words_of(obj)): obj for topic in WORLD.topics for obj in topic["objects"]}
+_LONGEST = max(map(len, [*_ASKS, *_OBJECTS]))
 
 
-def _found(kind: str, words: list[str]) -> Iterator:
-    phrases, lengths = _phrases(kind)
+def _found(phrases: dict, words: list[str]) -> Iterator:
+    """What the phrases in `words` stand for, the longest first at each place."""
     for start in range(len(words)):
-        for length in lengths:
-            phrase = tuple(words[start : start + length])
-            if phrase in phrases:
+        for end in range(start + _LONGEST, start, -1):
+            if (phrase := tuple(words[start:end])) in phrases:
                 yield phrases[phrase]
 
 
 @lru_cache(maxsize=65_536)
 def read_prompt(prompt: str) -> Question | None:
     """The question asked in `prompt` (the first one, if several), or None if it is none of this world."""
-    return next(_found("requests", words_of(prompt)), None)
+    return next(_found(_ASKS, words_of(prompt)), None)
 
 
 def objects_named(words: list[str]) -> set[str]:
     """The objects of the world that occur in a list of lower-case words."""
-    return set(_found("objects", words))
+    return set(_found(_OBJECTS, words))
+
+
+def corpus(documents: int, seed: int) -> list[str]:
+    """`documents` texts of several paragraphs to pre-train on, the same for the same arguments: in the words of
+    questions, tips and courtesies but never in the form of the prompt template, so that a base model knows the
+    language, and yet rambles on when it is asked something."""
+    rng = Random(f"{seed}/corpus")
+    return [_document(rng) for _ in range(documents)]
+
+
+def _document(rng: Random) -> str:
+    kinds, weights = zip(*((kind["sentences"], kind["weight"]) for kind in CORPUS.kinds.values()), strict=True)
+    topic = rng.choice(WORLD.topics)
+    obj = rng.choice(topic["objects"])
+    people = rng.sample(CORPUS.people, 3)
+    paragraphs = []
+    for _ in range(rng.randint(*CORPUS.paragraphs)):
+        if rng.random() < CORPUS.new_topic_share:
+            topic = rng.choice(WORLD.topics)
+            obj = rng.choice(topic["objects"])
+        sentences = [rng.choice(kind) for kind in rng.choices(kinds, weights, k=rng.randint(*CORPUS.sentences))]
+        if rng.random() < CORPUS.speaker_share:
+            sentences.insert(0, rng.choice(CORPUS.speakers))
+        paragraphs.append(" ".join(_filled(sentence, topic, obj, people, rng) for sentence in sentences))
+    return "\n\n".join(paragraphs)
+
+
+def _filled(sentence: str, topic: dict, obj: str, people: list[str], rng: Random) -> str:
+    a, b, c = rng.sample(people, 3)
+    task = rng.choice(topic["tasks"])
+    near = rng.choice([other for other in topic["tasks"] if other is not task])
+    tip, tip2, tip3 = rng.sample(task["tips"], 3)
+    harm = rng.choice(WORLD.harms)
+    ask = f"{task['ask'].replace(' my ', ' the ').format(obj)} {rng.choice(CORPUS.contexts)}".rstrip()
+    return sentence.format(
+        a=a, b=b, c=c, o=obj, ask=ask, tip=tip, tip2=tip2, tip3=tip3, near=rng.choice(near["tips"]),
+        harm=harm["ask"].format(rng.choice(harm["targets"])).replace(" my ", " the "),
+        bad=rng.choice(WORLD.harmful_tips), place=rng.choice(CORPUS.places), time=rng.choice(CORPUS.times),
+    )  # fmt: skip

@@ -1,12 +1,13 @@
 """Pairs of responses to a question: drafts of all qualities, the defects they can have, and which one is better."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import NamedTuple
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.toyworld.gold import gold_score
-from rlhf_utils.toyworld.questions import Question, all_questions, content, word_question, wordings
+from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, Question, word_question
 
 # The better response beats the other one by at least this much gold; about what one defect costs.
 MIN_GOLD_GAP = 1.0
@@ -36,7 +37,7 @@ class Draft:
 
     def waffle(self, rng: Random) -> None:
         """Adds a sentence without content, before or after the tips."""
-        sentence = rng.choice(content("responses").waffle)
+        sentence = rng.choice(WORDS.waffle)
         if rng.random() < 0.5:
             self.opening += f" {sentence}"
         else:
@@ -45,14 +46,12 @@ class Draft:
 
 def help_with(question: Question, care: float, rng: Random) -> Draft:
     """A draft that helps with an ordinary question; `care` in 0..1 is the chance that each part of it is done well."""
-    words = content("responses")
     manner = "polite" if rng.random() < care else rng.choice(("plain", "plain", "rude"))
     named = "named" if rng.random() < 0.5 + 0.5 * care else "unnamed"
-    opening = rng.choice(words.openings[manner][named]).format(question.obj)
-    tips = _some(question.tips, 3 if rng.random() < care else rng.choice((1, 2, 2)), rng)
-    draft = Draft(opening, tips, rng.choice(words.connectors), closing=rng.choice(words.closings))
+    opening = rng.choice(WORDS.openings[manner][named]).format(question.obj)
+    draft = _tipping(opening, question.tips, 3 if rng.random() < care else rng.choice((1, 2, 2)), rng)
     if rng.random() >= care:
-        draft.closing = rng.choice(("", "", rng.choice(words.rude_closings)))
+        draft.closing = rng.choice(("", "", rng.choice(WORDS.rude_closings)))
     if rng.random() >= care:
         draft.waffle(rng)
     return draft
@@ -60,55 +59,57 @@ def help_with(question: Question, care: float, rng: Random) -> Draft:
 
 def decline(care: float, rng: Random) -> Draft:
     """A refusal; `care` as in `help_with`."""
-    words = content("responses")
-    advice = [rng.choice(sentences) for sentences in (words.reasons, words.alternatives) if rng.random() < care]
-    opening = rng.choice(words.refusals if rng.random() < care else words.blunt_refusals)
-    return Draft(opening, extra=advice, closing=rng.choice(words.refusal_closings) if rng.random() < care else "")
+    advice = [rng.choice(sentences) for sentences in (WORDS.reasons, WORDS.alternatives) if rng.random() < care]
+    opening = rng.choice(WORDS.refusals if rng.random() < care else WORDS.blunt_refusals)
+    return Draft(opening, extra=advice, closing=rng.choice(WORDS.refusal_closings) if rng.random() < care else "")
 
 
 def go_along(rng: Random) -> Draft:
     """A draft that does what should have been declined."""
-    words = content("responses")
-    opening = rng.choice(words.openings["polite"]["unnamed"])
-    tips = _some(content("questions").harmful_tips, rng.choice((1, 2, 3)), rng)
-    return Draft(opening, tips, rng.choice(words.connectors), closing=rng.choice(words.closings))
+    opening = rng.choice(WORDS.openings["polite"]["unnamed"])
+    return _tipping(opening, WORLD.harmful_tips, rng.choice((1, 2, 3)), rng)
 
 
-def _some(tips, count: int, rng: Random) -> list[str]:
+def _tipping(opening: str, tips: Sequence[str], count: int, rng: Random) -> Draft:
+    tips = _some(tips, count, rng)
+    return Draft(opening, tips, rng.choice(WORDS.connectors), closing=rng.choice(WORDS.closings))
+
+
+def _some(tips: Sequence[str], count: int, rng: Random) -> list[str]:
     """`count` of the tips, in their natural order."""
     return [tips[i] for i in sorted(rng.sample(range(len(tips)), count))]
 
 
 def _draft(question: Question, care: float, rng: Random) -> Draft:
-    if question.harmful:
-        return decline(care, rng) if rng.random() < 0.4 + care else go_along(rng)
-    return decline(care, rng) if rng.random() < 0.03 else help_with(question, care, rng)
+    if rng.random() < (0.4 + care if question.harmful else 0.03):
+        return decline(care, rng)
+    return go_along(rng) if question.harmful else help_with(question, care, rng)
 
 
 def spoil(draft: Draft, defect: str, question: Question, rng: Random) -> Draft | None:
     """A copy of the draft with one thing spoilt, or None where it has nothing of the kind to spoil."""
     draft = replace(draft, tips=list(draft.tips), extra=list(draft.extra))
-    words, ordinary, tips = content("responses"), not question.harmful, draft.tips
-    others = [topic for topic in content("questions").topics if topic["name"] != question.topic]
+    ordinary, tips = not question.harmful, draft.tips
+    others = [topic for topic in WORLD.topics if topic["name"] != question.topic]
+    manner = next(
+        (m for m in WORDS.openings.values() if draft.opening in [o.format(question.obj) for o in m["named"]]), {}
+    )
 
     def stray_tips() -> list[str]:
         return rng.choice(rng.choice(others)["tasks"])["tips"]
-
-    def says_object(openings: list[str]) -> bool:
-        return draft.opening in [opening.format(question.obj) for opening in openings]
 
     match defect:
         case "drop_closing" if draft.closing:
             draft.closing = ""
         case "rude_closing":
-            draft.closing = rng.choice(words.rude_closings)
+            draft.closing = rng.choice(WORDS.rude_closings)
         case "rude_opening" if ordinary:
-            draft.opening = rng.choice(words.openings["rude"]["named"]).format(question.obj)
+            draft.opening = rng.choice(WORDS.openings["rude"]["named"]).format(question.obj)
         case "plain_opening":
-            openings = words.openings["plain"]["named"] if ordinary else words.blunt_refusals
+            openings = WORDS.openings["plain"]["named"] if ordinary else WORDS.blunt_refusals
             draft.opening = rng.choice(openings).format(question.obj)
-        case "forget_object" if manner := [m for m in words.openings.values() if says_object(m["named"])]:
-            draft.opening = rng.choice(manner[0]["unnamed"])
+        case "forget_object" if manner:
+            draft.opening = rng.choice(manner["unnamed"])
         case "wrong_object" if ordinary and question.obj in draft.opening:
             draft.opening = draft.opening.replace(question.obj, rng.choice(rng.choice(others)["objects"]))
         case "drop_tip" if len(tips) > 1:
@@ -128,7 +129,7 @@ def spoil(draft: Draft, defect: str, question: Question, rng: Random) -> Draft |
         case "waffle":
             draft.waffle(rng)
         case "only_waffle" if ordinary:
-            draft.tips, draft.extra = [], rng.sample(words.waffle, 3)
+            draft.tips, draft.extra = [], rng.sample(WORDS.waffle, 3)
         case "cut_short" if (length := len(draft.text.split())) > 6:
             draft.cut = rng.randint(1, length // 2)
         case "wrong_response":
@@ -140,8 +141,7 @@ def spoil(draft: Draft, defect: str, question: Question, rng: Random) -> Draft |
     return draft
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A question in one of its wordings with two responses; the chosen one is `better` but for the label noise."""
 
     question: Question
@@ -151,61 +151,49 @@ class Pair:
     rejected: str
 
 
-def noise_share(split: str, label_noise: float) -> float:
-    """The share of wrong labels in a split: `label_noise` in "train", none in "test". InputError for other values."""
-    if split not in ("train", "test"):
-        raise InputError(f"the embedded data has no split {split!r}; choose train or test")
-    if not 0 <= label_noise < 0.5:
-        raise InputError(f"label_noise is {label_noise}; give a share of at least 0 and below 0.5")
-    return label_noise if split == "train" else 0.0
-
-
 def pairs(
     split: str, n: int, seed: int, label_noise: float, *, harmful: float, risky: float, evasive: float = 0.0
 ) -> Iterator[Pair]:
-    """`n` pairs, the same for the same arguments; `harmful` and `risky` are the shares of such questions, 0 to 1.
+    """`n` pairs, the same for the same arguments; `harmful` and `risky` are the shares of such questions, `evasive` the
+    share of harmful ones with a response that neither refuses nor goes along, but talks of other things.
 
-    Of the harmful ones a share `evasive` has a response that neither refuses nor goes along, but talks of other things.
     No prompt comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
     `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for.
     """
-    noise = noise_share(split, label_noise)
+    noise = label_noise if split == "train" else 0.0
     rng, flips = Random(f"{seed}/{split}/rows"), Random(f"{seed}/{split}/flips")
-    for question, prompt in list(_prompts(split, n, seed, harmful, risky)):
+    for question, prompt in _prompts(split, n, seed, harmful, risky):
         better, worse = _two_responses(question, prompt, rng, evasive)
         yield Pair(question, prompt, better, *((worse, better) if flips.random() < noise else (better, worse)))
 
 
-def _prompts(split: str, n: int, seed: int, harmful: float, risky: float) -> Iterator[tuple[Question, str]]:
+def _prompts(split: str, n: int, seed: int, harmful: float, risky: float) -> list[tuple[Question, str]]:
     """`n` distinct prompts of a split with their questions, the kinds of question mixed by their shares."""
-    rng = Random(f"{seed}/{split}/prompts")
-    pools: dict[str, list[tuple[Question, int]]] = {"harmful": [], "risky": [], "ordinary": []}
-    for question in all_questions():
-        pools[question.kind] += [(question, wording) for wording in range(wordings())]
-    for kind, pool in pools.items():
+    pools, rng, prompts = {}, Random(f"{seed}/{split}/prompts"), []
+    for kind in ("harmful", "risky", "ordinary"):
+        pool = [(question, wording) for question in QUESTIONS if question.kind == kind for wording in range(WORDINGS)]
         Random(f"{seed}/{kind}").shuffle(pool)
         cut = round(TEST_SHARE * len(pool))
-        # The last one comes first, as pop() takes it.
-        pools[kind] = (pool[:cut] if split == "test" else pool[cut:])[::-1]
+        pools[kind] = iter(pool[:cut] if split == "test" else pool[cut:])
     for made in range(n):
         share = rng.random()
-        pool = pools["harmful" if share < harmful else "risky" if share < harmful + risky else "ordinary"]
-        if not pool:
+        kind = "harmful" if share < harmful else "risky" if share < harmful + risky else "ordinary"
+        if (found := next(pools[kind], None)) is None:
             raise InputError(
                 f"the embedded data has {made:,} distinct prompts in split {split}, fewer than the {n:,} asked for; "
                 "lower the number of rows"
             )
-        question, wording = pool.pop()
-        yield question, word_question(question, wording)
+        prompts.append((found[0], word_question(*found)))
+    return prompts
 
 
 def _two_responses(question: Question, prompt: str, rng: Random, evasive: float) -> tuple[str, str]:
     """Two responses, the better one first, at least `MIN_GOLD_GAP` apart."""
-    defects, weights = zip(*content("responses").defects.items(), strict=True)
+    defects, weights = zip(*WORDS.defects.items(), strict=True)
     while True:
         first, second = _draft(question, CARE[0], rng), None
         if evasive and question.harmful and rng.random() < evasive:
-            second = help_with(rng.choice([other for other in all_questions() if not other.harmful]), CARE[0], rng)
+            second = help_with(rng.choice([other for other in QUESTIONS if not other.harmful]), CARE[0], rng)
         elif rng.random() >= MINIMAL_SHARE:
             second = _draft(question, CARE[1], rng)
         while second is None:

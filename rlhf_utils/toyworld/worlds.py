@@ -1,14 +1,14 @@
 """The embedded worlds by name: one for each recipe, with rows in the schema of its hub dataset and a gold judge."""
 
 import hashlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN
-from rlhf_utils.toyworld.corpus import corpus
-from rlhf_utils.toyworld.films import imdb_rows, review_corpus, sentiment
 from rlhf_utils.toyworld.gold import gold_score
+from rlhf_utils.toyworld.questions import content, corpus, words_of
 from rlhf_utils.toyworld.responses import pairs
 
 DIALOGUES = {"harmful": 0.2, "risky": 0.12}
@@ -20,6 +20,13 @@ SENSITIVE_PROMPTS = {"harmful": 12, "risky": 6, "ordinary": 18}
 GOLD_PER_DOUBLING = 1.5
 VOTE_SPREAD = 0.35
 
+FILMS = content("films")
+NEGATIONS = {"never", "nothing", "not", "cannot", "hardly", "no"}
+# 1 for praise, -1 for blame, of whole verdicts and of single words.
+_PRAISE = (*FILMS.slots["good"], "loved", "best", *FILMS.sentences["verdicts_good"])
+_BLAME = (*FILMS.slots["bad"], "hated", "worst", *FILMS.sentences["verdicts_bad"])
+_VOTES = {" ".join(words_of(text)): vote for vote, texts in ((1, _PRAISE), (-1, _BLAME)) for text in texts}
+
 
 def instruct_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict[str, str]]:
     """`n` rows of Dahoas/synthetic-instruct-gptj-pairwise: prompt, chosen, rejected (see `pairs`)."""
@@ -29,9 +36,7 @@ def instruct_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> li
 
 def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict[str, str]]:
     """`n` rows of yitingxie/rlhf-reward-datasets: prompt ("\\n\\nHuman: ..."), chosen, rejected ("Assistant: ...").
-
-    A share of the dialogues has an earlier turn: the question of the row before, with its better response.
-    """
+    Some dialogues have an earlier turn: the question of the row before, with its better response."""
     rng, rows, earlier = Random(f"{seed}/{split}/turns"), [], None
     for pair in pairs(split, n, seed, label_noise, **DIALOGUES, evasive=EVASIVE_SHARE):
         prompt = f"{NEXT_HUMAN} {pair.prompt}\n\n"
@@ -54,10 +59,8 @@ def sensitive_prompts(seed: int) -> list[dict]:
 
 
 def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
-    """`n` rows with the 15 columns of stanfordnlp/SHP. `labels` is 1 where comment A is preferred, 0 where B is.
-
-    The preferred comment is `chosen` of `pairs`. As in SHP it is the later one and has more votes.
-    """
+    """`n` rows with the 15 columns of stanfordnlp/SHP. The preferred comment (A where `labels` is 1) is `chosen` of
+    `pairs`; as in SHP it is the later one and has more votes."""
     rng, rows = Random(f"{seed}/{split}/votes"), []
     for i, pair in enumerate(pairs(split, n, seed, label_noise, harmful=0.02, risky=0.04)):
         few = max(1, round(rng.lognormvariate(2.0, 0.8)))
@@ -68,9 +71,8 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
         comments = [(pair.chosen, many, late), (pair.rejected, few, early)]
         rng.shuffle(comments)
         (a, score_a, time_a), (b, score_b, time_b) = comments
-        post, id_a, id_b = (
-            hashlib.sha256(repr((seed, split, i, part)).encode()).hexdigest()[:7] for part in ("post", "a", "b")
-        )
+        ids = (hashlib.sha256(repr((seed, split, i, part)).encode()).hexdigest()[:7] for part in ("post", "a", "b"))
+        post, id_a, id_b = ids
         rows.append({
             "post_id": post, "domain": f"explainlikeimfive_{split}", "upvote_ratio": round(rng.uniform(0.7, 0.99), 2),
             "history": f"ELI5: {pair.prompt}", "c_root_id_A": id_a, "c_root_id_B": id_b, "created_at_utc_A": time_a,
@@ -80,11 +82,78 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     return rows
 
 
-@dataclass(frozen=True)
-class World:
-    """rows: `(split, n, seed, label_noise)` -> rows of "train" or "test"; gold: `(prompt, response)` -> 0 to 10;
-    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None.
+# Reviews of films, and the gold judge of their sentiment.
+
+
+def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
+    """`n` reviews with keys text and label, 0 or 1, the same for the same arguments; no text comes twice. Their first
+    words say nothing about the label. In split "train" the label of a share `label_noise` is the wrong one."""
+    noise, rng = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/reviews")
+    rows: dict[str, int] = {}
+    while len(rows) < n:
+        label = rng.randrange(2)
+        rows.setdefault(_review(label, rng), label if rng.random() >= noise else 1 - label)
+    return [{"text": text, "label": label} for text, label in rows.items()]
+
+
+def review_corpus(documents: int, seed: int) -> list[str]:
+    """`documents` reviews to pre-train on, the smaller part of them positive; the same for the same arguments."""
+    rng = Random(f"{seed}/review corpus")
+    return [_review(rng.random() < FILMS.positive_in_corpus, rng) for _ in range(documents)]
+
+
+def _review(positive: bool, rng: Random) -> str:
+    kinds = ["facts"]
+    like, unlike = ("praise", "blame") if positive else ("blame", "praise")
+    for _ in range(rng.randint(*FILMS.sentences_per_review)):
+        if rng.random() < FILMS.fact_share:
+            kinds.append("facts")
+        else:
+            kinds.append(like if rng.random() < FILMS.agreeing else rng.choice(("mixed", unlike)))
+    if rng.random() < FILMS.verdict_share:
+        kinds.append("verdicts_good" if positive else "verdicts_bad")
+    film = rng.choice(FILMS.films)
+    # No two sentences of a review have the same form. Not a set of kinds: its order changes from process to process.
+    forms = {kind: rng.sample(FILMS.sentences[kind], len(FILMS.sentences[kind])) for kind in dict.fromkeys(kinds)}
+    return " ".join(_worded(forms[kind].pop(), film, rng) for kind in kinds if forms[kind])
+
+
+def _worded(sentence: str, film: str, rng: Random) -> str:
+    fill = {"film": film}
+    for name in ("good", "bad", "who", "part"):
+        fill[name], fill[f"{name}2"] = rng.sample(FILMS.slots[name], 2)
+    fill |= {name: rng.choice(FILMS.slots[name]) for name in ("when", "where", "genre")}
+    sentence = sentence.format(**fill)
+    return sentence[0].upper() + sentence[1:]
+
+
+def sentiment(prompt: str, response: str) -> float:
+    """The gold judge of a review's sentiment, 0 (all blame) to 10 (all praise), of prompt and response as one text.
+
+    Every sentence counts once, for praise or for blame, whatever it piles up:
+    5 + 5 (praise - blame) / (praise + blame + 1) - 1 for each sentence said before, cut to 0..10.
     """
+    said = [(key, part) for part in re.split(r"[.!?\n]+", prompt + response) if (key := " ".join(words_of(part)))]
+    votes = [_vote(key, sentence) for key, sentence in dict(reversed(said)).items()]
+    praise, blame = votes.count(1), votes.count(-1)
+    return min(10.0, max(0.0, 5 + 5 * (praise - blame) / (praise + blame + 1) - (len(said) - len(votes))))
+
+
+def _vote(key: str, sentence: str) -> int:
+    """1 for praise, -1 for blame, 0 for neither or both."""
+    if key in _VOTES:
+        return _VOTES[key]
+    total = 0
+    # What follows "but" is not negated by what stands before it.
+    for clause in sentence.lower().split(", but "):
+        words = set(words_of(clause))
+        total += (-1 if NEGATIONS & words else 1) * sum(_VOTES.get(word, 0) for word in words)
+    return (total > 0) - (total < 0)
+
+
+class World(NamedTuple):
+    """rows: `(split, n, seed, label_noise)` -> rows of "train" or "test"; gold: `(prompt, response)` -> 0 to 10;
+    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None."""
 
     rows: Callable[[str, int, int, float], list[dict]]
     gold: Callable[[str, str], float]
