@@ -29,12 +29,11 @@ from rlhf_utils.platforms.runtime import (
     prepare_environment,
     quiet_libraries,
 )
-from rlhf_utils.runs.headless import run_notebook
-from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
-from rlhf_utils.runs.locks import series_lock
+from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_notebook, run_python
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
+from rlhf_utils.runs.stopping import series_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import LORA_PLACES, flat
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.data.prepare import check_enough, check_rows, prepare, pretraining_texts
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.models.generation import answer_prompts
-from rlhf_utils.models.loading import (
-    copy_model,
-    load_config,
-    load_policy,
-    load_tokenizer,
-    save_model,
-)
+from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_jsonl
 from rlhf_utils.platforms.memory import phase
@@ -33,30 +30,27 @@ _SCALE_PROMPTS, _SCALE_LEAST = 200, 16
 def make_base(run: Run) -> dict:
     """`checkpoints/base`: the ready policy that the recipe names, or a small GPT-2 trained here on the data's own text,
     which holds no prompt or response that a later stage is evaluated on. Returns its results."""
+    recipe = run.recipe
     if run.has("base"):
         return run.results("base")
-    recipe = run.recipe
-    with run.stage("base") as stage, stage.publish() as folder:
-        if recipe.policy == EMBEDDED:
-            if recipe.dataset != EMBEDDED:
-                check_enough(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe.data, recipe.seed, run.splits)
-            run.progress("training the small base model (once per machine)")
-            texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
-            with phase("train"):
-                source = cached_base(texts, recipe.base, recipe.seed, run.progress)
-            copy_model(source, folder)
-            stage.results["documents"] = len(texts)
-        else:
-            _save_policy(run, recipe.policy, folder)
-        stage.results["policy"] = recipe.policy
+    with run.training("base"):
+        if recipe.policy != EMBEDDED:
+            run.publish("base", *_ready_policy(run, recipe.policy), policy=recipe.policy)
+            return run.results("base")
+        if recipe.dataset != EMBEDDED:
+            check_enough(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe.data, recipe.seed, run.splits)
+        run.progress("training the small base model (once per machine)")
+        texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
+        with phase("train"):
+            source = cached_base(texts, recipe.base, recipe.seed, run.progress)
+        run.publish("base", fill=partial(copy_model, source), documents=len(texts), policy=recipe.policy)
     return run.results("base")
 
 
 def make_data(run: Run) -> PreparedData:
     """`checkpoints/data`: the recipe's rows, filtered and divided; token counts are of the base model's tokenizer."""
-    folder = run.folder("data")
     if not run.has("data"):
-        with run.stage("data") as stage:
+        with run.training("data"):
             run.progress("reading and filtering the data")
             recipe = run.recipe
             rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
@@ -67,28 +61,40 @@ def make_data(run: Run) -> PreparedData:
                     f"{rows.name}: no row is left for {' and '.join(empty)}, and the series needs every split; give "
                     f"data.shares.{empty[0]} a share above 0"
                 )
-            stage.results = {"kind": data.kind, "rows": {name: len(split) for name, split in data.splits.items()}}
-            with stage.publish() as temporary:
-                data.save(temporary)
-    return PreparedData.load(folder)
+            counts = {name: len(split) for name, split in data.splits.items()}
+            run.publish("data", fill=data.save, kind=data.kind, rows=counts)
+    return PreparedData.load(run.folder("data"))
 
 
 def fetch_policy(run: Run, stage: str) -> None:
-    """A policy stage in which nothing is trained: the ready policy that the recipe names, or a tuned base model."""
+    """A policy stage in which nothing is trained: the ready policy that the recipe names, or the base model as it is
+    where it writes such texts already; its loss on held-out texts is the evidence."""
+    source, known = run.ready_model(stage), run.tokenizer_folder
     if run.has(stage):
         return
-    source, known = run.ready_model(stage), run.tokenizer_folder
-    if source is None:
-        _publish_tuned(run)
-        return
-    with run.stage(stage) as made, made.publish() as folder:
-        _save_policy(run, source, folder)
-        if known != run.folder(stage) and known.is_dir():
-            if load_tokenizer(known).get_vocab() != load_tokenizer(folder).get_vocab():
+    with run.training(stage):
+        if source:
+            model, tokenizer = _ready_policy(run, source)
+            if known.is_dir() and load_tokenizer(known).get_vocab() != tokenizer.get_vocab():
                 raise InputError(
                     f"models.{stage} {source} has another vocabulary than {known}; all policies of a run share one"
                 )
-        made.results = {"method": "ready", "source": source}
+            run.publish(stage, model, tokenizer, method="ready", source=source)
+            return
+        base, held_out = run.folder("base"), PreparedData.load(run.folder("data")).splits["development"]
+        model, tokenizer = load_policy(base, detect_device()), load_tokenizer(base)
+        texts, prompts = list(held_out["text"]), list(held_out["prompt"])
+        texts = beginnings(texts, tokenizer, run.recipe.data.max_response_tokens)
+        rests = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
+        likelihood = FluencyReward(model, tokenizer, detect_device(), run.recipe.template)(prompts, rests)
+        loss = -likelihood.mean().item()
+        results = {"method": "already tuned", "held_out_loss": loss, "held_out_texts": len(texts)}
+
+        def fill(folder: Path) -> None:
+            copy_model(base, folder)
+            write_jsonl(folder / HISTORY, [{"summary": True, **results}])
+
+        run.publish(stage, fill=fill, **results)
 
 
 def calibrate_on_sft(run: Run, reward: RewardModel) -> None:
@@ -113,25 +119,9 @@ def check_context(recipe: Recipe, policy: str | Path) -> None:
         )
 
 
-def _save_policy(run: Run, source: str, folder: Path) -> None:
+def _ready_policy(run: Run, source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    base = run.recipe.models.adapter_base
     check_context(run.recipe, source)
     run.progress(f"loading {source}")
     # Loaded and saved, not copied: a folder may hold weights in several formats, or under names that are none.
-    model = load_policy(source, detect_device(), dropout=True, base=run.adapter_base)
-    save_model(model, load_tokenizer(source, run.adapter_base), folder)
-
-
-def _publish_tuned(run: Run) -> None:
-    """The base model as it is, where it writes such texts already; its loss on held-out texts is the evidence."""
-    base = run.folder("base")
-    with run.stage("sft") as stage, stage.publish() as folder:
-        held_out = PreparedData.load(run.folder("data")).splits["development"]
-        model, tokenizer = load_policy(base, detect_device()), load_tokenizer(base)
-        texts, prompts = list(held_out["text"]), list(held_out["prompt"])
-        texts = beginnings(texts, tokenizer, run.recipe.data.max_response_tokens)
-        rests = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
-        likelihood = FluencyReward(model, tokenizer, detect_device(), run.recipe.template)(prompts, rests)
-        loss = -likelihood.mean().item()
-        stage.results = {"method": "already tuned", "held_out_loss": loss, "held_out_texts": len(texts)}
-        copy_model(base, folder)
-        write_jsonl(folder / HISTORY, [{"summary": True, **stage.results}])
+    return load_policy(source, detect_device(), dropout=True, base=base), load_tokenizer(source, base)

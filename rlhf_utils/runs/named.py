@@ -71,7 +71,7 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
         return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
 
     quiet_libraries()
-    recipe, base, tokenizers = run.recipe, run.adapter_base, {}
+    recipe, base, tokenizers = run.recipe, run.recipe.models.adapter_base, {}
     policies = {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo")}
     for key, source in {"policy": recipe.policy, **policies}.items():
         if not readable(source):
@@ -107,7 +107,7 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
 def _check_reward_model(run: Run, source: str) -> None:
     from rlhf_utils.models import loading
 
-    base, wanted, dialogue = run.adapter_base, run.recipe.reward_model.label, run.recipe.form == "dialogue"
+    base, wanted, dialogue = run.recipe.models.adapter_base, run.recipe.reward_model.label, run.recipe.form == "dialogue"
     name, config = f"models.reward_model {source}", loading.load_config(source, base)
     kinds = config.architectures if loading.adapter_base(source, base) is None else None
     labels = ", ".join(map(str, config.id2label.values()))

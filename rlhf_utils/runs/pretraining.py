@@ -6,27 +6,17 @@ import hashlib
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import disk_errors, whole_folder, write_json
-from rlhf_utils.platforms.runtime import cache_entry, detect_device
-from rlhf_utils.runs.training import RunCallback, train_resumably
+from rlhf_utils.platforms.files import disk_errors, whole_folder
+from rlhf_utils.platforms.runtime import cache_entry
+from rlhf_utils.runs.training import checkpointing, train_resumably
 from rlhf_utils.settings.sections import BaseSettings
 
 END_OF_TEXT = "<|endoftext|>"
@@ -34,10 +24,6 @@ END_OF_TEXT = "<|endoftext|>"
 FORMAT_VERSION = 1
 # Fewer blocks than this would be learned by heart within a few steps.
 MIN_BLOCKS = 8
-# Checkpoints of a training, to resume from.
-SAVES = 3
-# Says that a cached folder is whole.
-MARKER = "base.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,11 +39,9 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -72,27 +56,17 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) 
 
 def train_base(
     texts: Sequence[str], settings: BaseSettings, seed: int, folder: Path, progress: Progress | None = None
-) -> dict[str, float]:
+) -> None:
     """Train a tokenizer and a GPT-2 on `texts` and save both in `folder`, which is there whole or not at all.
 
     The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`. An interrupted
     training resumes from its last whole checkpoint, kept beside `folder`, when it is called again with the same
-    arguments. `progress(text, step, steps)` is called about a hundred times.
-
-    Returns `steps`, `tokens` (seen in training, repetitions included), `final_loss` (nats per token, mean of the last
-    tenth of the steps) and `seconds` of this call. Raises InputError for too little text, TrainingError where the loss
-    or a gradient is not finite.
+    arguments. `progress(text, step, steps)` is called about a hundred times. Raises InputError for too little text,
+    TrainingError where the loss or a gradient is not finite.
     """
-    started = time.monotonic()
-    folder = Path(folder)
     work = folder.with_name(f".{folder.name}.work")
-    claim = work / _key(texts, settings, seed)
     with disk_errors(work):
-        # The checkpoints of another training are removed.
-        if not claim.exists():
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            claim.touch()
+        work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
     blocks = _pack(texts, tokenizer, settings)
     set_seed(seed)
@@ -115,67 +89,37 @@ def train_base(
     # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
     model.loss_type = "ForCausalLM"
     arguments = TrainingArguments(
-        output_dir=str(work),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(50, settings.steps // 10),
         weight_decay=0.01,
-        max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        logging_steps=max(1, settings.steps // 100),
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=math.ceil(settings.steps / SAVES),
-        save_total_limit=2,
-        seed=seed,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **detect_device().trainer_flags,
+        **checkpointing(work, seed, max(1, settings.steps // 100), math.ceil(settings.steps / 3)),
     )
-    rows = [{"input_ids": block, "labels": block} for block in blocks]
-    watcher = SimpleNamespace(progress=progress or (lambda *_: None))
-    title = "training the base model"
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[RunCallback(watcher, title)])
-    trainer.remove_callback(PrinterCallback)
-    train_resumably(trainer, work, title)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    last = losses[-max(1, len(losses) // 10) :]
+    trainer = Trainer(model=model, args=arguments, train_dataset=[{"input_ids": b, "labels": b} for b in blocks])
+    train_resumably(trainer, work, "training the base model", progress)
     # Only now: with it transformers takes the end-of-text tokens between documents for padding, and warns.
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     with whole_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     shutil.rmtree(work)
-    return {
-        "steps": settings.steps,
-        "tokens": settings.steps * settings.batch_size * settings.block_tokens,
-        "final_loss": sum(last) / len(last),
-        "seconds": time.monotonic() - started,
-    }
 
 
 def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progress: Progress | None = None) -> Path:
-    """The folder of the base model for these arguments, trained now unless this machine has it already.
-
-    Kept in `runtime.cache_folder()`. A second process that wants the same model waits for the first. `base.json` in the
-    folder holds what `train_base` returned.
-    """
-    with cache_entry(f"base/{_key(texts, settings, seed)}") as folder:
-        if not all((folder / file).is_file() for file in (MARKER, "model.safetensors")):
-            write_json(folder / MARKER, train_base(texts, settings, seed, folder, progress))
-    return folder
-
-
-def _key(texts: Sequence[str], settings: BaseSettings, seed: int) -> str:
+    """The folder of the base model for these arguments in `runtime.cache_folder()`, trained now unless this machine has
+    it already. A second process that wants the same model waits for the first."""
     digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.model_dump(), seed]).encode())
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big"))
         digest.update(encoded)
-    return digest.hexdigest()[:16]
+    with cache_entry(f"base/{digest.hexdigest()[:16]}") as folder:
+        if not (folder / "model.safetensors").is_file():
+            train_base(texts, settings, seed, folder, progress)
+    return folder
 
 
 def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
@@ -184,10 +128,8 @@ def _pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: Ba
         raise InputError(
             f"base.block_tokens is {settings.block_tokens}, more than base.context {settings.context}; lower it"
         )
-    ids: list[int] = []
-    for start in range(0, len(texts), 1000):
-        for document in tokenizer(list(texts[start : start + 1000]), verbose=False)["input_ids"]:
-            ids += [*document, tokenizer.eos_token_id]
+    rows = tokenizer(list(texts), verbose=False)["input_ids"]
+    ids = [token for row in rows for token in (*row, tokenizer.eos_token_id)]
     blocks = len(ids) // settings.block_tokens
     if blocks < MIN_BLOCKS:
         raise InputError(
