@@ -21,17 +21,9 @@ UPDATES = 4
 
 def ppo_trainer(folder: Path, name: str, **settings) -> PPOTrainer:
     """Answers of different lengths, several microbatches for each step, and all that carries over between updates."""
-    return tiny_trainer(
-        folder / "policy",
-        folder / name,
-        judge=lambda prompts, responses: [len(response) for response in responses],
-        updates=UPDATES,
-        microbatch_size=1,
-        kl_controller="adaptive",
-        kl_target=0.1,
-        kl_horizon=40,
-        **settings,
-    )
+    settings |= {"updates": UPDATES, "microbatch_size": 1, "kl_controller": "adaptive"}
+    settings |= {"kl_target": 0.1, "kl_horizon": 40, "judge": lambda prompts, responses: [*map(len, responses)]}
+    return tiny_trainer(folder / "policy", folder / name, **settings)
 
 
 def ppo(folder: Path, name: str) -> None:

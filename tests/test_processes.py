@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
 from made import make
 from processes_worker import UPDATES, classifier, ppo, ppo_of_other_kinds, ppo_trainer, stages
 from safetensors.torch import load_file
@@ -26,28 +30,25 @@ from rlhf_utils.platforms.runtime import ALL_GPUS
 from rlhf_utils.runs import launch
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import micro_batches
-from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.settings.sections import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("processes_worker.py")
 CLOCKS = {*TIMING, "peak_memory_bytes"}
 CLOSE = 1e-5
+LAST = f"checkpoints/update-{UPDATES:06d}/policy"
 
 
-def started(*arguments: str | Path, launcher: str = "torch.distributed.run", **environment: str):
+def started(*arguments: str | Path, launcher: str = "torch.distributed.run"):
     """Two processes of this machine's CPU; the whole of what they said."""
     flags = ["--nproc-per-node", "2"]
     if launcher != "torch.distributed.run":
         flags = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no"]
         flags += ["--dynamo_backend", "no"]
-    return subprocess.run(
-        [sys.executable, "-m", launcher, *flags, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, "-m", launcher, *flags, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def dropout_free(folder: Path) -> Path:
@@ -59,22 +60,20 @@ def dropout_free(folder: Path) -> Path:
 
 
 TRAINING = {"batch_size": 8, "micro_batch_size": 2, "epochs": 2, "learning_rate": 1e-3}
+SHORT = {"generation.max_new_tokens": 8, "ppo.max_new_tokens": 8, "data.max_prompt_tokens": 40}
 # Batches of 8 divide every split that is trained on.
+SPLITS = {f"data.split_rows.{name}": rows for name, rows in (("sft", 32), ("reward", 32), ("development", 8))}
 SETTINGS = {
-    **{"sft": TRAINING, "reward_model": TRAINING, "evaluation.reward_pairs": 8, "generation.max_new_tokens": 8},
-    **{"data.split_rows.sft": 32, "data.split_rows.reward": 32, "data.split_rows.development": 8},
-    **{"ppo.max_new_tokens": 8, "ppo.updates": 2, "evaluation.frontier_prompts": 4},
-    **{"ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4, "data.max_prompt_tokens": 40},
-    **{"data.max_response_tokens": 40},
-}
+    **SHORT, **SPLITS, "sft": TRAINING, "reward_model": TRAINING, "evaluation.reward_pairs": 8, "ppo.updates": 2,
+    "evaluation.frontier_prompts": 4, "ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4,
+    "data.max_response_tokens": 40,
+}  # fmt: skip
 
 
 def made_data(folder: Path, policy: Path) -> Run:
     """A run with base and data."""
-    rows = [
-        {"prompt": f"Question {i}?", "chosen": f"A good answer{'!' * (i % 9)}", "rejected": f"Bad {i}"}
-        for i in range(200)
-    ]
+    texts = [(f"Question {i}?", f"A good answer{'!' * (i % 9)}", f"Bad {i}") for i in range(200)]
+    rows = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in texts]
     return make(open_run(folder, policy, rows, **SETTINGS), "base", "data")
 
 
@@ -82,10 +81,8 @@ def made_labelled_data(folder: Path, policy: Path) -> Run:
     """The same of a recipe of labelled texts, in the same output folder."""
     rows = folder / "labelled.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in reviews(200)))
-    settings = {"dataset": str(rows), "policy": str(policy), "data.min_text_characters": 0}
-    settings |= {"data.max_response_tokens": 60, "data.split_rows.reward": 32, "data.split_rows.development": 8}
-    settings |= {"generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
-    settings["reward_model"] = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3}
+    settings = {"dataset": str(rows), "policy": str(policy), "data.min_text_characters": 0, **SHORT, **SPLITS}
+    settings |= {"data.max_response_tokens": 60, "reward_model": {**TRAINING, "epochs": 1}}
     run = Run.open("imdb", "tiny", folder / "out", settings)
     fetch_ready(make(run, "base", "data"))
     return run
@@ -137,60 +134,44 @@ def test_ppo_in_two_processes_is_ppo_in_one(both):
     assert len({line["response_tokens"] for line in history}) > 1 and history[-1]["kl_coefficient"] != 0.05
     close(history, read_jsonl(two / "metrics.jsonl"))
     close(read_jsonl(one / "samples.jsonl"), read_jsonl(two / "samples.jsonl"))
-    weights = [load_file(f / f"checkpoints/update-{UPDATES:06d}/policy/model.safetensors") for f in (one, two)]
+    weights = [load_file(folder / LAST / "model.safetensors") for folder in (one, two)]
     assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-4
+    # So is PPO of an adapter, and with a critic of its own.
+    for kind in ("lora", "critic"):
+        lines = [read_jsonl(both / f"ppo-{name}-{kind}" / "metrics.jsonl") for name in ("one", "two")]
+        assert len(lines[0]) == UPDATES
+        close(*lines)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "critic"])
-def test_so_is_ppo_of_an_adapter_and_with_a_critic_of_its_own(both, kind):
-    lines = [read_jsonl(both / f"ppo-{name}-{kind}" / "metrics.jsonl") for name in ("one", "two")]
-    assert len(lines[0]) == UPDATES
-    close(*lines)
-
-
-@pytest.mark.slow
-def test_ppo_in_two_processes_resumes_exactly(both):
-    straight, stopped = (both / name for name in ("ppo-two", "ppo-stopped"))
-    assert without_clocks(read_jsonl(straight / "metrics.jsonl")) == without_clocks(
-        read_jsonl(stopped / "metrics.jsonl")
-    )
-    last = f"checkpoints/update-{UPDATES:06d}/policy"
+def test_ppo_in_two_processes_resumes_exactly_and_in_one_process_closely(both):
+    straight, stopped, more = (both / name for name in ("ppo-two", "ppo-stopped", "ppo-one-more"))
+    found = [without_clocks(read_jsonl(folder / "metrics.jsonl")) for folder in (straight, stopped)]
+    assert found[0] == found[1]
     for name in ("model.safetensors", "value_head.safetensors"):
-        assert content_hash(straight / last / name) == content_hash(stopped / last / name)
-    states = sorted(path.name for path in (stopped / last).parent.glob("training/random_states_*"))
+        assert content_hash(straight / LAST / name) == content_hash(stopped / LAST / name)
+    states = sorted(path.name for path in (stopped / LAST).parent.glob("training/random_states_*"))
     assert states == ["random_states_0.pkl", "random_states_1.pkl"]
-
-
-@pytest.mark.slow
-def test_one_process_goes_on_where_two_stopped(both, tmp_path):
-    stopped = both / "ppo-two" / "checkpoints"
-    shutil.copytree(both / "ppo-two", both / "ppo-one-more")
-    shutil.rmtree(both / "ppo-one-more" / "checkpoints" / f"update-{UPDATES:06d}")
-    assert (stopped / "update-000002").is_dir()
+    shutil.copytree(straight, more)
+    shutil.rmtree((more / LAST).parent)
+    assert (more / "checkpoints" / "update-000002").is_dir()
     ppo(both, "ppo-one-more")
-    close(read_jsonl(both / "ppo-one" / "metrics.jsonl"), read_jsonl(both / "ppo-one-more" / "metrics.jsonl"))
+    close(read_jsonl(both / "ppo-one" / "metrics.jsonl"), read_jsonl(more / "metrics.jsonl"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "reward_model"])
-def test_a_stage_in_two_processes_is_the_same_as_in_one(both, stage):
-    runs = [Run.load(both / name / "instruct-tiny") for name in ("one", "two", "stopped")]
-    one, two, stopped = (read_jsonl(run.folder(stage) / "metrics.jsonl") for run in runs)
-    assert [line["step"] for line in one if "loss" in line] == list(range(1, 9))
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "classifier"])
+def test_a_stage_in_two_processes_is_the_same_as_in_one_and_resumes_exactly(both, stage):
+    stage, recipe = ("reward_model", "imdb") if stage == "classifier" else (stage, "instruct")
+    names = ("one", "two") if recipe == "imdb" else ("one", "two", "stopped")
+    runs = [Run.load(both / name / f"{recipe}-tiny") for name in names]
+    one, two, *stopped = (read_jsonl(run.folder(stage) / "metrics.jsonl") for run in runs)
+    assert [line["step"] for line in one if "loss" in line] == list(range(1, 5 if recipe == "imdb" else 9))
     close(one[:-1], two[:-1])
-    assert without_clocks(two) == without_clocks(stopped), "resumed exactly"
-    hashes = [content_hash(run.folder(stage) / "model.safetensors") for run in runs[1:]]
-    assert hashes[0] == hashes[1]
-    assert [run.record()["stages"][stage]["processes"] for run in runs] == [1, 2, 2]
-
-
-@pytest.mark.slow
-def test_a_classifier_in_two_processes_is_the_same_as_in_one(both):
-    runs = [Run.load(both / name / "imdb-tiny") for name in ("one", "two")]
-    one, two = (read_jsonl(run.folder("reward_model") / "metrics.jsonl") for run in runs)
-    assert len(one) > 4 and [run.record()["stages"]["reward_model"]["processes"] for run in runs] == [1, 2]
-    close(one[:-1], two[:-1])
+    assert [run.record()["stages"][stage]["processes"] for run in runs] == [1, 2, 2][: len(runs)]
+    if stopped:
+        assert without_clocks(two) == without_clocks(stopped[0])
+        assert len({content_hash(run.folder(stage) / "model.safetensors") for run in runs[1:]}) == 1
 
 
 @pytest.mark.slow
@@ -268,20 +249,21 @@ def test_alone_there_is_nobody_to_wait_for(monkeypatch):
 @pytest.mark.parametrize(
     "settings, expected",
     [
-        ({"batch_size": 16}, (8, 1)),
-        ({"batch_size": 16, "micro_batch_size": 4}, (4, 2)),
-        ({"batch_size": 8, "micro_batch_size": 8}, (4, 1)),
-        ({"batch_size": 9}, "batch_size 9 cannot be divided among 2 processes"),
-        ({"batch_size": 24, "micro_batch_size": 8}, "12 rows for each, which is not a multiple of micro_batch_size 8"),
+        ((16, None), (8, 1)),
+        ((16, 4), (4, 2)),
+        ((8, 8), (4, 1)),
+        ((9, None), "batch_size 9 cannot be divided among 2 processes"),
+        ((24, 8), "12 rows for each, which is not a multiple of micro_batch_size 8"),
     ],
 )
 def test_the_batch_is_that_of_all_processes(two_processes, settings, expected):
     assert processes.share(6) == slice(3, 6)
+    settings = TrainingSettings(batch_size=settings[0], micro_batch_size=settings[1])
     if isinstance(expected, tuple):
-        assert micro_batches(TrainingSettings(**settings)) == expected
+        assert micro_batches(settings) == expected
         return
     with pytest.raises(InputError, match=expected):
-        micro_batches(TrainingSettings(**settings))
+        micro_batches(settings)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +273,6 @@ def test_the_batch_is_that_of_all_processes(two_processes, settings, expected):
         ({"ppo.rollout_batch_size": 6, "ppo.minibatch_size": 3}, {}, "ppo.minibatch_size 3 cannot be"),
         ({"sft.batch_size": 9}, {}, "batch_size 9 cannot be divided"),
         ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
-        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED is not supported"),
     ],
 )
 def test_what_is_not_supported_says_so(two_processes, monkeypatch, overrides, environment, words):
@@ -301,9 +282,24 @@ def test_what_is_not_supported_says_so(two_processes, monkeypatch, overrides, en
         launch.check_launcher(Run(load_recipe("instruct", "tiny", overrides)), ["sft", "ppo"])
 
 
-@pytest.mark.parametrize("number", ["04_01", "01_01", "02_03", "07"])
-def test_a_notebook_that_trains_nothing_is_refused(tmp_path, monkeypatch, number):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+@pytest.mark.parametrize(
+    "path, count, precision, scale", [("ddp_2xt4", 2, "fp16", "t4"), ("ddp_8xh100", 8, "bf16", "full")]
+)
+def test_a_configuration_is_read_by_accelerate_and_fits_the_recipes(monkeypatch, path, count, precision, scale):
+    path = ROOT / "configs" / "accelerate" / f"{path}.yaml"
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig) and config.distributed_type == DistributedType.MULTI_GPU
+    assert (config.num_processes, config.mixed_precision) == (count, precision)
+    known = {flag.dest for flag in launch_command_parser()._actions}
+    assert not yaml.safe_load(path.read_text()).keys() - known - {"compute_environment", "distributed_type", "use_cpu"}
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": str(count)}.items():
+        monkeypatch.setenv(name, value)
+    for name in recipe_names():
+        launch.check_launcher(Run(load_recipe(name, scale)), ["sft", "reward_model", "ppo"])
+
+
+@pytest.mark.parametrize("number", ["04_01", "02_03", "07"])
+def test_a_notebook_that_trains_nothing_is_refused(tmp_path, number):
     with pytest.raises(InputError, match="there are: 01_02, 01_03, 02_02, 03_02, 04_02$"):
         series.train(number, load_recipe("instruct", "tiny"), str(tmp_path), True)
     assert not list(tmp_path.iterdir())

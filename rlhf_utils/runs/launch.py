@@ -134,16 +134,13 @@ def _progress_line(source: Path, label: str) -> Iterator[None]:
     done, live = threading.Event(), sys.stderr.isatty()
 
     def watch() -> None:
-        last = started = time.perf_counter()
-        while not done.wait(0.5):
-            now, state = time.perf_counter(), read_json(source) if source.is_file() else {"text": "starting"}
+        started = time.perf_counter()
+        while not done.wait(0.5 if live else 30.0):
+            state = read_json(source) if source.is_file() else {"text": "starting"}
             step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
-            text = f"{label}  {state['text']}{step}  {now - started:.0f} s"
-            if live:
-                print(f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}", file=sys.stderr, end="", flush=True)
-            elif now - last >= 30:
-                print(text, file=sys.stderr, flush=True)
-                last = now
+            text = f"{label}  {state['text']}{step}  {time.perf_counter() - started:.0f} s"
+            text = f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}" if live else f"{text}\n"
+            print(text, file=sys.stderr, end="", flush=True)
 
     source.unlink(missing_ok=True)
     thread = threading.Thread(target=watch, daemon=True)

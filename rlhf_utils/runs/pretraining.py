@@ -44,13 +44,9 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) 
         vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        model_max_length=context,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False, **special
     )
 
 
@@ -78,12 +74,10 @@ def train_base(
         n_head=settings.heads,
         # The same function as GPT-2's gelu_new, in one fused kernel.
         activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         attn_implementation="sdpa",
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     )
     model = GPT2LMHeadModel(config)
     # Named here because transformers cannot guess it from GPT-2's class name and would warn about that.
@@ -111,12 +105,8 @@ def train_base(
 def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progress: Progress | None = None) -> Path:
     """The folder of the base model for these arguments in `runtime.cache_folder()`, trained now unless this machine has
     it already. A second process that wants the same model waits for the first."""
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.model_dump(), seed]).encode())
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    with cache_entry(f"base/{digest.hexdigest()[:16]}") as folder:
+    key = hashlib.sha256(json.dumps([FORMAT_VERSION, settings.model_dump(), seed, *texts]).encode()).hexdigest()
+    with cache_entry(f"base/{key[:16]}") as folder:
         if not (folder / "model.safetensors").is_file():
             train_base(texts, settings, seed, folder, progress)
     return folder

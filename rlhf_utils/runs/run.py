@@ -82,15 +82,12 @@ class Run(Plan):
     def make_folders(self) -> None:
         """Make the run's folders; InputError where nothing can be written."""
         reach_drive(self.root)
-        try:
-            with disk_errors(self.root):
-                for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
-                    folder.mkdir(parents=True, exist_ok=True)
-                probe = self.root / f".write-test-{os.getpid()}"
-                probe.touch()
-                probe.unlink()
-        except OSError as error:
-            raise InputError(f"cannot write {self.root}: {error.strerror}; choose another --output-dir") from error
+        with disk_errors(self.root):
+            for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".write-test-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -134,9 +131,8 @@ class Run(Plan):
 
     def is_complete(self, stage: str) -> bool:
         """Whether what `stage` left on disk was made with the present settings."""
-        return (self._stamp(stage) or {}).get("fingerprint") == self.fingerprint(stage) and all(
-            (self.root / file).is_file() for file in STAGES[stage].leaves
-        )
+        whole = all((self.root / file).is_file() for file in STAGES[stage].leaves)
+        return whole and (self._stamp(stage) or {}).get("fingerprint") == self.fingerprint(stage)
 
     def has(self, stage: str) -> bool:
         """Whether `stage` need not be made: it is complete, and resuming is wanted or this process made it."""
@@ -190,12 +186,8 @@ class Run(Plan):
                     shutil.rmtree(work, ignore_errors=True)
                 with disk_errors(work):
                     work.mkdir(parents=True, exist_ok=True)
-            about = self._about[stage] = {
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "fingerprint": self.fingerprint(stage),
-                **_provenance(),
-                "hub": commits,
-            }
+            about = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_provenance(), "hub": commits}
+            about = self._about[stage] = {"fingerprint": self.fingerprint(stage), **about}
             self._note("stages", stage, {"state": "running", **about})
             processes.wait()
             begun = time.time()
@@ -203,9 +195,8 @@ class Run(Plan):
                 with disk_errors(work), remembering(self.root), recording(commits), measuring() as taken:
                     yield figures
             except BaseException as error:
-                state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                told = f"{type(error).__name__}: {error}"[:500]
-                self._note("stages", stage, {"state": state, **about, "error": told})
+                ended = {"state": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
+                self._note("stages", stage, {**ended, **about, "error": f"{type(error).__name__}: {error}"[:500]})
                 raise
             taken |= {"seconds": round(time.time() - begun, 1)}
             if main and work.is_dir():
@@ -259,9 +250,8 @@ class Run(Plan):
                 fill(folder)
             if history.is_file() and not (folder / HISTORY).is_file():
                 write_jsonl(folder / HISTORY, [*read_jsonl(history), {"summary": True, **found}])
-            about = {key: self._head()[key] for key in ("recipe", "scale", "seed", "template_hash", "settings")}
-            stamp = {"stage": stage, "fingerprint": self.fingerprint(stage), **about, "results": found, "made": made}
-            write_json(folder / "stage.json", stamp)
+            about = {"stage": stage, "fingerprint": self.fingerprint(stage), **self._head()}
+            write_json(folder / "stage.json", {**about, "results": found, "made": made})
 
     def _settle(self, stage: str) -> None:
         """Record that `stage` is complete, and remove its work with what attempts with other settings left."""
@@ -303,14 +293,12 @@ class Run(Plan):
 
 def _provenance() -> dict[str, Any]:
     """Versions, device, number of processes and git commit."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions, commit, device = {"python": platform.python_version()}, None, detect_device()
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-    commit, device = None, detect_device()
     with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
-        asked = ["git", "rev-parse", "HEAD"]
-        done = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-        commit = done.stdout.strip() or None
+        where = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 10}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **where).stdout.strip() or None
     about = {"name": device.name, "precision": device.precision}
     return {"versions": versions, "device": about, "processes": processes.count(), "git_commit": commit}

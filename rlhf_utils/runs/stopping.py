@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -28,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.platforms.files import write_text
 
 # In the environment of a series' kernels: the folder of the run that the series holds for them.
 SERIES = "RLHF_SERIES"
@@ -128,7 +126,7 @@ def stage_lock(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
-    path, owner = root.resolve() / name, root / f"{name}.json"
+    path, owner = root.resolve() / name, root / f"{name}.txt"
     if path in _mine:
         yield
         return
@@ -136,7 +134,8 @@ def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
     try:
         lock.acquire(timeout=patience)
     except Timeout:
-        raise InputError(f"{root} is in use by {_told(owner)}; wait for it, or choose another --output-dir") from None
+        by = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise InputError(f"{root} is in use by {by}; wait for it, or choose another --output-dir") from None
     except (NotImplementedError, OSError) as error:
         # Some network drives know no locks; a run on one of them is still better than none.
         warnings.warn(f"{root} cannot be locked ({error}): do not start a second run there", stacklevel=2)
@@ -144,17 +143,10 @@ def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
         return
     _mine.add(path)
     try:
-        since, command = time.strftime("%Y-%m-%d %H:%M:%S"), shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:120]
-        who = f"process {os.getpid()} on {socket.gethostname()} since {since} ({command})"
-        write_json(owner, {"by": who})
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {since}")
         yield
     finally:
         _mine.discard(path)
         owner.unlink(missing_ok=True)
         lock.release()
-
-
-def _told(owner: Path) -> str:
-    with contextlib.suppress(OSError, InputError, KeyError, TypeError):
-        return read_json(owner)["by"]
-    return "another process"
