@@ -15,6 +15,7 @@ from made import make
 from tiny import one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 from tiny_sft import sft
 
+from rlhf_utils.__main__ import main
 from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.evaluation.reward_report import reward_report
@@ -119,7 +120,7 @@ def test_the_clock_of_a_training_goes_on_after_a_resume(tmp_path):
     assert len(seconds) > 5 and 1000 < seconds[-1] < 1100 and seconds == sorted(seconds)
 
 
-def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy):
+def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy, capsys):
     run = make(open_run(tmp_path, policy, ROWS, **{"sft.batch_size": 8, "sft.evaluations": 1}), "base", "data", "sft")
     lines, results = read_jsonl(run.folder("sft") / "metrics.jsonl"), run.results("sft")
     assert {"step", "epoch", "loss", "learning_rate", "seconds"} <= lines[0].keys() and "grad_norm" not in lines[0]
@@ -127,7 +128,9 @@ def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy
     assert results["method"] == "full" and results["trainable_parameters"] == results["total_parameters"]
     assert 0 <= results["rougeL"] <= 1 and not run.work("sft").exists()
     written = (run.folder("sft") / "stage.json").stat().st_mtime_ns
-    make(run, "sft")
+    capsys.readouterr()
+    command = ["train", "01_02", "--settings", str(run.root / "run.json"), "--output-dir", str(tmp_path / "out")]
+    assert main(command) == 0 and json.loads(capsys.readouterr().out) == {"sft": results}
     assert (run.folder("sft") / "stage.json").stat().st_mtime_ns == written
 
 
