@@ -251,7 +251,7 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
         raise InputError(
             f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(trained)}"
         )
-    check_launcher(run, stages)
+    check_launcher()
     if processes.is_main():
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     processes.start()

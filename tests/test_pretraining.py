@@ -10,8 +10,8 @@ from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs import pretraining
-from rlhf_utils.runs.pretraining import cached_base, train_base, train_tokenizer
+from rlhf_utils.runs import base
+from rlhf_utils.runs.base import cached_base, train_base, train_tokenizer
 from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.settings.sections import BaseSettings
 from rlhf_utils.toyworld.corpus import corpus
@@ -94,8 +94,8 @@ def test_too_little_text_is_refused_and_any_real_text_will_do(tmp_path):
 
 def test_the_cache_is_keyed_by_content_and_two_callers_at_once_train_once(texts, tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
-    settings, made, train = SETTINGS.model_copy(update={"steps": 2}), [], pretraining.train_base
-    monkeypatch.setattr(pretraining, "train_base", lambda *a: made.append(1) or train(*a))
+    settings, made, train = SETTINGS.model_copy(update={"steps": 2}), [], base.train_base
+    monkeypatch.setattr(base, "train_base", lambda *a: made.append(1) or train(*a))
     with ThreadPoolExecutor(2) as pool:
         folder, again = pool.map(lambda _: cached_base(texts, settings, 0), range(2))
     assert folder == again == cached_base(list(texts), settings, 0) and len(made) == 1

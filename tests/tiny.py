@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.runs.pretraining import train_tokenizer
+from rlhf_utils.runs.base import train_tokenizer
 from rlhf_utils.settings.template import TEMPLATE
 
 CPU = Device("cpu", "the tests' CPU", "fp32", 2**33)

@@ -205,25 +205,11 @@ def all_gpus() -> dict[str, str]:
     return environment
 
 
-def check_launcher(run: Run, stages: Sequence[str]) -> None:
-    """Raise InputError where making `stages` is not supported under this launcher, or their batches do not divide among
-    its processes."""
-    from rlhf_utils.runs.training import micro_batches
-
+def check_launcher() -> None:
+    """Raise InputError where models would be divided among the processes of this launcher."""
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
-            raise InputError(
-                f"{kind} is not supported: models of this size fit into every GPU, so use DDP (configs/accelerate); of "
-                "larger ones docs/several_gpus.md speaks"
-            )
-    recipe = run.recipe
-    settings = {"sft": recipe.sft, "sft_qlora": recipe.sft, "reward_model": recipe.reward_model}
-    for stage in stages:
-        if stage in settings:
-            micro_batches(settings[stage])
-        elif stage == "ppo":
-            processes.divided(recipe.ppo.rollout_batch_size, "ppo.rollout_batch_size")
-            processes.divided(recipe.ppo.minibatch_size, "ppo.minibatch_size")
+            raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
 
 
 def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 
 _LINES_LOGGED = 40
 _KEPT = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
-_TITLES = {
-    "sft": "full fine-tuning",
-    "sft_qlora": "QLoRA",
-    "reward_model": "reward model",
-    "judge_model": "second reward model",
-    "overoptimise": "weak reward model",
-}
 
 
 def total_steps(settings: TrainingSettings, rows: int) -> int:
@@ -134,7 +127,7 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         # transformers takes a classifier's loss for one over the whole batch, since it would accept the number of rows;
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
         trainer.model_accepts_loss_kwargs = False
-    train_resumably(trainer, Path(trainer.args.output_dir), _TITLES.get(stage, stage), run.progress)
+    train_resumably(trainer, Path(trainer.args.output_dir), stage.replace("_", " "), run.progress)
     history = trainer.state.log_history
     if processes.is_main():
         lines = [
