@@ -64,11 +64,6 @@ def sft_stopped(folder: Path, name: str) -> None:
     train("01_02", recipe, str(folder / name), True)
 
 
-def classifier(folder: Path, name: str) -> None:
-    """The reward model of a recipe of labelled texts, from a run whose other stages are there."""
-    train("02_03", Recipe.from_settings(folder / "labelled.json"), str(folder / name), True)
-
-
 def stops_at(call: int, function):
     calls = 0
 
@@ -89,7 +84,6 @@ def two(folder: Path) -> None:
     processes.wait()
     stages(folder, "two")
     ppo_of_other_kinds(folder, "ppo-two")
-    classifier(folder, "two")
     sft_stopped(folder, "stopped")
     ppo(folder, "ppo-stopped")
 
