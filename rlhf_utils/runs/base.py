@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,8 +36,8 @@ from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
 from rlhf_utils.rewards.reward_model import RewardModel
 from rlhf_utils.rewards.terms import FluencyReward
-from rlhf_utils.runs.run import HISTORY, Run
-from rlhf_utils.runs.training import checkpointing, train_resumably
+from rlhf_utils.runs.run import LOG, Run
+from rlhf_utils.runs.training import Progress, checkpointing, train_resumably
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import BaseSettings
 
@@ -46,8 +46,6 @@ END_OF_TEXT = "<|endoftext|>"
 FORMAT_VERSION = 1
 # Fewer blocks than this would be learned by heart within a few steps.
 MIN_BLOCKS = 8
-
-Progress = Callable[[str, int, int], None]
 _SCALE_PROMPTS, _SCALE_LEAST = 200, 16
 
 
@@ -111,14 +109,9 @@ def fetch_policy(run: Run, stage: str) -> None:
         texts = beginnings(texts, tokenizer, run.recipe.data.max_response_tokens)
         rests = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
         likelihood = FluencyReward(model, tokenizer, detect_device(), run.recipe.template)(prompts, rests)
-        loss = -likelihood.mean().item()
-        results = {"method": "already tuned", "held_out_loss": loss, "held_out_texts": len(texts)}
-
-        def fill(folder: Path) -> None:
-            copy_model(base, folder)
-            write_jsonl(folder / HISTORY, [{"summary": True, **results}])
-
-        run.publish(stage, fill=fill, **results)
+        write_jsonl(run.work(stage) / LOG, [])
+        results = {"held_out_loss": -likelihood.mean().item(), "held_out_texts": len(texts)}
+        run.publish(stage, fill=partial(copy_model, base), method="already tuned", **results)
 
 
 def calibrate_on_sft(run: Run, reward: RewardModel) -> None:

@@ -49,15 +49,13 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
 
     target, root = run.notebooks / f"{name}.ipynb", notebook.parents[1]
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    where = notebook.relative_to(root)
-    again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
     started = time.time()
 
     def work() -> None:
+        paths = unformatted(notebook), unformatted(running)
         # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
-        quiet, paths = ["--IPKernelApp.log_level=50"], (unformatted(notebook), unformatted(running))
-        how = {"kernel_name": "python3", "progress_bar": False, "cwd": str(root), "extra_arguments": quiet}
-        papermill.execute_notebook(*paths, parameters=parameters, **how)
+        how = {"cwd": str(root), "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
+        papermill.execute_notebook(*paths, parameters=parameters, kernel_name="python3", **how)
 
     # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
     listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
@@ -75,16 +73,14 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
             raise Stopped(listener.asked) from None
         if not told:
             raise
-        if isinstance(error, DeadKernelError):
-            run.note_notebook(name, state="failed", error="the kernel died")
-            what = f": the kernel died, most likely for want of memory (executed so far: {failed})"
-        else:
-            text = f"{error.ename}: {error.evalue}"
-            run.note_notebook(name, state="failed", cell=error.cell_index, error=text[:500])
-            if error.ename == "InputError":
-                raise InputError(error.evalue) from None
-            what = f", cell In [{error.exec_count}]: {text} (executed notebook: {failed})"
-        raise TrainingError(f"{where}{what}; {again}") from None
+        place, text = "", "the kernel died, most likely for want of memory"
+        if isinstance(error, PapermillExecutionError):
+            place, text = f", cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
+        run.note_notebook(name, state="failed", error=text[:500])
+        if place and error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
+        raise TrainingError(f"{notebook.relative_to(root)}{place}: {text} (executed: {failed}); {again}") from None
     os.replace(running, target)
     failed.unlink(missing_ok=True)
     if listener.asked is not None:

@@ -28,9 +28,9 @@ class StageKind:
 
 # All of the section but the settings of the demonstration.
 _COMPARISON = tuple(f"evaluation.{name}" for name in EvaluationSettings.model_fields if name != "overoptimise")
-_COMPARED = ("samples.csv", "frontier.json", "summary.json", "judge_pairs.jsonl")
+_NEEDED_BY_PPO = ("sft", "reward_model", "judge_model", "data")
 
-STAGES: dict[str, StageKind] = {
+STAGES = {
     "base": StageKind((), ("name", "scale", "seed", "dataset", "policy", "form", "data", "base")),
     "data": StageKind(("base",), ("data",)),
     "sft": StageKind(("base", "data"), ("sft", "generation", "tuned_policy")),
@@ -39,17 +39,14 @@ STAGES: dict[str, StageKind] = {
         ("sft", "data"), ("reward_model", "evaluation.reward_pairs"), ("evaluation/reward_model.json",)
     ),
     "judge_model": StageKind(("sft", "data"), ("reward_model", "evaluation.reward_pairs")),
-    "ppo": StageKind(
-        ("sft", "reward_model", "judge_model", "data"),
-        ("reward", "ppo", "generation", "evaluation.frontier_prompts"),
-    ),
+    "ppo": StageKind(_NEEDED_BY_PPO, ("reward", "ppo", "generation", "evaluation.frontier_prompts")),
     "evaluation": StageKind(
         ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "ppo"),
         ("generation", *_COMPARISON),
-        tuple(f"evaluation/{name}" for name in _COMPARED),
+        tuple(f"evaluation/{name}" for name in ("samples.csv", "frontier.json", "summary.json", "judge_pairs.jsonl")),
     ),
     "overoptimise": StageKind(
-        ("sft", "reward_model", "judge_model", "data"),
+        _NEEDED_BY_PPO,
         ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
         ("evaluation/overoptimise.json",),
     ),
@@ -94,11 +91,9 @@ def making_code(stage: str, form: str) -> str:
     if not paths or not paths[0].is_file():
         return ""
     cells = json.loads(paths[0].read_text(encoding="utf-8"))["cells"]
-    code = [
-        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("tags")
-    ]
-    publishing = [i for i, cell in enumerate(code) if re.search(r"\bpublish(_\w+)?\(", cell)]
-    return "\n".join(code[: publishing[-1] + 1]) if publishing else ""
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and not c["metadata"].get("tags")]
+    last = max((i for i, cell in enumerate(code, 1) if re.search(r"\bpublish(_\w+)?\(", cell)), default=0)
+    return "\n".join(code[:last])
 
 
 class Plan:

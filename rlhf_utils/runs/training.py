@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +25,12 @@ from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json
 from rlhf_utils.platforms.memory import fitting, phase
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
-from rlhf_utils.runs.run import LOG
+from rlhf_utils.runs.run import LOG, Run
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
 
-if TYPE_CHECKING:
-    from rlhf_utils.runs.run import Run
-
+Progress = Callable[[str, int, int], None]
 _LINES_LOGGED = 40
 _KEPT = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
 
@@ -48,10 +46,8 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
     share = processes.divided(settings.batch_size, "batch_size")
     micro = min(settings.micro_batch_size or share, share)
     if share % micro:
-        raise InputError(
-            f"batch_size {settings.batch_size} over {processes.count()} processes is {share} rows for each, which is "
-            f"not a multiple of micro_batch_size {micro}; change one of them"
-        )
+        each = f"batch_size {settings.batch_size} is {share} rows for each process"
+        raise InputError(f"{each}, which is not a multiple of micro_batch_size {micro}; change one of them")
     return micro, share // micro
 
 
@@ -130,11 +126,8 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
     train_resumably(trainer, Path(trainer.args.output_dir), stage.replace("_", " "), run.progress)
     history = trainer.state.log_history
     if processes.is_main():
-        lines = [
-            {key: float(line[key]) if key != "step" else line[key] for key in _KEPT if key in line}
-            for line in history
-            if "loss" in line or "eval_loss" in line
-        ]
+        lines = [line for line in history if "loss" in line or "eval_loss" in line]
+        lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
         write_jsonl(run.work(stage) / LOG, lines)
     taken = {"peak_memory_bytes": peak_memory_bytes(), "seconds": round(history[-1]["seconds"], 1)}
     return {**parameter_counts(trainer.model), **taken}
@@ -167,7 +160,7 @@ class RunCallback(TrainerCallback):
     training.
     """
 
-    def __init__(self, trainer: Trainer, work: Path, title: str, progress: Callable[[str, int, int], None] | None):
+    def __init__(self, trainer: Trainer, work: Path, title: str, progress: Progress | None):
         self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
         self.started, self.skipped, self.inputs = 0.0, 0, {}
         self.compute, trainer.compute_loss = trainer.compute_loss, self.compute_loss
@@ -224,12 +217,7 @@ class RunCallback(TrainerCallback):
         return not_finite(what, f"{advice}; under fp16 also try fp32 or bf16", self.work, self.inputs, texts)
 
 
-def train_resumably(
-    trainer: Trainer,
-    work: Path,
-    title: str = "training",
-    progress: Callable[[str, int, int], None] | None = None,
-) -> None:
+def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
     """Train from the newest whole checkpoint in `work`, or from where the trainer stood when it first came here. Where
     memory runs out, the training goes on from there with half the micro-batch and the same batch."""
     arguments = trainer.args
