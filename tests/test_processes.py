@@ -33,7 +33,6 @@ from rlhf_utils.settings.sections import TrainingSettings
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = Path(__file__).with_name("processes_worker.py")
 CLOCKS = {*TIMING, "peak_memory_bytes"}
-CLOSE = 1e-5
 LAST = f"checkpoints/update-{UPDATES:06d}/policy"
 
 
@@ -67,20 +66,18 @@ def made_data(folder: Path, policy: Path) -> Run:
     return make(open_run(folder, policy, rows, **SETTINGS), "base", "data")
 
 
-def close(first, second, at: str = "") -> None:
+def close(first, second) -> None:
     """Every number of two figures, nested as they may be, is within 1e-5; clocks and memory are left out."""
     if isinstance(first, dict):
-        assert first.keys() == second.keys(), at
+        assert first.keys() == second.keys()
         for key in first.keys() - CLOCKS:
-            close(first[key], second[key], f"{at}.{key}")
+            close(first[key], second[key])
     elif isinstance(first, list):
-        assert len(first) == len(second), at
-        for place, (a, b) in enumerate(zip(first, second, strict=True)):
-            close(a, b, f"{at}[{place}]")
-    elif isinstance(first, float):
-        assert first == pytest.approx(second, rel=CLOSE, abs=CLOSE), at
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
+            close(a, b)
     else:
-        assert first == second, at
+        assert first == (pytest.approx(second, rel=1e-5, abs=1e-5) if isinstance(first, float) else second)
 
 
 def without_clocks(lines: list[dict]) -> list[dict]:
@@ -193,39 +190,20 @@ def test_processes_that_fail_end_all_and_tell_once(tmp_path, who):
     assert lines == ["failed: update 3: the loss is nan"], done.stderr
 
 
-@pytest.fixture
-def two_processes(monkeypatch):
-    """This process believes to be one of two; nothing that talks to the other may be called."""
-    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-
-
-def test_alone_there_is_nobody_to_wait_for(monkeypatch):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "8")  # some clusters set it for every job
+def test_the_batch_is_that_of_all_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # some clusters set it for every job: alone there is nobody to wait for
     assert (processes.count(), processes.index(), processes.is_main()) == (1, 0, True)
     assert processes.share(6) == slice(0, 6) and processes.gathered("a") == ["a"] and processes.from_main("b") == "b"
     processes.wait()
-
-
-@pytest.mark.parametrize(
-    "settings, expected",
-    [
-        ((16, None), (8, 1)),
-        ((16, 4), (4, 2)),
-        ((8, 8), (4, 1)),
-        ((9, None), "batch_size 9 cannot be divided among 2 processes"),
-        ((24, 8), "12 rows for each, which is not a multiple of micro_batch_size 8"),
-    ],
-)
-def test_the_batch_is_that_of_all_processes(two_processes, settings, expected):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
     assert processes.share(6) == slice(3, 6)
-    settings = TrainingSettings(batch_size=settings[0], micro_batch_size=settings[1])
-    if isinstance(expected, tuple):
-        assert micro_batches(settings) == expected
-        return
-    with pytest.raises(InputError, match=expected):
-        micro_batches(settings)
+    for batch, micro, expected in ((16, None, (8, 1)), (16, 4, (4, 2)), (8, 8, (4, 1))):
+        assert micro_batches(TrainingSettings(batch_size=batch, micro_batch_size=micro)) == expected
+    with pytest.raises(InputError, match="batch_size 9 cannot be divided among 2 processes"):
+        micro_batches(TrainingSettings(batch_size=9))
+    with pytest.raises(InputError, match="12 rows for each process, which is not a multiple of micro_batch_size 8"):
+        micro_batches(TrainingSettings(batch_size=24, micro_batch_size=8))
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
