@@ -109,8 +109,6 @@ class Run(Plan):
         """The tokenizer of every policy of this run."""
         return self.folder("base" if "base" in self.stages else "sft")
 
-    # What is there already
-
     def folder(self, stage: str) -> Path:
         """Where `stage` leaves what it made."""
         return self.checkpoints / stage
@@ -166,14 +164,10 @@ class Run(Plan):
         path = self.folder(stage) / "stage.json"
         return read_json(path) if os.path.isfile(path) else None
 
-    # Making a stage
-
     @contextlib.contextmanager
     def training(self, stage: str) -> Iterator[dict[str, Any]]:
         """Make `stage` in the block, up to `publish`, which may be called in the block or later; yields a dictionary
-        for figures that are published with the stage. run.json says how it goes.
-
-        Of several processes all run the block, and the main one keeps the record.
+        for figures that are published with the stage. run.json says how it goes. Several processes all run the block.
         """
         self.require(*self.needs(stage))
         check_packaged(self.recipe.model_names)

@@ -1,12 +1,10 @@
 """Stopping when asked to, and one writer for each run.
 
-SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM end a training at its next safe point, which saves the work since
-the last checkpoint; who asks twice is obeyed at once.
+SIGINT and SIGTERM end a training at its next safe point, with the work saved; who asks twice is obeyed at once.
 
-A second process that would write into a run is refused and told who is there. A series holds `.series.lock` from
-beginning to end; whoever makes a stage (a kernel of the series, a notebook by itself) holds `.stage.lock` meanwhile,
-because the last kernel of a series that was killed may live on for a moment. The operating system releases both when a
-process dies. Reading needs no lock.
+A series holds `.series.lock` from beginning to end; whoever makes a stage (a kernel of the series, a notebook by
+itself) holds `.stage.lock` meanwhile: the last kernel of a series that was killed may live on for a moment. The
+operating system releases both when a process dies. Reading needs no lock.
 """
 
 from __future__ import annotations
@@ -53,12 +51,10 @@ def stop_asked() -> bool:
 
 @contextmanager
 def safe_points() -> Iterator[None]:
-    """In the block a first signal only asks (`stop_asked`); the block then ends soon, and Stopped is raised.
-
-    Several processes of one training are not asked at the same moment, so they stop at once, as do threads.
-    """
+    """In the block a first signal only asks (`stop_asked`); the block then ends soon, and Stopped is raised. Several
+    processes of one training are not asked at the same moment, so they stop at once."""
     global _asked
-    if threading.current_thread() is not threading.main_thread() or "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ:
         yield
         return
 
@@ -71,11 +67,11 @@ def safe_points() -> Iterator[None]:
             print("stopping at the next safe point", flush=True)
         _asked = number
 
-    with handled(ask):
-        try:
+    try:
+        with handled(ask):
             yield
-        finally:
-            asked, _asked = _asked, None
+    finally:
+        asked, _asked = _asked, None
     if asked is not None:
         raise Stopped(asked)
 
