@@ -135,8 +135,7 @@ def test_bad_data_of_a_run(cli, tmp_path, name, content, words):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"scale": "t4", "fingerprint": "x"}, ["at scale t4", "not instruct at tiny"]),
-        ({"recipe": "imdb", "fingerprint": "x"}, ["recipe imdb", "not instruct at tiny"]),
+        ({"fingerprint": "x"}, ["sft was made with other settings"]),
         ({"template_hash": "abc"}, ["prompt template abc"]),
     ],
 )

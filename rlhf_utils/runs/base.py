@@ -30,7 +30,7 @@ from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import disk_errors, whole_folder, write_jsonl
+from rlhf_utils.platforms.files import whole_folder, write_jsonl
 from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
@@ -177,8 +177,6 @@ def train_base(
     TrainingError where the loss or a gradient is not finite.
     """
     work = folder.with_name(f".{folder.name}.work")
-    with disk_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
     blocks = _blocks(texts, tokenizer, settings)
     set_seed(seed)
