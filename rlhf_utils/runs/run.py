@@ -129,8 +129,8 @@ class Run(Plan):
 
     def is_complete(self, stage: str) -> bool:
         """Whether what `stage` left on disk was made with the present settings."""
-        whole = all((self.root / file).is_file() for file in STAGES[stage].leaves)
-        return whole and (self._stamp(stage) or {}).get("fingerprint") == self.fingerprint(stage)
+        made = (self._stamp(stage) or {}).get("fingerprint") == self.fingerprint(stage)
+        return made and all((self.root / file).is_file() for file in STAGES[stage].leaves)
 
     def has(self, stage: str) -> bool:
         """Whether `stage` need not be made: it is complete, and resuming is wanted or this process made it."""
