@@ -13,11 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +57,11 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
 
     # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
     listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
+    progress = run.root / ".progress.json"
+    progress.unlink(missing_ok=True)
     try:
-        with disk_errors(running), processes.environment(**_KERNEL), _progress_line(run.root / ".progress.json", label):
-            listener.run(work)
+        with disk_errors(running), processes.environment(**_KERNEL):
+            listener.run(work, _progress_line(progress, label))
     except BaseException as error:
         told = isinstance(error, PapermillExecutionError | DeadKernelError)
         if told:
@@ -81,6 +81,10 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
             raise InputError(error.evalue) from None
         again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
         raise TrainingError(f"{notebook.relative_to(root)}{place}: {text} (executed: {failed}); {again}") from None
+    finally:
+        progress.unlink(missing_ok=True)
+        if sys.stderr.isatty():
+            print("\033[K", file=sys.stderr, end="", flush=True)
     os.replace(running, target)
     failed.unlink(missing_ok=True)
     if listener.asked is not None:
@@ -100,8 +104,8 @@ class Listener:
     def __init__(self, ask: Callable[[], None], end: Callable[[], None]):
         self.ask, self.end, self.asked = ask, end, None
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Run `work` to its end, asked or not; raises what it raises."""
+    def run(self, work: Callable[[], None], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Run `work` to its end, asked or not, and `meanwhile` now and then; raises what `work` raises."""
 
         def heard(number: int, _) -> None:
             if self.asked is None:
@@ -114,6 +118,7 @@ class Listener:
             while not done.done():
                 if self.asked is not None:
                     self.ask()
+                meanwhile()
                 wait([done], timeout=2.0 if self.asked is not None else 0.2)
         done.result()
 
@@ -124,31 +129,22 @@ def _signal_kernels(number: int) -> None:
             child.send_signal(number)
 
 
-@contextmanager
-def _progress_line(source: Path, label: str) -> Iterator[None]:
-    """In the block, what the kernel writes into `source` on stderr: one live line, or a line now and then in a log."""
-    done, live = threading.Event(), sys.stderr.isatty()
+def _progress_line(source: Path, label: str) -> Callable[[], None]:
+    """What shows, when it is called, what the kernel wrote into `source`: one live line, or a line now and then."""
+    live, last = sys.stderr.isatty(), time.perf_counter()
+    started = last
 
-    def watch() -> None:
-        started = time.perf_counter()
-        while not done.wait(0.5 if live else 30.0):
-            state = read_json(source) if source.is_file() else {"text": "starting"}
-            step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
-            text = f"{label}  {state['text']}{step}  {time.perf_counter() - started:.0f} s"
-            text = f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}" if live else f"{text}\n"
-            print(text, file=sys.stderr, end="", flush=True)
+    def show() -> None:
+        nonlocal last
+        if (now := time.perf_counter()) - last < (0.5 if live else 30.0):
+            return
+        last, state = now, read_json(source) if source.is_file() else {"text": "starting"}
+        step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
+        text = f"{label}  {state['text']}{step}  {now - started:.0f} s"
+        text = f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}\r" if live else f"{text}\n"
+        print(text, file=sys.stderr, end="", flush=True)
 
-    source.unlink(missing_ok=True)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        source.unlink(missing_ok=True)
-        if live:
-            print("\r\033[K", file=sys.stderr, end="", flush=True)
+    return show
 
 
 def execute(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
