@@ -18,12 +18,11 @@ from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
-from rlhf_utils.runs.headless import run_notebook
-from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_python
-from rlhf_utils.runs.locks import series_lock
+from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_notebook, run_python
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
+from rlhf_utils.runs.stopping import series_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import LORA_PLACES, flat
 
@@ -246,13 +245,12 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
         raise InputError(
             f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(training)}"
         )
-    stages = trained(training[number])
-    check_launcher(run, stages)
+    check_launcher()
     if processes.is_main():
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     processes.start()
     run_cells(run, training[number])
-    return {stage: run.results(stage) for stage in stages}
+    return {stage: run.results(stage) for stage in trained(training[number])}
 
 
 def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:

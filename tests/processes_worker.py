@@ -21,17 +21,9 @@ UPDATES = 4
 
 def ppo_trainer(folder: Path, name: str, **settings) -> PPOTrainer:
     """Answers of different lengths, several microbatches for each step, and all that carries over between updates."""
-    return tiny_trainer(
-        folder / "policy",
-        folder / name,
-        judge=lambda prompts, responses: [len(response) for response in responses],
-        updates=UPDATES,
-        microbatch_size=1,
-        kl_controller="adaptive",
-        kl_target=0.1,
-        kl_horizon=40,
-        **settings,
-    )
+    settings |= {"updates": UPDATES, "microbatch_size": 1, "kl_controller": "adaptive"}
+    settings |= {"kl_target": 0.1, "kl_horizon": 40, "judge": lambda prompts, responses: [*map(len, responses)]}
+    return tiny_trainer(folder / "policy", folder / name, **settings)
 
 
 def ppo(folder: Path, name: str) -> None:
@@ -54,24 +46,22 @@ def ppo_stopped(folder: Path, name: str) -> None:
             ppo_trainer(folder, name).train()
 
 
-def stages(folder: Path, name: str, stopped: bool = False) -> None:
-    """Supervised fine-tuning and the reward model, each as its notebook; where `stopped`, each is left once at its
-    sixth step."""
+def stages(folder: Path, name: str) -> None:
+    """Supervised fine-tuning and the reward model, each as its notebook."""
+    for notebook in ("01_02", "02_02"):
+        train(notebook, Recipe.from_settings(folder / "settings.json"), str(folder / name), True)
+
+
+def sft_stopped(folder: Path, name: str) -> None:
+    """Supervised fine-tuning that every process leaves once at its sixth step."""
     recipe = Recipe.from_settings(folder / "settings.json")
-    for stage, notebook in (("sft", "01_02"), ("reward_model", "02_02")):
-        if stopped:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(RunCallback, "on_step_end", stops_at(6, lambda *_, **__: None), raising=False)
-                with pytest.raises(KeyboardInterrupt):
-                    train(notebook, recipe, str(folder / name), True)
-            processes.wait()
-            assert Run(recipe, folder / name).record()["stages"][stage]["state"] == "interrupted"
-        train(notebook, recipe, str(folder / name), True)
-
-
-def classifier(folder: Path, name: str) -> None:
-    """The reward model of a recipe of labelled texts, from a run whose other stages are there."""
-    train("02_03", Recipe.from_settings(folder / "labelled.json"), str(folder / name), True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunCallback, "on_step_end", stops_at(6, lambda *_, **__: None), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            train("01_02", recipe, str(folder / name), True)
+    processes.wait()
+    assert Run(recipe, folder / name).record()["stages"]["sft"]["state"] == "interrupted"
+    train("01_02", recipe, str(folder / name), True)
 
 
 def stops_at(call: int, function):
@@ -94,8 +84,7 @@ def two(folder: Path) -> None:
     processes.wait()
     stages(folder, "two")
     ppo_of_other_kinds(folder, "ppo-two")
-    classifier(folder, "two")
-    stages(folder, "stopped", stopped=True)
+    sft_stopped(folder, "stopped")
     ppo(folder, "ppo-stopped")
 
 

@@ -20,7 +20,7 @@ from rlhf_utils.data.prepared import (
 )
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.pretraining import train_tokenizer
+from rlhf_utils.runs.base import train_tokenizer
 from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE

@@ -128,7 +128,7 @@ def test_what_a_stage_found_is_not_found_twice(tmp_path):
         return {"x": (0.1, None)}
 
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), run.stage("base") as stage:
-            assert stage.once("found", figures) == {"x": [0.1, None]}
+        with pytest.raises(KeyboardInterrupt), run.training("base"):
+            assert run.once("base", "found", figures) == {"x": [0.1, None]}
             raise KeyboardInterrupt
     assert len(calls) == 1

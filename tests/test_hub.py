@@ -28,10 +28,14 @@ def run(tmp_path_factory) -> Run:
     figures = make_run(folder / "figures")
     run = Run.open("instruct", "tiny", folder / "out")
     for name in run.stages:
-        with run.stage(name) as stage, stage.publish() as target:
+
+        def fill(target, name=name):
             if name == "ppo":
                 save_tiny(target)
                 write_json(target / "metrics.jsonl", {})
+
+        with run.training(name):
+            run.publish(name, fill=fill)
             if name == "evaluation":
                 for file in (figures / "evaluation").iterdir():
                     (run.evaluation / file.name).write_bytes(file.read_bytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,9 +37,6 @@ def prepared(rows: list[dict], **settings):
     return prepare(Rows(rows, None, "made", "f"), DataSettings(**settings), tiny_tokenizer(), 0, PLAIN)
 
 
-# Data
-
-
 def test_prompts_are_the_first_tokens_as_many_as_allowed():
     data = prepared(reviews(400), prompt_tokens=(3, 9))
     rows = [row for split in data.splits.values() for row in split]
@@ -49,21 +45,17 @@ def test_prompts_are_the_first_tokens_as_many_as_allowed():
     # One token is one byte here: of "It was zzz" a blank at the end is taken off.
     assert {len(row["prompt"]) for row in rows} == {2, 4, 5, 6, 8, 9}
     again = prepared(list(reversed(reviews(400))), prompt_tokens=(3, 9))
-    assert sorted((r["text"], r["prompt"]) for s in again.splits.values() for r in s) == sorted(
-        (r["text"], r["prompt"]) for r in rows
-    )
+    found = sorted((row["text"], row["prompt"]) for split in again.splits.values() for row in split)
+    assert found == sorted((row["text"], row["prompt"]) for row in rows)
     assert not {r["text"] for r in data.splits["reward"]} & {r["text"] for r in data.splits["ppo"]}
 
 
-def test_short_texts_are_left_out_and_counted():
-    data = prepared([*reviews(40), {"text": "Too short.", "label": 1}], min_text_characters=20)
-    assert data.report.dropped("train")["text under 20 characters"] == 1
-
-
-def test_splits_have_at_most_so_many_rows():
-    data = prepared(reviews(300), split_rows={"reward": 25})
+def test_short_texts_are_left_out_and_splits_cut_and_both_are_counted():
+    rows = [*reviews(300), {"text": "Too short.", "label": 1}]
+    data = prepared(rows, min_text_characters=20, split_rows={"reward": 25})
     assert len(data.splits["reward"]) == 25 and len(data.splits["ppo"]) > 25
     assert data.report.dropped("reward")["over split_rows.reward 25"] > 50
+    assert data.report.dropped("train")["text under 20 characters"] == 1
 
 
 def test_near_ties_of_votes_are_dropped_and_counted():
@@ -96,14 +88,6 @@ def test_rows_of_another_kind_are_refused(rows, form, words):
         check_rows(Rows(rows, None, "made", "f"), recipe)
 
 
-# The template
-
-
-def test_a_continuation_is_left_as_it_was_sampled():
-    assert PLAIN.text("The mov", "ie was long. ") == "The movie was long. "
-    assert PLAIN.format("The film") + PLAIN.completion(" was long") == "The film was long"
-
-
 def test_ppo_goes_on_with_plain_texts(tmp_path):
     seen = []
 
@@ -111,18 +95,14 @@ def test_ppo_goes_on_with_plain_texts(tmp_path):
         seen.extend(zip(prompts, responses, strict=True))
         return torch.zeros(len(prompts))
 
-    policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
+    policy, tokenizer = save_tiny(tmp_path / "policy", eos_nats=3.0), tiny_tokenizer()
     trainer = tiny_trainer(policy, tmp_path / "out", reward, prompts=["ab", "abc"], updates=1, template=PLAIN)
     rollout = trainer.rollouts.collect(trainer.actor.eval(), 0, 0.0)
-    for prompt, row, length in zip(
-        rollout.prompts, rollout.episodes.tokens, rollout.episodes.prompt_lengths, strict=True
-    ):
-        assert row[:length].tolist() == tiny_tokenizer()(prompt)["input_ids"]
+    episodes = rollout.episodes
+    for prompt, row, length in zip(rollout.prompts, episodes.tokens, episodes.prompt_lengths, strict=True):
+        assert row[:length].tolist() == tokenizer(prompt)["input_ids"]
     for (_, response), answer in zip(seen, rollout.answers, strict=True):
-        assert response == tiny_tokenizer().decode(answer.tokens, skip_special_tokens=True)
-
-
-# Judges
+        assert response == tokenizer.decode(answer.tokens, skip_special_tokens=True)
 
 
 def test_margin_of_a_classifier_is_that_of_the_true_label():
@@ -130,34 +110,29 @@ def test_margin_of_a_classifier_is_that_of_the_true_label():
     assert found.tolist() == [1.0, -1.0]
 
 
-def test_length_alone():
+def test_length_alone_takes_the_side_that_does_better_in_training():
     long, short = {"text": "a" * 30, "label": 1}, {"text": "a" * 5, "label": 0}
-    train = Dataset.from_list([long, short] * 5)
-    assert length_alone(train, Dataset.from_list([long, short, short]), tiny_tokenizer()) == 1.0
-    assert length_alone(train, Dataset.from_list([{**long, "label": 0}, short]), tiny_tokenizer()) == 0.5
-    short_is_one = Dataset.from_list([{**long, "label": 0}, {**short, "label": 1}])
-    assert length_alone(short_is_one, short_is_one, tiny_tokenizer()) == 1.0
-    assert sides(train) == {"positive": ["a" * 30] * 5, "negative": ["a" * 5] * 5}
-    pairs = Dataset.from_list([{"chosen": "aaaa", "rejected": "a"}] * 3)
-    assert length_alone(pairs, Dataset.from_list([{"chosen": "a", "rejected": "aaa"}]), tiny_tokenizer()) == 0.0
-    tied = Dataset.from_list([{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}])
-    assert length_alone(pairs, tied, tiny_tokenizer()) == 0.75
+    long_is_0, short_is_1 = {**long, "label": 0}, {**short, "label": 1}
+    pairs = [{"chosen": "aaaa", "rejected": "a"}] * 3
+    for train, held_out, expected in (
+        ([long, short] * 5, [long, short, short], 1.0),
+        ([long, short] * 5, [long_is_0, short], 0.5),
+        ([long_is_0, short_is_1], [long_is_0, short_is_1], 1.0),
+        (pairs, [{"chosen": "a", "rejected": "aaa"}], 0.0),
+        (pairs, [{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}], 0.75),
+    ):
+        assert length_alone(Dataset.from_list(train), Dataset.from_list(held_out), tiny_tokenizer()) == expected
+    assert sides(Dataset.from_list([long, short])) == {"positive": ["a" * 30], "negative": ["a" * 5]}
 
 
 def test_label_noise_is_what_the_judge_disagrees_with():
     def judge(prompts, responses):
         return [10.0 if "good" in text else 0.0 for text in responses]
 
-    texts = Dataset.from_list([{"text": t, "label": n} for t, n in (("good", 1), ("bad", 0), ("good", 0), ("bad", 0))])
-    assert label_noise(judge, texts) == 0.25
-    right, wrong = (
-        {"prompt": "", "chosen": "good", "rejected": "bad"},
-        {"prompt": "", "chosen": "bad", "rejected": "good"},
-    )
-    assert label_noise(judge, Dataset.from_list([right, wrong])) == 0.5
-
-
-# The stages
+    texts = [{"text": text, "label": label} for text, label in (("good", 1), ("bad", 0), ("good", 0), ("bad", 0))]
+    assert label_noise(judge, Dataset.from_list(texts)) == 0.25
+    right = {"prompt": "", "chosen": "good", "rejected": "bad"}
+    assert label_noise(judge, Dataset.from_list([right, {**right, "chosen": "bad", "rejected": "good"}])) == 0.5
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +172,10 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
 
 
 def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
-    make(run, "reward_model")
     copy = tmp_path / "classifier"
-    copy.mkdir()
-    for file in run.folder("reward_model").iterdir():
-        if file.name not in ("reward_label.json", "stage.json"):
-            (copy / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(make(run, "reward_model").folder("reward_model"), copy)
+    for name in ("reward_label.json", "stage.json"):
+        (copy / name).unlink()
     settings = {"dataset": run.recipe.dataset, "policy": run.recipe.policy, "models.reward_model": str(copy)}
     settings |= {"data": run.recipe.data.model_dump(), "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
     other = Run.open("imdb", "tiny", tmp_path / "out", settings)
@@ -225,21 +198,3 @@ def test_a_classifier_learns_the_same_from_a_batch_in_parts(run, tmp_path):
         lines = read_jsonl(make(parts, "reward_model").folder("reward_model") / "metrics.jsonl")
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) > 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-@pytest.mark.parametrize("name", ["assistant", "overoptimise"])
-def test_what_is_about_answers_is_refused_for_continuations(name, tmp_path):
-    with pytest.raises(InputError, match=f"evaluation.{name}.* are for a dialogue"):
-        Run.open("imdb", "tiny", tmp_path, {f"evaluation.{name}": {}})
-
-
-def test_no_file_but_the_recipes_own_asks_which_recipe_it_is():
-    package = Path(__file__).resolve().parents[1] / "rlhf_utils"
-    code = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
-    names = ("helpful_harmless", "imdb", "eli5")
-    allowed = {"sections.py", "worlds.py"}
-    for path, text in code.items():
-        if path.parent.name == "toyworld" or path.name in allowed:
-            continue
-        assert not any(f'"{name}"' in text for name in names), path
-        assert "recipe ==" not in text and "recipe.name ==" not in text, path

@@ -12,7 +12,6 @@ from tiny import one_thread, save_tiny  # noqa: F401
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.hacking import judge_gain
-from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import compare, write_report
@@ -44,25 +43,17 @@ def run(tmp_path_factory, policy) -> Run:
     return run
 
 
-def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run):
-    summary = read_json(run.evaluation / "summary.json")
+def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run, tmp_path, monkeypatch):
+    summary, frontier = (read_json(run.evaluation / f"{name}.json") for name in ("summary", "frontier"))
     assert summary["prompts"] == 1 and summary["models"]["ppo"]["reward"] is not None
-    assert summary["models"]["ppo"]["reward_ci95"] is None
+    assert summary["models"]["ppo"]["reward_ci95"] is None and summary["hacking"]["level"] == "none"
     assert summary["paired"]["ppo_vs_sft"]["reward"]["ci95"] is None
-    assert summary["hacking"]["level"] == "none"
-    points = read_json(run.evaluation / "frontier.json")["points"]
-    assert [point["reward_error"] for point in points] == [None] * len(points)
-
-
-def test_it_is_said_drawn_reported_and_compared(run, tmp_path, monkeypatch):
+    assert not any(point["reward_error"] for point in frontier["points"])
+    assert "No difference between PPO and SFT is shown" in text_summary(summary)
     monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
-    assert "No difference between PPO and SFT is shown" in text_summary(read_json(run.evaluation / "summary.json"))
     assert write_report(run.root).stat().st_size > 10_000
     assert compare([run.root], tmp_path)[0]["seeds"] == "1"
-
-
-def test_summary_and_frontier_say_which_kl_is_meant_and_at_which_temperature(run):
-    summary, frontier = (read_json(run.evaluation / f"{name}.json") for name in ("summary", "frontier"))
+    # Which KL is meant, and at which temperature.
     assert summary["kl_to_sft_temperature"] == frontier["kl_to_sft_temperature"] == run.recipe.generation.temperature
     budget = summary["kl_budget"]
     assert (budget["nats"], budget["temperature"]) == (run.recipe.ppo.kl_budget, run.recipe.ppo.temperature)
@@ -94,9 +85,3 @@ def test_the_panel_judges_a_single_answer(prompts, judged):
     found = judge_gain(["why?"] * prompts, answers(0.0), answers(1.0), lambda p, r: [0.0] * len(p), None)
     assert "+1.00" in found["evidence"][0] and ("[" in found["evidence"][0]) == (prompts > 1)
     assert (found["level"] == "none") if prompts == 1 or judged else True
-
-
-def test_an_interval_is_written_without_the_ends_it_does_not_have():
-    one, two = mean_interval([0.5]), mean_interval([1.0, 1.0])
-    assert f"{one:.2f}" == "0.50" and f"{two:+.1f}" == "+1.0 [+1.0, +1.0]"
-    assert not one.is_above() and not one.is_below(9.0) and two.is_above() and two.is_below(2.0)

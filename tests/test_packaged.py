@@ -96,8 +96,8 @@ def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
 @pytest.mark.slow
 def test_a_card_names_the_model_and_its_license(tmp_path):
     run = Run.open("instruct", "tiny", tmp_path, {"policy": "smollm2"})
-    with run.stage("base") as stage, stage.publish():
-        pass
+    with run.training("base"):
+        run.publish("base")
     card = model_card(run, "base")
     assert "license: apache-2.0" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card
     assert "policy=smollm2" in card and run.record()["settings"]["policy"] == "smollm2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny import one_thread, save_tiny  # noqa: F401
 from rlhf_utils.__main__ import main
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.evaluation.playground import Playground, serve
-from rlhf_utils.models.loading import copy_model, load_reward_model, load_tokenizer, save_model
+from rlhf_utils.models.loading import copy_model, load_reward_model, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_json
 from rlhf_utils.runs.run import Run
@@ -25,14 +26,14 @@ def finished(folder, recipe: str, stages: tuple[str, ...]) -> Run:
     run = Run.open(recipe, "tiny", folder / "out", {"generation.max_new_tokens": 8})
     policies = {name: save_tiny(folder / f"policy-{name}", eos_nats=2.0, seed=name == "ppo") for name in stages}
     for name in (name for name in run.stages if name in stages):
-        with run.stage(name) as stage, stage.publish() as target:
+        with run.training(name):
             if name == "reward_model":
                 torch.manual_seed(0)
                 tokenizer = load_tokenizer(policies["base"])
-                save_model(load_reward_model(policies["base"], fresh_head=True), tokenizer, target)
+                run.publish(name, load_reward_model(policies["base"], fresh_head=True), tokenizer)
                 write_json(run.evaluation / "reward_model.json", {})
-            elif name != "data":
-                copy_model(policies[name], target)
+            else:
+                run.publish(name, fill=partial(copy_model, policies[name]) if name != "data" else None)
     return run
 
 
@@ -107,7 +108,7 @@ def test_a_run_with_one_policy_only(tmp_path, recipe):
 
 def test_a_run_without_any_model(tmp_path, capsys):
     run = Run.open("instruct", "tiny", tmp_path)
-    with run.stage("base"):
+    with run.training("base"):
         pass
     assert main(["playground", "--run", str(run.root)]) == 2
     assert capsys.readouterr().err.startswith("error: ")

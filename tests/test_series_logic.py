@@ -16,7 +16,7 @@ from papermill.parameterize import parameterize_path
 
 from rlhf_utils import series
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.runs import headless
+from rlhf_utils.runs import launch
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import STAGES
 from rlhf_utils.runs.stopping import Stopped
@@ -44,8 +44,8 @@ class FakePapermill:
         run = Run.open(*(parameters[key] for key in keys))
         for stage in next(notebook.makes for notebook in SERIES if notebook.path == name):
             if not run.has(stage):
-                with run.stage(stage) as running, running.publish() as folder:
-                    (folder / "made").touch()
+                with run.training(stage):
+                    run.publish(stage)
                     for file in STAGES[stage].leaves:
                         (run.root / file).touch()
 
@@ -67,7 +67,7 @@ def fake(monkeypatch) -> FakePapermill:
 def test_papermill_finds_a_path_of_any_name(name):
     """It puts the parameters of a notebook into its paths."""
     path = Path("/somewhere") / name / "01_01.ipynb"
-    assert parameterize_path(headless.unformatted(path), {"seed": 3}) == str(path)
+    assert parameterize_path(launch.unformatted(path), {"seed": 3}) == str(path)
 
 
 def start(folder: Path, overrides: dict | None = None, only: list[str] | None = None, fresh: bool = False) -> Run:
@@ -115,7 +115,7 @@ def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeyp
             raise RuntimeError("Kernel died before replying to kernel_info")
 
     fake.failures = KernelDied({SERIES[1].path: None})
-    monkeypatch.setattr(headless, "_signal_kernels", lambda number: None)
+    monkeypatch.setattr(launch, "_signal_kernels", lambda number: None)
     with pytest.raises(Stopped) as stopped:
         start(tmp_path)
     assert stopped.value.number == number

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 from made import make
-from tiny import save_tiny, tiny_tokenizer
+from tiny import one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 from tiny_sft import sft
 
+from rlhf_utils.__main__ import main
 from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.evaluation.reward_report import reward_report
@@ -30,14 +33,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture
-def policy(tmp_path) -> Path:
-    return save_tiny(tmp_path / "policy")
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("policy"))
 
 
 def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) -> Run:
@@ -49,36 +47,21 @@ def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) ->
     return Run.open("instruct", "tiny", folder / "out", settings)
 
 
-def test_demonstrations_are_learnt_from_the_answer_to_its_end(tokenizer):
-    split = Dataset.from_list([{"prompt": "Hi?", "chosen": "Yes.", "rejected": None}])
+def test_demonstrations_are_learnt_to_their_end_and_pairs_are_read_without_it():
+    tokenizer, split = tiny_tokenizer(), Dataset.from_list([{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No"}])
     row = training.demonstration_tokens(split, tokenizer)[0]
-    learnt = [token for token, mask in zip(row["input_ids"], row["completion_mask"], strict=True) if mask]
-    read = [token for token, mask in zip(row["input_ids"], row["completion_mask"], strict=True) if not mask]
-    assert tokenizer.decode(read) == TEMPLATE.format("Hi?")
-    assert learnt[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(learnt[:-1]) == " Yes."
+    start = row["completion_mask"].index(1)
+    assert row["completion_mask"] == [0] * start + [1] * (len(row["input_ids"]) - start)
+    assert tokenizer.decode(row["input_ids"][:start]) == TEMPLATE.format("Hi?")
+    assert row["input_ids"][-1] == tokenizer.eos_token_id and tokenizer.decode(row["input_ids"][start:-1]) == " Yes."
+    pair = training.preference_tokens(split, tokenizer)[0]
+    for side in ("chosen", "rejected"):
+        assert tokenizer.decode(pair[f"{side}_ids"]) == TEMPLATE.text("Hi?", split[side][0])
 
 
-def test_pairs_are_whole_texts_without_end_of_text(tokenizer):
-    split = Dataset.from_list([{"prompt": "Hi?", "chosen": "Yes, I think.", "rejected": "No"}])
-    row = training.preference_tokens(split, tokenizer)[0]
-    assert tokenizer.decode(row["chosen_ids"]) == TEMPLATE.text("Hi?", "Yes, I think.")
-    assert tokenizer.decode(row["rejected_ids"]) == TEMPLATE.text("Hi?", "No")
-    assert tokenizer.eos_token_id not in row["chosen_ids"] + row["rejected_ids"]
-
-
-@pytest.mark.parametrize(
-    "rows, settings, steps",
-    [
-        (100, {"batch_size": 16}, 7),
-        (96, {"batch_size": 16}, 6),
-        (100, {"batch_size": 16, "epochs": 2}, 14),
-        (100, {"batch_size": 16, "epochs": 0.5}, 4),
-        (3, {"batch_size": 16}, 1),
-    ],
-)
-def test_steps_of_a_budget(rows, settings, steps):
-    assert training.total_steps(TrainingSettings(**settings), rows) == steps
+@pytest.mark.parametrize("rows, epochs, steps", [(100, 1, 7), (96, 1, 6), (100, 2, 14), (100, 0.5, 4), (3, 1, 1)])
+def test_steps_of_a_budget(rows, epochs, steps):
+    assert training.total_steps(TrainingSettings(batch_size=16, epochs=epochs), rows) == steps
 
 
 def test_bookkeeping_follows_the_device_and_the_budget(tmp_path, policy):
@@ -90,22 +73,45 @@ def test_bookkeeping_follows_the_device_and_the_budget(tmp_path, policy):
     assert {"bf16", "fp16", "use_cpu"} <= set(arguments) and training.micro_batches(settings) == (8, 4)
 
 
-def test_training_resumes_from_the_newest_complete_checkpoint_only(tmp_path):
-    for step, complete in ((9, True), (10, True), (100, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "COMPLETE").touch()
-    asked, (trainer, _) = [], sft(tmp_path / "trainer")
-    trainer.train = lambda resume_from_checkpoint: asked.append(resume_from_checkpoint)
-    training.train_resumably(trainer, tmp_path, "sft")
-    assert asked == [str(tmp_path / "checkpoint-10")]
-    assert not (tmp_path / "checkpoint-100").exists()
-    training.train_resumably(trainer, tmp_path / "nothing", "sft")
-    assert asked[1] is None
+@pytest.mark.parametrize("step", [2, 5], ids=["before a checkpoint", "after one"])
+def test_a_cell_that_runs_again_after_an_interrupt_trains_as_if_there_was_none(tmp_path, step):
+    straight, expected = sft(tmp_path / "straight")
+    training.train_resumably(straight, tmp_path / "straight")
+    trainer, model = sft(tmp_path / "work")
+    calls = []
+
+    def interrupt(*_):
+        calls.append(None)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_resumably(trainer, tmp_path / "work")
+    # Partial, and newer than any other.
+    (tmp_path / "work" / "checkpoint-100").mkdir()
+    training.train_resumably(trainer, tmp_path / "work")
+    assert len(calls) == step + (5 if step == 2 else 1), "it goes on from the newest whole checkpoint, if there is one"
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+    losses = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (trainer, straight)]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
+    assert [type(callback) for callback in trainer.callback_handler.callbacks].count(training.RunCallback) == 1
 
 
-def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy):
+def test_the_clock_of_a_training_goes_on_after_a_resume(tmp_path):
+    training.train_resumably(sft(tmp_path)[0], tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    state = tmp_path / "checkpoint-4" / "trainer_state.json"
+    about = read_json(state)
+    about["log_history"][-1]["seconds"] = 1000.0
+    state.write_text(json.dumps(about))
+    again, _ = sft(tmp_path)
+    training.train_resumably(again, tmp_path)
+    seconds = [line["seconds"] for line in again.state.log_history]
+    assert len(seconds) > 5 and 1000 < seconds[-1] < 1100 and seconds == sorted(seconds)
+
+
+def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy, capsys):
     run = make(open_run(tmp_path, policy, ROWS, **{"sft.batch_size": 8, "sft.evaluations": 1}), "base", "data", "sft")
     lines, results = read_jsonl(run.folder("sft") / "metrics.jsonl"), run.results("sft")
     assert {"step", "epoch", "loss", "learning_rate", "seconds"} <= lines[0].keys() and "grad_norm" not in lines[0]
@@ -113,59 +119,30 @@ def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy
     assert results["method"] == "full" and results["trainable_parameters"] == results["total_parameters"]
     assert 0 <= results["rougeL"] <= 1 and not run.work("sft").exists()
     written = (run.folder("sft") / "stage.json").stat().st_mtime_ns
-    make(run, "sft")
+    capsys.readouterr()
+    command = ["train", "01_02", "--settings", str(run.root / "run.json"), "--output-dir", str(tmp_path / "out")]
+    assert main(command) == 0 and json.loads(capsys.readouterr().out) == {"sft": results}
     assert (run.folder("sft") / "stage.json").stat().st_mtime_ns == written
 
 
 def test_a_local_model_and_local_rows(tmp_path, policy):
     run = open_run(tmp_path, policy, ROWS)
-    assert make_base(run) == {"policy": str(policy)}
+    assert make_base(run) == {"policy": str(policy)} and load_tokenizer(run.folder("base")).eos_token_id is not None
     data = make_data(run)
-    assert load_tokenizer(run.folder("base")).eos_token_id is not None
-    assert sum(len(split) for split in data.splits.values()) == 60
+    assert sum(len(split) for split in data.splits.values()) == 60 and gold_judge(run.recipe) is None
     assert run.results("data")["rows"] == {name: len(split) for name, split in data.splits.items()}
-    written = (run.folder("data") / "data.json").stat().st_mtime_ns
-    make_data(run)
-    assert (run.folder("data") / "data.json").stat().st_mtime_ns == written, "a complete stage is not made again"
-    assert gold_judge(run.recipe) is None
-
-
-@pytest.mark.parametrize(
-    "rows, overrides, words",
-    [
-        (
-            ROWS,
-            {"data.max_response_tokens": 3},
-            "too few rows for .*60 rows read, 60 response over",
-        ),
-        (ROWS[:4], {}, "too few rows for"),
-        (ROWS, {"data.shares.ppo": 0}, "no row is left for ppo, .*data.shares.ppo"),
-        ([{"text": "good", "label": 1}] * 50, {}, "rows are labelled"),
-        ([{**row, "rejected": row["chosen"]} for row in ROWS], {}, "too few rows .*60 chosen and rejected"),
-    ],
-)
-def test_rows_that_do_not_do_leave_no_data(tmp_path, policy, rows, overrides, words):
-    run = open_run(tmp_path, policy, rows, **overrides)
+    unusable = {
+        "too few rows for .*60 rows read, 60 response over": {"data.max_response_tokens": 3},
+        "no row is left for ppo, .*data.shares.ppo": {"data.shares.ppo": 0},
+    }
+    for words, settings in unusable.items():
+        other = open_run(tmp_path, policy, ROWS, **settings)
+        make_base(other)
+        with pytest.raises(InputError, match=words):
+            make_data(other)
+        assert read_json(run.root / "run.json")["stages"]["data"]["state"] == "failed"
     make_base(run)
-    with pytest.raises(InputError, match=words):
-        make_data(run)
-    assert read_json(run.root / "run.json")["stages"]["data"]["state"] == "failed"
-    assert not run.folder("data").exists()
-
-
-@pytest.mark.parametrize("policy_name", ["./nowhere", "/nowhere/at/all"])
-def test_a_model_folder_that_is_none(tmp_path, policy_name):
-    run = open_run(tmp_path, policy_name, ROWS)
-    with pytest.raises(InputError, match="is not a model folder"):
-        make_base(run)
-    assert not run.folder("base").exists()
-
-
-def test_a_model_too_short_for_the_texts_is_told_before_anything_is_trained(tmp_path, policy):
-    run = open_run(tmp_path, policy, ROWS, **{"ppo.max_new_tokens": 70})
-    with pytest.raises(InputError, match="need 111 positions but the context of .* is 96"):
-        make_base(run)
-    assert not run.folder("base").exists()
+    assert run.has("data"), "what was complete before is there still"
 
 
 @pytest.mark.parametrize("text", ["a\rb", 'a "b", c', "a\nb\r\n", "", "1", "\u2028"])
@@ -183,11 +160,9 @@ def test_samples_survive_any_text(tmp_path, text):
     assert pd.read_csv(path)["sft_ended"].tolist() == [True, False]
 
 
-def test_the_report_of_a_reward_model(tokenizer):
-    import torch
-
+def test_the_report_of_a_reward_model():
     pairs = Dataset.from_list([{"chosen": "long answer", "rejected": "no"}] * 4)
-    report = reward_report(torch.tensor([1.0, 2.0, 0.0, -1.0]), torch.zeros(4), pairs, pairs, tokenizer)
+    report = reward_report(torch.tensor([1.0, 2.0, 0.0, -1.0]), torch.zeros(4), pairs, pairs, tiny_tokenizer())
     assert report["accuracy"] == 0.625, "a tie counts half"
     assert report["untrained_accuracy"] == 0.5
     assert report["length_baseline_accuracy"] == 1.0

@@ -1,17 +1,33 @@
-"""A training that is asked to stop saves at its next safe point, and going on from there changes nothing."""
+"""A training that is asked to stop saves at its next safe point, and two processes never write into one run."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from test_ppo_resume import UPDATES, policy, result, straight, trainer  # noqa: F401
 from tiny import one_thread  # noqa: F401
 
-from rlhf_utils.runs.locks import SERIES
-from rlhf_utils.runs.stopping import Listener, Stopped, safe_points, stop_asked, terminable
+from rlhf_utils.__main__ import main
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.runs import stopping
+from rlhf_utils.runs.launch import Listener
+from rlhf_utils.runs.stopping import SERIES, Stopped, safe_points, series_lock, stage_lock, stop_asked, terminable
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLDER = """
+import sys, time, pathlib
+from rlhf_utils.runs import stopping
+with getattr(stopping, sys.argv[1])(pathlib.Path(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize(("number", "update"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
@@ -31,29 +47,8 @@ def test_ppo_stops_after_the_update_and_goes_on_to_the_same_end(policy, straight
     assert [folder.name for folder in finished.store.policies()] == [f"update-{n:06d}" for n in (2, 4, 6)]
 
 
-def test_the_base_model_stops_after_the_step_and_goes_on_to_the_same_end(tmp_path):
-    from test_pretraining import SETTINGS, same, weights
-
-    from rlhf_utils.runs.pretraining import train_base
-
-    texts = [f"The {thing} stands in the {place}." for thing in ("cup", "jar", "lamp") for place in range(90)]
-    train_base(texts, SETTINGS, 0, tmp_path / "straight")
-
-    def ask(text, step, steps):
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Stopped):
-        train_base(texts, SETTINGS, 0, tmp_path / "asked", progress=ask)
-    assert list((tmp_path / ".asked.work").glob("checkpoint-*/COMPLETE"))
-    steps = []
-    train_base(texts, SETTINGS, 0, tmp_path / "asked", progress=lambda text, step, total: steps.append(step))
-    assert steps[0] > 1, "it began anew"
-    assert same(weights(tmp_path / "straight"), weights(tmp_path / "asked"))
-
-
 def test_a_second_request_is_obeyed_at_once(monkeypatch):
-    reached = []
+    before, reached = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), []
     with pytest.raises(Stopped), safe_points():
         os.kill(os.getpid(), signal.SIGINT)
         reached.append(stop_asked())
@@ -67,15 +62,9 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("repeated")
     assert reached[-1] == "repeated"
-
-
-def test_handlers_are_as_before_afterwards():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with safe_points(), terminable():
-        pass
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with pytest.raises(Stopped), terminable():
         os.kill(os.getpid(), signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -90,15 +79,75 @@ def test_a_listener_asks_first_and_ends_then(signals):
         if signals == 1:
             may_end.set()
         may_end.wait(10)
+        raise ValueError("handed on")
 
-    listener.run(work)
+    with pytest.raises(ValueError, match="handed on"):
+        listener.run(work)
     assert listener.asked == signal.SIGTERM
     assert heard[0] == "ask" and ("end" in heard) == (signals == 2)
 
 
-def test_a_listener_hands_on_what_the_work_raised():
-    def work():
-        raise ValueError("no")
+@pytest.fixture
+def other(tmp_path, monkeypatch):
+    """Starts a process that holds a lock; it is killed at the end."""
+    monkeypatch.delenv(SERIES, raising=False)
+    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.1)
+    started = []
 
-    with pytest.raises(ValueError, match="no"):
-        Listener(lambda: None, lambda: None).run(work)
+    def start(lock: str, root: Path = tmp_path) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLDER, lock, str(root)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("first", ["series_lock", "stage_lock"])
+def test_the_second_one_is_told_who_the_first_is(other, tmp_path, first, monkeypatch):
+    process = other(first)
+    for second in (series_lock, stage_lock):
+        with pytest.raises(InputError) as told, second(tmp_path):
+            pytest.fail("both hold it")
+        assert f"in use by process {process.pid} on " in str(told.value) and "\n" not in str(told.value)
+    process.kill()
+    # A series waits a moment for the kernel of one that was killed; a dead process holds nothing.
+    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 20.0)
+    started = time.monotonic()
+    with series_lock(tmp_path):
+        assert time.monotonic() - started < 10
+
+
+def test_a_kernel_of_the_series_may_write_and_two_may_not(other, tmp_path):
+    with series_lock(tmp_path):
+        assert os.environ[SERIES] == str(tmp_path.resolve())
+        kernel = other("stage_lock")
+        with pytest.raises(InputError, match=f"in use by process {kernel.pid}"), stage_lock(tmp_path):
+            pytest.fail("both hold it")
+        kernel.kill()
+        kernel.wait()
+        with stage_lock(tmp_path), stage_lock(tmp_path):
+            pass  # publishing within a training
+    assert SERIES not in os.environ
+    assert not list(tmp_path.glob(".series*.txt")), "the name of who held it is gone"
+
+
+def test_where_there_are_no_locks_it_warns_and_goes_on(tmp_path, monkeypatch):
+    def acquire(self, timeout):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(stopping.FileLock, "acquire", acquire)
+    monkeypatch.setenv(SERIES, str(tmp_path.resolve()))
+    with pytest.warns(UserWarning, match="cannot be locked"), stage_lock(tmp_path):
+        pass
+
+
+def test_a_second_run_is_refused_in_one_line(other, tmp_path, capsys):
+    (tmp_path / "instruct-tiny").mkdir()
+    other("series_lock", tmp_path / "instruct-tiny")
+    assert main(["run", "--output-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("in use by process") == 1

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.runs.pretraining import train_tokenizer
+from rlhf_utils.runs.base import train_tokenizer
 from rlhf_utils.settings.template import TEMPLATE
 
 CPU = Device("cpu", "the tests' CPU", "fp32", 2**33)
@@ -44,16 +44,8 @@ def tiny_model(
     """Random weights wide enough (`spread`) for words and positions to matter; `eos_nats` is added to the EOS logit,
     `offset` to all of them (those of the public GPT-2 lie around -100)."""
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=CONTEXT,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        initializer_range=spread,
-        bos_token_id=eos_id,
-        eos_token_id=eos_id,
-    )
+    sizes = {"vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(**sizes, initializer_range=spread, bos_token_id=eos_id, eos_token_id=eos_id)
     model = GPT2LMHeadModel(config)
     if eos_nats:
         end = model.transformer.wte.weight.data[eos_id]
@@ -100,30 +92,13 @@ def count_letter(letter: str):
 
 
 def tiny_trainer(
-    policy: Path,
-    output_dir: Path,
-    reward=None,
-    prompts=PROMPTS,
-    on_update=None,
-    critic_model=None,
-    judge=None,
-    template=TEMPLATE,
-    **config,
-) -> PPOTrainer:
+    policy: Path, output_dir: Path, reward=None, prompts=PROMPTS, on_update=None, critic_model=None, judge=None,
+    template=TEMPLATE, **config,
+) -> PPOTrainer:  # fmt: skip
     """A PPO trainer in fp32 whose updates take a few hundredths of a second."""
-    settings = {
-        "updates": 3,
-        "rollout_batch_size": 8,
-        "minibatch_size": 4,
-        "epochs": 2,
-        "max_new_tokens": 10,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-        "save_every": 2,
-        "sample_every": 2,
-    } | config
-    reward = reward or count_letter("e")
-    config = PPOConfig(**settings)
+    settings = {"updates": 3, "rollout_batch_size": 8, "minibatch_size": 4, "epochs": 2, "max_new_tokens": 10}
+    settings |= {"learning_rate": 1e-3, "precision": "fp32", "save_every": 2, "sample_every": 2, **config}
+    reward, config = reward or count_letter("e"), PPOConfig(**settings)
     return PPOTrainer(
         policy, tiny_tokenizer(), reward, prompts, config, output_dir, on_update, critic_model, judge, template
     )

@@ -36,16 +36,16 @@ def evaluate_models(run: Run) -> dict:
     """Compare base, SFT, QLoRA-SFT and PPO; leaves `evaluation/{samples.csv,summary.json,frontier.json}`."""
     if run.has("evaluation"):
         return read_json(run.evaluation / "summary.json")
-    with run.stage("evaluation") as stage:
+    with run.training("evaluation"):
         evaluator, seed = Evaluator(run), run.recipe.seed
         split = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.prompts)
         answered, models = {}, compared_models(run)
         for i, name in enumerate(models):
             run.progress(f"evaluating {name}", i, len(models))
             measured = partial(_measured, evaluator, run.folder(name), split)
-            answered[name] = Answered(**stage.once(f"responses-{name}", measured))
+            answered[name] = Answered(**run.once("evaluation", f"responses-{name}", measured))
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
-        write_json(run.evaluation / "frontier.json", frontier(stage, evaluator))
+        write_json(run.evaluation / "frontier.json", frontier(run, evaluator))
         summary = summarise(run, split, answered)
         before = next((name for name in ("sft", "base") if name in answered), None)
         if "ppo" in answered and before:
@@ -59,9 +59,8 @@ def evaluate_models(run: Run) -> dict:
         if run.recipe.evaluation.assistant:
             score_assistants(run, evaluator, models, summary)
         write_json(run.evaluation / "summary.json", summary)
-        stage.results = {"prompts": len(split)}
-        with stage.publish() as folder:
-            write_json(folder / "summary.json", summary)
+        fill = lambda folder: write_json(folder / "summary.json", summary)  # noqa: E731
+        run.publish("evaluation", fill=fill, prompts=len(split))
     return summary
 
 

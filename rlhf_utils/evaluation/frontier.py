@@ -19,7 +19,7 @@ from rlhf_utils.evaluation.statistics import figures
 from rlhf_utils.models.loading import copy_model, load_policy
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import link_or_copy, read_json, read_jsonl, write_json
-from rlhf_utils.runs.run import Run, Stage
+from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import PPOConfig
 
 if TYPE_CHECKING:
@@ -36,15 +36,16 @@ def development_prompts(run: Run) -> Dataset:
 
 
 def measure_policies(
-    stage: Stage, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
+    run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
 ) -> list[dict]:
-    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals.
+    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals; `stage`
+    keeps them while it is unfinished.
 
     There are two KLs to the SFT model, in nats per response: `kl`, which the budget is about, is that of the
     distribution PPO samples from, at `ppo.temperature`, as training measured it; `kl_to_sft` is that of the responses
     here, at the temperature of every comparison, `generation.temperature`.
     """
-    split = development_prompts(stage.run)
+    split = development_prompts(run)
 
     def point(update: int, folder: Path, kl: float | None) -> dict:
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
@@ -52,13 +53,13 @@ def measure_policies(
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
             # Of one prompt nobody knows how far another one would be off.
             error = stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None
-            line |= {**figures(name, values, seed=stage.run.recipe.seed), f"{name}_error": error}
+            line |= {**figures(name, values, seed=run.recipe.seed), f"{name}_error": error}
         return line
 
     points = []
     for i, (update, (folder, kl)) in enumerate(policies.items()):
-        stage.run.progress("measuring the policies along the way", i, len(policies))
-        points.append(stage.once(f"policy-{update}", partial(point, update, folder, kl)))
+        run.progress("measuring the policies along the way", i, len(policies))
+        points.append(run.once(stage, f"policy-{update}", partial(point, update, folder, kl)))
     return points
 
 
@@ -87,11 +88,11 @@ def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
     if not processes.is_main():
         run.publish("ppo")  # waits for the main process
         return run.results("ppo")
-    work, stage = trainer.output_dir, Stage(run, "ppo", run.work("ppo"))
+    work = trainer.output_dir
     history = read_jsonl(work / "metrics.jsonl")
     policies = {0: (run.folder("sft"), 0.0)} | trainer.store.measured()
     trainer.learner.optimizer.state.clear()  # measuring needs the memory
-    points = measure_policies(stage, Evaluator(run), policies)
+    points = measure_policies(run, "ppo", Evaluator(run), policies)
     decision = choose(points, trainer.config.kl_budget)
     update = decision["chosen_update"]
     chosen, kl = policies[update]
@@ -135,21 +136,22 @@ def stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | 
     return f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}: {done}, {used}"
 
 
-def frontier(stage: Stage, evaluator: Evaluator) -> dict:
+def frontier(run: Run, evaluator: Evaluator) -> dict:
     """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
     and best-of-n of the SFT model."""
-    run, ready = stage.run, stage.run.ready_model("ppo")
+    ready = run.ready_model("ppo")
     about = {
         "prompts": len(development_prompts(run)),
         "kl_temperature": None if ready else run.recipe.ppo.temperature,
         "kl_to_sft_temperature": run.recipe.generation.temperature,
-        "best_of_n": stage.once("best-of-n", partial(best_of_n, run, evaluator)),
+        "best_of_n": run.once("evaluation", "best-of-n", partial(best_of_n, run, evaluator)),
     }
     if not ready:
         return {**read_json(run.folder("ppo") / "frontier.json"), **about}
     # What training measured of a ready policy nobody here knows.
     policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
-    return {"points": measure_policies(stage, evaluator, policies), "chosen_update": None, "rule": None, **about}
+    points = measure_policies(run, "evaluation", evaluator, policies)
+    return {"points": points, "chosen_update": None, "rule": None, **about}
 
 
 def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:

@@ -72,7 +72,7 @@ def fetch_reward_model(run: Run) -> None:
     put on the scale of its SFT responses."""
     if run.has("reward_model"):
         return
-    source, base, device = run.ready_model("reward_model"), run.adapter_base, detect_device()
+    source, base, device = run.ready_model("reward_model"), run.recipe.models.adapter_base, detect_device()
     with run.training("reward_model"):
         run.progress(f"loading {source}")
         load = load_classifier if run.recipe.form == "continuation" else load_reward_model

@@ -88,6 +88,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}); restore or delete it") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not text in UTF-8; restore or delete it") from None
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:

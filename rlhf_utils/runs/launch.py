@@ -1,4 +1,4 @@
-"""A notebook's code cells in one process, or in several that a launcher started.
+"""A notebook with nobody there: through papermill, or its code cells in this process or in several.
 
 `accelerate launch -m rlhf_utils train 01_02` comes to `execute` in every process. `on_all_gpus` starts such a command
 from inside a notebook: a kernel that has touched its GPU can no longer divide itself among several.
@@ -6,23 +6,145 @@ from inside a notebook: a kernel that has touched its GPU can no longer divide i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import write_json
-from rlhf_utils.platforms.runtime import ALL_GPUS
+from rlhf_utils.platforms.files import disk_errors, read_json, write_json
+from rlhf_utils.platforms.runtime import ALL_GPUS, HEADLESS
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stopping import Stopped, handled
 
+# What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not warn
+# on stderr that Python's own frozen modules cannot be stepped into.
+_KERNEL = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 # What the command line puts before the one line that says what is wrong, and what it stands for.
 _KINDS = {"error: ": InputError, "failed: ": TrainingError}
+
+
+def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, Any], label: str) -> float:
+    """Execute `notebook` into the run's folder as `name`; returns the seconds it took.
+
+    Raises InputError or TrainingError with one line for a cell that failed, Stopped where a signal ended it; run.json
+    says which, and what was executed so far stays as `.failed.ipynb`.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    target, root = run.notebooks / f"{name}.ipynb", notebook.parents[1]
+    running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
+    started = time.time()
+
+    def work() -> None:
+        paths = unformatted(notebook), unformatted(running)
+        # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
+        how = {"cwd": str(root), "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
+        papermill.execute_notebook(*paths, parameters=parameters, kernel_name="python3", **how)
+
+    # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
+    listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
+    progress = run.root / ".progress.json"
+    progress.unlink(missing_ok=True)
+    try:
+        with disk_errors(running), processes.environment(**_KERNEL):
+            listener.run(work, _progress_line(progress, label))
+    except BaseException as error:
+        told = isinstance(error, PapermillExecutionError | DeadKernelError)
+        if told:
+            os.replace(running, failed)
+        running.unlink(missing_ok=True)
+        if listener.asked is not None:
+            # A kernel that hears of it while it starts dies before nbclient knows it.
+            run.note_notebook(name, state="interrupted")
+            raise Stopped(listener.asked) from None
+        if not told:
+            raise
+        place, text = "", "the kernel died, most likely for want of memory"
+        if isinstance(error, PapermillExecutionError):
+            place, text = f", cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
+        run.note_notebook(name, state="failed", error=text[:500])
+        if place and error.ename == "InputError":
+            raise InputError(error.evalue) from None
+        again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
+        raise TrainingError(f"{notebook.relative_to(root)}{place}: {text} (executed: {failed}); {again}") from None
+    finally:
+        progress.unlink(missing_ok=True)
+        if sys.stderr.isatty():
+            print("\033[K", file=sys.stderr, end="", flush=True)
+    os.replace(running, target)
+    failed.unlink(missing_ok=True)
+    if listener.asked is not None:
+        raise Stopped(listener.asked)
+    return round(time.time() - started, 1)
+
+
+def unformatted(path: Path) -> str:
+    """`path` for papermill, which puts its parameters into paths by `str.format`."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+class Listener:
+    """Runs work in a thread while this one listens for signals: `ask` at the first, repeated until the work ends, `end`
+    at the second. `asked` is the signal's number, None without one."""
+
+    def __init__(self, ask: Callable[[], None], end: Callable[[], None]):
+        self.ask, self.end, self.asked = ask, end, None
+
+    def run(self, work: Callable[[], None], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Run `work` to its end, asked or not, and `meanwhile` now and then; raises what `work` raises."""
+
+        def heard(number: int, _) -> None:
+            if self.asked is None:
+                self.asked = number
+            else:
+                self.end()
+
+        with ThreadPoolExecutor(1) as pool, handled(heard):
+            done = pool.submit(work)
+            while not done.done():
+                if self.asked is not None:
+                    self.ask()
+                meanwhile()
+                wait([done], timeout=2.0 if self.asked is not None else 0.2)
+        done.result()
+
+
+def _signal_kernels(number: int) -> None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
+
+
+def _progress_line(source: Path, label: str) -> Callable[[], None]:
+    """What shows, when it is called, what the kernel wrote into `source`: one live line, or a line now and then."""
+    live, last = sys.stderr.isatty(), time.perf_counter()
+    started = last
+
+    def show() -> None:
+        nonlocal last
+        if (now := time.perf_counter()) - last < (0.5 if live else 30.0):
+            return
+        last, state = now, read_json(source) if source.is_file() else {"text": "starting"}
+        step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
+        text = f"{label}  {state['text']}{step}  {now - started:.0f} s"
+        text = f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}\r" if live else f"{text}\n"
+        print(text, file=sys.stderr, end="", flush=True)
+
+    return show
 
 
 def execute(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,15 +153,12 @@ def execute(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     The first cell, which installs, is left out. What a cell would display is only printed where it says so.
     """
     variables: dict[str, Any] = {"__name__": "__main__", "display": lambda *shown: None}
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
         tags = cell["metadata"].get("tags", ())
-        if cell["cell_type"] != "code" or "setup" in tags:
-            continue
         if "parameters" in tags:
             variables |= parameters
-            continue
-        exec(compile("".join(cell["source"]), f"{notebook.name}[{number}]", "exec"), variables)
+        elif cell["cell_type"] == "code" and "setup" not in tags:
+            exec(compile("".join(cell["source"]), f"{notebook.name}[{number}]", "exec"), variables)
     return variables
 
 
@@ -49,27 +168,22 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
     With fewer than two nothing is done: the cells that follow train in this process. Raises InputError or TrainingError
     with the line that the processes ended with; an interrupt ends them, and the next call resumes.
     """
-    if (count or visible_gpus()) < 2:
+    if count is None:
+        # What this process would see, had it not been given one of them.
+        asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+        count = int(subprocess.run(asked, env=all_gpus(), capture_output=True, text=True, check=True).stdout)
+    if count < 2:
         return
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    launcher += ["--num_processes", str(count or visible_gpus()), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(count)]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     before = {stage for stage in run.stages if run.has(stage)}
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "settings.json"
         write_json(settings, run.recipe.model_dump(mode="json"))
         command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
-        run_python(
-            ["-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"])],
-            all_gpus(),
-        )
+        fresh = [] if run.resume else ["--fresh"]
+        run_python(["-m", *launcher, "-m", "rlhf_utils", *command, *fresh], all_gpus())
     run.note_made(*(stage for stage in run.stages if stage not in before and run.is_complete(stage)))
-
-
-def visible_gpus() -> int:
-    """How many GPUs this process would see, had it not been given one of them."""
-    code = "import torch; print(torch.cuda.device_count())"
-    asked = subprocess.run([sys.executable, "-c", code], env=all_gpus(), capture_output=True, text=True, check=True)
-    return int(asked.stdout)
 
 
 def all_gpus() -> dict[str, str]:
@@ -83,25 +197,11 @@ def all_gpus() -> dict[str, str]:
     return environment
 
 
-def check_launcher(run: Run, stages: Sequence[str]) -> None:
-    """Raise InputError where making `stages` is not supported under this launcher, or their batches do not divide among
-    its processes."""
-    from rlhf_utils.runs.training import micro_batches
-
+def check_launcher() -> None:
+    """Raise InputError where models would be divided among the processes of this launcher."""
     for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
-            raise InputError(
-                f"{kind} is not supported: models of this size fit into every GPU, so use DDP (configs/accelerate); of "
-                "larger ones docs/several_gpus.md speaks"
-            )
-    recipe = run.recipe
-    settings = {"sft": recipe.sft, "sft_qlora": recipe.sft, "reward_model": recipe.reward_model}
-    for stage in stages:
-        if stage in settings:
-            micro_batches(settings[stage])
-        elif stage == "ppo":
-            processes.divided(recipe.ppo.rollout_batch_size, "ppo.rollout_batch_size")
-            processes.divided(recipe.ppo.minibatch_size, "ppo.minibatch_size")
+            raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
 
 
 def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -65,13 +65,14 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.models import loading
     from rlhf_utils.models.lora import lora_modules
     from rlhf_utils.platforms.runtime import quiet_libraries
+    from rlhf_utils.rewards.reward_model import check_critic
     from rlhf_utils.runs.base import check_context
 
     def readable(source: str | None) -> bool:
         return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
 
     quiet_libraries()
-    recipe, base, tokenizers = run.recipe, run.adapter_base, {}
+    recipe, base, tokenizers = run.recipe, run.recipe.models.adapter_base, {}
     policies = {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo")}
     for key, source in {"policy": recipe.policy, **policies}.items():
         if not readable(source):
@@ -92,8 +93,6 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     if readable(reward := run.ready_model("reward_model")):
         _check_reward_model(run, reward)
         if recipe.ppo.critic == "separate" and not recipe.models.ppo and tokenizers:
-            from rlhf_utils.rewards.reward_model import check_critic
-
             check_critic(reward, next(iter(tokenizers.values())), base)
     source = recipe.models.sft or recipe.policy
     if source == EMBEDDED or readable(source):
@@ -107,17 +106,18 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
 def _check_reward_model(run: Run, source: str) -> None:
     from rlhf_utils.models import loading
 
-    base, wanted, dialogue = run.adapter_base, run.recipe.reward_model.label, run.recipe.form == "dialogue"
+    recipe, base, dialogue = run.recipe, run.recipe.models.adapter_base, run.recipe.form == "dialogue"
     name, config = f"models.reward_model {source}", loading.load_config(source, base)
     kinds = config.architectures if loading.adapter_base(source, base) is None else None
-    labels = ", ".join(map(str, config.id2label.values()))
+    labels, wanted = [*config.id2label.values()], recipe.reward_model.label
+    there = ", ".join(map(str, labels))
     if kinds and not any("SequenceClassification" in kind for kind in kinds):
         trouble = f"is a {kinds[0]}, which has no trained head for scores"
         raise InputError(f"{name} {trouble}; name a model that was saved as a sequence classifier")
     if kinds and dialogue and config.num_labels != 1:
-        raise InputError(f"{name} has {config.num_labels} outputs ({labels}); the reward model of a dialogue has one")
-    if run.recipe.form == "continuation" and wanted not in config.id2label.values():
-        raise InputError(f"{name} has no label {wanted!r}; choose one of {labels} with --set reward_model.label=...")
+        raise InputError(f"{name} has {config.num_labels} outputs ({there}); the reward model of a dialogue has one")
+    if not dialogue and wanted not in labels:
+        raise InputError(f"{name} has no label {wanted!r}; choose one of {there} with --set reward_model.label=...")
     _check_size(name, loading.load_classifier_tokenizer(source, base), config)
     if is_folder(source):
         load = loading.load_reward_model if dialogue else loading.load_classifier
@@ -125,8 +125,6 @@ def _check_reward_model(run: Run, source: str) -> None:
 
 
 def _check_size(name: str, tokenizer, config) -> None:
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"{name}: its tokenizer has {len(tokenizer)} tokens and the model embeds {config.vocab_size}; save the two "
-            "that belong together"
-        )
+    if (tokens := len(tokenizer)) > (embeds := config.vocab_size):
+        trouble = f"its tokenizer has {tokens} tokens and the model embeds {embeds}"
+        raise InputError(f"{name}: {trouble}; save the two that belong together")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_utils.settings.sections import EvaluationSettings
+from rlhf_utils.platforms.files import content_hash
+from rlhf_utils.platforms.names import EMBEDDED, is_there, local_path
+from rlhf_utils.settings.recipes import Recipe
+from rlhf_utils.settings.sections import EvaluationSettings, Shares
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,9 +28,9 @@ class StageKind:
 
 # All of the section but the settings of the demonstration.
 _COMPARISON = tuple(f"evaluation.{name}" for name in EvaluationSettings.model_fields if name != "overoptimise")
-_COMPARED = ("samples.csv", "frontier.json", "summary.json", "judge_pairs.jsonl")
+_NEEDED_BY_PPO = ("sft", "reward_model", "judge_model", "data")
 
-STAGES: dict[str, StageKind] = {
+STAGES = {
     "base": StageKind((), ("name", "scale", "seed", "dataset", "policy", "form", "data", "base")),
     "data": StageKind(("base",), ("data",)),
     "sft": StageKind(("base", "data"), ("sft", "generation", "tuned_policy")),
@@ -35,17 +39,14 @@ STAGES: dict[str, StageKind] = {
         ("sft", "data"), ("reward_model", "evaluation.reward_pairs"), ("evaluation/reward_model.json",)
     ),
     "judge_model": StageKind(("sft", "data"), ("reward_model", "evaluation.reward_pairs")),
-    "ppo": StageKind(
-        ("sft", "reward_model", "judge_model", "data"),
-        ("reward", "ppo", "generation", "evaluation.frontier_prompts"),
-    ),
+    "ppo": StageKind(_NEEDED_BY_PPO, ("reward", "ppo", "generation", "evaluation.frontier_prompts")),
     "evaluation": StageKind(
         ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "ppo"),
         ("generation", *_COMPARISON),
-        tuple(f"evaluation/{name}" for name in _COMPARED),
+        tuple(f"evaluation/{name}" for name in ("samples.csv", "frontier.json", "summary.json", "judge_pairs.jsonl")),
     ),
     "overoptimise": StageKind(
-        ("sft", "reward_model", "judge_model", "data"),
+        _NEEDED_BY_PPO,
         ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
         ("evaluation/overoptimise.json",),
     ),
@@ -76,9 +77,9 @@ SERIES = (
     Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
     Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
     Notebook("03_ppo_alignment/01_ppo_from_scratch.ipynb", reads=("sft", "reward_model", "data")),
-    Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",)),
+    Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",), reads=("sft", "reward_model", "data")),
     Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
-    Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",)),
+    Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",), reads=("sft", "reward_model", "data")),
     Notebook("04_evaluation/03_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
 
@@ -90,8 +91,77 @@ def making_code(stage: str, form: str) -> str:
     if not paths or not paths[0].is_file():
         return ""
     cells = json.loads(paths[0].read_text(encoding="utf-8"))["cells"]
-    code = [
-        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("tags")
-    ]
-    publishing = [i for i, cell in enumerate(code) if re.search(r"\bpublish(_\w+)?\(", cell)]
-    return "\n".join(code[: publishing[-1] + 1]) if publishing else ""
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and not c["metadata"].get("tags")]
+    last = max((i for i, cell in enumerate(code, 1) if re.search(r"\bpublish(_\w+)?\(", cell)), default=0)
+    return "\n".join(code[:last])
+
+
+class Plan:
+    """The stages of one recipe: which there are, what each is made from, which are only fetched."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._fingerprints: dict[str, str] = {}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this recipe has, each after those it needs."""
+        kept = [stage for stage in STAGES if stage not in self.recipe.left_out]
+        # Without a base model the data take their tokenizer from the fine-tuned one, which is ready then.
+        return tuple(sorted(kept, key=lambda stage: "base" not in kept and stage != "sft"))
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """The stages that `stage` is made from; a ready policy is made from none."""
+        if stage != "reward_model" and self.ready_model(stage):
+            return ()
+        if stage == "data" and "base" not in self.stages:
+            return ("sft",)
+        return tuple(need for need in STAGES[stage].needs if need in self.stages)
+
+    def ready_model(self, stage: str) -> str | None:
+        """The model that stands in for training in `stage`; None where it is trained."""
+        return getattr(self.recipe.models, stage, None)
+
+    @property
+    def fetched(self) -> tuple[str, ...]:
+        """The stages in which nothing is trained, each after those it needs: ready models, a base model published as
+        the fine-tuned one, and, where models are ready, what they are measured with."""
+        found = {stage for stage in self.stages if self.ready_model(stage)}
+        if found:
+            found |= {"data"} if self.recipe.policy == EMBEDDED else {"base", "data"}
+        if self.recipe.tuned_policy:
+            found.add("sft")
+        if "sft" not in found:
+            # A ready reward model is scaled by the responses of a fine-tuned policy that is still to be trained.
+            found.discard("reward_model")
+        return tuple(stage for stage in self.stages if stage in found)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the data that this run reads."""
+        unused = {"sft"} if self.recipe.tuned_policy or self.recipe.models.sft else set()
+        unused |= {"judge"} - {stage.removesuffix("_model") for stage in self.stages}
+        return tuple(name for name in Shares.model_fields if name not in unused)
+
+    def fingerprint(self, stage: str) -> str:
+        """Hash of all that `stage` depends on: settings, its notebook's code, local data and model, earlier stages."""
+        if stage not in self._fingerprints:
+            settings, ready = STAGES[stage].settings, self.ready_model(stage)
+            first = "base" if "base" in self.stages else "data"
+            if stage == first:
+                settings = STAGES["base"].settings
+            if ready:
+                # A ready reward model is measured on the data and scaled by the fine-tuned policy all the same.
+                settings = (f"models.{stage}", *(settings if stage == "reward_model" else ("name", "scale")))
+            if self.recipe.models.adapter_base and (ready or stage == "base"):
+                settings = (*settings, "models.adapter_base")
+            sources = [self.recipe.dataset, self.recipe.policy] if stage == first else []
+            parts = [
+                stage,
+                self.recipe.section_hash(*settings),
+                "" if ready else making_code(stage, self.recipe.form),
+                *(self.fingerprint(name) for name in self.needs(stage)),
+                *(content_hash(local_path(source)) for source in (*sources, ready) if source and is_there(source)),
+            ]
+            self._fingerprints[stage] = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return self._fingerprints[stage]

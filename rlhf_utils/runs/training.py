@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,28 +20,19 @@ from trl.trainer import add_fused_lm_head
 from rlhf_utils.data.tokens import continued_tokens, read_tokens
 from rlhf_utils.models.loading import fp32_trainables, parameter_counts
 from rlhf_utils.platforms import processes
-from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json, write_json, write_jsonl
 from rlhf_utils.platforms.memory import fitting, phase
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.runs.finite import watch_numbers
-from rlhf_utils.runs.run import LOG
+from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
+from rlhf_utils.runs.run import LOG, Run
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
 
-if TYPE_CHECKING:
-    from rlhf_utils.runs.run import Run
-
+Progress = Callable[[str, int, int], None]
 _LINES_LOGGED = 40
 _KEPT = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
-TITLES = {
-    "sft": "full fine-tuning",
-    "sft_qlora": "QLoRA",
-    "reward_model": "reward model",
-    "judge_model": "second reward model",
-    "overoptimise": "weak reward model",
-}
 
 
 def total_steps(settings: TrainingSettings, rows: int) -> int:
@@ -54,36 +46,42 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
     share = processes.divided(settings.batch_size, "batch_size")
     micro = min(settings.micro_batch_size or share, share)
     if share % micro:
-        raise InputError(
-            f"batch_size {settings.batch_size} over {processes.count()} processes is {share} rows for each, which is "
-            f"not a multiple of micro_batch_size {micro}; change one of them"
-        )
+        each = f"batch_size {settings.batch_size} is {share} rows for each process"
+        raise InputError(f"{each}, which is not a multiple of micro_batch_size {micro}; change one of them")
     return micro, share // micro
 
 
 def bookkeeping(run: Run, stage: str, settings: TrainingSettings, rows: int) -> dict[str, Any]:
     """The arguments of a trainer that say nothing about learning: where it writes, how often it logs, evaluates and
     saves, the seed, and the precision of this device (trl's own default, bf16, fails on CPUs and old GPUs)."""
-    steps, device = total_steps(settings, rows), detect_device()
+    steps = total_steps(settings, rows)
     logged = max(1, steps // _LINES_LOGGED)
-    return dict(
-        output_dir=str(run.work(stage)),
+    # Where a line is logged: it holds the mean loss since the line before, which no checkpoint keeps.
+    saved = logged * math.ceil(steps / settings.checkpoints / logged)
+    return checkpointing(run.work(stage), run.recipe.seed, logged, saved) | dict(
         # The held-out loss is a mean of means, and the batches it is of must not depend on the number of processes.
         per_device_eval_batch_size=2 * (settings.micro_batch_size or settings.batch_size),
         gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
-        # A loss that is not finite must be seen, not left out of the mean.
-        logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
-        logging_steps=logged,
         eval_strategy="steps",
         eval_steps=max(1, steps // settings.evaluations),
-        save_strategy="steps",
-        # Where a line is logged: it holds the mean loss since the line before, which no checkpoint keeps.
-        save_steps=logged * math.ceil(steps / settings.checkpoints / logged),
-        save_total_limit=2,
-        seed=run.recipe.seed,
         data_seed=run.recipe.seed,
+    )
+
+
+def checkpointing(work: Path, seed: int, logging_steps: int, save_steps: int) -> dict[str, Any]:
+    """The arguments of a trainer for `train_resumably`."""
+    device = detect_device()
+    return dict(
+        output_dir=str(work),
+        seed=seed,
+        logging_steps=logging_steps,
+        # A loss that is not finite must be seen, not left out of the mean.
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device.kind == "cuda",
@@ -96,23 +94,17 @@ def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
     response and EOS."""
     prompts, said = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split["chosen"]]
     rows = continued_tokens(tokenizer, prompts, said)
-    return Dataset.from_dict(
-        {
-            "input_ids": [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in rows],
-            "completion_mask": [[0] * len(prompt) + [1] * (len(answer) + 1) for prompt, answer in rows],
-        }
-    )
+    ids = [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in rows]
+    masks = [[0] * len(prompt) + [1] * (len(answer) + 1) for prompt, answer in rows]
+    return Dataset.from_dict({"input_ids": ids, "completion_mask": masks})
 
 
 def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """A split as trl's reward trainer takes it tokenized: `chosen_ids`, `rejected_ids`. Without EOS: the score is read
     at the response's last token, in training as in every later use."""
-
-    def ids(column: str) -> list[list[int]]:
-        starts, ends = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split[column]]
-        return read_tokens(tokenizer, starts, ends)
-
-    return Dataset.from_dict({"chosen_ids": ids("chosen"), "rejected_ids": ids("rejected")})
+    starts = [TEMPLATE.format(prompt) for prompt in split["prompt"]]
+    ends = {side: [TEMPLATE.completion(response) for response in split[side]] for side in ("chosen", "rejected")}
+    return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, texts) for side, texts in ends.items()})
 
 
 def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
@@ -124,9 +116,6 @@ def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: in
 def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
     """Train `stage` from its newest whole checkpoint; returns parameters, seconds and peak memory. The lines of its log
     are left in the work folder."""
-    title = TITLES.get(stage, stage)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunCallback(run, title))
     fp32_trainables(trainer.model)
     if isinstance(trainer, SFTTrainer):
         head_in_fp32(trainer.model)
@@ -134,17 +123,14 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         # transformers takes a classifier's loss for one over the whole batch, since it would accept the number of rows;
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
         trainer.model_accepts_loss_kwargs = False
-    counts, started = parameter_counts(trainer.model), time.perf_counter()
-    train_resumably(trainer, Path(trainer.args.output_dir), title)
+    train_resumably(trainer, Path(trainer.args.output_dir), stage.replace("_", " "), run.progress)
+    history = trainer.state.log_history
     if processes.is_main():
-        lines = [
-            {key: float(line[key]) if key != "step" else line[key] for key in _KEPT if key in line}
-            for line in trainer.state.log_history
-            if "loss" in line or "eval_loss" in line
-        ]
+        lines = [line for line in history if "loss" in line or "eval_loss" in line]
+        lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
         write_jsonl(run.work(stage) / LOG, lines)
-    seconds = round(time.perf_counter() - started, 1)
-    return {**counts, "peak_memory_bytes": peak_memory_bytes(), "seconds": seconds}
+    taken = {"peak_memory_bytes": peak_memory_bytes(), "seconds": round(history[-1]["seconds"], 1)}
+    return {**parameter_counts(trainer.model), **taken}
 
 
 def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:
@@ -167,14 +153,26 @@ def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
 
 
 class RunCallback(TrainerCallback):
-    """Reports progress of a trainer to the run and marks its checkpoints complete."""
+    """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, stops
+    it when asked to, and at the first loss or gradient that is not finite.
 
-    def __init__(self, run: Run, title: str):
-        self.run, self.title, self.started = run, title, time.perf_counter()
+    Under fp16 a gradient that overflows is stepped over by the scaler; only `MOST_SKIPPED` of them in a row stop the
+    training.
+    """
+
+    def __init__(self, trainer: Trainer, work: Path, title: str, progress: Progress | None):
+        self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
+        self.started, self.skipped, self.inputs = 0.0, 0, {}
+        self.compute, trainer.compute_loss = trainer.compute_loss, self.compute_loss
+
+    def on_train_begin(self, args, state, control, **_):
+        # A training that goes on has taken what its checkpoint says already.
+        before = [line["seconds"] for line in state.log_history if "seconds" in line]
+        self.started = time.perf_counter() - (before[-1] if before else 0.0)
 
     def on_log(self, args, state, control, logs=None, **_):
-        if logs and "loss" in logs:
-            self.run.progress(f"{self.title}: loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
+        if self.progress and logs and "loss" in logs:
+            self.progress(f"{self.title}: loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
         # The trainer's own history has no clock; the comparison of methods needs one.
         if state.log_history:
             state.log_history[-1]["seconds"] = round(time.perf_counter() - self.started, 2)
@@ -193,27 +191,53 @@ class RunCallback(TrainerCallback):
         if processes.is_main():
             mark_complete(Path(args.output_dir), state.global_step)
 
+    def compute_loss(self, model, inputs, *rest, **how):
+        """The trainer's own loss, looked at."""
+        if model.training:
+            self.inputs = dict(inputs)  # the trainer takes labels out of its inputs, and cuts them up
+        found = self.compute(model, inputs, *rest, **how)
+        loss = found[0] if isinstance(found, tuple) else found
+        if model.training and not loss.isfinite().all():
+            raise self.failure(f"the loss is {loss.detach().mean().item()}")
+        return found
 
-def train_resumably(trainer: Trainer, work: Path, title: str = "training") -> None:
-    """Train from the newest whole checkpoint in `work`. Where memory runs out, the training goes on from there with
-    half the micro-batch and the same batch."""
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not norm.isfinite() and self.trainer.accelerator.scaler is None:
+            raise self.failure(f"the gradient norm is {norm.item()}")
+        self.skipped = 0 if norm.isfinite() else self.skipped + 1
+        if self.skipped >= MOST_SKIPPED:
+            raise too_many_skipped(f"{self.title}, step {state.global_step + 1}")
+
+    def failure(self, what: str) -> TrainingError:
+        """The error for a figure of this step."""
+        tokenizer, ids, advice = self.trainer.processing_class, self.inputs.get("input_ids"), "lower the learning_rate"
+        texts = {"input_ids": tokenizer.batch_decode(ids)} if tokenizer is not None and ids is not None else {}
+        what = f"{self.title}, step {self.trainer.state.global_step + 1}: {what}"
+        return not_finite(what, f"{advice}; under fp16 also try fp32 or bf16", self.work, self.inputs, texts)
+
+
+def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
+    """Train from the newest whole checkpoint in `work`, or from where the trainer stood when it first came here. Where
+    memory runs out, the training goes on from there with half the micro-batch and the same batch."""
     arguments = trainer.args
     micro = arguments.per_device_train_batch_size
     batch = micro * arguments.gradient_accumulation_steps
-    start, tried = _Start(trainer), False
-    watch_numbers(trainer, title, work, "the stage's learning_rate")
+    # Kept with the trainer: a notebook's cell may run again after it was interrupted.
+    start = getattr(trainer, "rlhf_start", None)
+    if start is None:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(RunCallback(trainer, work, title, progress))
+        start = trainer.rlhf_start = _Start(trainer)
 
     def attempt(size: int) -> None:
-        nonlocal tried
         if size != arguments.per_device_train_batch_size:
             arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = size, batch // size
             arguments.per_device_eval_batch_size = 2 * size
             # Read from the arguments only once, when the trainer was made.
             trainer._train_batch_size = arguments.train_batch_size
         newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
-        if tried:
-            start.restore(trainer)
-        tried = True
+        start.restore(trainer)
         trainer.train(resume_from_checkpoint=newest)
 
     try:
@@ -227,27 +251,23 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training") -> No
 
 
 class _Start:
-    """Where a training begins, for a second try: the weights that learn, on the host, and the random numbers."""
+    """Where a training begins, for a second attempt: the weights that learn, on the host, and the random numbers."""
 
     def __init__(self, trainer: Trainer):
         # Several processes do not try again (`memory.fitting`).
-        self.weights = {
-            name: parameter.detach().to("cpu", copy=True)
-            for name, parameter in trainer.model.named_parameters()
-            if parameter.requires_grad and processes.count() == 1
-        }
+        parameters = trainer.model.named_parameters() if processes.count() == 1 else ()
+        self.weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad}
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
+        self.used = False
 
     def restore(self, trainer: Trainer) -> None:
-        """Make `trainer` as it was; whatever a failed try left of its optimizer is dropped."""
-        trainer.optimizer = trainer.lr_scheduler = None
-        trainer.model_wrapped = trainer.model
-        trainer.model.zero_grad()
-        with torch.no_grad():
-            for name, parameter in trainer.model.named_parameters():
-                if name in self.weights:
-                    parameter.copy_(self.weights[name])
-        random.setstate(self.random[0])
-        np.random.set_state(self.random[1])
-        torch.set_rng_state(self.random[2])
-        torch.cuda.set_rng_state_all(self.random[3])
+        """From the second attempt on make `trainer` as it was; what is left of its optimizer is dropped."""
+        if self.used:
+            trainer.optimizer = trainer.lr_scheduler = None
+            trainer.model_wrapped = trainer.model
+            trainer.model.zero_grad()
+            trainer.model.load_state_dict(self.weights, strict=False)
+            setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
+            for setter, state in zip(setters, self.random, strict=True):
+                setter(state)
+        self.used = True
