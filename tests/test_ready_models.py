@@ -108,9 +108,9 @@ def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(re
 
 
 @pytest.mark.parametrize("number", ["03_02", "04_02"])
-def test_a_notebook_requires_what_it_reads_also_where_what_it_makes_is_ready(base, tmp_path, monkeypatch, number):
+def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch, number):
     monkeypatch.setenv(HEADLESS, "1")
-    with pytest.raises(InputError, match="checkpoints/.* is missing or unfinished; make "):
+    with pytest.raises(InputError, match=f"notebook {number} has nothing to make .*; there are: 01_01, "):
         open_run(number, "instruct", "tiny", str(tmp_path), {"models.ppo": str(base)}, True)
 
 

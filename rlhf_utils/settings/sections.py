@@ -302,9 +302,9 @@ class OveroptimiseSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """The comparison at the end, on `prompts` held-out prompts that every model responds to; an interval takes two."""
+    """The comparison at the end, on `prompts` held-out prompts that every model responds to."""
 
-    prompts: Annotated[int, Number, Field(ge=2)] = 200
+    prompts: Count = 200
     reward_pairs: Count = 1_000
     frontier_prompts: Count = 64
     bootstrap_samples: Annotated[int, Number, Field(ge=100)] = 2_000
