@@ -13,7 +13,6 @@ from typing import NamedTuple
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from rlhf_utils.data.words import WORD, words_of
-from rlhf_utils.platforms.errors import InputError
 
 PHRASE_WORDS = range(2, 6)
 # A phrase in fewer responses than this says nothing about a model.
@@ -21,9 +20,8 @@ LEAST_RESPONSES = 5
 SELF_BLEU_SAMPLE = 100
 
 _CANNOT = (
-    r"(?:can(?:no|')t|can not|could(?: no|n')t|will not|won't|would not|wouldn't|am not able to|'m not able to"
-    r"|am unable to|'m unable to|must decline(?: to)?|have to decline(?: to)?|refuse(?: to)?"
-    r"|am not (?:going|willing) to|'m not (?:going|willing) to)"
+    r"(?:can(?:no|')t|can not|could(?: no|n')t|will not|won't|would not|wouldn't|(?:am|'m) (?:not able|unable) to"
+    r"|(?:must|have to) decline(?: to)?|refuse(?: to)?|(?:am|'m) not (?:going|willing) to)"
 )
 _HELP = (
     r"(?:help|assist|do (?:that|this|it)|provide|give|tell|answer|support|recommend|advise|encourage|share|explain"
@@ -48,32 +46,24 @@ def is_refusal(text: str) -> bool:
 
 def repetition(text: str, n: int = 3) -> float:
     """Share of a text's n-grams of words that it has used before, 0 to 1; 0 for a text of fewer than n words."""
-    words = words_of(text.lower())
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    grams = _grams(words_of(text.lower()), n)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Different n-grams divided by all words, over all texts together (Li et al. 2016), 0 to 1; no n-gram crosses
     texts. It falls as their number grows: compare only models that responded to the same prompts."""
-    if n < 1 or not len(texts):
-        raise InputError(f"distinct-n of {len(texts)} texts with n = {n}: pass at least one text, and n of at least 1")
     words = [words_of(text) for text in texts]
-    seen = {gram for row in words for gram in zip(*(row[i:] for i in range(n)), strict=False)}
-    return len(seen) / total if (total := sum(map(len, words))) else 0.0
+    return len({gram for row in words for gram in _grams(row, n)}) / max(1, sum(map(len, words)))
 
 
-def self_bleu(texts: Sequence[str], seed: int = 0) -> float:
+def self_bleu(texts: Sequence[str]) -> float:
     """How alike texts are, 0 to 1: mean BLEU-4 of each against all others (Zhu et al. 2018), on at most
     `SELF_BLEU_SAMPLE` of them; 0.0 for fewer than two."""
-    sample = list(texts) if len(texts) <= SELF_BLEU_SAMPLE else Random(seed).sample(list(texts), SELF_BLEU_SAMPLE)
-    words = [words_of(text.lower()) for text in sample if text.strip()]
-    if len(words) < 2:
-        return 0.0
-    smooth = SmoothingFunction().method1
-    return fmean(
-        sentence_bleu(words[:i] + words[i + 1 :], row, smoothing_function=smooth) for i, row in enumerate(words)
-    )
+    sample = texts if len(texts) <= SELF_BLEU_SAMPLE else Random(0).sample(texts, SELF_BLEU_SAMPLE)
+    words, smooth = [words_of(text.lower()) for text in sample if text.strip()], SmoothingFunction().method1
+    found = [sentence_bleu(words[:i] + words[i + 1 :], row, smoothing_function=smooth) for i, row in enumerate(words)]
+    return fmean(found) if len(words) > 1 else 0.0
 
 
 def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
@@ -91,7 +81,7 @@ def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
 
 class Phrase(NamedTuple):
     """A phrase with the number of responses that hold it, of `first_total` and of `second_total`; `z` is its log-odds
-    ratio in standard errors."""
+    ratio in standard errors, `growth` the share of the first responses that hold it minus that of the second."""
 
     text: str
     first: int
@@ -100,11 +90,7 @@ class Phrase(NamedTuple):
     second_total: int
     log_odds: float
     z: float
-
-    @property
-    def growth(self) -> float:
-        """Share of the first responses that hold it minus that of the second, -1 to 1."""
-        return self.first / self.first_total - self.second / self.second_total
+    growth: float
 
 
 def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10) -> list[Phrase]:
@@ -114,20 +100,17 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
     et al. 2008, "Fightin' Words", with a flat prior). Of those that share two words in a row only the first is listed.
     """
     counts = [Counter(phrase for text in texts for phrase in phrases_of(text)) for texts in (first, second)]
-    found = []
+    found, (n, m) = [], (len(first), len(second))
     for text, a in counts[0].items():
         b = counts[1][text]
-        if a < LEAST_RESPONSES or a / len(first) <= b / len(second):
-            continue
-        cells = [n + 0.5 for n in (a, len(first) - a, b, len(second) - b)]
-        log_odds = math.log(cells[0] / cells[1]) - math.log(cells[2] / cells[3])
-        z = log_odds / math.sqrt(sum(1 / cell for cell in cells))
-        found.append(Phrase(text, a, b, len(first), len(second), log_odds, z))
-    kept: list[Phrase] = []
-    seen: set[tuple[str, str]] = set()
+        if a >= LEAST_RESPONSES and a / n > b / m:
+            cells = [count + 0.5 for count in (a, n - a, b, m - b)]
+            log_odds = math.log(cells[0] / cells[1]) - math.log(cells[2] / cells[3])
+            z = log_odds / math.sqrt(sum(1 / cell for cell in cells))
+            found.append(Phrase(text, a, b, n, m, log_odds, z, a / n - b / m))
+    kept, seen = [], set()
     for phrase in sorted(found, key=lambda phrase: (-round(phrase.z, 6), -len(phrase.text), phrase.text)):
-        words = phrase.text.split()
-        pairs = set(zip(words, words[1:], strict=False))
+        pairs = set(_grams(phrase.text.split(), 2))
         if len(kept) < most and not pairs & seen:
             kept.append(phrase)
             seen |= pairs
@@ -137,7 +120,7 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
 def phrases_of(text: str) -> set[str]:
     """Every phrase of 2 to 5 words (`words_of`) in a text, lower-cased, each once."""
     words = words_of(text.lower())
-    return {" ".join(words[i : i + n]) for n in PHRASE_WORDS for i in range(len(words) - n + 1)}
+    return {" ".join(gram) for n in PHRASE_WORDS for gram in _grams(words, n)}
 
 
 def without_phrase(text: str, phrase: str) -> str:
@@ -152,3 +135,7 @@ def without_phrase(text: str, phrase: str) -> str:
             kept += f" {words[i][0]}" if spaced else words[i][0]
             i += 1
     return kept
+
+
+def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
