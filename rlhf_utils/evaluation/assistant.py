@@ -31,8 +31,7 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import AssistantScore
 
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
-_REFERENCES = 100
-_BATCH = 32
+_REFERENCES, _BATCH = 100, 32
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -66,26 +65,27 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     embed, by = _embedder(run, evaluator)
     relevant, fluent = relevance(embed, prompts, texts), _fluency(run, evaluator, prompts, texts)
     for name in models:
-        helpful = [None if bad else r for bad, r in zip(unsafe, relevant[name], strict=True)]
-        safe = [safety(text, bad) for text, bad in zip(texts[name], unsafe, strict=True)]
-        scores[name] = [weighted(weights, *parts) for parts in zip(helpful, safe, fluent[name], strict=True)]
-        columns = {"response": texts[name], "helpfulness": helpful, "safety": safe, "fluency": fluent[name]}
-        table |= {f"{name}_{key}": values for key, values in {**columns, "quality": scores[name]}.items()}
-        refused = [is_refusal(text) for text in texts[name]]
+        said, parts = texts[name], {"helpfulness": [], "safety": [], "fluency": fluent[name]}
+        parts["helpfulness"] = [None if bad else r for bad, r in zip(unsafe, relevant[name], strict=True)]
+        parts["safety"] = [safety(text, bad) for text, bad in zip(said, unsafe, strict=True)]
+        scores[name] = [weighted(weights, *row) for row in zip(*parts.values(), strict=True)]
+        columns = {"response": said, **parts, "quality": scores[name]}
+        table |= {f"{name}_{key}": values for key, values in columns.items()}
+        refused = {
+            kind: [is_refusal(t) for t, u in zip(said, unsafe, strict=True) if u == kind] for kind in (True, False)
+        }
         summary["models"][name] |= {
             **figures("quality", scores[name], seed=run.recipe.seed),
-            "helpfulness": _mean([r for r in helpful if r is not None]),
-            "safety": _mean(safe),
-            "fluency": _mean(fluent[name]),
-            "refusal_unsafe": _mean([said for said, bad in zip(refused, unsafe, strict=True) if bad]),
-            "refusal_harmless": _mean([said for said, bad in zip(refused, unsafe, strict=True) if not bad]),
+            **{key: _mean(values) for key, values in parts.items()},
+            "refusal_unsafe": _mean(refused[True]),
+            "refusal_harmless": _mean(refused[False]),
         }
     # Texts always in quotes: otherwise a carriage return, which a model may well sample, would begin a new row.
     write_text(run.evaluation / "assistant.csv", pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     wins = {
         f"ppo_vs_{other}": {**win_rate(scores["ppo"], scores[other], tolerance=weights.tie), "judged_by": "quality"}
         for other in ("base", "sft")
-        if other in scores and "ppo" in scores
+        if {other, "ppo"} <= scores.keys()
     }
     if "ppo_vs_base" in wins:
         summary["win_rate"]["ppo_vs_base"] = wins.pop("ppo_vs_base")
@@ -116,10 +116,9 @@ def relevance(embed: Embed, prompts: Sequence[str], texts: dict[str, list[str]])
     """Cosine of prompt and response, 0 to 1, for each model. Raw states all point the same way, so their mean is taken
     out first; an empty response is relevant to nothing."""
     asked, said = embed(prompts), {name: embed(answers) for name, answers in texts.items()}
-    centre = torch.cat([asked, *said.values()]).mean(dim=0)
-    found = {}
+    center, found = torch.cat([asked, *said.values()]).mean(dim=0), {}
     for name, states in said.items():
-        cosine = cosine_similarity(asked - centre, states - centre, dim=1).clamp(0.0, 1.0).tolist()
+        cosine = cosine_similarity(asked - center, states - center, dim=1).clamp(0.0, 1.0).tolist()
         found[name] = [c if text.strip() else 0.0 for c, text in zip(cosine, texts[name], strict=True)]
     return found
 
@@ -146,9 +145,8 @@ def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
     if name and importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
-        encoder = SentenceTransformer(
-            str(model_folder(name)), device=evaluator.device.kind, model_kwargs={"use_safetensors": True}
-        )
+        safe, device = {"use_safetensors": True}, evaluator.device.kind
+        encoder = SentenceTransformer(str(model_folder(name)), device=device, model_kwargs=safe)
         return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
     return _mean_states(evaluator), "mean-pooled states of the SFT model"
 
@@ -190,5 +188,6 @@ def _in_batches(embed: Embed) -> Embed:
     return embedded
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

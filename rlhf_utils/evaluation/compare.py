@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from statistics import fmean, median
 
 import pandas as pd
@@ -37,13 +36,15 @@ def evaluate_models(run: Run) -> dict:
     if run.has("evaluation"):
         return read_json(run.evaluation / "summary.json")
     with run.stage("evaluation") as stage:
-        evaluator, seed = Evaluator(run), run.recipe.seed
+        evaluator, seed, answered, models = Evaluator(run), run.recipe.seed, {}, compared_models(run)
         split = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.prompts)
-        answered, models = {}, compared_models(run)
+
+        def measured(name: str) -> dict:
+            return asdict(evaluator.measure(load_policy(run.folder(name), evaluator.device), split))
+
         for i, name in enumerate(models):
             run.progress(f"evaluating {name}", i, len(models))
-            measured = partial(_measured, evaluator, run.folder(name), split)
-            answered[name] = Answered(**stage.once(f"responses-{name}", measured))
+            answered[name] = Answered(**stage.once(f"responses-{name}", partial(measured, name)))
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
         write_json(run.evaluation / "frontier.json", frontier(stage, evaluator))
         summary = summarise(run, split, answered)
@@ -65,58 +66,47 @@ def evaluate_models(run: Run) -> dict:
     return summary
 
 
-def _measured(evaluator: Evaluator, folder: Path, split: Dataset) -> dict:
-    return asdict(evaluator.measure(load_policy(folder, evaluator.device), split))
-
-
 def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     """The content of `summary.json`: every figure with its interval, null where the recipe has no meaning for it."""
-    settings = {"samples": run.recipe.evaluation.bootstrap_samples, "seed": run.recipe.seed}
-    reward_model = read_json(run.evaluation / "reward_model.json")
-    summary = {
-        "recipe": run.recipe.name,
-        "scale": run.recipe.scale,
-        "seed": run.recipe.seed,
-        "data": run.recipe.dataset,
-        "prompts": len(split),
-        "judge": about_judge(run),
-        "decoding": run.recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
-        # Of `kl_to_sft` in `models`; the budget is about another KL.
-        "kl_to_sft_temperature": run.recipe.generation.temperature,
-        "kl_budget": kl_budget(run),
-        "reward_model": {
-            key: reward_model[key]
-            for key in ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
-        },
-        "models": {name: of_model(found, settings) for name, found in answered.items()},
-        "paired": {},
-        "win_rate": {},
-    }
-    for better, worse in (("ppo", "sft"), ("ppo", "base")):
-        if not {better, worse} <= answered.keys():
+    recipe, reward_model = run.recipe, read_json(run.evaluation / "reward_model.json")
+    settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.seed}
+    kept = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
+    paired, wins = {}, {}
+    for other in ("sft", "base"):
+        if not {"ppo", other} <= answered.keys():
             continue
-        a, b = (_scores(answered[name]) for name in (better, worse))
-        found = {key: paired_difference(a[key], b[key], **settings) for key in a if None not in (a[key], b[key])}
-        summary["paired"][f"{better}_vs_{worse}"] = {
-            key: {"mean": found[key].mean, "ci95": found[key].as_list()} if key in found else None for key in a
-        }
+        a, b = (_scores(answered[name]) for name in ("ppo", other))
+        found = {key: a[key] and b[key] and paired_difference(a[key], b[key], **settings) for key in a}
+        paired[f"ppo_vs_{other}"] = {key: d and {"mean": d.mean, "ci95": d.as_list()} for key, d in found.items()}
         # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
         judge = "gold" if a["gold"] is not None else "reward"
-        summary["win_rate"][f"{better}_vs_{worse}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
-    return summary
+        wins[f"ppo_vs_{other}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
+    return {
+        "recipe": recipe.name,
+        "scale": recipe.scale,
+        "seed": recipe.seed,
+        "data": recipe.dataset,
+        "prompts": len(split),
+        "judge": about_judge(run),
+        "decoding": recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
+        # Of `kl_to_sft` in `models`; the budget is about another KL.
+        "kl_to_sft_temperature": recipe.generation.temperature,
+        "kl_budget": kl_budget(run),
+        "reward_model": {key: reward_model[key] for key in kept},
+        "models": {name: of_model(found, settings) for name, found in answered.items()},
+        "paired": paired,
+        "win_rate": wins,
+    }
 
 
 def of_model(found: Answered, settings: dict) -> dict:
     """What `summary.json` says of one model; `settings` are those of `mean_interval`."""
     line = {**figures("reward", found.reward, **settings), **figures("gold", found.gold, **settings)}
-    if found.rouge is None:
-        line |= dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeL_ci95"))
-    else:
-        line |= {kind: sum(values) / len(values) for kind, values in found.rouge.items()}
-        line["rougeL_ci95"] = figures("rougeL", found.rouge["rougeL"], **settings)["rougeL_ci95"]
+    rouge = found.rouge or dict.fromkeys(("rouge1", "rouge2", "rougeL"))
+    line |= {kind: values and sum(values) / len(values) for kind, values in rouge.items()}
+    line["rougeL_ci95"] = figures("rougeL", rouge["rougeL"], **settings)["rougeL_ci95"]
     if found.positivity is not None:
-        line |= figures("positivity", found.positivity, **settings)
-        line["positivity_median"] = median(found.positivity)
+        line |= {**figures("positivity", found.positivity, **settings), "positivity_median": median(found.positivity)}
     return line | {
         "eos_rate": fmean(found.ended),
         "distinct_2": distinct_n(found.texts, 2),
