@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -54,24 +55,22 @@ class Playground:
         return [row for _, row in self.respond(prompt, turns, seed, **decoding)]
 
     def respond(
-        self, prompt: str, turns: Mapping[str, Turns] | None = None, seed: int = 0, **decoding: float | None
+        self, prompt: str, turns: Mapping[str, Turns] | None = None, seed: int = 0, **decoding: float
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """`ask`, one model after the other: its name and its row."""
         if not prompt.strip():
             raise InputError("the prompt is empty; ask something")
         if not 0 <= seed < 2**63:
             raise InputError(f"seed {seed} is out of range; give a number from 0 to 2^63 - 1")
-        given = {key: value for key, value in decoding.items() if value is not None}
         try:
-            settings = GenerationSettings.model_validate({**self.run.recipe.generation.model_dump(), **given})
+            settings = GenerationSettings.model_validate({**self.run.recipe.generation.model_dump(), **decoding})
         except ValidationError as error:
             problem = error.errors()[0]
             raise InputError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
         template = self.run.recipe.template
         for name, model in self.models.items():
             whole = self.conversation(prompt, (turns or {}).get(name, ()))
-            text = template.format(whole)
-            limit = getattr(model.config, "max_position_embeddings", None)
+            text, limit = template.format(whole), getattr(model.config, "max_position_embeddings", None)
             length = len(start_tokens(self.tokenizer, [text])[0])
             if limit and length + settings.max_new_tokens > limit:
                 raise InputError(
@@ -118,25 +117,25 @@ def chat_page(playground: Playground) -> Any:
     except ImportError:
         raise InputError("the playground needs gradio: `pip install 'gradio>=5.50,<7'`") from None
     names, decoding = list(playground.models), playground.run.recipe.generation
+    keep_turns = playground.run.recipe.form == "dialogue"
     # Version 5 has to be told what version 6 takes for granted.
     messages = {"type": "messages"} if "type" in inspect.signature(gr.Chatbot).parameters else {}
 
-    def shown(dialogues: dict[str, list]) -> list[list[dict]]:
+    def shown(dialogues: Mapping[str, Turns]) -> list[list[dict]]:
         roles = ("user", "assistant")
         said = ([part for turn in dialogues.get(name, ()) for part in zip(roles, turn, strict=True)] for name in names)
         return [[{"role": role, "content": text} for role, text in parts] for parts in said]
 
     def send(prompt, temperature, max_new_tokens, seed, dialogues):
-        notes, kept = [""] * len(names), {name: list(dialogues.get(name, ())) for name in names}
-        keep_turns = playground.run.recipe.form == "dialogue"
-        earlier = {name: tuple(turns) for name, turns in kept.items()} if keep_turns else None
+        earlier = {name: list(turns) for name, turns in dialogues.items()} if keep_turns else {}
         settings = {"temperature": temperature, "max_new_tokens": int(max_new_tokens)}
+        notes, now = dict.fromkeys(names, ""), dict(dialogues)
         try:
             for name, row in playground.respond(prompt, earlier, int(seed), **settings):
-                kept[name] = [*(kept[name] if keep_turns else ()), (prompt, row["response"])]
+                now[name] = [*earlier.get(name, ()), (prompt, row["response"])]
                 scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
-                notes[names.index(name)] = " | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]])
-                yield [*shown(kept), *notes, kept]
+                notes[name] = " | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]])
+                yield [*shown(now), *notes.values(), now]
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -166,27 +165,21 @@ def chat_page(playground: Playground) -> Any:
             new = gr.Button("New conversation")
         if examples := playground.examples():
             gr.Examples(examples, prompt)
-        prompt.submit(send, [prompt, temperature, most, seed, dialogues], [*chats, *notes, dialogues], api_name="ask")
+        everything = [*chats, *notes, dialogues]
+        prompt.submit(send, [prompt, temperature, most, seed, dialogues], everything, api_name="ask")
         for name, button in zip(names, buttons, strict=True):
-            button.click(
-                lambda dialogues, best=name: voted(best, dialogues),
-                dialogues,
-                [*chats, status, dialogues],
-                api_name=f"vote_{name}",
-            )
-        new.click(
-            lambda: [*[[] for _ in names], *[""] * len(names), {}], None, [*chats, *notes, dialogues], api_name="new"
-        )
+            vote = partial(voted, name)
+            button.click(vote, dialogues, [*chats, status, dialogues], api_name=f"vote_{name}")
+        new.click(lambda: [*[[] for _ in names], *[""] * len(names), {}], None, everything, api_name="new")
     return page
 
 
 def serve(playground: Playground, port: int | None = None, **how: Any) -> tuple[Any, str]:
     """The chat page, served on 127.0.0.1 (in Colab by a link of gradio's), and its address."""
     page = chat_page(playground)
+    how |= {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
     try:
-        _, url, shared = page.launch(
-            server_name="127.0.0.1", server_port=port or None, prevent_thread_lock=True, quiet=True, **how
-        )
+        _, url, shared = page.launch(server_port=port or None, **how)
     except (OSError, OverflowError) as error:
         raise InputError(f"port {port} cannot be used ({error}); leave it out for a free one") from None
     return page, shared or url
