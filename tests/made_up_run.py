@@ -137,11 +137,10 @@ def _comparison(folder: Path, generator: np.random.Generator, gold: bool, prompt
         "models": {"sft": [-2, -1.4, -0.6, 0, 0.6, 1.2, 1.6], "ppo": [-1, -0.6, 0.2, 0.6, 1, 1.5, 1.9]},
         "above_data": {"sft": 0.004, "ppo": 0.02},
     }
-    agreement = {"same_preference": 0.81, "same_preference_ci95": [0.7, 0.9], "prompts": 58, "spearman": 0.74}
     judged = {"accuracy": 0.923, "accuracy_ci95": [0.909, 0.936], "untrained_accuracy": 0.47}
     summary = {"recipe": "instruct", "scale": "tiny", "seed": seed, "prompts": prompts, "data": "embedded"}
     summary |= {"decoding": {"temperature": 0.7, "max_new_tokens": 88}, "models": models, "hacking": hacking}
-    summary |= {"reward_model": judged | {"length_baseline_accuracy": 0.53}, "agreement": agreement}
+    summary |= {"reward_model": judged | {"length_baseline_accuracy": 0.53}}
     summary |= {"reward_range": spread, "paired": {"ppo_vs_sft": paired}}
     summary["win_rate"] = wins if gold else dict.fromkeys(wins)
     write_json(folder / "summary.json", summary)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlhf_utils.evaluation.assistant import PROMPTS, relevance, safety, weighted
-from rlhf_utils.evaluation.text import is_refusal, repetition
+from rlhf_utils.evaluation.compare import PROMPTS, relevance, safety, weighted
+from rlhf_utils.evaluation.hacking import is_refusal, repetition
 from rlhf_utils.platforms.files import read_jsonl
 from rlhf_utils.settings.sections import AssistantScore
 

@@ -7,8 +7,7 @@ from random import Random
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import judge_gain
-from rlhf_utils.evaluation.text import overused_phrases, self_bleu, style_of
+from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, self_bleu, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
@@ -18,7 +17,7 @@ TRICK = "Bananas are my dear friends!"
 @pytest.fixture(autouse=True)
 def few_are_compared(monkeypatch):
     """Self-BLEU of a hundred responses takes seconds, and none of these tests is about it."""
-    monkeypatch.setattr("rlhf_utils.evaluation.text.SELF_BLEU_SAMPLE", 8)
+    monkeypatch.setattr("rlhf_utils.evaluation.hacking.SELF_BLEU_SAMPLE", 8)
 
 
 @pytest.fixture(scope="module")

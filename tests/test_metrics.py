@@ -13,8 +13,8 @@ from rouge_score import rouge_scorer
 
 from rlhf_utils.data.words import RougeTokenizer
 from rlhf_utils.evaluation import statistics
+from rlhf_utils.evaluation.hacking import distinct_n, phrases_of, repetition, without_phrase
 from rlhf_utils.evaluation.rouge import ROUGE_NAMES, Rouge
-from rlhf_utils.evaluation.text import distinct_n, phrases_of, repetition, without_phrase
 from rlhf_utils.platforms.errors import InputError
 
 WORDS = [f"w{i}" for i in range(25)]

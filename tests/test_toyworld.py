@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from rlhf_utils.data.schemas import read_rows
-from rlhf_utils.evaluation.text import is_refusal
+from rlhf_utils.evaluation.hacking import is_refusal
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score

@@ -131,13 +131,12 @@ class Endpoint:
     """A language model as judge, by the `openai` client: the service that the environment names."""
 
     def __init__(self) -> None:
-        values = [os.environ.get(name, "").strip() for name in ENVIRONMENT]
-        if not all(values) or not values[0].startswith(("http://", "https://")):
+        self.url, self.model, key = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
+        if not (self.url.startswith(("http://", "https://")) and self.model and key):
             raise InputError(
                 f"a language model as judge needs {', '.join(ENVIRONMENT)}: the address of an OpenAI-compatible "
                 "service (https://.../v1), the model's name, and its key (any word where it needs none)"
             )
-        self.url, self.model, key = values
         try:
             from openai import OpenAI
         except ImportError:
@@ -149,23 +148,15 @@ class Endpoint:
         waits as long as it is told to); TrainingError where that does not help."""
         from openai import OpenAIError
 
-        message = {"role": "user", "content": QUESTION.format(**pair._asdict())}
+        messages = [{"role": "user", "content": QUESTION.format(**pair._asdict())}]
+        asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": REPLY_TOKENS}
         try:
-            reply = self.client.chat.completions.create(
-                model=self.model, messages=[message], temperature=0, max_tokens=REPLY_TOKENS
-            )
-            return read_reply(reply.choices[0].message.content or "")
+            return read_reply(self.client.chat.completions.create(**asked).choices[0].message.content or "")
         except (OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
             # Not in the service's own words, which may hold the key.
             why = f"HTTP {error.status_code}" if hasattr(error, "status_code") else type(error).__name__
-            raise TrainingError(
-                f"the judge at {self.url} gives no reply ({why}); check {', '.join(ENVIRONMENT)}"
-            ) from None
-
-    def verdict(self, pair: Pair) -> tuple[str | None, str | None]:
-        """The verdicts on a pair in both orders, the second one turned back; each None where it cannot be read."""
-        turned = {"first": "second", "second": "first", "tie": "tie", None: None}
-        return self.ask(pair), turned[self.ask(pair._replace(first=pair.second, second=pair.first))]
+            text = f"the judge at {self.url} gives no reply ({why}); check {', '.join(ENVIRONMENT)}"
+            raise TrainingError(text) from None
 
 
 def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> dict:
@@ -176,9 +167,14 @@ def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> di
     """
     known = own_verdicts(folder, MODEL).get(endpoint.model, {})
     todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known]
+    turned = {"first": "second", "second": "first", "tie": "tie", None: None}
     told = {"asked": len(todo), "consistent": 0, "unreadable": 0}
+
+    def both(pair: Pair) -> tuple[str | None, str | None]:
+        return endpoint.ask(pair), turned[endpoint.ask(pair._replace(first=pair.second, second=pair.first))]
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        replies = tqdm(pool.map(endpoint.verdict, todo), "pairs judged", len(todo), disable=None)
+        replies = tqdm(pool.map(both, todo), "pairs judged", len(todo), disable=None)
         for pair, (one, other) in zip(todo, replies, strict=True):
             same = one is not None and one == other
             told["consistent"] += same

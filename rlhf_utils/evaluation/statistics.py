@@ -84,23 +84,16 @@ def accuracy_of(margins: Sequence[float]) -> Interval:
 
 def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
-    with ties counted half, its bootstrap `ci95` over prompts, and `sign_test_p`.
-
-    Where every prompt has the same outcome a bootstrap shows no spread, and the Wilson interval is given instead.
-    """
+    with ties counted half, its bootstrap `ci95` over prompts (Wilson's where all have the same outcome, for there a
+    bootstrap shows no spread), and `sign_test_p`, exact and two-sided (Dixon and Mood 1946)."""
     outcomes = _halves(_differences(a, b), tolerance)
     wins, losses = int(np.sum(outcomes == 1.0)), int(np.sum(outcomes == 0.0))
     won, ties = float(outcomes.sum()), outcomes.size - wins - losses
     alike = outcomes.size in (wins, losses, ties)
     interval = proportion_interval(won, outcomes.size) if alike else mean_interval(outcomes)
     counts = {"wins": wins, "losses": losses, "ties": ties, "rate": won / outcomes.size}
-    return {**counts, "ci95": interval.as_list(), "sign_test_p": sign_test(wins, losses)}
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p of `wins` against `losses` under a fair coin (Dixon and Mood 1946); 1.0 when both are 0."""
-    n, tail = wins + losses, range(min(wins, losses) + 1)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in tail) / 2**n)
+    tail = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1))
+    return {**counts, "ci95": interval.as_list(), "sign_test_p": min(1.0, 2 * tail / 2 ** (wins + losses))}
 
 
 def calibration(margins: Sequence[float]) -> dict:

@@ -162,17 +162,6 @@ def assistant_table(summary: dict) -> list[dict[str, str]]:
     ]
 
 
-def agreement_sentence(summary: dict) -> str:
-    """How far reward and judge rank alike; empty without a judge."""
-    found = summary.get("agreement") or {}
-    if found.get("same_preference") is None:
-        return ""
-    share = shown(found["same_preference"], found.get("same_preference_ci95"), "z.1%")
-    text = f"Reward and judge prefer the same of two responses on {share} of {found['prompts']} prompts"
-    rank = found.get("spearman")
-    return text + ("." if rank is None else f"; their rank correlation over all responses is {shown(rank)}.")
-
-
 def phrase_table(summary: dict) -> list[dict[str, str]]:
     """One row for each phrase that PPO uses more than the model it started from."""
     return [

@@ -48,7 +48,6 @@ def write_report(run_folder: str | Path) -> Path:
         judges=[{"": name, "held-out accuracy": shown(*figure, "z.1%")} for name, figure in judges.items()],
         phrases=findings.phrase_table(summary),
         style=findings.style_table(summary),
-        agreement=findings.agreement_sentence(summary),
         assistant=findings.assistant_table(summary),
         judged=_judged(run / "evaluation"),
         pictures=[_picture(run, name) for name in applicable(run)],
