@@ -74,24 +74,17 @@ def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, di
     """
     known, found = {pair.id for pair in read_pairs(folder)}, {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from None
-    for place, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            pair, verdict, judge = str(row["id"]), row["verdict"], str(row.get("judge") or "unnamed")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            verdict = None
-        if verdict not in CHOICES:
-            choices = ", ".join(CHOICES)
-            raise InputError(f'{path}, line {place}: not {{"id": ..., "verdict": ...}} with a verdict of {choices}')
-        if pair in known:
-            found.setdefault(judge, {})[pair] = verdict
+        rows = read_jsonl(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as JSON lines: {error}") from None
+    for place, row in enumerate(rows, 1):
+        row = row if isinstance(row, dict) else {}
+        if row.get("verdict") not in CHOICES:
+            raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
+        if row.get("id") in known:
+            found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
         elif strict:
-            raise InputError(f"{path}, line {place}: there is no pair {pair!r} in {folder}")
+            raise InputError(f"{path}, line {place}: there is no pair {row.get('id')!r} in {folder}")
     return found
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.reward_model import LABEL_FILE, RewardModel, class_logits, positions
+from rlhf_utils.rewards.reward_model import LABEL_FILE, ClassifierReward, RewardModel, class_logits, positions
 from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_base, make_data
 from rlhf_utils.runs.run import Run
 
@@ -54,23 +52,15 @@ def fetch_reward_model(run: Run) -> None:
 def publish_reward(run: Run, model, tokenizer, untrained: PreTrainedModel | None = None, **results: Any) -> None:
     """Measure the run's reward model or classifier and publish it, with its scale or the label that is paid."""
     if run.recipe.form == "continuation":
-        extra = partial(save_label, run, model)
+        about = {"label": run.recipe.reward_model.label, "joint": run.recipe.template.joint}
+        ClassifierReward(model, tokenizer, about["label"], detect_device())  # InputError where it has no such label
+        extra = lambda folder: write_json(folder / LABEL_FILE, about)  # noqa: E731
     else:
         reward = RewardModel(model, tokenizer, detect_device())
         calibrate_on_sft(run, reward)
         extra = reward.save_scale
     results |= measured(run, model, tokenizer, untrained)
     run.publish("reward_model", model, tokenizer, fill=extra, **results)
-
-
-def save_label(run: Run, model: PreTrainedModel, folder: Path) -> None:
-    """Write beside a classifier which label is paid; InputError where it has no such label."""
-    # Of the two tables of labels a configuration may lack the other one.
-    label, labels = run.recipe.reward_model.label, model.config.id2label.values()
-    if label not in labels:
-        names = ", ".join(map(str, labels))
-        raise InputError(f"the classifier has no label {label!r}; set reward_model.label to one of {names}")
-    write_json(folder / LABEL_FILE, {"label": label, "joint": run.recipe.template.joint})
 
 
 def publish_judge(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -68,8 +68,6 @@ def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 200
 
 def proportion_interval(k: float, n: int) -> Interval:
     """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half."""
-    if n < 1 or not 0 <= k <= n:
-        raise InputError(f"{k} successes of {n}: a proportion needs at least one trial and at most as many successes")
     p, whole = k / n, 1 + _Z * _Z / n
     center, half = (p + _Z * _Z / (2 * n)) / whole, _Z / whole * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
     low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
