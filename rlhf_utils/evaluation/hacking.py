@@ -196,8 +196,10 @@ def self_bleu(texts: Sequence[str]) -> float:
     `SELF_BLEU_SAMPLE` of them; 0.0 for fewer than two."""
     sample = texts if len(texts) <= SELF_BLEU_SAMPLE else Random(0).sample(texts, SELF_BLEU_SAMPLE)
     words, smooth = [words_of(text.lower()) for text in sample if text.strip()], SmoothingFunction().method1
-    found = [sentence_bleu(words[:i] + words[i + 1 :], row, smoothing_function=smooth) for i, row in enumerate(words)]
-    return fmean(found) if len(words) > 1 else 0.0
+    if len(words) < 2:
+        return 0.0
+    others = ([*words[:i], *words[i + 1 :]] for i in range(len(words)))
+    return fmean(sentence_bleu(rest, row, smoothing_function=smooth) for rest, row in zip(others, words, strict=True))
 
 
 def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
