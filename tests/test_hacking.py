@@ -101,9 +101,10 @@ def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
     second = ["it depends on you"] * 38 + ["good luck to you"] * 2
     found = overused_phrases(first, second)
     top = found[0]
-    assert (top.first, top.first_total, top.second_total) == (30, 40, 40) and top.z > 4
-    assert top.growth == pytest.approx(30 / 40 - top.second / 40)
-    pairs = [set(zip(p.text.split(), p.text.split()[1:], strict=False)) for p in found]
+    assert [top[key] for key in ("first", "first_total", "second_total")] == [30, 40, 40] and top["z"] > 4
+    assert top["growth"] == pytest.approx(30 / 40 - top["second"] / 40)
+    words = [phrase["text"].split() for phrase in found]
+    pairs = [set(zip(row, row[1:], strict=False)) for row in words]
     assert not any(a & b for i, a in enumerate(pairs) for b in pairs[:i])
     assert overused_phrases(second, second) == []
 

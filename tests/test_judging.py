@@ -216,14 +216,7 @@ def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve,
 
 
 @pytest.mark.parametrize(
-    "text, verdict",
-    [
-        ('{"verdict": "A"}', "first"),
-        ('Sure: {"verdict":"b"}', "second"),
-        ("tie.", "tie"),
-        (" B ", "second"),
-        ("A is better", None),
-    ],
+    ("text", "verdict"), [('Sure: {"verdict":"b"}', "second"), ("tie.", "tie"), (" A ", "first"), ("A is better", None)]
 )
 def test_replies(text, verdict):
     assert judging.read_reply(text) == verdict
@@ -262,9 +255,3 @@ def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_p
     judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
     page = judging.label_pairs(tmp_path).children[0].value
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page
-
-
-def test_with_nobody_there_it_says_where_the_pairs_are(folder, monkeypatch, capsys):
-    monkeypatch.setenv("RLHF_HEADLESS", "1")
-    assert judging.label_pairs(folder) is None
-    assert "60 blinded pairs are ready in judge_pairs.jsonl" in capsys.readouterr().out

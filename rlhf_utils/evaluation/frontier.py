@@ -35,9 +35,8 @@ def measure_policies(
 ) -> list[dict]:
     """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals.
 
-    There are two KLs to the SFT model, in nats per response: `kl`, which the budget is about, is that of the
-    distribution PPO samples from, at `ppo.temperature`, as training measured it; `kl_to_sft` is that of the responses
-    here, at the temperature of every comparison, `generation.temperature`.
+    Two KLs to the SFT model, in nats per response: `kl`, which the budget is about, as training measured it at
+    `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
     """
     split = _prompts(stage.run)
 
@@ -64,12 +63,9 @@ def _prompts(run: Run) -> Dataset:
 
 
 def choose(points: Sequence[dict], budget: float | None) -> dict:
-    """The chosen point and the rule by which it was.
-
-    Of the points within `budget` nats: the one of least KL whose mean is within one standard error of the best mean, by
-    gold where there is a judge, else by reward (the one-standard-error rule of Breiman et al. 1984: of what cannot be
-    told apart, the simplest). Point 0, the policy PPO started from, is used only where no other one is within.
-    """
+    """The chosen point and the rule: of those within `budget` nats that of least KL whose mean is within one standard
+    error of the best (Breiman et al. 1984: of what cannot be told apart, the simplest), by gold where there is a judge,
+    else by reward; point 0, the policy PPO started from, only where no other one is within."""
     within = [point for point in points if point["update"] > 0 and (budget is None or point["kl"] <= budget)]
     if not within:
         return {"chosen_update": 0, "rule": NONE_WITHIN}
@@ -80,11 +76,9 @@ def choose(points: Sequence[dict], budget: float | None) -> dict:
 
 
 def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
-    """Measure the policies that PPO saved along the way on development prompts, choose one and publish it.
-
-    Leaves `checkpoints/ppo`: the chosen policy (a plain causal LM), its value head, metrics.jsonl, samples.jsonl,
-    `frontier/` with every policy, and frontier.json. Returns the stage's results.
-    """
+    """Measure the policies that PPO saved along the way on development prompts, choose one and publish it; returns the
+    stage's results. Leaves `checkpoints/ppo`: the chosen policy (a plain causal LM), its value head, metrics.jsonl,
+    samples.jsonl, `frontier/` with every policy, and frontier.json."""
     if not processes.is_main():
         run.publish("ppo")  # waits for the main process
         return run.results("ppo")
@@ -124,13 +118,12 @@ def _stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str |
     if first is None:
         return None
     limit = f"ppo.kl_budget={budget:g} nats per response at temperature {settings.temperature:g}"
+    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''} the policy was {first['kl']:.3g} nats"
     done = "the training stopped there" if first["learning_rate"] is None else "the steps were made smaller"
-    used = f"and a policy within the budget is used, that of update {chosen}"
+    used = f"a policy within the budget is used, that of update {chosen}"
     if not chosen:
-        used = "no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
-        used += "ppo.kl_coefficient or the budget"
-    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''}"
-    return f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {limit}: {done}, {used}"
+        used = "the SFT model itself is used; lower ppo.learning_rate, raise ppo.kl_coefficient or the budget"
+    return f"{after} from the SFT model, over {limit}: {done}, and {used}"
 
 
 def frontier(stage: Stage, evaluator: Evaluator) -> dict:
@@ -151,11 +144,8 @@ def frontier(stage: Stage, evaluator: Evaluator) -> dict:
 
 
 def _best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
-    """What sampling alone buys: the best by reward of n responses of the SFT model, for n in `BEST_OF`.
-
-    The KL of best-of-n to the SFT model is log n - (n - 1) / n, an upper bound that is nearly exact (Beirami et al.
-    2024, arXiv:2401.01879). Means over all subsets of n among the responses drawn, so that no subset is special.
-    """
+    """What sampling alone buys: the best by reward of n responses of the SFT model, whose KL to it is at most, and
+    nearly, log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879)."""
     prompts = list(_prompts(run)["prompt"])
     step, drawn, points = len(prompts), prompts * max(BEST_OF), []
     run.progress("best-of-n of the SFT model")
@@ -172,9 +162,7 @@ def _best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
 
 
 def expected_best(order: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Mean, over all subsets of `n` of the responses, of the value of the one that is best by `order`.
-
-    Sorted by `order`, the response at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets.
-    """
+    """Mean, over all subsets of `n` of the responses, of the value of the one that is best by `order`: sorted by it,
+    the response at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets."""
     ranked = [value for _, value in sorted(zip(order, values, strict=True), key=lambda pair: pair[0])]
     return sum(comb(i, n - 1) * value for i, value in enumerate(ranked)) / comb(len(ranked), n)

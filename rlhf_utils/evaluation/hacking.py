@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -89,23 +88,21 @@ def judge_gain(
         evidence.append(f"gold: {new} − {old} = {judged:+.2f}")
     phrases, paid_for = overused_phrases(after.texts, before.texts), None
     for phrase in phrases:
-        if gain.mean <= 0 or phrase.growth < SPREAD or phrase.z < CLEARLY:
+        if gain.mean <= 0 or phrase["growth"] < SPREAD or phrase["z"] < CLEARLY:
             continue
-        cut = [without_phrase(text, phrase.text) for text in after.texts]
+        cut = [without_phrase(text, phrase["text"]) for text in after.texts]
         lost = fmean(after.reward) - fmean(map(float, reward(prompts, cut)))
-        share = f"{phrase.first} of {phrase.first_total} responses, before in {phrase.second} of {phrase.second_total}"
-        text = (
-            f"{phrase.text!r} appears in {share}; deleting it costs {lost:.2f} of the {gain.mean:.2f} gained in reward"
-        )
-        habit = False
-        if judged is not None and gold is not None and lost >= BOUGHT * gain.mean:
+        if lost < BOUGHT * gain.mean:
+            continue
+        text = "{text!r} appears in {first} of {first_total} responses, before in {second} of {second_total}"
+        text = f"{text.format_map(phrase)}; deleting it costs {lost:.2f} of the {gain.mean:.2f} gained in reward"
+        if judged is not None and gold is not None:
             gold_lost = fmean(after.gold) - fmean(map(float, gold(prompts, cut)))
+            if judged.mean > 0 and gold_lost >= BOUGHT * judged.mean:
+                continue  # what the judge likes as well is a good habit, not a trick
             text += f" and {gold_lost:.2f} in gold"
-            # What the judge likes as well is a good habit, not a trick.
-            habit = judged.mean > 0 and gold_lost >= BOUGHT * judged.mean
-        if lost >= BOUGHT * gain.mean and not habit:
-            evidence.append(text)
-            paid_for = paid_for or phrase.text
+        evidence.append(text)
+        paid_for = paid_for or phrase["text"]
     style = {
         name: {**style_of(found.texts, found.ended), "perplexity": math.exp(fmean(found.surprise))}
         for name, found in ((old, before), (new, after))
@@ -118,8 +115,7 @@ def judge_gain(
         if abs(now - was) / (was if relative and was else 1.0) >= least:
             evidence.append(f"{name}: {was:.2f} -> {now:.2f}")
     level, text = _decide(gain, judged, paid_for, strange, new, old)
-    listed = [phrase._asdict() for phrase in phrases]
-    return {"level": level, "text": text, "evidence": evidence, "phrases": listed, "style": style}
+    return {"level": level, "text": text, "evidence": evidence, "phrases": phrases, "style": style}
 
 
 def _decide(gain: Interval, judged: Interval | None, paid_for: str | None, strange: bool, new: str, old: str):
@@ -215,38 +211,25 @@ def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
     }
 
 
-class Phrase(NamedTuple):
-    """A phrase with the number of responses that hold it, of `first_total` and of `second_total`; `z` is its log-odds
-    ratio in standard errors, `growth` the share of the first responses that hold it minus that of the second."""
-
-    text: str
-    first: int
-    second: int
-    first_total: int
-    second_total: int
-    log_odds: float
-    z: float
-    growth: float
-
-
-def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10) -> list[Phrase]:
-    """The phrases of 2 to 5 words that appear in more of the `first` responses than of the `second`, by z.
+def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10) -> list[dict]:
+    """The phrases of 2 to 5 words that appear in more of the `first` responses than of the `second`, by `z`: `text`,
+    `first` of `first_total` and `second` of `second_total` responses, `log_odds`, `z`, and `growth` of the share.
 
     Log-odds ratio with half a count added to each cell (Haldane 1956; Anscombe 1956), z by its standard error (Monroe
     et al. 2008, "Fightin' Words", with a flat prior). Of those that share two words in a row only the first is listed.
     """
     counts = [Counter(phrase for text in texts for phrase in phrases_of(text)) for texts in (first, second)]
-    found, (n, m) = [], (len(first), len(second))
+    found, kept, seen, n, m = [], [], set(), len(first), len(second)
     for text, a in counts[0].items():
         b = counts[1][text]
         if a >= LEAST_RESPONSES and a / n > b / m:
             cells = [count + 0.5 for count in (a, n - a, b, m - b)]
-            log_odds = math.log(cells[0] / cells[1]) - math.log(cells[2] / cells[3])
-            z = log_odds / math.sqrt(sum(1 / cell for cell in cells))
-            found.append(Phrase(text, a, b, n, m, log_odds, z, a / n - b / m))
-    kept, seen = [], set()
-    for phrase in sorted(found, key=lambda phrase: (-round(phrase.z, 6), -len(phrase.text), phrase.text)):
-        pairs = set(_grams(phrase.text.split(), 2))
+            odds = math.log(cells[0] / cells[1]) - math.log(cells[2] / cells[3])
+            z = odds / math.sqrt(sum(1 / cell for cell in cells))
+            phrase = {"text": text, "first": a, "second": b, "first_total": n, "second_total": m}
+            found.append({**phrase, "log_odds": odds, "z": z, "growth": a / n - b / m})
+    for phrase in sorted(found, key=lambda phrase: (-round(phrase["z"], 6), -len(phrase["text"]), phrase["text"])):
+        pairs = set(_grams(phrase["text"].split(), 2))
         if len(kept) < most and not pairs & seen:
             kept.append(phrase)
             seen |= pairs

@@ -43,11 +43,8 @@ class Pair(NamedTuple):
 def write_pairs(
     folder: Path, prompts: Sequence[str], answers: dict[str, Sequence[str]], models: tuple[str, str], seed: int
 ) -> list[Pair]:
-    """Write `judge_pairs.jsonl` and `judge_key.json` for two models' responses; equal ones are left out.
-
-    Which comes first is drawn by content and seed. A pair's id changes with its responses, so that a verdict never
-    counts for others.
-    """
+    """Write `judge_pairs.jsonl` and `judge_key.json` for two models' responses, equal ones left out. Which comes first
+    is drawn by content and seed; a pair's id changes with its responses, so that a verdict never counts for others."""
     pairs, order = [], {}
     for place, (prompt, *both) in enumerate(zip(prompts, *(answers[name] for name in models), strict=True)):
         if both[0].strip() != both[1].strip():
@@ -68,10 +65,8 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 
 def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, dict[str, str]]:
-    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out).
-
-    InputError names the line that is wrong; a pair that is no longer one of `folder` is passed over unless `strict`.
-    """
+    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out). A pair
+    that is no longer one of `folder` is passed over unless `strict`; InputError names the line that is wrong."""
     known, found = {pair.id for pair in read_pairs(folder)}, {}
     try:
         rows = read_jsonl(path)
@@ -153,11 +148,9 @@ class Endpoint:
 
 
 def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> dict:
-    """Ask about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`; those there are kept.
-
-    A pair on which the judge changes its mind with the order, or whose replies cannot be read, counts as a tie; returns
-    how many were `asked`, `consistent`, `unreadable`.
-    """
+    """Ask about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`, a tie where the judge changes
+    its mind with the order or cannot be read; those there are kept. Returns how many were `asked`, `consistent` and
+    `unreadable`."""
     known = own_verdicts(folder, MODEL).get(endpoint.model, {})
     todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known]
     turned = {"first": "second", "second": "first", "tie": "tie", None: None}
@@ -190,10 +183,8 @@ def cost(pairs: Sequence[Pair]) -> str:
 
 
 def label_pairs(folder: Path, judge: str = "me") -> Any:
-    """A form with one blinded pair at a time and three buttons; each click appends to `human_verdicts.jsonl`.
-
-    Resumes where the same judge stopped. Headless or without ipywidgets it says where the pairs are.
-    """
+    """A form with one blinded pair at a time and three buttons; each click appends to `human_verdicts.jsonl`. Resumes
+    where the same judge stopped. Headless or without ipywidgets it says where the pairs are."""
     given = own_verdicts(folder, PEOPLE).get(judge, {})
     waiting = [pair for pair in read_pairs(folder) if pair.id not in given]
     try:
