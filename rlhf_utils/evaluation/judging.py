@@ -22,7 +22,7 @@ from rlhf_utils.platforms.runtime import HEADLESS
 
 PAIRS, KEY = "judge_pairs.jsonl", "judge_key.json"
 PEOPLE, MODEL = "human_verdicts.jsonl", "llm_verdicts.jsonl"
-CHOICES = ("first", "second", "tie")
+CHOICES = {"first": 1, "second": -1, "tie": 0}  # what each says of the response that stands first
 _CELL = "width: 50%; white-space: pre-wrap; vertical-align: top; padding: .5em; border: 1px solid #ccc"
 
 # The language model is any service that speaks OpenAI's protocol: its address up to /v1, the model's name, its key.
@@ -74,7 +74,7 @@ def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, di
         raise InputError(f"cannot read {path} as JSON lines: {error}") from None
     for place, row in enumerate(rows, 1):
         row = row if isinstance(row, dict) else {}
-        if row.get("verdict") not in CHOICES:
+        if str(row.get("verdict")) not in CHOICES:
             raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
         if row.get("id") in known:
             found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
@@ -103,8 +103,7 @@ def outcome(folder: Path) -> dict:
             # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
             votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in read_pairs(folder)}
             verdicts = {pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most}
-            winners = [key["order"][p][CHOICES.index(v)] if v != "tie" else None for p, v in verdicts.items()]
-            scores = [0 if winner is None else 1 if winner == key["models"][0] else -1 for winner in winners]
+            scores = [CHOICES[v] * (1 if key["order"][p] == key["models"] else -1) for p, v in verdicts.items()]
             wins = win_rate(scores, [0] * len(scores))
             judges[kind] = {**wins, "judges": sorted(given), "pairs": len(scores)}
             decided.append(verdicts)
