@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -120,45 +119,32 @@ def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_on
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Start a chat-completions server on loopback that replies as `reply(question, call)` says (text, or a status with
-    a body), name it in the environment, and return the calls it gets."""
-    pytest.importorskip("openai")
-    started = []
+    """Let the `openai` client reach a service that replies as `reply(question, call)` says (text, or a status with a
+    body, or nothing at all), name it in the environment, and return the calls it gets."""
+    openai, httpx = pytest.importorskip("openai"), pytest.importorskip("httpx")
+    for name, value in zip(judging.ENVIRONMENT, ("http://judge/v1", "judge-1", "secret-of-a-test"), strict=True):
+        monkeypatch.setenv(name, value)
 
     def start(reply) -> list[dict]:
         calls: list[dict] = []
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                calls.append({"body": body, "key": self.headers.get("Authorization"), "path": self.path})
-                answer = reply(body["messages"][0]["content"], len(calls))
-                if isinstance(answer, str):
-                    message = {"role": "assistant", "content": answer}
-                    answer = 200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-                status, content = answer
-                self.send_response(status)
-                kind = "text/html" if content.startswith(b"<") else "application/json"
-                for name, value in (("Content-Type", kind), ("Content-Length", len(content)), ("Retry-After", 0.01)):
-                    self.send_header(name, str(value))
-                self.end_headers()
-                self.wfile.write(content)
+        def handle(request):
+            body = json.loads(request.content)
+            calls.append({"body": body, "key": request.headers["Authorization"], "path": request.url.path})
+            answer = reply(body["messages"][0]["content"], len(calls))
+            if answer is None:
+                raise httpx.ConnectError("nobody there")
+            if isinstance(answer, str):
+                message = {"role": "assistant", "content": answer}
+                answer = 200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+            kind = "text/html" if answer[1].startswith(b"<") else "application/json"
+            return httpx.Response(answer[0], content=answer[1], headers={"Content-Type": kind, "Retry-After": "0.01"})
 
-            def log_message(self, *_):
-                """Nothing on stderr."""
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        started.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        values = (f"http://127.0.0.1:{server.server_port}/v1", "judge-1", "secret-of-a-test")
-        for name, value in zip(judging.ENVIRONMENT, values, strict=True):
-            monkeypatch.setenv(name, value)
+        client = httpx.Client(transport=httpx.MockTransport(handle))
+        monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=client))
         return calls
 
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def likes_good(question: str, call: int) -> str:
@@ -199,16 +185,14 @@ def test_passing_trouble_is_tried_again(folder, serve, monkeypatch):
         ((401, b"your key secret-of-a-test is wrong"), "HTTP 401.*; check .*RLHF_JUDGE_KEY", 1),
         ((200, b"<html>"), "gives no reply", 1),
         ((200, b'{"choices": []}'), "gives no reply", 1),
-        (None, "APIConnectionError", 0),
+        (None, "APIConnectionError", 1),
     ],
 )
 def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve, monkeypatch, trouble, words, tries):
     monkeypatch.setattr(judging, "AT_ONCE", 1)
     calls = serve(lambda question, call: likes_good(question, call) if call <= 4 else trouble)
     judging.judge_pairs(folder, judging.Endpoint(), most=2)
-    if trouble is None:
-        monkeypatch.setattr(judging, "RETRIES", 0)
-        monkeypatch.setenv("RLHF_JUDGE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr(judging, "RETRIES", 0 if trouble is None else judging.RETRIES)
     with pytest.raises(TrainingError, match=words) as told:
         judging.judge_pairs(folder, judging.Endpoint(), most=3)
     assert "secret" not in str(told.value) and "\n" not in str(told.value)
