@@ -50,16 +50,25 @@ def fetch_reward_model(run: Run) -> None:
 
 
 def publish_reward(run: Run, model, tokenizer, untrained: PreTrainedModel | None = None, **results: Any) -> None:
-    """Measure the run's reward model or classifier and publish it, with its scale or the label that is paid."""
+    """Measure the run's reward model or classifier on held-out rows and publish it, with its scale or the label that is
+    paid; leaves `evaluation/reward_model.json`. `untrained` is the same model with a randomly initialized head."""
+    run.progress("reward model: measuring held-out rows")
+    data, device = PreparedData.load(run.folder("data")), detect_device()
+    train, held_out = data.splits["reward"], data.first("evaluation", run.recipe.evaluation.reward_pairs)
     if run.recipe.form == "continuation":
         about = {"label": run.recipe.reward_model.label, "joint": run.recipe.template.joint}
-        ClassifierReward(model, tokenizer, about["label"], detect_device())  # InputError where it has no such label
+        ClassifierReward(model, tokenizer, about["label"], device)  # InputError where it has no such label
+        report = classifier_report(run, model, untrained, tokenizer, train, held_out)
         extra = lambda folder: write_json(folder / LABEL_FILE, about)  # noqa: E731
     else:
-        reward = RewardModel(model, tokenizer, detect_device())
+        reward = RewardModel(model, tokenizer, device)
+        fresh = untrained and margins(RewardModel(untrained, tokenizer, device), held_out)
+        report = reward_report(margins(reward, held_out), fresh, train, held_out, tokenizer)
+        report["texts_cut"], extra = reward.cut, reward.save_scale
         calibrate_on_sft(run, reward)
-        extra = reward.save_scale
-    results |= measured(run, model, tokenizer, untrained)
+    if processes.is_main():
+        write_json(run.evaluation / "reward_model.json", report)
+    results |= {key: report[key] for key in _REPORTED}
     run.publish("reward_model", model, tokenizer, fill=extra, **results)
 
 
@@ -74,26 +83,6 @@ def publish_judge(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     found |= {"agreement": same.mean, "agreement_ci95": same.as_list()}
     found |= {"pairs": len(own), "trained_on": len(data.splits["judge"])}
     run.publish("judge_model", model, tokenizer, judge.save_scale, **found)
-
-
-def measured(
-    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, untrained: PreTrainedModel | None = None
-) -> dict[str, Any]:
-    """Measure the run's reward model or classifier on held-out rows; leaves `evaluation/reward_model.json` and returns
-    its main figures. `untrained` is the same model with a randomly initialized head."""
-    run.progress("reward model: measuring held-out rows")
-    data = PreparedData.load(run.folder("data"))
-    train, held_out = data.splits["reward"], data.first("evaluation", run.recipe.evaluation.reward_pairs)
-    if run.recipe.form == "continuation":
-        report = classifier_report(run, model, untrained, tokenizer, train, held_out)
-    else:
-        reward = RewardModel(model, tokenizer, detect_device())
-        fresh = untrained and margins(RewardModel(untrained, tokenizer, detect_device()), held_out)
-        report = reward_report(margins(reward, held_out), fresh, train, held_out, tokenizer)
-        report["texts_cut"] = reward.cut
-    if processes.is_main():
-        write_json(run.evaluation / "reward_model.json", report)
-    return {key: report[key] for key in _REPORTED}
 
 
 def margins(reward: RewardModel, pairs: Dataset) -> Tensor:
