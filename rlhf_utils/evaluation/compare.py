@@ -66,7 +66,7 @@ def evaluate_models(run: Run) -> dict:
             answered[name] = Answered(**stage.once(f"responses-{name}", partial(measured, name)))
         write_text(run.evaluation / "samples.csv", samples_csv(split, answered))
         write_json(run.evaluation / "frontier.json", frontier(stage, evaluator))
-        summary = summarise(run, split, answered)
+        summary = _summary(run, split, answered)
         before = next((name for name in ("sft", "base") if name in answered), None)
         if "ppo" in answered and before:
             prompts, pair = list(split["prompt"]), (answered[before], answered["ppo"])
@@ -84,7 +84,7 @@ def evaluate_models(run: Run) -> dict:
     return summary
 
 
-def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
+def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     """The content of `summary.json`: every figure with its interval, null where the recipe has no meaning for it."""
     recipe, reward_model = run.recipe, read_json(run.evaluation / "reward_model.json")
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.seed}
@@ -109,15 +109,15 @@ def summarise(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         "decoding": recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
         # Of `kl_to_sft` in `models`; the budget is about another KL.
         "kl_to_sft_temperature": recipe.generation.temperature,
-        "kl_budget": kl_budget(run),
+        "kl_budget": _kl_budget(run),
         "reward_model": {key: reward_model[key] for key in kept},
-        "models": {name: of_model(found, settings) for name, found in answered.items()},
+        "models": {name: _of_model(found, settings) for name, found in answered.items()},
         "paired": paired,
         "win_rate": wins,
     }
 
 
-def of_model(found: Answered, settings: dict) -> dict:
+def _of_model(found: Answered, settings: dict) -> dict:
     """What `summary.json` says of one model; `settings` are those of `mean_interval`."""
     line = {**figures("reward", found.reward, **settings), **figures("gold", found.gold, **settings)}
     rouge = found.rouge or dict.fromkeys(("rouge1", "rouge2", "rougeL"))
@@ -133,14 +133,14 @@ def of_model(found: Answered, settings: dict) -> dict:
     }
 
 
-def kl_budget(run: Run) -> dict | None:
-    """The budget in nats per response (None for no limit), the temperature of the distribution that it is about, the KL
-    of the published policy as training measured it, and what the budget did; None where no PPO was trained."""
+def _kl_budget(run: Run) -> dict | None:
+    """The budget in nats per response (None for no limit) at a temperature, the KL of the published policy as training
+    measured it, and what the budget did; None where no PPO was trained."""
     if "ppo" not in run.stages or run.ready_model("ppo"):
         return None
-    results, settings = run.results("ppo"), run.recipe.ppo
+    found, settings = run.results("ppo"), run.recipe.ppo
     budget = {"nats": settings.kl_budget, "temperature": settings.temperature}
-    return {**budget, "published": results["published_kl"], "stopped": results["stopped"]}
+    return budget | {"published": found["published_kl"], "stopped": found["stopped"]}
 
 
 def _scores(found: Answered) -> dict[str, list[float] | None]:
