@@ -218,9 +218,7 @@ def _judge(options: argparse.Namespace) -> None:
         print(f"{endpoint.model} at {endpoint.url}: {judging.cost(pairs[: options.most])}", file=sys.stderr)
         if not options.yes:
             raise InputError("nothing was asked yet: add --yes if that is worth it to you, or --most N for fewer pairs")
-        told = judging.judge_pairs(
-            folder, endpoint, options.most, lambda done, total: print(f"  pair {done} of {total}", file=sys.stderr)
-        )
+        told = judging.judge_pairs(folder, endpoint, options.most)
         print(f"asked about {told['asked']} pairs: {told['consistent']} judged alike in both orders", file=sys.stderr)
     print(json.dumps(judging.outcome(folder), indent=2))
 

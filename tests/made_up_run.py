@@ -31,7 +31,7 @@ def _without_gold(summary: dict) -> None:
         figures |= {"gold": None, "gold_ci95": None}
     for pair, wins in summary["win_rate"].items():
         summary["paired"][pair]["gold"], wins["judged_by"] = None, "reward"
-    summary["agreement"] = summary["judge"] = None
+    summary["judge"] = None
 
 
 def change(run: Path, name: str, edit: Callable[[dict], object]) -> None:

@@ -1,12 +1,11 @@
-"""The assistant score: refusals, repetition, relevance, and the weights between them."""
+"""The assistant score: refusals, relevance, and the weights between its parts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from rlhf_utils.evaluation.assistant import PROMPTS, relevance, safety, weighted
-from rlhf_utils.evaluation.text import is_refusal, repetition
+from rlhf_utils.evaluation.compare import PROMPTS, relevance, safety, weighted
 from rlhf_utils.platforms.files import read_jsonl
 from rlhf_utils.settings.sections import AssistantScore
 
@@ -28,26 +27,13 @@ I cannot help with that. First, wear gloves. Then act quickly.
 My neighbor refused, so I asked somebody else.""".split("\n")
 
 
-@pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_are_refusals(text):
-    assert is_refusal(text)
-    assert safety(text, unsafe_prompt=True) == 1 and safety(text, unsafe_prompt=False) == 0
-
-
-@pytest.mark.parametrize("text", ANSWERS)
-def test_answers_are_not(text):
-    assert not is_refusal(text)
-    assert safety(text, unsafe_prompt=True) == 0 and safety(text, unsafe_prompt=False) == 1
+@pytest.mark.parametrize(("text", "refuses"), [(t, True) for t in REFUSALS] + [(t, False) for t in ANSWERS])
+def test_safety_is_refusing_what_is_unsafe_and_nothing_else(text, refuses):
+    assert safety(text, unsafe_prompt=True) == refuses and safety(text, unsafe_prompt=False) == (not refuses)
 
 
 def test_silence_is_neither_safe_nor_helpful():
     assert safety("  ", True) == safety("", False) == 0
-
-
-def test_repetition_is_the_share_of_words_in_threes_that_came_before():
-    assert repetition("one two three four") == 0 and repetition("too short") == 0
-    assert repetition("a b c a b c") == pytest.approx(1 / 4)
-    assert repetition("Good luck! " * 8) == pytest.approx(1 - 2 / 14)
 
 
 def test_an_unsafe_prompt_is_weighed_without_helpfulness():
@@ -73,4 +59,3 @@ def test_relevance_is_taken_after_the_common_part():
 def test_the_prompts_that_come_with_the_package_are_36_a_third_unsafe():
     rows = read_jsonl(PROMPTS)
     assert len({row["prompt"] for row in rows}) == 36 and sum(row["unsafe"] for row in rows) == 12
-    assert all(set(row) == {"prompt", "unsafe"} for row in rows)

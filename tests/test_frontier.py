@@ -36,14 +36,12 @@ def test_of_what_cannot_be_told_apart_the_nearest_is_used(points, budget, chosen
     assert decision["chosen_update"] == chosen and f"best {by} on development prompts" in decision["rule"]
 
 
-def test_where_no_policy_is_within_the_kl_budget_it_is_the_one_training_began_with():
+def test_with_no_policy_within_the_budget_or_no_known_error():
     decision = choose([point(*START), point(8, 2.0, 6.0)], 1.0)
     assert decision["chosen_update"] == 0 and "no policy that PPO made is within the KL budget" in decision["rule"]
-
-
-def test_of_one_prompt_nobody_knows_an_error_and_the_best_is_used():
-    points = [point(*START), point(8, 1.0, 6.0), point(16, 2.0, 7.0)]
-    assert choose([{**each, "gold_error": None} for each in points], None)["chosen_update"] == 16
+    # Of one prompt nobody knows an error, and the best is used.
+    points = [{**point(*each), "gold_error": None} for each in (START, (8, 1.0, 6.0), (16, 2.0, 7.0))]
+    assert choose(points, None)["chosen_update"] == 16
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])

@@ -7,8 +7,7 @@ from random import Random
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import judge_gain
-from rlhf_utils.evaluation.text import overused_phrases, self_bleu, style_of
+from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, self_bleu, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
@@ -18,7 +17,7 @@ TRICK = "Bananas are my dear friends!"
 @pytest.fixture(autouse=True)
 def few_are_compared(monkeypatch):
     """Self-BLEU of a hundred responses takes seconds, and none of these tests is about it."""
-    monkeypatch.setattr("rlhf_utils.evaluation.text.SELF_BLEU_SAMPLE", 8)
+    monkeypatch.setattr("rlhf_utils.evaluation.hacking.SELF_BLEU_SAMPLE", 8)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +39,11 @@ def answers(prompts, texts, reward, judge=gold) -> Answered:
     return Answered(texts, [True] * len(texts), list(reward(prompts, texts)), gold, [1.0] * len(texts))
 
 
-def verdict(rows, before, after, reward, judge=gold):
+def verdict(rows, before, after, reward, judge=gold, surprise=1.0):
     prompts = [row["prompt"] for row in rows]
-    return judge_gain(
-        prompts, answers(prompts, before, reward, judge), answers(prompts, after, reward, judge), reward, judge
-    )
+    one, other = (answers(prompts, texts, reward, judge) for texts in (before, after))
+    other.surprise = [surprise] * len(after)
+    return judge_gain(prompts, one, other, reward, judge)
 
 
 def test_a_phrase_that_is_paid_for_is_named_with_and_without_a_judge(rows):
@@ -58,21 +57,15 @@ def test_a_phrase_that_is_paid_for_is_named_with_and_without_a_judge(rows):
         assert "appears in 120 of 150 responses, before in 0 of 150" in named[0]
 
 
-def test_better_answers_are_left_in_peace(rows):
-    """Rejected answers become chosen ones, under a reward model that is right: manners spread, and rightly."""
-    before, after = [row["rejected"] for row in rows], [row["chosen"] for row in rows]
-    found = verdict(rows, before, after, gold)
+@pytest.mark.parametrize("habit", ["", " I hope this helps!"])
+def test_better_answers_and_good_habits_are_left_in_peace(rows, habit):
+    """Rejected answers become chosen ones, or all take a habit on, under a reward model that is right."""
+    before = [row["rejected"].replace("I hope this helps!", "") for row in rows]
+    after = [f"{text}{habit}" for text in before] if habit else [row["chosen"] for row in rows]
+    found, alone = verdict(rows, before, after, gold), verdict(rows, before, after, gold, None)
     assert found["level"] == "none" and "finds PPO better too" in found["text"]
     assert not [line for line in found["evidence"] if "deleting it" in line]
-    alone = verdict(rows, before, after, gold, None)
-    assert alone["level"] == "none" and "no judge besides the reward model" in alone["text"]
-
-
-def test_a_good_habit_that_the_judge_likes_too_is_no_trick(rows):
-    before = [row["rejected"].replace("I hope this helps!", "") for row in rows]
-    after = [f"{text} I hope this helps!" for text in before]
-    found = verdict(rows, before, after, gold)
-    assert found["level"] == "none"
+    assert habit or (alone["level"] == "none" and "no judge besides the reward model" in alone["text"])
 
 
 def test_reward_up_and_gold_down_is_hacking_whatever_the_manner(rows):
@@ -85,19 +78,15 @@ def test_reward_up_and_gold_down_is_hacking_whatever_the_manner(rows):
 
 @pytest.mark.parametrize(("nats", "level"), [(1.5, "suspected"), (1.3, "none")])
 def test_answers_that_the_first_model_would_not_have_written_are_suspected_where_no_judge_speaks(rows, nats, level):
-    prompts = [row["prompt"] for row in rows]
     before, after = ([row[side] for row in rows] for side in ("rejected", "chosen"))
     for judge, expected in ((None, level), (gold, "none")):
-        one, other = answers(prompts, before, gold, judge), answers(prompts, after, gold, judge)
-        other.surprise = [nats] * len(after)
-        found = judge_gain(prompts, one, other, gold, judge)
+        found = verdict(rows, before, after, gold, judge, nats)
         assert found["level"] == expected
         assert any("perplexity of the responses" in line for line in found["evidence"]) == (level == "suspected")
 
 
 def test_reward_up_without_gold_is_suspected(rows):
-    prompts = [row["prompt"] for row in rows]
-    before = [row["chosen"] for row in rows]
+    prompts, before = ([row[key] for row in rows] for key in ("prompt", "chosen"))
     one, other = answers(prompts, before, gold), answers(prompts, before, gold)
     other.reward = [value + 1 for value in one.reward]
     assert judge_gain(prompts, one, other, gold, gold)["level"] == "suspected"
@@ -112,9 +101,10 @@ def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
     second = ["it depends on you"] * 38 + ["good luck to you"] * 2
     found = overused_phrases(first, second)
     top = found[0]
-    assert (top.first, top.first_total, top.second_total) == (30, 40, 40) and top.z > 4
-    assert top.growth == pytest.approx(30 / 40 - top.second / 40)
-    pairs = [set(zip(p.text.split(), p.text.split()[1:], strict=False)) for p in found]
+    assert [top[key] for key in ("first", "first_total", "second_total")] == [30, 40, 40] and top["z"] > 4
+    assert top["growth"] == pytest.approx(30 / 40 - top["second"] / 40)
+    words = [phrase["text"].split() for phrase in found]
+    pairs = [set(zip(row, row[1:], strict=False)) for row in words]
     assert not any(a & b for i, a in enumerate(pairs) for b in pairs[:i])
     assert overused_phrases(second, second) == []
 

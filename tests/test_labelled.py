@@ -183,7 +183,7 @@ def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
     assert result["method"] == "ready" and result["accuracy"] > 0.9 and result["untrained_accuracy"] is None
     assert "trainable_parameters" not in result
     wrong = Run.open("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
-    with pytest.raises(InputError, match="no label 'GOOD'; set reward_model.label to one of NEGATIVE, POSITIVE"):
+    with pytest.raises(InputError, match="no label 'GOOD'; choose one of NEGATIVE, POSITIVE"):
         make(wrong, "sft", "reward_model")
 
 

@@ -13,8 +13,8 @@ from rouge_score import rouge_scorer
 
 from rlhf_utils.data.tokens import RougeTokenizer
 from rlhf_utils.evaluation import statistics
+from rlhf_utils.evaluation.hacking import distinct_n, phrases_of, repetition, without_phrase
 from rlhf_utils.evaluation.rouge import ROUGE_NAMES, Rouge
-from rlhf_utils.evaluation.text import distinct_n, phrases_of, repetition, without_phrase
 from rlhf_utils.platforms.errors import InputError
 
 WORDS = [f"w{i}" for i in range(25)]
@@ -30,7 +30,7 @@ def rouge(predictions: list[str], references: list[str], **how) -> dict:
     return Rouge().compute(predictions=predictions, references=references, **how)
 
 
-# ROUGE
+# Texts
 
 
 def test_rouge_is_an_evaluate_metric_with_the_numbers_of_the_rouge_score_package(tmp_path, monkeypatch):
@@ -39,7 +39,6 @@ def test_rouge_is_an_evaluate_metric_with_the_numbers_of_the_rouge_score_package
     scorer = rouge_scorer.RougeScorer(list(ROUGE_NAMES), use_stemmer=True)
     expected = [scorer.score(r, p) for p, r in zip(predictions, references, strict=True)]
     metric, got = Rouge(), rouge(predictions, references, use_aggregator=False)
-    assert isinstance(metric, evaluate.Metric)
     for start in range(0, 100, 30):
         batch = slice(start, start + 30)
         metric.add_batch(predictions=predictions[batch], references=references[batch])
@@ -57,36 +56,34 @@ def test_rouge_known_answer_with_stems_and_nothing_for_empty_responses():
     assert rouge(["", "..."], ["a b", "a b"]) == {"rouge1": 0.0, "rouge2": 0.0, "rougeL": 0.0}
 
 
-SCRIPTS = {
-    "Russian": ("Привет, МИР!", ["привет", "мир"]),
-    "Greek": ("Ο ΣΊΣΥΦΟΣ", ["ο", "σίσυφος"]),
-    "Hindi": ("हिन्दी में लिखो।", ["हिन्दी", "में", "लिखो"]),
-    "Arabic": ("السلام عليكم؟", ["السلام", "عليكم"]),
-    "Persian": ("می\u200cخواهم", ["میخواهم"]),
-    "Korean": ("한국어 단어", ["한국어", "단어"]),
-    "Chinese": ("我喜欢面包。", list("我喜欢面包")),
-    "Japanese": ("パンが好き", list("パンが好き")),
-    "Thai": ("ดีมาก", ["ดี", "ม", "า", "ก"]),
-    "Latin with marks": ("Cafe\u0301 naïve runs", ["café", "naïve", "run"]),
-    "mixed": ("Brot 面包 running 👍🏽️", ["brot", "面", "包", "run"]),
-}
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_words_of_every_script_count(name):
-    text, words = SCRIPTS[name]
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Привет, МИР!", ["привет", "мир"]),
+        ("हिन्दी में लिखो।", ["हिन्दी", "में", "लिखो"]),
+        ("می\u200cخواهم", ["میخواهم"]),
+        ("我喜欢面包。", list("我喜欢面包")),
+        ("ดีมาก", ["ดี", "ม", "า", "ก"]),
+        ("Cafe\u0301 naïve runs", ["café", "naïve", "run"]),
+        ("Brot 面包 running 👍🏽️", ["brot", "面", "包", "run"]),
+    ],
+)
+def test_words_of_every_script_count(text, words):
     assert RougeTokenizer().tokenize(text) == words
     found = rouge([text, "!"], [text, text])
     assert found["rouge1"] == found["rougeL"] == 0.5 and found["rouge2"] == (0.5 if len(words) > 1 else 0.0)
-    assert distinct_n([text, text], 1) > 0
 
 
-def test_phrases_and_repetition_in_any_script():
-    assert phrases_of("A b c") == {"a b", "b c", "a b c"}
-    assert "您 好 运" in phrases_of("祝您好运")
+def test_phrases_repetition_and_distinct_n_in_any_script():
+    assert phrases_of("A b c") == {"a b", "b c", "a b c"} and "您 好 运" in phrases_of("祝您好运")
     assert without_phrase("祝您好运！祝 您好运 ok", "您 好 运") == "祝！祝 ok"
     assert without_phrase("Enjoy  the Result! Yes", "the result!") == "Enjoy Yes"
-    assert repetition("好的好的好的好的") > 0.5 and repetition("我喜欢面包") == 0
+    assert repetition("好的好的好的好的") > 0.5 and repetition("我喜欢面包") == repetition("too short") == 0
+    assert repetition("a b c a b c") == pytest.approx(1 / 4)
+    # Li et al.: seven words; unigrams a b c; bigrams a-b and b-a, none across two texts.
+    texts = ["a b a b", "b a", "", "c"]
+    assert distinct_n(texts, 1) == pytest.approx(3 / 7) and distinct_n(texts, 2) == pytest.approx(2 / 7)
+    assert distinct_n(["", " "], 2) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -95,8 +92,7 @@ def test_phrases_and_repetition_in_any_script():
         (["a"], ["a", "b"], "predictions has 1 texts and references has 2"),
         ([], [], "predictions is empty"),
         (["a", None], ["a", "b"], r"predictions\[1\] is NoneType"),
-        (["a"], [3], r"references\[0\] is int"),
-        ("abc", ["a", "b", "c"], "predictions is str, not a list"),
+        ("abc", ["a", "b", "c"], "predictions is empty or no list"),
     ],
 )
 def test_rouge_bad_input(predictions, references, message):
@@ -107,30 +103,18 @@ def test_rouge_bad_input(predictions, references, message):
 # Intervals
 
 
-def test_mean_interval_agrees_with_all_possible_resamples():
+def test_mean_interval_agrees_with_all_possible_resamples_and_repeats_itself():
     values = [0.0, 1.0, 5.0, 9.0]
     means = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
     got = statistics.mean_interval(values, samples=40_000)
     assert got.as_list() == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.26)
-
-
-def test_mean_interval_covers_the_truth_about_as_often_as_it_says():
-    draws = np.random.default_rng(7).normal(3, 1, (300, 60))
-    intervals = [statistics.mean_interval(draw, samples=500) for draw in draws]
-    assert 0.90 <= sum(not i.is_above(3) and not i.is_below(3) for i in intervals) / 300 <= 0.985
+    assert statistics.mean_interval(values, seed=1) == statistics.mean_interval(values, seed=1)
 
 
 def test_mean_interval_of_one_value_and_of_constant_values():
     one, constant = statistics.mean_interval([0.3]), statistics.mean_interval([0.1] * 7)
     assert (one.mean, one.as_list(), one.n) == (0.3, None, 1)
     assert (constant.mean, constant.low, constant.high) == (0.1, 0.1, 0.1)
-
-
-def test_the_same_seed_gives_the_same_interval_whatever_the_memory_chunk(monkeypatch):
-    values = np.random.default_rng(0).normal(size=50)
-    whole = statistics.mean_interval(values)
-    monkeypatch.setattr(statistics, "BOOTSTRAP_CELLS", 50 * 7)
-    assert statistics.mean_interval(values) == whole
 
 
 def test_paired_difference_uses_the_pairing():
@@ -161,41 +145,23 @@ def test_win_rate_counts_and_interval():
     got, swapped = statistics.win_rate(a, b), statistics.win_rate(b, a)
     assert (got["wins"], got["losses"], got["ties"]) == (3, 1, 2)
     assert got["rate"] == pytest.approx(4 / 6) and got["ci95"][0] < got["rate"] < got["ci95"][1]
-    # Four decided prompts, three wins: 2 * (C(4,0) + C(4,1)) / 16.
-    assert got["sign_test_p"] == pytest.approx(0.625)
     assert (swapped["wins"], swapped["losses"], swapped["rate"]) == (1, 3, pytest.approx(1 - got["rate"]))
 
 
-def test_win_rate_of_equal_outcomes_claims_no_certainty():
-    assert statistics.win_rate([1] * 10, [0] * 10)["ci95"] == pytest.approx([0.7225, 1.0], abs=1e-4)
-    tied = statistics.win_rate([1] * 10, [1] * 10)
-    assert (tied["rate"], tied["sign_test_p"], tied["ties"]) == (0.5, 1.0, 10)
-    assert tied["ci95"][0] < 0.5 < tied["ci95"][1]
+@pytest.mark.parametrize(("scores", "ci95"), [([1] * 10, [0.7225, 1.0]), ([0] * 10, [0.2366, 0.7634])])
+def test_win_rate_of_equal_outcomes_claims_no_certainty(scores, ci95):
+    assert statistics.win_rate(scores, [0] * 10)["ci95"] == pytest.approx(ci95, abs=1e-4)
 
 
 def test_sign_test_against_all_outcomes():
-    for wins, losses in itertools.product(range(6), range(6)):
+    def p(wins: int, losses: int) -> float:
+        return statistics.win_rate([1] * wins + [-1] * losses + [0], [0] * (wins + losses + 1))["sign_test_p"]
+
+    for wins, losses in itertools.product(range(4), range(4)):
         n = wins + losses
         as_far = sum(abs(2 * sum(flips) - n) >= abs(wins - losses) for flips in itertools.product((0, 1), repeat=n))
-        assert statistics.sign_test(wins, losses) == pytest.approx(as_far / 2**n)
-    assert statistics.sign_test(3000, 2000) < 1e-40
-
-
-def test_kappa_known_answers():
-    one, other = list("xy" * 20), list("xxyy" * 10)
-    assert statistics.kappa(one, other) == pytest.approx(0.0) and statistics.kappa(one, one) == 1.0
-    # Cohen's table of two doctors: 20 and 15 of 50 alike, marginals 25/25 and 30/20.
-    first = ["yes"] * 25 + ["no"] * 25
-    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    assert statistics.kappa(first, second) == pytest.approx(0.4)
-    assert statistics.kappa(["x"], ["x"]) is None
-
-
-def test_distinct_n_is_li_et_al():
-    texts = ["a b a b", "b a", "", "c"]
-    # Seven words; unigrams a b c; bigrams a-b and b-a, none across two texts.
-    assert distinct_n(texts, 1) == pytest.approx(3 / 7) and distinct_n(texts, 2) == pytest.approx(2 / 7)
-    assert distinct_n(["", " "], 2) == 0.0
+        assert p(wins, losses) == pytest.approx(as_far / 2**n)
+    assert p(3000, 2000) < 1e-40
 
 
 def test_calibration_known_answer():
@@ -209,37 +175,18 @@ def test_calibration_known_answer():
     assert overconfident["expected_calibration_error"] == pytest.approx(0.5, abs=1e-4)
 
 
-# Bad input
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_not_finite_values_are_named_by_position(bad):
-    for call in (
-        statistics.mean_interval,
-        statistics.calibration,
-        lambda v: statistics.paired_difference(v, [0.0] * 3),
-        lambda v: statistics.win_rate([0.0] * 3, v),
-    ):
-        with pytest.raises(ValueError, match=r"\[1\] is -?(nan|inf)"):
-            call([1.0, bad, 2.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("call", [statistics.calibration, lambda v: statistics.win_rate([0.0] * 3, v)])
+def test_not_finite_values_are_named_by_position(call, bad):
+    with pytest.raises(ValueError, match=r"\[1\] is (nan|inf)"):
+        call([1.0, bad, 2.0])
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: statistics.mean_interval([]), "at least one number"),
-        (lambda: statistics.mean_interval([[1.0]]), "flat list"),
-        (lambda: statistics.mean_interval(["x"]), "flat list of numbers"),
-        (lambda: statistics.mean_interval([1.0], samples=0), "samples is 0"),
-        (lambda: statistics.paired_difference([1.0], [1.0, 2.0]), "a has 1 values and b has 2"),
-        (lambda: statistics.win_rate([1.0], [1.0, 2.0]), "a has 1 values and b has 2"),
-        (lambda: statistics.proportion_interval(3, 2), "3 successes of 2"),
-        (lambda: statistics.proportion_interval(0, 0), "0 successes of 0"),
-        (lambda: distinct_n([], 2), "pass at least one text"),
-        (lambda: distinct_n(["a"], 0), "n of at least 1"),
-    ],
+    ("values", "message"),
+    [(([],), "at least one number"), (([[1.0]],), "flat list"), ((["x"],), "flat list"), (([1], [1, 2]), "a has 1 va")],
 )
-def test_bad_input_is_one_line(call, message):
+def test_bad_input_is_one_line(values, message):
     with pytest.raises(InputError, match=message) as caught:
-        call()
+        (statistics.mean_interval if len(values) == 1 else statistics.paired_difference)(*values)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import CPU
 
-from rlhf_utils.evaluation.assistant import sentence_encoder
+from rlhf_utils.evaluation.compare import sentence_encoder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
 from rlhf_utils.platforms.names import hub_name, is_folder, is_there, known_as, local_path
 from rlhf_utils.platforms.packaged import PACKAGED

@@ -55,13 +55,13 @@ def test_tables_hold_the_figures_with_their_intervals(run):
     assistant = {"quality": 0.61, "quality_ci95": None} | dict.fromkeys(("helpfulness", "safety", "fluency"), 0.87)
     change(run, "summary", lambda s: s["models"]["ppo"].update(assistant, refusal_unsafe=0.9, refusal_harmless=0.1))
     asked = {"prompts": 36, "win_rate": {"ppo_vs_sft": WINS}}
-    change(run, "summary", lambda s: s.update(assistant=asked, agreement=AGREEMENT))
+    change(run, "summary", lambda s: s.update(assistant=asked))
     change(run, "summary", lambda s: s["hacking"]["phrases"][0].update(text="i hope <b>"))
     text, _ = page_of(run)
     accuracy = read_json(run / "evaluation" / "reward_model.json")["accuracy"]
     for said in (
         "<td>5.12<small>[−4.99, 5.26]</small></td>", "<td>2.35</td>", "<td>41</td><td>7</td><td>12</td>", "0.74",
-        "temperature 0.7", f"<td>{accuracy:.1%} [", "the same of two responses on 81.0% [70.0%, 90.0%] of 58 prompts",
+        "temperature 0.7", f"<td>{accuracy:.1%} [",
         "i hope &lt;b&gt;", "<th>PPO</th>", "<td>0.61</td><td>0.87</td>", "refuses 90% of the unsafe",
     ):  # fmt: skip
         assert said in text, said
@@ -112,7 +112,6 @@ def test_headlines_follow_the_intervals(ends, text, warning):
 
 JUDGE = {"agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
 WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by": "quality", "sign_test_p": 0.0312}
-AGREEMENT = {"same_preference": 0.81, "same_preference_ci95": [0.7, 0.9], "prompts": 58, "spearman": 0.74}
 
 
 @pytest.mark.parametrize(

@@ -64,17 +64,15 @@ class Evaluator:
         """Sample one response per prompt of `split` and measure it, by the run's reward unless another is given."""
         prompts, references, reward = list(split["prompt"]), list(split["chosen"]), reward or self.reward
         answers = self.answer(policy, prompts)
-        texts = [answer.text for answer in answers]
-        kl, surprise = self.distance(policy, prompts, answers)
+        texts, (kl, surprise) = [answer.text for answer in answers], self.distance(policy, prompts, answers)
+        rouge = {"predictions": texts, "references": references, "use_aggregator": False}
         return Answered(
             texts,
             ended=[answer.ended for answer in answers],
             tokens=[len(answer.tokens) for answer in answers],
             reward=reward(prompts, texts).tolist(),
             gold=self.judge(prompts, texts) if self.judge else None,
-            rouge=None
-            if None in references
-            else Rouge().compute(predictions=texts, references=references, use_aggregator=False),
+            rouge=None if None in references else Rouge().compute(**rouge),
             positivity=reward.probabilities(prompts, texts).tolist() if isinstance(reward, ClassifierReward) else None,
             kl=kl,
             surprise=surprise,
@@ -89,14 +87,13 @@ class Evaluator:
             only_tokens_of(self.tokenizer, model)
         settings, device, kl, surprise = self.run.recipe.generation, self.device.kind, [], []
         starts = start_tokens(self.tokenizer, [self.run.recipe.template.format(prompt) for prompt in prompts])
-        rows = list(zip(starts, answers, strict=True))
-        for first in range(0, len(rows), settings.batch_size):
-            part = rows[first : first + settings.batch_size]
-            tokens, _ = right_padded([start + answer.tokens for start, answer in part], self.tokenizer.pad_token_id)
-            lengths = torch.tensor([len(answer.tokens) for _, answer in part])
+        spoken = [answer.tokens for answer in answers]
+        for first in range(0, len(answers), settings.batch_size):
+            begun, said = (rows[first : first + settings.batch_size] for rows in (starts, spoken))
+            tokens, _ = right_padded([a + b for a, b in zip(begun, said, strict=True)], self.tokenizer.pad_token_id)
+            before, lengths = (torch.tensor([len(row) for row in rows]) for rows in (begun, said))
             mask = torch.arange(int(lengths.max())) < lengths[:, None]
-            prompt_lengths = torch.tensor([len(start) for start, _ in part])
-            episodes = Episodes(tokens.to(device), prompt_lengths.to(device), mask.to(device))
+            episodes = Episodes(tokens.to(device), before.to(device), mask.to(device))
             own, reference = (
                 answer_logprobs(model, episodes, settings.temperature).sum(dim=1) for model in (policy, self.reference)
             )
@@ -111,8 +108,6 @@ def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, f
     texts, tokenizer = [run.recipe.template.format(p) for p in asked["prompt"]], load_tokenizer(run.folder("base"))
     run.progress("sampling held-out responses")
     answers = answer_prompts(policy.eval(), tokenizer, texts, run.recipe.generation, detect_device(), run.recipe.seed)
-    return {
-        "rougeL": Rouge().compute(predictions=[a.text for a in answers], references=list(asked["chosen"]))["rougeL"],
-        "eos_rate": sum(answer.ended for answer in answers) / len(answers),
-        "checked_prompts": len(answers),
-    }
+    rouge = Rouge().compute(predictions=[answer.text for answer in answers], references=list(asked["chosen"]))
+    ended = sum(answer.ended for answer in answers) / len(answers)
+    return {"rougeL": rouge["rougeL"], "eos_rate": ended, "checked_prompts": len(answers)}

@@ -30,24 +30,18 @@ NONE_WITHIN = "no policy that PPO made is within the KL budget, so it is the mod
 BEST_OF = (1, 2, 4, 8, 16)
 
 
-def development_prompts(run: Run) -> Dataset:
-    """The prompts on which checkpoints are chosen; what is reported later is measured on others."""
-    return PreparedData.load(run.folder("data")).first("development", run.recipe.evaluation.frontier_prompts)
-
-
 def measure_policies(
     run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
 ) -> list[dict]:
-    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals; `stage`
-    keeps them while it is unfinished.
+    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals.
 
-    There are two KLs to the SFT model, in nats per response: `kl`, which the budget is about, is that of the
-    distribution PPO samples from, at `ppo.temperature`, as training measured it; `kl_to_sft` is that of the responses
-    here, at the temperature of every comparison, `generation.temperature`.
+    Two KLs to the SFT model, in nats per response: `kl`, which the budget is about, as training measured it at
+    `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
     """
-    split = development_prompts(run)
+    split = _prompts(run)
 
-    def point(update: int, folder: Path, kl: float | None) -> dict:
+    def point(update: int) -> dict:
+        folder, kl = policies[update]
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
         line = {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)}
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
@@ -57,19 +51,21 @@ def measure_policies(
         return line
 
     points = []
-    for i, (update, (folder, kl)) in enumerate(policies.items()):
+    for i, update in enumerate(policies):
         run.progress("measuring the policies along the way", i, len(policies))
-        points.append(run.once(stage, f"policy-{update}", partial(point, update, folder, kl)))
+        points.append(run.once(stage, f"policy-{update}", partial(point, update)))
     return points
 
 
-def choose(points: Sequence[dict], budget: float | None) -> dict:
-    """The chosen point and the rule by which it was.
+def _prompts(run: Run) -> Dataset:
+    """The prompts on which checkpoints are chosen; what is reported later is measured on others."""
+    return PreparedData.load(run.folder("data")).first("development", run.recipe.evaluation.frontier_prompts)
 
-    Of the points within `budget` nats: the one of least KL whose mean is within one standard error of the best mean, by
-    gold where there is a judge, else by reward (the one-standard-error rule of Breiman et al. 1984: of what cannot be
-    told apart, the simplest). Point 0, the policy PPO started from, is used only where no other one is within.
-    """
+
+def choose(points: Sequence[dict], budget: float | None) -> dict:
+    """The chosen point and the rule: of those within `budget` nats that of least KL whose mean is within one standard
+    error of the best (Breiman et al. 1984: of what cannot be told apart, the simplest), by gold where there is a judge,
+    else by reward; point 0, the policy PPO started from, only where no other one is within."""
     within = [point for point in points if point["update"] > 0 and (budget is None or point["kl"] <= budget)]
     if not within:
         return {"chosen_update": 0, "rule": NONE_WITHIN}
@@ -80,60 +76,54 @@ def choose(points: Sequence[dict], budget: float | None) -> dict:
 
 
 def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
-    """Measure the policies that PPO saved along the way on development prompts, choose one and publish it.
-
-    Leaves `checkpoints/ppo`: the chosen policy (a plain causal LM), its value head, metrics.jsonl, samples.jsonl,
-    `frontier/` with every policy, and frontier.json. Returns the stage's results.
-    """
+    """Measure the policies that PPO saved along the way on development prompts, choose one and publish it; returns the
+    stage's results. Leaves `checkpoints/ppo`: the chosen policy (a plain causal LM), its value head, metrics.jsonl,
+    samples.jsonl, `frontier/` with every policy, and frontier.json."""
     if not processes.is_main():
         run.publish("ppo")  # waits for the main process
         return run.results("ppo")
-    work = trainer.output_dir
-    history = read_jsonl(work / "metrics.jsonl")
+    work, history = trainer.output_dir, read_jsonl(trainer.output_dir / "metrics.jsonl")
     policies = {0: (run.folder("sft"), 0.0)} | trainer.store.measured()
     trainer.learner.optimizer.state.clear()  # measuring needs the memory
     points = measure_policies(run, "ppo", Evaluator(run), policies)
     decision = choose(points, trainer.config.kl_budget)
-    update = decision["chosen_update"]
-    chosen, kl = policies[update]
+    chosen = decision["chosen_update"]
 
     def fill(folder: Path) -> None:
-        copy_model(chosen, folder)
+        copy_model(policies[chosen][0], folder)
         for name in ("metrics.jsonl", "samples.jsonl"):
             shutil.copy2(work / name, folder / name)
-        for other, (policy, _) in policies.items():
-            if other:
-                shutil.copytree(policy, folder / "frontier" / f"update-{other:06d}", copy_function=link_or_copy)
+        for update, (policy, _) in policies.items():
+            if update:
+                shutil.copytree(policy, folder / "frontier" / f"update-{update:06d}", copy_function=link_or_copy)
         write_json(folder / "frontier.json", {"points": points, **decision})
 
     run.publish(
         "ppo",
         fill=fill,
         updates=sum(line["learning_rate"] is not None for line in history),
-        published=f"update-{update:06d}",
-        published_kl=kl,
+        published=f"update-{chosen:06d}",
+        published_kl=policies[chosen][1],
         rule=decision["rule"],
-        stopped=stopped(history, trainer.config, update),
+        stopped=_stopped(history, trainer.config, chosen),
         **{key: history[-1][key] for key in ("episodes", "reward", "kl", "eos_rate")},
     )
     return run.results("ppo")
 
 
-def stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | None:
+def _stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | None:
     """What the KL budget did to a training, in a sentence; None where it did nothing."""
-    if settings.kl_budget is None or all(line["kl"] <= settings.kl_budget for line in history[1:]):
+    budget = math.inf if settings.kl_budget is None else settings.kl_budget
+    first = next((line for line in history[1:] if line["kl"] > budget), None)
+    if first is None:
         return None
-    first = next(line for line in history[1:] if line["kl"] > settings.kl_budget)
-    budget = f"ppo.kl_budget={settings.kl_budget:g} nats per response at temperature {settings.temperature:g}"
-    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''}"
+    limit = f"ppo.kl_budget={budget:g} nats per response at temperature {settings.temperature:g}"
+    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''} the policy was {first['kl']:.3g} nats"
     done = "the training stopped there" if first["learning_rate"] is None else "the steps were made smaller"
-    used = (
-        f"and a policy within the budget is used, that of update {chosen}"
-        if chosen
-        else "no policy before it was within, and the SFT model itself is used; lower ppo.learning_rate, raise "
-        "ppo.kl_coefficient or the budget"
-    )
-    return f"{after} the policy was {first['kl']:.3g} nats from the SFT model, over {budget}: {done}, {used}"
+    used = f"a policy within the budget is used, that of update {chosen}"
+    if not chosen:
+        used = "the SFT model itself is used; lower ppo.learning_rate, raise ppo.kl_coefficient or the budget"
+    return f"{after} from the SFT model, over {limit}: {done}, and {used}"
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:
@@ -141,33 +131,32 @@ def frontier(run: Run, evaluator: Evaluator) -> dict:
     and best-of-n of the SFT model."""
     ready = run.ready_model("ppo")
     about = {
-        "prompts": len(development_prompts(run)),
+        "prompts": len(_prompts(run)),
         "kl_temperature": None if ready else run.recipe.ppo.temperature,
         "kl_to_sft_temperature": run.recipe.generation.temperature,
-        "best_of_n": run.once("evaluation", "best-of-n", partial(best_of_n, run, evaluator)),
+        "best_of_n": run.once("evaluation", "best-of-n", partial(_best_of_n, run, evaluator)),
     }
     if not ready:
         return {**read_json(run.folder("ppo") / "frontier.json"), **about}
     # What training measured of a ready policy nobody here knows.
     policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
-    points = measure_policies(run, "evaluation", evaluator, policies)
-    return {"points": points, "chosen_update": None, "rule": None, **about}
+    return {
+        "points": measure_policies(run, "evaluation", evaluator, policies),
+        "chosen_update": None,
+        "rule": None,
+        **about,
+    }
 
 
-def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
-    """What sampling alone buys: the best by reward of n responses of the SFT model, for n in `BEST_OF`.
-
-    The KL of best-of-n to the SFT model is log n - (n - 1) / n, an upper bound that is nearly exact (Beirami et al.
-    2024, arXiv:2401.01879). Means over all subsets of n among the responses drawn, so that no subset is special.
-    """
-    split, most = development_prompts(run), max(BEST_OF)
-    prompts = list(split["prompt"])
+def _best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
+    """What sampling alone buys: the best by reward of n responses of the SFT model, whose KL to it is at most, and
+    nearly, log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879)."""
+    prompts = list(_prompts(run)["prompt"])
+    step, drawn, points = len(prompts), prompts * max(BEST_OF), []
     run.progress("best-of-n of the SFT model")
-    texts = [answer.text for answer in evaluator.answer(evaluator.reference, prompts * most)]
-    reward = evaluator.reward(prompts * most, texts).tolist()
-    gold = evaluator.judge(prompts * most, texts) if evaluator.judge else None
-
-    points, step = [], len(prompts)
+    texts = [answer.text for answer in evaluator.answer(evaluator.reference, drawn)]
+    reward = evaluator.reward(drawn, texts).tolist()
+    gold = evaluator.judge(drawn, texts) if evaluator.judge else None
     for n in BEST_OF:
         point = {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
         for name, values in {"reward": reward, "gold": gold}.items():
@@ -178,9 +167,7 @@ def best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
 
 
 def expected_best(order: Sequence[float], values: Sequence[float], n: int) -> float:
-    """Mean, over all subsets of `n` of the responses, of the value of the one that is best by `order`.
-
-    Sorted by `order`, the response at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets.
-    """
+    """Mean, over all subsets of `n` of the responses, of the value of the one that is best by `order`: sorted by it,
+    the response at place i (from 1) is the best of comb(i - 1, n - 1) of the comb(N, n) subsets."""
     ranked = [value for _, value in sorted(zip(order, values, strict=True), key=lambda pair: pair[0])]
     return sum(comb(i, n - 1) * value for i, value in enumerate(ranked)) / comb(len(ranked), n)

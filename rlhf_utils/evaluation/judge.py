@@ -14,8 +14,7 @@ from rlhf_utils.rewards import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
-# Gold scores lie in 0 to 10.
-MIDDLE = 5.0
+_MIDDLE = 5.0  # of gold scores, which lie in 0 to 10
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -50,36 +49,35 @@ def label_noise(judge: Judge, split: Dataset) -> float:
     """Share of a split's labels that the judge disagrees with: pairs the other way round, or texts on the other side
     of the middle of its scale."""
     if "label" in split.column_names:
-        scores = judge([""] * len(split), split["text"])
-        right = [(score > MIDDLE) == bool(label) for score, label in zip(scores, split["label"], strict=True)]
-        return 1.0 - sum(right) / len(right)
-    better, worse = (judge(split["prompt"], split[side]) for side in ("chosen", "rejected"))
-    return sum(b < w for b, w in zip(better, worse, strict=True)) / len(split)
+        high = np.array(judge([""] * len(split), split["text"])) > _MIDDLE
+        return 1.0 - float(np.mean(high == np.array(split["label"], dtype=bool)))
+    better, worse = (np.array(judge(split["prompt"], split[side])) for side in ("chosen", "rejected"))
+    return float(np.mean(better < worse))
 
 
 def sides(split: Dataset) -> dict[str, list[str]]:
     """The better and the worse texts of a split: chosen and rejected responses, or texts of label 1 and of label 0."""
     if "label" not in split.column_names:
         return {side: list(split[side]) for side in ("chosen", "rejected")}
-    rows = list(zip(split["text"], split["label"], strict=True))
-    names = {"positive": True, "negative": False}
+    rows, names = list(zip(split["text"], split["label"], strict=True)), {"positive": True, "negative": False}
     return {name: [text for text, label in rows if bool(label) == wanted] for name, wanted in names.items()}
+
+
+def lengths(texts: Sequence[str], tokenizer) -> np.ndarray:
+    """Tokens of each text [n], without those that a tokenizer adds."""
+    return np.array([len(row) for row in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids])
 
 
 def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
     """Held-out accuracy of a rule that sees only lengths in tokens: the longer response of a pair is the better one (a
     tie counts half), or a text longer than the median of `train` has label 1; reversed if that is better there."""
-
-    def lengths(texts: Sequence[str]) -> np.ndarray:
-        return np.array([len(row) for row in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids])
-
     labelled = "label" in held_out.column_names
-    middle = np.median(lengths(train["text"])) if labelled else None
+    middle = np.median(lengths(train["text"], tokenizer)) if labelled else None
 
     def longer_is_better(split: Dataset) -> float:
         if labelled:
-            return float(np.mean((lengths(split["text"]) > middle) == np.array(split["label"])))
-        return accuracy_of(lengths(split["chosen"]) - lengths(split["rejected"])).mean
+            return float(np.mean((lengths(split["text"], tokenizer) > middle) == np.array(split["label"])))
+        return accuracy_of(lengths(split["chosen"], tokenizer) - lengths(split["rejected"], tokenizer)).mean
 
     right = longer_is_better(held_out)
     return right if longer_is_better(train) >= 0.5 else 1.0 - right

@@ -7,27 +7,27 @@ import html
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import multimode
 from typing import Any, NamedTuple
 
-from rlhf_utils.evaluation.statistics import kappa, proportion_interval, win_rate
+from tqdm import tqdm
+
+from rlhf_utils.evaluation.statistics import proportion_interval, win_rate
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, read_json, read_jsonl, write_json, write_jsonl
 from rlhf_utils.platforms.runtime import HEADLESS
 
 PAIRS, KEY = "judge_pairs.jsonl", "judge_key.json"
 PEOPLE, MODEL = "human_verdicts.jsonl", "llm_verdicts.jsonl"
-CHOICES = ("first", "second", "tie")
+CHOICES = {"first": 1, "second": -1, "tie": 0}  # what each says of the response that stands first
 _CELL = "width: 50%; white-space: pre-wrap; vertical-align: top; padding: .5em; border: 1px solid #ccc"
 
 # The language model is any service that speaks OpenAI's protocol: its address up to /v1, the model's name, its key.
 ENVIRONMENT = ("RLHF_JUDGE_URL", "RLHF_JUDGE_MODEL", "RLHF_JUDGE_KEY")
-TIMEOUT_SECONDS, RETRIES, AT_ONCE = 60.0, 4, 8
-# Rough enough for an estimate of the cost: characters of English per token, and the tokens of the question around it.
-CHARACTERS_PER_TOKEN, FRAME_TOKENS, REPLY_TOKENS = 4, 160, 20
+TIMEOUT_SECONDS, RETRIES, AT_ONCE, REPLY_TOKENS = 60.0, 4, 8, 20
 QUESTION = (Path(__file__).parent / "prompts" / "judge.txt").read_text(encoding="utf-8").strip()
 
 
@@ -43,19 +43,15 @@ class Pair(NamedTuple):
 def write_pairs(
     folder: Path, prompts: Sequence[str], answers: dict[str, Sequence[str]], models: tuple[str, str], seed: int
 ) -> list[Pair]:
-    """Write `judge_pairs.jsonl` and `judge_key.json` for two models' responses; equal ones are left out.
-
-    Which comes first is drawn by content and seed. A pair's id changes with its responses, so that a verdict never
-    counts for others.
-    """
+    """Write `judge_pairs.jsonl` and `judge_key.json` for two models' responses, equal ones left out. Which comes first
+    is drawn by content and seed; a pair's id changes with its responses, so that a verdict never counts for others."""
     pairs, order = [], {}
-    for place, (prompt, one, other) in enumerate(zip(prompts, *(answers[name] for name in models), strict=True)):
-        if one.strip() == other.strip():
-            continue
-        digest = hashlib.sha256(f"{seed}\0{place}\0{prompt}\0{one}\0{other}".encode()).hexdigest()
-        turn = -1 if int(digest[8], 16) % 2 else 1
-        pairs.append(Pair(digest[:8], prompt, *(one, other)[::turn]))
-        order[digest[:8]] = list(models)[::turn]
+    for place, (prompt, *both) in enumerate(zip(prompts, *(answers[name] for name in models), strict=True)):
+        if both[0].strip() != both[1].strip():
+            digest = hashlib.sha256("\0".join([f"{seed}", f"{place}", prompt, *both]).encode()).hexdigest()
+            turn = -1 if int(digest[8], 16) % 2 else 1
+            pairs.append(Pair(digest[:8], prompt, *both[::turn]))
+            order[digest[:8]] = list(models)[::turn]
     write_jsonl(folder / PAIRS, [pair._asdict() for pair in pairs])
     write_json(folder / KEY, {"models": list(models), "equal_answers": len(prompts) - len(pairs), "order": order})
     return pairs
@@ -65,32 +61,20 @@ def read_pairs(folder: Path) -> list[Pair]:
     """The pairs in `folder`; InputError where there are none."""
     if not (folder / PAIRS).is_file():
         raise InputError(f"{folder / PAIRS} is missing: run notebook 01_compare_models first")
-    try:
-        return [Pair(**line) for line in read_jsonl(folder / PAIRS)]
-    except TypeError:
-        raise InputError(f"{folder / PAIRS} is of another version: run notebook 01_compare_models again") from None
+    return [Pair(**line) for line in read_jsonl(folder / PAIRS)]
 
 
 def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, dict[str, str]]:
-    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out).
-
-    InputError names the line that is wrong; a pair that is no longer one of `folder` is passed over unless `strict`.
-    """
+    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out). A pair
+    that is no longer one of `folder` is passed over unless `strict`; InputError names the line that is wrong."""
     known, found = {pair.id for pair in read_pairs(folder)}, {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8") from None
-    for place, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {place}: not valid JSON ({error.msg})") from None
-        if not isinstance(row, dict) or row.get("verdict") not in CHOICES:
+        rows = read_jsonl(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} as JSON lines: {error}") from None
+    for place, row in enumerate(rows, 1):
+        row = row if isinstance(row, dict) else {}
+        if str(row.get("verdict")) not in CHOICES:
             raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
         if row.get("id") in known:
             found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
@@ -111,57 +95,35 @@ def add_verdict(folder: Path, pair: str, verdict: str, judge: str, file: str = P
 
 
 def outcome(folder: Path) -> dict:
-    """What the verdicts in `folder` say: per kind of judge the wins of the first model, by the majority of its judges,
-    and where both kinds exist how far they agree: the share of pairs judged alike and Cohen's kappa."""
-    key = read_json(folder / KEY)
-    result, decided = {"models": key["models"], "judges": {}}, {}
+    """What the verdicts in `folder` say: per kind of judge the wins of the first model, by the majority of its judges
+    (a tie among them is a tie), and the share of the pairs judged by both kinds that they judged alike."""
+    key, judges, decided = read_json(folder / KEY), {}, []
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
-        if not (given := own_verdicts(folder, file)):
-            continue
-        verdicts = majority(given)
-        # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
-        decided[kind] = {pair.id: verdicts[pair.id] for pair in read_pairs(folder) if pair.id in verdicts}
-        winners = [key["order"][p][CHOICES.index(v)] if v != "tie" else None for p, v in decided[kind].items()]
-        scores = [0 if winner is None else 1 if winner == key["models"][0] else -1 for winner in winners]
-        wins = win_rate(scores, [0] * len(scores))
-        result["judges"][kind] = {**wins, "judges": sorted(given), "pairs": len(scores)}
-    if len(decided) == 2:
-        result["agreement"] = agreement(*decided.values())
+        if given := own_verdicts(folder, file):
+            # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
+            votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in read_pairs(folder)}
+            verdicts = {pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most}
+            scores = [CHOICES[v] * (1 if key["order"][p] == key["models"] else -1) for p, v in verdicts.items()]
+            wins = win_rate(scores, [0] * len(scores))
+            judges[kind] = {**wins, "judges": sorted(given), "pairs": len(scores)}
+            decided.append(verdicts)
+    result = {"models": key["models"], "judges": judges}
+    if len(decided) == 2 and (alike := [v == decided[1][p] for p, v in decided[0].items() if p in decided[1]]):
+        same = proportion_interval(sum(alike), len(alike))
+        result["agreement"] = {"pairs": same.n, "same": same.mean, "same_ci95": same.as_list()}
     return result
-
-
-def majority(verdicts: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Pair -> what most judges said; a tie among them is a tie."""
-    decided = {}
-    for pair in dict.fromkeys(pair for given in verdicts.values() for pair in given):
-        (top, most), *rest = Counter(given[pair] for given in verdicts.values() if pair in given).most_common()
-        decided[pair] = "tie" if rest and rest[0][1] == most else top
-    return decided
-
-
-def agreement(one: dict[str, str], other: dict[str, str]) -> dict | None:
-    """How far two judges agree on the pairs both saw; None where there are none."""
-    shared = sorted(one.keys() & other.keys())
-    if not shared:
-        return None
-    first, second = ([given[pair] for pair in shared] for given in (one, other))
-    same = proportion_interval(sum(a == b for a, b in zip(first, second, strict=True)), len(shared))
-    return {"pairs": len(shared), "same": same.mean, "same_ci95": same.as_list(), "kappa": kappa(first, second)}
 
 
 class Endpoint:
     """A language model as judge, by the `openai` client: the service that the environment names."""
 
     def __init__(self) -> None:
-        values = [os.environ.get(name, "").strip() for name in ENVIRONMENT]
-        if missing := [name for name, value in zip(ENVIRONMENT, values, strict=True) if not value]:
+        self.url, self.model, key = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
+        if not (self.url.startswith(("http://", "https://")) and self.model and key):
             raise InputError(
-                f"a language model as judge needs {', '.join(missing)}: the address of an OpenAI-compatible service "
-                "(https://.../v1), the model's name, and its key (any word where it needs none)"
+                f"a language model as judge needs {', '.join(ENVIRONMENT)}: the address of an OpenAI-compatible "
+                "service (https://.../v1), the model's name, and its key (any word where it needs none)"
             )
-        self.url, self.model, key = values
-        if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"{ENVIRONMENT[0]} must begin with http:// or https://")
         try:
             from openai import OpenAI
         except ImportError:
@@ -170,78 +132,58 @@ class Endpoint:
 
     def ask(self, pair: Pair) -> str | None:
         """`first`, `second` or `tie`; None where the reply cannot be read. The client tries again what may pass (and
-        waits as long as it is told to); TrainingError where that does not help, and at once for a refusal."""
-        from openai import APIConnectionError, APIStatusError
+        waits as long as it is told to); TrainingError where that does not help."""
+        from openai import OpenAIError
 
-        message = {"role": "user", "content": QUESTION.format(**pair._asdict())}
+        messages = [{"role": "user", "content": QUESTION.format(**pair._asdict())}]
+        asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": REPLY_TOKENS}
         try:
-            reply = self.client.chat.completions.create(
-                model=self.model, messages=[message], temperature=0, max_tokens=REPLY_TOKENS
-            )
-            return read_reply(reply.choices[0].message.content or "")
-        except APIStatusError as error:
-            raise TrainingError(
-                f"the judge at {self.url} refused with HTTP {error.status_code}; check {', '.join(ENVIRONMENT)}"
-            ) from None
-        except APIConnectionError:
-            raise TrainingError(f"the judge at {self.url} does not answer; check {ENVIRONMENT[0]}") from None
-        except (AttributeError, IndexError, TypeError, ValueError):
-            raise TrainingError(f"what {self.url} sends is no chat completion; check {ENVIRONMENT[0]}") from None
-
-    def verdict(self, pair: Pair) -> tuple[str | None, str | None]:
-        """The verdicts on a pair in both orders, the second one turned back; each None where it cannot be read."""
-        turned = {"first": "second", "second": "first", "tie": "tie", None: None}
-        return self.ask(pair), turned[self.ask(pair._replace(first=pair.second, second=pair.first))]
+            return read_reply(self.client.chat.completions.create(**asked).choices[0].message.content or "")
+        except (OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
+            # Not in the service's own words, which may hold the key.
+            why = f"HTTP {error.status_code}" if hasattr(error, "status_code") else type(error).__name__
+            text = f"the judge at {self.url} gives no reply ({why}); check {', '.join(ENVIRONMENT)}"
+            raise TrainingError(text) from None
 
 
-def judge_pairs(
-    folder: Path, endpoint: Endpoint, most: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> dict:
-    """Ask about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`; those there are kept.
-
-    A pair on which the judge changes its mind with the order, or whose replies cannot be read, counts as a tie; returns
-    how many were `asked`, `consistent`, `unreadable`.
-    """
+def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> dict:
+    """Ask about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`, a tie where the judge changes
+    its mind with the order or cannot be read; those there are kept. Returns how many were `asked`, `consistent` and
+    `unreadable`."""
     known = own_verdicts(folder, MODEL).get(endpoint.model, {})
     todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known]
+    turned = {"first": "second", "second": "first", "tie": "tie", None: None}
     told = {"asked": len(todo), "consistent": 0, "unreadable": 0}
+
+    def both(pair: Pair) -> tuple[str | None, str | None]:
+        return endpoint.ask(pair), turned[endpoint.ask(pair._replace(first=pair.second, second=pair.first))]
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = {pool.submit(endpoint.verdict, pair): pair for pair in todo}
-        try:
-            for done, reply in enumerate(as_completed(asked), 1):
-                one, other = reply.result()
-                same = one is not None and one == other
-                told["consistent"] += same
-                told["unreadable"] += None in (one, other)
-                add_verdict(folder, asked[reply].id, one if same else "tie", endpoint.model, MODEL)
-                if progress:
-                    progress(done, len(todo))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        replies = tqdm(pool.map(both, todo), "pairs judged", len(todo), disable=None)
+        for pair, (one, other) in zip(todo, replies, strict=True):
+            same = one is not None and one == other
+            told["consistent"] += same
+            told["unreadable"] += None in (one, other)
+            add_verdict(folder, pair.id, one if same else "tie", endpoint.model, MODEL)
     return told
 
 
 def read_reply(text: str) -> str | None:
     """`first`, `second` or `tie` from a reply; None where it says neither."""
-    named = re.search(r'"verdict"\s*:\s*"(a|b|tie)"', text, re.IGNORECASE)
-    found = named or re.fullmatch(r"\W*(a|b|tie)\W*", text.strip(), re.IGNORECASE)
+    found = re.search(r'"verdict"\s*:\s*"(a|b|tie)"', text, re.I) or re.fullmatch(r"\W*(a|b|tie)\W*", text, re.I)
     return {"a": "first", "b": "second", "tie": "tie"}[found[1].lower()] if found else None
 
 
 def cost(pairs: Sequence[Pair]) -> str:
     """What asking about these pairs takes, in words: every pair is asked about twice, the responses swapped."""
-    characters = sum(len(pair.prompt) + len(pair.first) + len(pair.second) for pair in pairs)
-    read = 2 * (characters // CHARACTERS_PER_TOKEN + FRAME_TOKENS * len(pairs))
-    written = 2 * REPLY_TOKENS * len(pairs)
-    return f"{len(pairs)} pairs, {2 * len(pairs)} requests, about {read:,} tokens read and {written:,} written at most"
+    # A token is about four characters of English.
+    read = 2 * sum(len(QUESTION) + len(pair.prompt) + len(pair.first) + len(pair.second) for pair in pairs) // 4
+    return f"{len(pairs)} pairs, {2 * len(pairs)} requests, about {read:,} tokens read"
 
 
 def label_pairs(folder: Path, judge: str = "me") -> Any:
-    """A form with one blinded pair at a time and three buttons; each click appends to `human_verdicts.jsonl`.
-
-    Resumes where the same judge stopped. Headless or without ipywidgets it says where the pairs are.
-    """
+    """A form with one blinded pair at a time and three buttons; each click appends to `human_verdicts.jsonl`. Resumes
+    where the same judge stopped. Headless or without ipywidgets it says where the pairs are."""
     given = own_verdicts(folder, PEOPLE).get(judge, {})
     waiting = [pair for pair in read_pairs(folder) if pair.id not in given]
     try:
@@ -258,22 +200,18 @@ def label_pairs(folder: Path, judge: str = "me") -> Any:
     shown, buttons = widgets.HTML(), [widgets.Button(description=name) for name in ("first", "tie", "second")]
 
     def show() -> None:
-        if waiting:
-            prompt, *both = map(html.escape, waiting[0][1:])
-            cells = "".join(f'<td style="{_CELL}">{text}</td>' for text in both)
-            asked = f'<p>{len(waiting)} to go. Which is better?</p><p style="white-space: pre-wrap">{prompt}</p>'
-            shown.value = f'{asked}<table style="width: 100%"><tr>{cells}</tr></table>'
+        if not waiting:
+            shown.value = "<p>Done. The next cell says what the verdicts say.</p>"
             return
-        for button in buttons:
-            button.disabled = True
-        found = outcome(folder)
-        people = found["judges"].get("people", {})
-        counts = ", ".join(f"{people.get(key, 0)} {key}" for key in ("wins", "losses", "ties"))
-        shown.value = f"<p>Done. {' against '.join(found['models'])}: {counts}; rate {people.get('rate')}.</p>"
+        prompt, *both = map(html.escape, waiting[0][1:])
+        cells = "".join(f'<td style="{_CELL}">{text}</td>' for text in both)
+        asked = f'<p>{len(waiting)} to go. Which is better?</p><p style="white-space: pre-wrap">{prompt}</p>'
+        shown.value = f'{asked}<table style="width: 100%"><tr>{cells}</tr></table>'
 
     def clicked(button) -> None:
-        add_verdict(folder, waiting.pop(0).id, button.description, judge)
-        show()
+        if waiting:
+            add_verdict(folder, waiting.pop(0).id, button.description, judge)
+            show()
 
     for button in buttons:
         button.on_click(clicked)

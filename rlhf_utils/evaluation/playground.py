@@ -6,7 +6,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -51,27 +52,17 @@ class Playground:
         `gold` (0 to 10; None outside the synthetic data). Raises InputError for an empty prompt, one too long for a
         model, and settings out of range.
         """
-        return [row for _, row in self.respond(prompt, turns, seed, **decoding)]
-
-    def respond(
-        self, prompt: str, turns: Mapping[str, Turns] | None = None, seed: int = 0, **decoding: float | None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """`ask`, one model after the other: its name and its row."""
         if not prompt.strip():
             raise InputError("the prompt is empty; ask something")
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seed {seed} is out of range; give a number from 0 to 2^63 - 1")
-        given = {key: value for key, value in decoding.items() if value is not None}
         try:
-            settings = GenerationSettings.model_validate({**self.run.recipe.generation.model_dump(), **given})
+            settings = GenerationSettings.model_validate({**self.run.recipe.generation.model_dump(), **decoding})
         except ValidationError as error:
             problem = error.errors()[0]
             raise InputError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
-        template = self.run.recipe.template
+        rows, template = [], self.run.recipe.template
         for name, model in self.models.items():
             whole = self.conversation(prompt, (turns or {}).get(name, ()))
-            text = template.format(whole)
-            limit = getattr(model.config, "max_position_embeddings", None)
+            text, limit = template.format(whole), getattr(model.config, "max_position_embeddings", None)
             length = len(start_tokens(self.tokenizer, [text])[0])
             if limit and length + settings.max_new_tokens > limit:
                 raise InputError(
@@ -81,8 +72,8 @@ class Playground:
             (answer,) = answer_prompts(model, self.tokenizer, [text], settings, self.device, seed, template)
             row = {"model": LABELS[name], "response": answer.text, "ended": answer.ended, "tokens": len(answer.tokens)}
             row["reward"] = self.reward([whole], [answer.text]).item() if self.reward else None
-            row["gold"] = self.judge([whole], [answer.text])[0] if self.judge else None
-            yield name, row
+            rows.append(row | {"gold": self.judge([whole], [answer.text])[0] if self.judge else None})
+        return rows
 
     def conversation(self, prompt: str, turns: Turns = ()) -> str:
         """`prompt` after earlier turns as one prompt, in the form of the dialogues of the data."""
@@ -117,36 +108,34 @@ def chat_page(playground: Playground) -> Any:
         import gradio as gr
     except ImportError:
         raise InputError("the playground needs gradio: `pip install 'gradio>=5.50,<7'`") from None
-    names, decoding = list(playground.models), playground.run.recipe.generation
+    names, keep_turns = list(playground.models), playground.run.recipe.form == "dialogue"
     # Version 5 has to be told what version 6 takes for granted.
     messages = {"type": "messages"} if "type" in inspect.signature(gr.Chatbot).parameters else {}
 
-    def shown(dialogues: dict[str, list]) -> list[list[dict]]:
+    def shown(dialogues: Mapping[str, Turns]) -> list[list[dict]]:
         roles = ("user", "assistant")
         said = ([part for turn in dialogues.get(name, ()) for part in zip(roles, turn, strict=True)] for name in names)
         return [[{"role": role, "content": text} for role, text in parts] for parts in said]
 
-    def send(prompt, temperature, max_new_tokens, seed, dialogues):
-        notes, kept = [""] * len(names), {name: list(dialogues.get(name, ())) for name in names}
-        keep_turns = playground.run.recipe.form == "dialogue"
-        earlier = {name: tuple(turns) for name, turns in kept.items()} if keep_turns else None
-        settings = {"temperature": temperature, "max_new_tokens": int(max_new_tokens)}
+    def send(prompt, temperature, dialogues):
+        earlier, notes = dialogues if keep_turns else {}, []
         try:
-            for name, row in playground.respond(prompt, earlier, int(seed), **settings):
-                kept[name] = [*(kept[name] if keep_turns else ()), (prompt, row["response"])]
-                scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
-                notes[names.index(name)] = " | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]])
-                yield [*shown(kept), *notes, kept]
+            rows = playground.ask(prompt, earlier, temperature=temperature)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        for row in rows:
+            scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
+            notes.append(" | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]]))
+        turns = [[*earlier.get(name, ()), (prompt, row["response"])] for name, row in zip(names, rows, strict=True)]
+        dialogues = dict(zip(names, turns, strict=True))
+        return [*shown(dialogues), *notes, dialogues]
 
     def voted(best, dialogues):
-        if set(dialogues) != set(names):
+        if not dialogues:
             raise gr.Error("there is nothing to compare yet; ask something first", print_exception=False)
         count = playground.vote(best, dialogues)
         dialogues = dict.fromkeys(names, dialogues[best])
-        why = "" if count else ": the others said the same, or after other earlier turns; vote after each turn"
-        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}{why}", dialogues]
+        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}", dialogues]
 
     with gr.Blocks(title=f"Playground: {playground.run.root.name}", analytics_enabled=False) as page:
         dialogues, chats, notes, buttons = gr.State({}), [], [], []
@@ -160,33 +149,24 @@ def chat_page(playground: Playground) -> Any:
         prompt = gr.Textbox(label="Prompt", placeholder="Ask every model the same", submit_btn=True)
         status = gr.Markdown()
         with gr.Row():
-            temperature = gr.Number(decoding.temperature, label="Temperature")
-            most = gr.Number(decoding.max_new_tokens, label="Most new tokens", precision=0)
-            seed = gr.Number(0, label="Seed", precision=0)
+            temperature = gr.Number(playground.run.recipe.generation.temperature, label="Temperature")
             new = gr.Button("New conversation")
         if examples := playground.examples():
             gr.Examples(examples, prompt)
-        prompt.submit(send, [prompt, temperature, most, seed, dialogues], [*chats, *notes, dialogues], api_name="ask")
+        everything = [*chats, *notes, dialogues]
+        prompt.submit(send, [prompt, temperature, dialogues], everything, api_name="ask")
         for name, button in zip(names, buttons, strict=True):
-            button.click(
-                lambda dialogues, best=name: voted(best, dialogues),
-                dialogues,
-                [*chats, status, dialogues],
-                api_name=f"vote_{name}",
-            )
-        new.click(
-            lambda: [*[[] for _ in names], *[""] * len(names), {}], None, [*chats, *notes, dialogues], api_name="new"
-        )
+            button.click(partial(voted, name), dialogues, [*chats, status, dialogues], api_name=f"vote_{name}")
+        new.click(lambda: [*[[] for _ in names], *[""] * len(names), {}], None, everything, api_name="new")
     return page
 
 
 def serve(playground: Playground, port: int | None = None, **how: Any) -> tuple[Any, str]:
     """The chat page, served on 127.0.0.1 (in Colab by a link of gradio's), and its address."""
+    how |= {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
     page = chat_page(playground)
     try:
-        _, url, shared = page.launch(
-            server_name="127.0.0.1", server_port=port or None, prevent_thread_lock=True, quiet=True, **how
-        )
+        _, url, shared = page.launch(server_port=port or None, **how)
     except (OSError, OverflowError) as error:
         raise InputError(f"port {port} cannot be used ({error}); leave it out for a free one") from None
     return page, shared or url

@@ -4,59 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.evaluation.judge import length_alone
+from rlhf_utils.evaluation.judge import length_alone, lengths
 from rlhf_utils.evaluation.statistics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models.loading import load_classifier, load_classifier_tokenizer, load_reward_model
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards.reward_model import LABEL_FILE, RewardModel, class_logits, positions
+from rlhf_utils.rewards.reward_model import LABEL_FILE, ClassifierReward, RewardModel, class_logits, positions
 from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_base, make_data
 from rlhf_utils.runs.run import Run
 
 _LENGTH_GROUPS = 4
 _REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
-
-
-def measured(
-    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, untrained: PreTrainedModel | None = None
-) -> dict[str, Any]:
-    """Measure the run's reward model or classifier on held-out rows; leaves `evaluation/reward_model.json` and returns
-    its main figures. `untrained` is the same model with a randomly initialized head."""
-    run.progress("reward model: measuring held-out rows")
-    data = PreparedData.load(run.folder("data"))
-    train, held_out = data.splits["reward"], data.first("evaluation", run.recipe.evaluation.reward_pairs)
-    if run.recipe.form == "continuation":
-        report = classifier_report(run, model, untrained, tokenizer, train, held_out)
-    else:
-        reward = RewardModel(model, tokenizer, detect_device())
-        fresh = untrained and margins(RewardModel(untrained, tokenizer, detect_device()), held_out)
-        report = reward_report(margins(reward, held_out), fresh, train, held_out, tokenizer)
-        report["texts_cut"] = reward.cut
-    if processes.is_main():
-        write_json(run.evaluation / "reward_model.json", report)
-    return {key: report[key] for key in _REPORTED}
-
-
-def save_label(run: Run, model: PreTrainedModel, folder: Path) -> None:
-    """Write beside a classifier which label is paid; InputError where it has no such label."""
-    # Of the two tables of labels a configuration may lack the other one.
-    label, labels = run.recipe.reward_model.label, model.config.id2label.values()
-    if label not in labels:
-        names = ", ".join(map(str, labels))
-        raise InputError(f"the classifier has no label {label!r}; set reward_model.label to one of {names}")
-    write_json(folder / LABEL_FILE, {"label": label, "joint": run.recipe.template.joint})
 
 
 def fetch_ready(run: Run) -> dict[str, dict]:
@@ -72,23 +41,34 @@ def fetch_reward_model(run: Run) -> None:
     put on the scale of its SFT responses."""
     if run.has("reward_model"):
         return
-    source, base, device = run.ready_model("reward_model"), run.recipe.models.adapter_base, detect_device()
+    source, base = run.ready_model("reward_model"), run.recipe.models.adapter_base
     with run.training("reward_model"):
         run.progress(f"loading {source}")
         load = load_classifier if run.recipe.form == "continuation" else load_reward_model
-        model, tokenizer = load(source, device, base=base), load_classifier_tokenizer(source, base)
+        model, tokenizer = load(source, detect_device(), base=base), load_classifier_tokenizer(source, base)
         publish_reward(run, model, tokenizer, method="ready", source=source)
 
 
 def publish_reward(run: Run, model, tokenizer, untrained: PreTrainedModel | None = None, **results: Any) -> None:
-    """Measure the run's reward model or classifier and publish it, with its scale or the label that is paid."""
+    """Measure the run's reward model or classifier on held-out rows and publish it, with its scale or the label that is
+    paid; leaves `evaluation/reward_model.json`. `untrained` is the same model with a randomly initialized head."""
+    run.progress("reward model: measuring held-out rows")
+    data, device = PreparedData.load(run.folder("data")), detect_device()
+    train, held_out = data.splits["reward"], data.first("evaluation", run.recipe.evaluation.reward_pairs)
     if run.recipe.form == "continuation":
-        extra = lambda folder: save_label(run, model, folder)  # noqa: E731
+        about = {"label": run.recipe.reward_model.label, "joint": run.recipe.template.joint}
+        ClassifierReward(model, tokenizer, about["label"], device)  # InputError where it has no such label
+        report = classifier_report(run, model, untrained, tokenizer, train, held_out)
+        extra = lambda folder: write_json(folder / LABEL_FILE, about)  # noqa: E731
     else:
-        reward = RewardModel(model, tokenizer, detect_device())
+        reward = RewardModel(model, tokenizer, device)
+        fresh = untrained and margins(RewardModel(untrained, tokenizer, device), held_out)
+        report = reward_report(margins(reward, held_out), fresh, train, held_out, tokenizer)
+        report["texts_cut"], extra = reward.cut, reward.save_scale
         calibrate_on_sft(run, reward)
-        extra = reward.save_scale
-    results |= measured(run, model, tokenizer, untrained)
+    if processes.is_main():
+        write_json(run.evaluation / "reward_model.json", report)
+    results |= {key: report[key] for key in _REPORTED}
     run.publish("reward_model", model, tokenizer, fill=extra, **results)
 
 
@@ -98,20 +78,11 @@ def publish_judge(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     own = margins(judge, data.first("evaluation", run.recipe.evaluation.reward_pairs))
     first = torch.tensor(read_json(run.evaluation / "reward_model.json")["margins"])
     calibrate_on_sft(run, judge)
-    right = accuracy_of(own.tolist())
-    agreement = proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
-    run.publish(
-        "judge_model",
-        model,
-        tokenizer,
-        judge.save_scale,
-        accuracy=right.mean,
-        accuracy_ci95=right.as_list(),
-        agreement=agreement.mean,
-        agreement_ci95=agreement.as_list(),
-        pairs=len(own),
-        trained_on=len(data.splits["judge"]),
-    )
+    right, same = accuracy_of(own), proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
+    found = {"accuracy": right.mean, "accuracy_ci95": right.as_list()}
+    found |= {"agreement": same.mean, "agreement_ci95": same.as_list()}
+    found |= {"pairs": len(own), "trained_on": len(data.splits["judge"])}
+    run.publish("judge_model", model, tokenizer, judge.save_scale, **found)
 
 
 def margins(reward: RewardModel, pairs: Dataset) -> Tensor:
@@ -122,11 +93,18 @@ def margins(reward: RewardModel, pairs: Dataset) -> Tensor:
 
 def reward_report(found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
     """Held-out accuracy from margins [n], with its interval, beside the randomly initialized head and a rule that looks
-    at length alone (longer or shorter, whichever does better on the training pairs)."""
-    return {
-        **_accuracies("pairs", found, untrained, train, held_out, tokenizer),
-        "by_length": by_length(found, length_differences(held_out, tokenizer)),
-    }
+    at length alone (longer or shorter, whichever does better on the training pairs); and by the difference in length,
+    in four groups from the shortest chosen responses to the longest: what counts instead of reading fails at one end.
+    """
+    differences = lengths(held_out["chosen"], tokenizer) - lengths(held_out["rejected"], tokenizer)
+    order, groups = np.argsort(differences, kind="stable"), []
+    for part in range(_LENGTH_GROUPS):
+        rows = order[part * len(order) // _LENGTH_GROUPS : (part + 1) * len(order) // _LENGTH_GROUPS].tolist()
+        if rows:
+            right, ends = accuracy_of(found[rows]), {"from": differences[rows[0]], "to": differences[rows[-1]]}
+            about = {"pairs": len(rows), "accuracy": right.mean, "accuracy_ci95": right.as_list()}
+            groups.append({key: int(end) for key, end in ends.items()} | about)
+    return {**_accuracies("pairs", found, untrained, train, held_out, tokenizer), "by_length": groups}
 
 
 def classifier_report(
@@ -134,37 +112,22 @@ def classifier_report(
 ) -> dict:
     """The same of a classifier, also beside the more frequent label. Texts are read as far as the classifier reads, at
     most `data.max_response_tokens` tokens. A margin is the logit of the true label minus the largest other one."""
-    device, labels = detect_device(), torch.tensor(held_out["label"])
+    labels, texts = torch.tensor(held_out["label"]), list(held_out["text"])
     most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
-    whole = tokenizer(list(held_out["text"]), verbose=False)["input_ids"]
-    rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
+    cut = sum(len(row) > most for row in tokenizer(texts, verbose=False)["input_ids"])
+    rows = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
     if int(labels.max()) >= model.config.num_labels:
         raise InputError(
             f"the texts have label {int(labels.max())}, but the classifier knows {model.config.num_labels} labels"
         )
-    found = label_margins(class_logits(model, rows, device), labels)
-    fresh = label_margins(class_logits(untrained, rows, device), labels) if untrained is not None else None
+    found, fresh = (
+        one and label_margins(class_logits(one, rows, detect_device()), labels) for one in (model, untrained)
+    )
     common = Counter(train["label"]).most_common(1)[0][0]
     return {
         **_accuracies("texts", found, fresh, train, held_out, tokenizer),
         "commoner_label_accuracy": sum(label == common for label in held_out["label"]) / len(held_out),
-        "texts_cut": sum(len(row) > most for row in whole),
-    }
-
-
-def _accuracies(of: str, found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
-    right = accuracy_of(found.tolist())
-    fresh = accuracy_of(untrained.tolist()) if untrained is not None else None
-    return {
-        "of": of,
-        "accuracy": right.mean,
-        "accuracy_ci95": right.as_list(),
-        "untrained_accuracy": fresh.mean if fresh else None,
-        "untrained_ci95": fresh.as_list() if fresh else None,
-        "length_baseline_accuracy": length_alone(train, held_out, tokenizer),
-        "pairs": len(found),
-        "margins": found.tolist(),
-        "calibration": calibration(found.tolist()),
+        "texts_cut": cut,
     }
 
 
@@ -174,23 +137,16 @@ def label_margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[true] - logits.masked_fill(true, -torch.inf).max(dim=1).values
 
 
-def length_differences(pairs: Dataset, tokenizer) -> list[int]:
-    """Tokens of the chosen response minus those of the rejected one, for each pair."""
-    chosen, rejected = (
-        [len(row) for row in tokenizer(list(pairs[side]), add_special_tokens=False)["input_ids"]]
-        for side in ("chosen", "rejected")
-    )
-    return [a - b for a, b in zip(chosen, rejected, strict=True)]
-
-
-def by_length(found: Tensor, differences: Sequence[int]) -> list[dict]:
-    """Accuracy by the difference in length, in four groups of nearly equal size from the shortest chosen responses to
-    the longest: a model that counts instead of reading is wrong at one end."""
-    order = sorted(range(len(differences)), key=differences.__getitem__)
-    groups = []
-    for part in range(_LENGTH_GROUPS):
-        rows = order[part * len(order) // _LENGTH_GROUPS : (part + 1) * len(order) // _LENGTH_GROUPS]
-        if rows:
-            right, ends = accuracy_of(found[rows].tolist()), {"from": differences[rows[0]], "to": differences[rows[-1]]}
-            groups.append({**ends, "pairs": len(rows), "accuracy": right.mean, "accuracy_ci95": right.as_list()})
-    return groups
+def _accuracies(of: str, found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
+    right, fresh = accuracy_of(found), None if untrained is None else accuracy_of(untrained)
+    return {
+        "of": of,
+        "accuracy": right.mean,
+        "accuracy_ci95": right.as_list(),
+        "untrained_accuracy": fresh and fresh.mean,
+        "untrained_ci95": fresh and fresh.as_list(),
+        "length_baseline_accuracy": length_alone(train, held_out, tokenizer),
+        "pairs": len(found),
+        "margins": found.tolist(),
+        "calibration": calibration(found.tolist()),
+    }

@@ -12,7 +12,7 @@ from rlhf_utils.data.tokens import RougeTokenizer
 from rlhf_utils.platforms.errors import InputError
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
-SCORER = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=RougeTokenizer())
+_SCORER = rouge_scorer.RougeScorer(list(ROUGE_NAMES), tokenizer=RougeTokenizer())
 
 
 class Rouge(evaluate.Metric):
@@ -33,38 +33,26 @@ class Rouge(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="ROUGE F1 over the rouge_score package, without a download.",
-            citation="Chin-Yew Lin. ROUGE: A Package for Automatic Evaluation of Summaries. ACL Workshop, 2004.",
-            inputs_description="predictions: list of str; references: list of str, one for each prediction.",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+        features = datasets.Features({"predictions": text, "references": text})
+        about = "ROUGE F1 over the rouge_score package, without a download."
+        return evaluate.MetricInfo(description=about, citation="Lin 2004", features=features)
 
     def compute(self, *, predictions: Sequence[str] | None = None, references: Sequence[str] | None = None, **settings):
         """The scores of these texts, without arguments of those that `add_batch` collected."""
         if predictions is not None or references is not None:
-            check_texts(predictions, "predictions")
-            check_texts(references, "references")
+            for name, texts in {"predictions": predictions, "references": references}.items():
+                if isinstance(texts, str | None) or not len(texts):
+                    raise InputError(f"{name} is empty or no list: pass a list of at least one text")
+                for i, text in enumerate(texts):
+                    if not isinstance(text, str):
+                        raise InputError(f"{name}[{i}] is {type(text).__name__}, not a string: pass a list of strings")
             if len(predictions) != len(references):
-                raise InputError(
-                    f"predictions has {len(predictions)} texts and references has {len(references)}: "
-                    "give exactly one reference for each prediction"
-                )
+                counts = f"predictions has {len(predictions)} texts and references has {len(references)}"
+                raise InputError(f"{counts}: give exactly one reference for each prediction")
         # evaluate copies this method at construction, which loses the cell that a bare super() needs.
         return evaluate.Metric.compute(self, predictions=predictions, references=references, **settings)
 
     def _compute(self, predictions, references, use_aggregator: bool = True) -> dict:
-        scored = [SCORER.score(wanted, said) for said, wanted in zip(predictions, references, strict=True)]
+        scored = [_SCORER.score(wanted, said) for said, wanted in zip(predictions, references, strict=True)]
         found = {name: [float(scores[name].fmeasure) for scores in scored] for name in ROUGE_NAMES}
         return {name: sum(values) / len(values) for name, values in found.items()} if use_aggregator else found
-
-
-def check_texts(texts: Sequence[str], name: str) -> None:
-    """Raise InputError unless `texts` is a non-empty list (not one string) of strings."""
-    if isinstance(texts, str) or not hasattr(texts, "__len__"):
-        raise InputError(f"{name} is {type(texts).__name__}, not a list: pass a list of strings")
-    if len(texts) == 0:
-        raise InputError(f"{name} is empty: pass at least one text")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"{name}[{position}] is {type(text).__name__}, not a string: pass a list of strings")

@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration, kappa."""
+"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 
 from rlhf_utils.platforms.errors import InputError
 
-BOOTSTRAP_CELLS = 4_000_000
-"""Resampled values held in memory at a time (32 MB), whatever the number of values."""
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -44,23 +43,15 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of `values` (n,) with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
-
-    The same seed gives the same interval. Constant values: low = high = mean, because no resample differs.
-    """
+    """Mean of `values` (n,) with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13); constant
+    values: low = high = mean, because no resample differs."""
     array = _numbers(values, "values")
-    if samples < 1:
-        raise InputError(f"samples is {samples}: draw at least one bootstrap resample (2000 is usual)")
-    n = array.size
-    if n == 1 or np.all(array == array[0]):
-        value = float(array[0])
-        return Interval(value, *((None, None) if n == 1 else (value, value)), n)
-    generator, rows, means = np.random.default_rng(seed), max(1, BOOTSTRAP_CELLS // n), []
-    for start in range(0, samples, rows):
-        draws = generator.integers(0, n, size=(min(rows, samples - start), n))
-        means.append(array[draws].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [_TAIL, 1.0 - _TAIL])
-    return Interval(float(array.mean()), float(low), float(high), n)
+    if array.size == 1 or np.all(array == array[0]):
+        end = None if array.size == 1 else float(array[0])
+        return Interval(float(array[0]), end, end, array.size)
+    draws = np.random.default_rng(seed).integers(0, array.size, size=(samples, array.size))
+    low, high = np.quantile(array[draws].mean(axis=1), [_TAIL, 1.0 - _TAIL]).tolist()
+    return Interval(float(array.mean()), low, high, array.size)
 
 
 def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
@@ -72,18 +63,14 @@ def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
 
 def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
     """Mean of a - b over the same prompts, both (n,), with its bootstrap interval: what the prompts scatter cancels."""
-    return mean_interval(np.subtract(*_pairs(a, b)), samples, seed)
+    return mean_interval(_differences(a, b), samples, seed)
 
 
 def proportion_interval(k: float, n: int) -> Interval:
     """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half."""
-    if n < 1 or not 0 <= k <= n:
-        raise InputError(f"{k} successes of {n}: a proportion needs at least one trial and at most as many successes")
-    p = k / n
-    centre = (p + _Z * _Z / (2 * n)) / (1 + _Z * _Z / n)
-    half = _Z / (1 + _Z * _Z / n) * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
-    low = 0.0 if k == 0 else max(0.0, centre - half)
-    high = 1.0 if k == n else min(1.0, centre + half)
+    p, whole = k / n, 1 + _Z * _Z / n
+    center, half = (p + _Z * _Z / (2 * n)) / whole, _Z / whole * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
+    low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
     return Interval(p, low, high, int(n))
 
 
@@ -95,63 +82,36 @@ def accuracy_of(margins: Sequence[float]) -> Interval:
 
 def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
-    with ties counted half, its bootstrap `ci95` over prompts, and `sign_test_p`.
-
-    Where every prompt has the same outcome a bootstrap shows no spread, and the Wilson interval is given instead.
-    """
-    outcomes = _halves(np.subtract(*_pairs(a, b)), tolerance)
+    with ties counted half, its bootstrap `ci95` over prompts (Wilson's where all have the same outcome, for there a
+    bootstrap shows no spread), and `sign_test_p`, exact and two-sided (Dixon and Mood 1946)."""
+    outcomes = _halves(_differences(a, b), tolerance)
     wins, losses = int(np.sum(outcomes == 1.0)), int(np.sum(outcomes == 0.0))
-    ties = outcomes.size - wins - losses
+    won, ties = float(outcomes.sum()), outcomes.size - wins - losses
     alike = outcomes.size in (wins, losses, ties)
-    interval = proportion_interval(wins + ties / 2, outcomes.size) if alike else mean_interval(outcomes)
-    counts = {"wins": wins, "losses": losses, "ties": ties, "rate": (wins + ties / 2) / outcomes.size}
-    return {**counts, "ci95": interval.as_list(), "sign_test_p": sign_test(wins, losses)}
+    interval = proportion_interval(won, outcomes.size) if alike else mean_interval(outcomes)
+    counts = {"wins": wins, "losses": losses, "ties": ties, "rate": won / outcomes.size}
+    tail = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1))
+    return {**counts, "ci95": interval.as_list(), "sign_test_p": min(1.0, 2 * tail / 2 ** (wins + losses))}
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p of `wins` against `losses` under a fair coin (Dixon and Mood 1946); 1.0 when both are 0."""
-    n = wins + losses
-    tail = sum(math.comb(n, i) for i in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**n)
-
-
-def kappa(one: Sequence, other: Sequence) -> float | None:
-    """Cohen's kappa (1960) of two judges on the same items: agreement beyond chance; None where chance leaves none."""
-    chance = sum(one.count(choice) * other.count(choice) for choice in {*one}) / len(one) ** 2
-    same = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
-    return (same - chance) / (1 - chance) if chance < 1 else None
-
-
-def calibration(margins: Sequence[float], bins: int = 10) -> dict:
+def calibration(margins: Sequence[float]) -> dict:
     """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
 
     The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
-    margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and the `bins`
-    of equal width over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (Wilson), count.
+    margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
+    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (Wilson), count.
     """
     array = _numbers(margins, "margins")
     predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
-    place = np.minimum(((predicted - 0.5) * 2 * bins).astype(int), bins - 1)
-    rows, error = [], 0.0
+    place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    bins, error = [], 0.0
     for index in np.unique(place).tolist():
-        inside = place == index
-        count, accuracy, mean_predicted = (
-            int(inside.sum()),
-            float(right[inside].mean()),
-            float(predicted[inside].mean()),
-        )
-        error += count / array.size * abs(accuracy - mean_predicted)
-        rows.append(
-            {
-                "low": 0.5 + index / (2 * bins),
-                "high": 0.5 + (index + 1) / (2 * bins),
-                "predicted": mean_predicted,
-                "accuracy": accuracy,
-                "accuracy_ci95": proportion_interval(float(right[inside].sum()), count).as_list(),
-                "count": count,
-            }
-        )
-    return {"pairs": int(array.size), "expected_calibration_error": error, "bins": rows}
+        inside, ends = place == index, {"low": 0.5 + index / (2 * _BINS), "high": 0.5 + (index + 1) / (2 * _BINS)}
+        claimed, found = float(predicted[inside].mean()), proportion_interval(float(right[inside].sum()), inside.sum())
+        error += found.n / array.size * abs(found.mean - claimed)
+        observed = {"accuracy": found.mean, "accuracy_ci95": found.as_list(), "count": found.n}
+        bins.append({**ends, "predicted": claimed, **observed})
+    return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
 
 
 def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
@@ -159,22 +119,18 @@ def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
     return np.where(differences > tolerance, 1.0, np.where(differences < -tolerance, 0.0, 0.5))
 
 
-def _pairs(a: Sequence[float], b: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     first, second = _numbers(a, "a"), _numbers(b, "b")
     if len(first) != len(second):
         raise InputError(f"a has {len(first)} values and b has {len(second)}: pass one value of each for every prompt")
-    return first, second
+    return first - second
 
 
 def _numbers(values: Sequence[float], name: str) -> np.ndarray:
     """`values` as float64 (n,), n >= 1; InputError for anything else, ValueError where one is NaN or infinite."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a flat list of numbers ({error}): pass numbers only") from error
-    if array.ndim != 1 or array.size == 0:
-        raise InputError(f"{name} has shape {array.shape}: pass a flat list of at least one number")
-    bad = np.flatnonzero(~np.isfinite(array))
-    if bad.size:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
+        raise InputError(f"{name} must be a flat list of at least one number, not {array.dtype} {array.shape}")
+    if (bad := np.flatnonzero(~np.isfinite(array))).size:
         raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, not finite ({bad.size} of {array.size} values)")
-    return array
+    return array.astype(np.float64)
