@@ -59,9 +59,7 @@ def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokeniz
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"the tokenizer at {source} has no end-of-text token, so answers could never end; add an eos_token"
-        )
+        raise InputError(f"the tokenizer at {source} has no end-of-text token to end answers with; add an eos_token")
     return tokenizer
 
 
@@ -91,7 +89,7 @@ def load_policy(source: Source, device: Device, dropout: bool = False, base: str
     Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
     show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
     """
-    model = _load_policy(source, base, **_where(source, base, device))
+    model = _load_policy(source, base, device)
     return (model if dropout else without_dropout(model)).to(device.kind)
 
 
@@ -100,6 +98,8 @@ def load_policy_4bit(source: Source, device: Device, settings: BitsAndBytesConfi
     arXiv:2305.14314), or as `settings` say."""
     import bitsandbytes
 
+    if adapter_base(source):
+        raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
     # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
     place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
     settings = settings or BitsAndBytesConfig(
@@ -108,8 +108,6 @@ def load_policy_4bit(source: Source, device: Device, settings: BitsAndBytesConfi
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
     )
-    if adapter_base(source):
-        raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
     model = without_dropout(_load_policy(source, quantization_config=settings, device_map={"": place}))
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -162,9 +160,8 @@ def checkpoint_gradients(model: nn.Module) -> None:
     """Recompute the layers in the backward pass instead of keeping them; in effect while the model is in training mode.
     Raises InputError for an architecture that cannot."""
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise InputError(
-            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing to false"
-        )
+        name = type(model).__name__
+        raise InputError(f"{name} does not support gradient checkpointing; set gradient_checkpointing to false")
     # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -203,13 +200,10 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
     if settings is None or base:
         return base if settings else None
     named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not named:
-        trouble = f"{source} is an adapter that does not say of which model (base_model_name_or_path); name its base"
-    elif is_folder(named) and not is_there(named):
-        trouble = f"the adapter {source} belongs to the base {named}, which is not there; say where the base is"
-    else:
-        return named if not revision or is_folder(named) else f"{named}@{revision}"
-    raise InputError(f"{trouble} with --set models.adapter_base=FOLDER_OR_ID")
+    if not named or (is_folder(named) and not is_there(named)):
+        trouble = f"belongs to the base {named}, which is not there" if named else "does not say of which model it is"
+        raise InputError(f"the adapter {source} {trouble}; name its base with --set models.adapter_base=FOLDER_OR_ID")
+    return named if not revision or is_folder(named) else f"{named}@{revision}"
 
 
 def _adapter_settings(source: Source) -> dict | None:
@@ -221,16 +215,16 @@ def _adapter_settings(source: Source) -> dict | None:
     return read_json(about)
 
 
-def _load_policy(source: Source, base: str | None = None, **settings) -> PreTrainedModel:
-    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), **settings)
+def _load_policy(source: Source, base: str | None = None, device: Device | None = None, **settings) -> PreTrainedModel:
+    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), device, **settings)
     if headless:
         raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
     return model
 
 
 def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
-    tasks, where = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",), _where(source, base, device)
-    model, headless = _load_model(AutoModelForSequenceClassification, source, base, tasks, **heads, **where)
+    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
+    model, headless = _load_model(AutoModelForSequenceClassification, source, base, tasks, device, **heads)
     if headless and not fresh_head:
         raise InputError(
             f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
@@ -243,64 +237,50 @@ def _load_classifier(source: Source, device: Device | None, fresh_head: bool, ba
     return model.to(device.kind) if device else model
 
 
-def _where(source: Source, base: str | None, device: Device | None) -> dict[str, str]:
-    """On the meta device nothing is allocated; the weights of an adapter can only be put on real ones."""
-    return {"device_map": "meta"} if device == SHAPES_ONLY and adapter_base(source, base) is None else {}
-
-
 def _load_model(
-    kind, source: Source, base: str | None, tasks: Sequence[str], **settings
+    kind, source: Source, base: str | None, tasks: Sequence[str], device: Device | None = None, **settings
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
     into the fp32 weights of its base."""
-    below = adapter_base(source, base)
-    if below is None:
-        config = load_config(source)
-        if getattr(config, "quantization_config", None):
-            raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
-        if getattr(config, "activation_function", "") == "gelu_new":
-            settings["activation_function"] = "gelu_pytorch_tanh"
-        model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
-        return _plain(model), headless
-    task = _adapter_settings(source).get("task_type")
-    if task and task not in tasks:
-        raise InputError(f"{source} is an adapter of another task ({task}); one of {' or '.join(tasks)} is wanted here")
-    # The base of a classifier's adapter may well be a language model.
-    model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
-    try:
-        merged, own = merged_with_names(model, source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
-        raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
-    return merged, headless - own
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` without settings that would keep it from being saved or used: how somebody sampled from it, and a padding
-    id that is none."""
+    if below := adapter_base(source, base):
+        task = _adapter_settings(source).get("task_type")
+        if task and task not in tasks:
+            raise InputError(f"{source} is an adapter of another task ({task}); {' or '.join(tasks)} is wanted here")
+        # The base of a classifier's adapter may well be a language model.
+        model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
+        try:
+            merged, own = merged_with_names(model, source)
+        except (KeyError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
+            raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
+        return merged, headless - own
+    config = load_config(source)
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
+    if getattr(config, "activation_function", "") == "gelu_new":
+        settings["activation_function"] = "gelu_pytorch_tanh"
+    if device == SHAPES_ONLY:
+        settings["device_map"] = "meta"
+    model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
+    # What would keep it from being saved or used: a padding id that is none, and how somebody sampled from it.
     pad = model.config.pad_token_id
     if pad is not None and not 0 <= pad < model.config.vocab_size:
         model.config.pad_token_id = None
     if (sampling := getattr(model, "generation_config", None)) is not None:
         ids = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}
         model.generation_config = GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
-    return model
+    return model, headless
 
 
 def _from_pretrained(kind, source: Source, **settings):
     of_weights = kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
-    folder = model_folder(source, of_weights)
+    folder, advice = model_folder(source, of_weights), "give a folder written by save_pretrained"
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        raise InputError(
-            f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
-        )
+        raise InputError(f"{source} is not a model folder: it has no config.json; {advice}")
     if of_weights and not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
-        raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
+        raise InputError(f"{source} has no weights (*.safetensors); {advice}")
     try:
         return read_model(kind, folder, source, **settings) if of_weights else kind.from_pretrained(folder, **settings)
     except (OSError, ValueError, SafetensorError) as error:
-        indexes = [read_json(file)["weight_map"] for file in folder.glob("*.index.json")] if of_weights else []
-        if lost := {shard for index in indexes for shard in index.values() if not (folder / shard).is_file()}:
-            raise InputError(f"{source} lacks {some(lost)}, which its index of weights names; copy it there") from None
         reason = str(error).strip().split("\n")[0][:300]
-        raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
+        raise InputError(f"cannot load {source}: {reason}; {advice}") from None

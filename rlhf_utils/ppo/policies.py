@@ -21,7 +21,7 @@ from rlhf_utils.models.language_model import (
     states_before_answers,
 )
 from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_policy, load_policy_4bit, save_model
-from rlhf_utils.models.lora import lora_config, merge_adapter, store_frozen
+from rlhf_utils.models.lora import lora_config, merge_adapter
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.rewards.reward_model import RewardModel
@@ -51,8 +51,7 @@ class AdapterPolicy:
     """A LoRA adapter learns, on frozen weights in fp32 or in 4 bits; the reference is the model with the adapter off.
 
     What is saved is the adapter merged into the fp32 weights; from 4-bit weights these differ by the rounding, and the
-    adapter itself lies beside it in `adapter/`. Under 16-bit autocast the frozen linear layers are stored in the 16
-    bits that autocast would cast them to at every token sampled: the same results from half the memory.
+    adapter itself lies beside it in `adapter/`.
     """
 
     def __init__(self, source: Source, device: Device, config: PPOConfig):
@@ -66,8 +65,6 @@ class AdapterPolicy:
             model = load(source, device)
             self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
         fp32_trainables(self.model)
-        if device.autocast_dtype is not None:
-            store_frozen(self.model, device.autocast_dtype)
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
