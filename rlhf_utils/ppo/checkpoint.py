@@ -23,13 +23,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, whole_folder, write_json
 from rlhf_utils.ppo.policies import ActorCritic, Policy
 
-VALUE_HEAD_FILE = "value_head.safetensors"
 WEIGHTS_FILE = "trainable.safetensors"
-
-
-def update_name(update: int) -> str:
-    """The folder's name of the policy after `update` updates."""
-    return f"update-{update:06d}"
 
 
 def learning_weights(actor: ActorCritic) -> dict[str, Tensor]:
@@ -70,19 +64,19 @@ class CheckpointStore:
 
         Every process calls it: the main one writes, and each of the others its own random state.
         """
-        main = processes.is_main()
-        with whole_folder(self.folder / update_name(state["update"])) if main else contextlib.nullcontext() as folder:
+        main, place = processes.is_main(), self.folder / f"update-{state['update']:06d}"
+        with whole_folder(place) if main else contextlib.nullcontext() as folder:
             if main:
                 policy.save(tokenizer, folder / "policy")
                 head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
-                save_file(head, folder / "policy" / VALUE_HEAD_FILE)
+                save_file(head, folder / "policy" / "value_head.safetensors")
             folder = processes.from_main(folder)
             self.accelerator.save_state(str(folder / "training"))
             processes.wait()
             if main:
                 write_json(folder / "state.json", state)
         if main:
-            self.thin(state["update"])
+            self.thin(place)
         processes.wait()
 
     def restore(self, check: Callable[[Path, dict], None]) -> dict | None:
@@ -92,24 +86,22 @@ class CheckpointStore:
         training.
         """
         for folder in reversed([path for path in self.policies() if (path / "training").is_dir()]):
-            failure = None
+            failure = state = None
             try:
                 state = read_json(folder / "state.json")
             except (InputError, OSError) as error:
-                failure = error
-            else:
+                failure = repr(error)
+            if state:
                 check(folder, state)
                 try:
                     self.accelerator.load_state(str(folder / "training"))
                 except Exception as error:  # whatever a half-written file makes a reader raise
-                    failure = error
+                    failure = repr(error)
             # Where any process failed to read it, all of them have to go on from the one before.
-            reasons = processes.gathered(f"{type(failure).__name__}: {failure}" if failure else None)
-            reason = next((found for found in reasons if found), None)
-            if reason is None:
+            if not (failures := [*filter(None, processes.gathered(failure))]):
                 return state
             if processes.is_main():
-                warnings.warn(f"checkpoint {folder} is damaged ({reason}); trying the one before", stacklevel=2)
+                warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)
         return None
 
     def policies(self) -> list[Path]:
@@ -122,14 +114,12 @@ class CheckpointStore:
         states = {folder: read_json(folder / "state.json") for folder in self.policies()}
         return {state["update"]: (folder / "policy", state["kl"]) for folder, state in states.items()}
 
-    def thin(self, update: int) -> None:
-        """Remove what resuming needs from all but the newest `keep` checkpoints, of which that after `update` updates
-        is the last; every policy stays.
+    def thin(self, newest: Path) -> None:
+        """Remove what resuming needs from all but the last `keep` checkpoints up to `newest`; every policy stays.
 
         A checkpoint that was only made because somebody asked to stop goes altogether, so that an interrupted training
         leaves the same policies as one in one go.
         """
-        newest = self.folder / update_name(update)
         for folder in self.policies():
             if folder < newest and read_json(folder / "state.json").get("on_request"):
                 shutil.rmtree(folder)

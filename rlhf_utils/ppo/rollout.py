@@ -154,8 +154,8 @@ class RolloutCollector:
             reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
         clock.append(time.perf_counter())
-        seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("sampling", "scoring", "reference"))}
-        seconds["learning"] = 0.0
+        phases = ("sampling", "scoring", "reference")
+        seconds = {name: end - start for name, start, end in zip(phases, clock, clock[1:], strict=False)}
         judged = self.judge(prompts, [a.text for a in answers]) if self.judge else [math.nan] * len(prompts)
         gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
@@ -164,14 +164,17 @@ class RolloutCollector:
             for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
-        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
+        rows = list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True))
+        return rows, seconds | {"learning": 0.0}
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward function's scores [B], and the terms of a mixture."""
-        texts, terms, reward = [answer.text for answer in answers], {}, self.reward_function
-        if isinstance(reward, RewardMixture):
-            terms = reward.terms(prompts, texts)
-        returned = reward.total(terms) if terms else reward(prompts, texts)
+        texts, reward = [answer.text for answer in answers], self.reward_function
+        terms = reward.terms(prompts, texts) if isinstance(reward, RewardMixture) else {}
+        returned, said = (
+            reward.total(terms) if terms else reward(prompts, texts),
+            f"update {update}: the reward function",
+        )
         try:
             scores = torch.as_tensor(returned)
             wrong = scores.is_complex() or scores.dtype == torch.bool or scores.shape != (len(prompts),)
@@ -180,20 +183,14 @@ class RolloutCollector:
             wrong, what = True, f"what is no list of numbers ({str(error)[:100]})"
         if wrong:
             raise TrainingError(
-                f"update {update}: the reward function returned {what} for {len(prompts)} responses, the first "
-                f"{texts[0][:80]!r} to the prompt {prompts[0][:80]!r}; it must return one float per response"
+                f"{said} returned {what} for {len(prompts)} responses; it must return one float for each"
             )
         scores = scores.to(torch.float32)
         if not (finite := scores.isfinite()).all():
             first = int((~finite).nonzero()[0])
-            raise not_finite(
-                f"update {update}: the reward function returned {scores[first].item()} for the response "
-                f"{texts[first][:80]!r} to the prompt {prompts[first][:80]!r}",
-                "a reward must be finite",
-                self.folder,
-                {"scores": scores, **terms},
-                {"prompt": prompts, "response": texts},
-            )
+            told = f"{said} returned {scores[first].item()} for the response {texts[first][:80]!r} to the prompt "
+            told, kept = f"{told}{prompts[first][:80]!r}", {"scores": scores, **terms}
+            raise not_finite(told, "a reward must be finite", self.folder, kept, {"prompt": prompts, "response": texts})
         return scores, terms
 
     def _paid(self, scores: Tensor, answers: list[Answer]) -> Tensor:

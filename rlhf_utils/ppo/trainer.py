@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import shutil
 import time
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -26,11 +24,10 @@ from rlhf_utils.platforms.files import disk_errors
 from rlhf_utils.platforms.memory import add_seconds, remembering
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
-from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
-from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic
-from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of
+from rlhf_utils.ppo.policies import Policy, make_actor_critic
+from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.reward_model import check_critic
 from rlhf_utils.rewards.terms import RewardFunction
@@ -39,8 +36,7 @@ from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template
 
 # Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
-_FREE_SETTINGS = {"gradient_checkpointing", "microbatch_size", "save_every", "keep_checkpoints", "sample_every"}
-_FREE_SETTINGS |= {"report_to"}
+_FREE = {"gradient_checkpointing", "microbatch_size", "save_every", "keep_checkpoints", "sample_every", "report_to"}
 
 
 class PPOTrainer:
@@ -77,13 +73,10 @@ class PPOTrainer:
         if not prompts:
             raise InputError("PPO has no prompts to answer; give at least one")
         if (config.critic == "separate") != (critic is not None):
-            raise InputError(
-                "ppo.critic separate starts from a reward model; give PPOTrainer(critic=FOLDER), and only then"
-            )
+            raise InputError("ppo.critic separate needs a reward model to start from: PPOTrainer(critic=FOLDER)")
         if critic is not None:
             check_critic(critic, tokenizer)
-        if missing := set(config.report_to) - {tracker.value for tracker in get_available_trackers()}:
-            name = min(missing)
+        for name in set(config.report_to) - {tracker.value for tracker in get_available_trackers()}:
             raise InputError(f"ppo.report_to names {name}, which is not installed; `pip install {name}`")
         processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
@@ -121,14 +114,18 @@ class PPOTrainer:
         with remembering(self.output_dir), safe_points(), self._tracking():
             while not self.finished:
                 asked = stop_asked()
-                if asked or len(self.history) == self.config.updates:
+                if not asked and len(self.history) < self.config.updates:
+                    yield len(self.history)
+                else:
                     rollout = self.collect()
                     if self.over_budget:
                         self.record(rollout, self.learn(rollout))
-                else:
-                    yield len(self.history)
                 if self.over_budget:
-                    self._end_within_budget()
+                    # It ends with the last policy within; the figures of the one that has left are written down.
+                    update, kl, weights = self._within
+                    put_back(self.actor, weights)
+                    self.finished = True
+                    self._save(update, kl, on_request=False)
                 elif asked:
                     break
         for line in self.history:
@@ -141,7 +138,7 @@ class PPOTrainer:
         A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
         is not finite.
         """
-        update, self._touched = len(self.history), True
+        update, budget, self._touched = len(self.history), self.config.kl_budget, True
         self.actor.eval()
         with self.accelerator.autocast():
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
@@ -151,7 +148,7 @@ class PPOTrainer:
             rollout.figures = self.files.figures(rollout, update, self.kl_coefficient)
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
         rollout.figures = processes.from_main(rollout.figures)
-        kl, budget = rollout.figures["kl"], self.config.kl_budget
+        kl = rollout.figures["kl"]
         # At update 0 policy and reference are one model, whatever rounding says of their KL.
         self.over_budget = budget is not None and update > 0 and kl > budget
         if not self.over_budget:
@@ -179,14 +176,14 @@ class PPOTrainer:
         config, known = self.config, self.history[-1]["warnings"] if self.history else {}
         line = {**rollout.figures, **NOT_LEARNT, **losses, **times_of(rollout)}
         self.history.append(line)
-        line["warnings"] = warnings_of(self.history, config)
-        done = len(self.history)
+        line["warnings"], done = warnings_of(self.history, config), len(self.history)
         shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
         samples = samples_of(rollout, done - 1) if shown else []
         self.samples_written += len(samples)
         if processes.is_main():
             self.files.add(line, samples)
-            self._track(line, samples)
+            numbers = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
+            self.accelerator.log(numbers, step=line["update"])
             for name in [name for name in line["warnings"] if name not in known]:
                 print(visible(f"update {done}: {line['warnings'][name]}"), flush=True)
             if samples:
@@ -207,27 +204,29 @@ class PPOTrainer:
     def _build(self) -> None:
         """Load what learns, as it is before the first update."""
         self.trained = self.actor = self.learner = self.store = self.rollouts = None  # two would need twice the memory
-        config, device = self.config, self.device
-        self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=self.output_dir)
-        self.trained = load_ppo_policy(self.source, device, config, self.tokenizer)
+        config, device, folder = self.config, self.device, self.output_dir
+        self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
+        self.trained = Policy(self.source, device, config, self.tokenizer)
         self.actor = make_actor_critic(self.trained, self.critic, device)
         if config.gradient_checkpointing:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
                 checkpoint_gradients(model)
-        self.learner = Learner(self.actor, self.accelerator, config, device.precision, self.output_dir)
-        checkpoints = self.output_dir / "checkpoints"
-        self.store = CheckpointStore(checkpoints, config.keep_checkpoints, self.accelerator, self.actor)
-        how = (self.trained, config, self.template, self.output_dir)
+        self.learner = Learner(self.actor, self.accelerator, config, device.precision, folder)
+        self.store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, self.accelerator, self.actor)
+        how = (self.trained, config, self.template, folder)
         self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
         self._begin()
 
-    def _begin(self) -> None:
+    def _begin(self, state: dict | None = None) -> None:
+        """Stand where the `state` of a checkpoint says, or before the first update."""
         self.history: list[dict] = []
-        self.kl_coefficient, self.samples_written = self.config.kl_coefficient, 0
-        self.finished = self.over_budget = self._touched = False
+        self._touched, state = state is not None, state or {}
+        self.kl_coefficient = state.get("kl_coefficient", self.config.kl_coefficient)
+        self.samples_written, self.finished = state.get("samples_written", 0), state.get("finished", False)
         # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
-        self._saved_at: int | None = None
+        self._saved_at: int | None = state.get("update")
         self._within: tuple[int, float, dict] | None = None
+        self.over_budget = False
 
     def _start_over(self) -> None:
         if processes.is_main():
@@ -242,19 +241,9 @@ class PPOTrainer:
         state = self.store.restore(self._check_settings)
         if state is None:
             return self._start_over()
-        self._begin()
-        self._touched, self._saved_at = True, state["update"]
-        self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
-        self.finished = state["finished"]
+        self._begin(state)
         lines = self.files.cut(state["lines"], self.samples_written) if processes.is_main() else []
         self.history = processes.from_main(lines)
-
-    def _end_within_budget(self) -> None:
-        """End with the last policy within the KL budget; the figures of the one that has left it are written down."""
-        update, kl, weights = self._within
-        put_back(self.actor, weights)
-        self.finished = True
-        self._save(update, kl, on_request=False)
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
         state = {
@@ -272,7 +261,7 @@ class PPOTrainer:
 
     def _settings(self) -> dict:
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
-        return {**self.config.model_dump(mode="json", exclude=_FREE_SETTINGS), "prompts": prompts}
+        return {**self.config.model_dump(mode="json", exclude=_FREE), "prompts": prompts}
 
     def _check_settings(self, checkpoint: Path, state: dict) -> None:
         before, now = state.get("settings", {}), self._settings()
@@ -284,13 +273,13 @@ class PPOTrainer:
             )
 
     def _check_context(self) -> None:
-        limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
+        limit, answer = getattr(self.actor.policy.config, "max_position_embeddings", None), self.config.max_new_tokens
         rows = start_tokens(self.tokenizer, [self.template.format(prompt) for prompt in self.prompts])
         longest = max(map(len, rows))
-        if limit and longest + self.config.max_new_tokens > limit:
+        if limit and longest + answer > limit:
             raise InputError(
-                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {self.config.max_new_tokens}, but "
-                f"the policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
+                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {answer}, but the policy's context "
+                f"is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
             )
 
     def _check_first(self, rollout: Rollout) -> None:
@@ -305,31 +294,15 @@ class PPOTrainer:
 
     @contextmanager
     def _tracking(self) -> Iterator[None]:
-        """In the block accelerate's trackers take the figures of every update."""
-        settings = flat(self.config.model_dump(mode="json"), "/")
-        kwargs = {"wandb": {"dir": str(self.output_dir)}}
-        self.accelerator.init_trackers("rlhf-gpt2-ppo", {key: str(value) for key, value in settings.items()}, kwargs)
+        """In the block accelerate's trackers take the numbers of every update."""
+        settings = {key: str(value) for key, value in flat(self.config.model_dump(mode="json"), "/").items()}
+        self.accelerator.init_trackers("rlhf-gpt2-ppo", settings, {"wandb": {"dir": str(self.output_dir)}})
         try:
             yield
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator.trackers.clear()
-
-    def _track(self, line: dict, samples: list[dict]) -> None:
-        """Send the numbers of a line of metrics on, nested ones as `a/b`, and the samples: as a table where there are
-        any."""
-        figures = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
-        for tracker in self.accelerator.trackers:
-            tracker.log(figures, step=line["update"])
-            if samples and tracker.name == "wandb":
-                rows = [list(sample.values()) for sample in samples]
-                tracker.log_table("samples", columns=list(samples[0]), data=rows, step=line["update"])
-            elif samples and tracker.name == "trackio":
-                table = importlib.import_module("trackio").Table(dataframe=pd.DataFrame(samples))
-                tracker.log({"samples": table}, step=line["update"])
-            elif samples:
-                tracker.log({"samples": samples_table(samples)}, step=line["update"])
 
 
 def _accelerator(device: Device, **how) -> Accelerator:
