@@ -73,21 +73,23 @@ class Policy:
 
 class ActorCritic(nn.Module):
     """A causal language model and its critic: a linear value head on the policy's own hidden states (Ziegler et al.
-    2019), or on those of `critic`, a trunk of its own (Stiennon et al. 2020, arXiv:2009.01325, section 3.4).
-    `value_start` is the head's start (weight [1, D], bias [1]); zeros where it is None."""
+    2019), or on those of `reward`'s trunk (Stiennon et al. 2020, arXiv:2009.01325, section 3.4), whose first values are
+    the rewards that it gives to the unfinished responses."""
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        width: int,
-        critic: nn.Module | None = None,
-        value_start: tuple[Tensor, Tensor] | None = None,
-    ):
+    def __init__(self, policy: nn.Module, reward: RewardModel | None = None):
         super().__init__()
-        self.policy, self.critic, self.value_head = policy, critic, nn.Linear(width, 1)
-        # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
-        weight, bias = value_start or (torch.zeros(1, width), torch.zeros(1))
-        self.value_head.load_state_dict({"weight": weight, "bias": bias})
+        self.policy, self.critic = policy, reward and reward.model.base_model.train()
+        if reward is None:
+            self.value_head = nn.Linear(language_model(policy).width, 1)
+            # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
+            for parameter in self.value_head.parameters():
+                nn.init.zeros_(parameter)
+        else:
+            score = reward.model.score
+            self.value_head = nn.Linear(score.in_features, 1)
+            self.value_head.weight.data = score.weight.detach().float() / reward.std
+            bias = torch.zeros_like(self.value_head.bias) if score.bias is None else score.bias.detach().float()
+            self.value_head.bias.data = (bias.to(score.weight.device) - reward.mean) / reward.std
 
     def forward(
         self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
@@ -106,15 +108,3 @@ class ActorCritic(nn.Module):
     def value(self, states: Tensor) -> Tensor:
         """The value head on states [..., D], in fp32: rollout and learning have to read the same value."""
         return in_fp32(self.value_head, states).squeeze(-1)
-
-
-def make_actor_critic(policy: Policy, critic: Source | None, device: Device) -> ActorCritic:
-    """`policy` with a value head on its own trunk, or with the reward model at `critic` as its critic, whose first
-    values are the rewards that it gives to the unfinished responses."""
-    if critic is None:
-        return ActorCritic(policy.model, language_model(policy.model).width).to(device.kind)
-    reward = RewardModel.load(critic, device)
-    head = reward.model.score
-    bias = head.bias.detach().float() if head.bias is not None else torch.zeros(1, device=head.weight.device)
-    start = head.weight.detach().float() / reward.std, (bias - reward.mean) / reward.std
-    return ActorCritic(policy.model, head.in_features, reward.model.base_model.train(), start).to(device.kind)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -154,8 +155,7 @@ class RolloutCollector:
             reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
         clock.append(time.perf_counter())
-        phases = ("sampling", "scoring", "reference")
-        seconds = {name: end - start for name, start, end in zip(phases, clock, clock[1:], strict=False)}
+        seconds = dict(zip(("sampling", "scoring", "reference"), np.diff(clock).tolist(), strict=True))
         judged = self.judge(prompts, [a.text for a in answers]) if self.judge else [math.nan] * len(prompts)
         gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
@@ -164,32 +164,26 @@ class RolloutCollector:
             for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
-        rows = list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True))
-        return rows, seconds | {"learning": 0.0}
+        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds | {
+            "learning": 0.0
+        }
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward function's scores [B], and the terms of a mixture."""
         texts, reward = [answer.text for answer in answers], self.reward_function
         terms = reward.terms(prompts, texts) if isinstance(reward, RewardMixture) else {}
-        returned, said = (
-            reward.total(terms) if terms else reward(prompts, texts),
-            f"update {update}: the reward function",
-        )
+        returned = reward.total(terms) if terms else reward(prompts, texts)
+        told = f"update {update}: the reward function returned"
         try:
-            scores = torch.as_tensor(returned)
-            wrong = scores.is_complex() or scores.dtype == torch.bool or scores.shape != (len(prompts),)
-            what = f"shape {tuple(scores.shape)} of {scores.dtype}"
+            scores = torch.as_tensor(returned, dtype=torch.float32)
+            wrong = f"shape {tuple(scores.shape)}" if scores.shape != (len(prompts),) else None
         except (TypeError, ValueError, RuntimeError) as error:
-            wrong, what = True, f"what is no list of numbers ({str(error)[:100]})"
+            wrong = f"what is no list of numbers ({str(error)[:100]})"
         if wrong:
-            raise TrainingError(
-                f"{said} returned {what} for {len(prompts)} responses; it must return one float for each"
-            )
-        scores = scores.to(torch.float32)
+            raise TrainingError(f"{told} {wrong} for {len(prompts)} responses; it must return one float per response")
         if not (finite := scores.isfinite()).all():
-            first = int((~finite).nonzero()[0])
-            told = f"{said} returned {scores[first].item()} for the response {texts[first][:80]!r} to the prompt "
-            told, kept = f"{told}{prompts[first][:80]!r}", {"scores": scores, **terms}
+            i, kept = int((~finite).nonzero()[0]), {"scores": scores, **terms}
+            told += f" {scores[i].item()} for the response {texts[i][:80]!r} to the prompt {prompts[i][:80]!r}"
             raise not_finite(told, "a reward must be finite", self.folder, kept, {"prompt": prompts, "response": texts})
         return scores, terms
 
@@ -202,8 +196,7 @@ class RolloutCollector:
         return paid - self.config.missing_eos_penalty * unfinished.float()
 
     def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
-        """`compute` of all episodes [B, R], in minibatches by length: memory and padding stay those of an update
-        step."""
+        """`compute` of all episodes [B, R], in minibatches by length, with the memory of an update step."""
         everything = torch.arange(len(episodes), device=episodes.tokens.device)
 
         def parts(size: int) -> Tensor:

@@ -26,10 +26,10 @@ from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
-from rlhf_utils.ppo.policies import Policy, make_actor_critic
+from rlhf_utils.ppo.policies import ActorCritic, Policy
 from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
-from rlhf_utils.rewards.reward_model import check_critic
+from rlhf_utils.rewards.reward_model import RewardModel, check_critic
 from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig, flat
@@ -207,7 +207,8 @@ class PPOTrainer:
         config, device, folder = self.config, self.device, self.output_dir
         self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
         self.trained = Policy(self.source, device, config, self.tokenizer)
-        self.actor = make_actor_critic(self.trained, self.critic, device)
+        critic = RewardModel.load(self.critic, device) if self.critic else None
+        self.actor = ActorCritic(self.trained.model, critic).to(device.kind)
         if config.gradient_checkpointing:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
                 checkpoint_gradients(model)
@@ -284,8 +285,8 @@ class PPOTrainer:
 
     def _check_first(self, rollout: Rollout) -> None:
         """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
-        differences = (rollout.logprobs - rollout.reference_logprobs).square()
-        difference = masked_mean(differences, rollout.episodes.mask) ** 0.5
+        squares = (rollout.logprobs - rollout.reference_logprobs).square()
+        difference = masked_mean(squares, rollout.episodes.mask) ** 0.5
         if difference > SAME[self.device.precision]:
             raise TrainingError(
                 f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
