@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -79,11 +78,10 @@ class CheckpointStore:
             self.thin(place)
         processes.wait()
 
-    def restore(self, check: Callable[[Path, dict], None]) -> dict | None:
+    def restore(self, settings: dict) -> dict | None:
         """Load the newest complete checkpoint; returns its state, None without one.
 
-        A damaged one is passed over with a warning. `check(folder, state)` raises InputError for one of another
-        training.
+        A damaged one is passed over with a warning. Raises InputError for one that was made with other `settings`.
         """
         for folder in reversed([path for path in self.policies() if (path / "training").is_dir()]):
             failure = state = None
@@ -92,7 +90,12 @@ class CheckpointStore:
             except (InputError, OSError) as error:
                 failure = repr(error)
             if state:
-                check(folder, state)
+                before = state.get("settings", {})
+                if changed := [f"{k} {before.get(k)!r} -> {v!r}" for k, v in settings.items() if before.get(k) != v]:
+                    raise InputError(
+                        f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another "
+                        "output_dir, or resume=False to train anew"
+                    )
                 try:
                     self.accelerator.load_state(str(folder / "training"))
                 except Exception as error:  # whatever a half-written file makes a reader raise

@@ -59,7 +59,7 @@ class Learner:
                         "0; sampling and training do not compute the same log-probabilities"
                     )
         means = {name: _finite_mean([step[name] for step in taken]) for name in (*FIGURES, "gradient_norm")}
-        return means | {"skipped_steps": sum(step["skipped"] for step in taken), "learning_rate": rates[0]}
+        return means | {"learning_rate": rates[0], "skipped_steps": sum(step["skipped"] for step in taken)}
 
     @property
     def steps(self) -> int:

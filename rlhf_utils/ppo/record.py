@@ -27,11 +27,6 @@ class Record:
         self.metrics, self.samples = folder / "metrics.jsonl", folder / "samples.jsonl"
         self.phrases = folder / "phrases.json"
 
-    def clear(self) -> None:
-        """Remove what an earlier training wrote."""
-        for path in (self.metrics, self.samples, self.phrases):
-            path.unlink(missing_ok=True)
-
     def cut(self, updates: int, samples: int) -> list[dict]:
         """Cut the files to where a checkpoint stands; updates after it are done again. Returns the lines of metrics."""
         if updates and not self.phrases.is_file():

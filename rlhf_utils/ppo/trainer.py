@@ -88,7 +88,13 @@ class PPOTrainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.files = Record(self.output_dir)
         self._build()
-        self._check_context()
+        limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
+        longest = max(map(len, start_tokens(self.tokenizer, [template.format(prompt) for prompt in prompts])))
+        if limit and longest + config.max_new_tokens > limit:
+            raise InputError(
+                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {config.max_new_tokens}, but the "
+                f"policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
+            )
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of
@@ -110,7 +116,7 @@ class PPOTrainer:
         checkpoint where SIGINT or SIGTERM asked for it.
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.
-        self._restore() if resume else self._start_over()
+        self._begin(resume)
         with remembering(self.output_dir), safe_points(), self._tracking():
             while not self.finished:
                 asked = stop_asked()
@@ -121,7 +127,7 @@ class PPOTrainer:
                     if self.over_budget:
                         self.record(rollout, self.learn(rollout))
                 if self.over_budget:
-                    # It ends with the last policy within; the figures of the one that has left are written down.
+                    # The figures of the policy that has left the budget are written down; the one before it is saved.
                     update, kl, weights = self._within
                     put_back(self.actor, weights)
                     self.finished = True
@@ -174,7 +180,7 @@ class PPOTrainer:
     def record(self, rollout: Rollout, losses: dict) -> None:
         """Write the update down, say what is newly wrong with it, and adapt the KL coefficient."""
         config, known = self.config, self.history[-1]["warnings"] if self.history else {}
-        line = {**rollout.figures, **NOT_LEARNT, **losses, **times_of(rollout)}
+        line = {**rollout.figures, **losses, **times_of(rollout)}
         self.history.append(line)
         line["warnings"], done = warnings_of(self.history, config), len(self.history)
         shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
@@ -216,35 +222,28 @@ class PPOTrainer:
         self.store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, self.accelerator, self.actor)
         how = (self.trained, config, self.template, folder)
         self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
-        self._begin()
+        self._touched = False
 
-    def _begin(self, state: dict | None = None) -> None:
-        """Stand where the `state` of a checkpoint says, or before the first update."""
-        self.history: list[dict] = []
-        self._touched, state = state is not None, state or {}
-        self.kl_coefficient = state.get("kl_coefficient", self.config.kl_coefficient)
-        self.samples_written, self.finished = state.get("samples_written", 0), state.get("finished", False)
-        # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
-        self._saved_at: int | None = state.get("update")
-        self._within: tuple[int, float, dict] | None = None
-        self.over_budget = False
-
-    def _start_over(self) -> None:
-        if processes.is_main():
-            shutil.rmtree(self.store.folder, ignore_errors=True)
-            self.files.clear()
-        processes.wait()
-        # The weights may be those of an earlier `train`, or of a damaged checkpoint that was read in part.
-        self._build() if self._touched else self._begin()
-
-    def _restore(self) -> None:
-        self._touched |= bool(self.store.policies())
-        state = self.store.restore(self._check_settings)
+    def _begin(self, resume: bool) -> None:
+        """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
+        if self._touched:  # by an earlier training
+            self._build()
+        state = self.store.restore(self._settings()) if resume else None
         if state is None:
-            return self._start_over()
-        self._begin(state)
+            if resume and self.store.policies():  # a damaged checkpoint may have been read in part
+                self._build()
+            if processes.is_main():
+                shutil.rmtree(self.store.folder, ignore_errors=True)
+            state = {"lines": 0, "samples_written": 0, "finished": False, "update": None}
+            state["kl_coefficient"] = self.config.kl_coefficient
+            processes.wait()
+        self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
+        self.finished, self.over_budget = state["finished"], False
+        # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
+        self._saved_at: int | None = state["update"]
+        self._within: tuple[int, float, dict] | None = None
         lines = self.files.cut(state["lines"], self.samples_written) if processes.is_main() else []
-        self.history = processes.from_main(lines)
+        self.history: list[dict] = processes.from_main(lines)
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
         state = {
@@ -261,27 +260,9 @@ class PPOTrainer:
         self._saved_at = update
 
     def _settings(self) -> dict:
+        """What a resumed training may not change."""
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
         return {**self.config.model_dump(mode="json", exclude=_FREE), "prompts": prompts}
-
-    def _check_settings(self, checkpoint: Path, state: dict) -> None:
-        before, now = state.get("settings", {}), self._settings()
-        changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(
-                f"{checkpoint} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
-                "or resume=False to train anew"
-            )
-
-    def _check_context(self) -> None:
-        limit, answer = getattr(self.actor.policy.config, "max_position_embeddings", None), self.config.max_new_tokens
-        rows = start_tokens(self.tokenizer, [self.template.format(prompt) for prompt in self.prompts])
-        longest = max(map(len, rows))
-        if limit and longest + answer > limit:
-            raise InputError(
-                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {answer}, but the policy's context "
-                f"is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
-            )
 
     def _check_first(self, rollout: Rollout) -> None:
         """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""

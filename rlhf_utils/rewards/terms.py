@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf_utils.data.tokens import continued_tokens
 from rlhf_utils.data.words import words_of
@@ -26,13 +26,7 @@ class FluencyReward:
     A response without a token has no likelihood and gets that of a uniform guess, the log of 1 / vocabulary.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        device: Device,
-        template: Template = TEMPLATE,
-    ):
+    def __init__(self, model: PreTrainedModel, tokenizer, device: Device, template: Template = TEMPLATE):
         self.model, self.tokenizer, self.device, self.template = model.eval(), tokenizer, device, template
         only_tokens_of(tokenizer, model)
 
@@ -84,10 +78,8 @@ class RewardMixture:
 
     def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
         """Each part's own rewards [n], by name."""
-        return {
-            name: torch.as_tensor(reward(prompts, responses), dtype=torch.float32)
-            for name, (_, reward) in self.parts.items()
-        }
+        scored = {name: reward(prompts, responses) for name, (_, reward) in self.parts.items()}
+        return {name: torch.as_tensor(scores, dtype=torch.float32) for name, scores in scored.items()}
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum [n] of what `terms` returned."""
