@@ -181,15 +181,23 @@ class Episodes:
     prompt_lengths: Tensor
     mask: Tensor
 
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_id: int, device) -> Episodes:
+        """The episodes of prompts and answers as token ids."""
+        tokens, _ = right_padded([p + a for p, a in zip(prompts, answers, strict=True)], pad_id)
+        prompt_lengths, lengths = (torch.tensor([*map(len, rows)]) for rows in (prompts, answers))
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return cls(tokens.to(device), prompt_lengths.to(device), mask.to(device))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Episodes:
         """The given rows, cut to their own longest prompt-plus-answer and longest answer."""
         prompt_lengths, mask = self.prompt_lengths[rows], self.mask[rows]
-        answer_lengths = mask.sum(dim=1)
-        width = int((prompt_lengths + answer_lengths).max())
-        return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(answer_lengths.max())])
+        lengths = mask.sum(dim=1)
+        width = int((prompt_lengths + lengths).max())
+        return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(lengths.max())])
 
     def by_length(self, rows: Tensor, size: int | None) -> list[Tensor]:
         """`rows` sorted by length, whole where `size` is None, else in groups of at most `size` with little padding."""

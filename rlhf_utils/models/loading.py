@@ -168,15 +168,9 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """`trainable_parameters` and `total_parameters`; a 4-bit weight counts as the number it stands for."""
-
-    def size(parameter: nn.Parameter) -> int:
-        state = getattr(parameter, "quant_state", None)
-        return state.shape.numel() if state is not None else parameter.numel()
-
-    parameters = list(model.parameters())
     return {
-        "trainable_parameters": sum(size(p) for p in parameters if p.requires_grad),
-        "total_parameters": sum(size(p) for p in parameters),
+        "trainable_parameters": model.num_parameters(only_trainable=True),
+        "total_parameters": model.num_parameters(),
     }
 
 

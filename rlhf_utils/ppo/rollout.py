@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.generation import Answer, Sampled, left_padded, sample, to_answers
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, right_padded
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
@@ -89,7 +89,7 @@ def sample_episodes(
         place=(processes.index() * len(prompts), processes.count() * len(prompts)),
     )
     answers = to_answers(rows, sampled, tokenizer, template)
-    return answers, _episodes(rows, answers, tokenizer, device), sampled
+    return answers, Episodes.of(rows, [a.tokens for a in answers], tokenizer.pad_token_id, device), sampled
 
 
 @dataclass
@@ -118,7 +118,8 @@ class RolloutCollector:
         rows = [row for part in processes.gathered(mine) for row in part]
         prompts, answers, scores, gold, terms, *columns = map(list, zip(*rows, strict=True))
         logprobs, reference_logprobs, values, entropy = (pad_sequence(c, batch_first=True).to(device) for c in columns)
-        episodes = _episodes(_tokens(self.tokenizer, prompts, self.template), answers, self.tokenizer, device)
+        starts, ends = _tokens(self.tokenizer, prompts, self.template), [answer.tokens for answer in answers]
+        episodes = Episodes.of(starts, ends, self.tokenizer.pad_token_id, device)
         mask, scores = episodes.mask, torch.stack(scores).to(device)
         paid = self._paid(scores, answers)
         if update == 0 and actor.critic is None:
@@ -211,15 +212,6 @@ class RolloutCollector:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], template: Template) -> list[list[int]]:
     return start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
-
-
-def _episodes(rows: list[list[int]], answers: list[Answer], tokenizer, device: torch.device) -> Episodes:
-    """Prompts (token ids) and responses as token rows."""
-    texts = [row + answer.tokens for row, answer in zip(rows, answers, strict=True)]
-    whole, _ = right_padded(texts, tokenizer.pad_token_id)
-    lengths = torch.tensor([len(answer.tokens) for answer in answers])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return Episodes(whole.to(device), torch.tensor([len(row) for row in rows]).to(device), mask.to(device))
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf_utils.data.tokens import continued_tokens
 from rlhf_utils.data.words import words_of
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of, right_padded
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
@@ -39,10 +39,7 @@ class FluencyReward:
         spoken = torch.tensor([i for i, response in enumerate(responses) if response.strip()], dtype=torch.long)
         if not len(spoken):
             return scores
-        tokens, _ = right_padded([starts[i] + ends[i] for i in spoken], 0)
-        lengths = torch.tensor([len(ends[i]) for i in spoken])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        episodes = Episodes(tokens.to(kind), torch.tensor([len(starts[i]) for i in spoken]).to(kind), mask.to(kind))
+        episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, kind)
 
         def likelihood(size: int) -> Tensor:
             sums = torch.zeros(len(spoken))
@@ -51,7 +48,7 @@ class FluencyReward:
                     sums[rows.cpu()] = answer_logprobs(self.model, episodes.select(rows), 1.0).sum(dim=1).cpu()
             return sums
 
-        scores[spoken] = fitting("fluency", 16, likelihood) / lengths
+        scores[spoken] = fitting("fluency", 16, likelihood) / episodes.mask.sum(dim=1).cpu()
         return scores
 
 
