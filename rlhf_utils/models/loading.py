@@ -45,8 +45,7 @@ def reads_ahead(config: PretrainedConfig) -> bool:
 
 
 def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
-    """The configuration of the model at `source`; no weights are loaded. `base` is the base of an adapter, in place of
-    the one it names."""
+    """The configuration of the model at `source`, of an adapter that of its base; no weights are loaded."""
     below = adapter_base(source, base)
     return load_config(below) if below else _from_pretrained(AutoConfig, source)
 
@@ -57,16 +56,14 @@ def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokeniz
     tokenizer = load_classifier_tokenizer(source, base)
     if tokenizer.eos_token_id is None and (ends := eos_ids(load_config(source, base))):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer at {source} has no end-of-text token to end answers with; add an eos_token")
-    return tokenizer
+    return padding(tokenizer)
 
 
 def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a classifier, which need not have an end-of-text token."""
-    below = adapter_base(source, base)
-    folder = model_folder(source, weights=False)
+    below, folder = adapter_base(source, base), model_folder(source, weights=False)
     if below is not None and not (folder / "tokenizer_config.json").is_file():
         return load_classifier_tokenizer(below)
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
@@ -76,10 +73,9 @@ def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTra
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """`tokenizer`, or where it has no padding token one like it that pads with its EOS."""
-    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -140,11 +136,9 @@ def load_classifier(
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """`model` with every dropout of it off, whatever it is called: layers, and rates in modules or configuration."""
     for owner in (model.config, *model.modules()):
-        if isinstance(owner, nn.modules.dropout._DropoutNd):
-            owner.p = 0.0
-        for name, value in vars(owner).items():
-            if "drop" in name and type(value) in (int, float):
-                setattr(owner, name, 0.0)
+        names = [name for name, value in vars(owner).items() if "drop" in name and type(value) in (int, float)]
+        for name in [*names, "p"] if isinstance(owner, nn.modules.dropout._DropoutNd) else names:
+            setattr(owner, name, 0.0)
     return model
 
 
@@ -168,10 +162,8 @@ def checkpoint_gradients(model: nn.Module) -> None:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """`trainable_parameters` and `total_parameters`; a 4-bit weight counts as the number it stands for."""
-    return {
-        "trainable_parameters": model.num_parameters(only_trainable=True),
-        "total_parameters": model.num_parameters(),
-    }
+    trainable = model.num_parameters(only_trainable=True)
+    return {"trainable_parameters": trainable, "total_parameters": model.num_parameters()}
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -257,8 +249,7 @@ def _load_model(
         settings["device_map"] = "meta"
     model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
     # What would keep it from being saved or used: a padding id that is none, and how somebody sampled from it.
-    pad = model.config.pad_token_id
-    if pad is not None and not 0 <= pad < model.config.vocab_size:
+    if not 0 <= (model.config.pad_token_id or 0) < model.config.vocab_size:
         model.config.pad_token_id = None
     if (sampling := getattr(model, "generation_config", None)) is not None:
         ids = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}

@@ -26,30 +26,21 @@ def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
     from peft import LoraConfig
 
     modules, transposed = lora_modules(settings, config)
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        task_type=task,
-        target_modules=modules,
-        # GPT-2's Conv1D holds its weight the other way round. So it is in the fp32 model that an adapter is merged
-        # into, also where it was trained on 4-bit weights, which are all linear layers.
-        fan_in_fan_out=transposed,
-    )
+    rank, alpha, dropout = settings.rank, settings.alpha, settings.dropout
+    # GPT-2's Conv1D holds its weight the other way round (`fan_in_fan_out`). So it is in the fp32 model that an adapter
+    # is merged into, also where it was trained on 4-bit weights, which are all linear layers.
+    where = {"task_type": task, "target_modules": modules, "fan_in_fan_out": transposed}
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **where)
 
 
 def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list[str], bool]:
     """The names of the layers that `settings.modules` means in the model of `config`, and whether they are Conv1D."""
     layers, found = _layers(config), {}
-    for place in settings.modules:
-        hits = {
-            name: transposed
-            for name, (places, transposed) in layers.items()
-            if place in places or f".{name}".endswith(f".{place}")
-        }
+    for wanted in settings.modules:
+        hits = {n: conv for n, (places, conv) in layers.items() if wanted in places or f".{n}".endswith(f".{wanted}")}
         if not hits:
             raise InputError(
-                f"lora.modules: a {config.model_type} model has no {place!r}; choose among {', '.join(LORA_PLACES)} "
+                f"lora.modules: a {config.model_type} model has no {wanted!r}; choose among {', '.join(LORA_PLACES)} "
                 f"or its own layers: {', '.join(sorted(layers)) or 'none that a LoRA adapter can be put on'}"
             )
         found |= hits
@@ -70,9 +61,8 @@ def _layers(config: PretrainedConfig) -> dict[str, tuple[set[str], bool]]:
     for (_, kind), layers in members.items():
         for name, module in layers:
             # The last linear layer of an attention or an MLP is its output.
-            end = "out" if name == layers[-1][0] else "in"
-            places, _ = found.get(name, (set(), False))
-            found[name] = places | {"all-linear", kind, f"{kind}_{end}"}, isinstance(module, Conv1D)
+            places = {"all-linear", kind, f"{kind}_out" if name == layers[-1][0] else f"{kind}_in"}
+            found[name] = places | found.get(name, (set(),))[0], isinstance(module, Conv1D)
     return found
 
 
