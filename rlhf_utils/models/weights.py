@@ -69,11 +69,8 @@ def _say_pickled(source: str) -> None:
 
 def _read(kind, folder, source: object, settings: dict) -> tuple[PreTrainedModel, dict]:
     settings = {**settings, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
+    if any(folder.glob("*.safetensors")):
         return kind.from_pretrained(folder, use_safetensors=True, **settings)
-    except OSError as error:
-        if "safetensors" not in str(error):
-            raise
     with plain_tensors(source):
         return kind.from_pretrained(folder, use_safetensors=False, weights_only=True, **settings)
 
