@@ -95,13 +95,7 @@ def sample(
 
 
 def _sample_rows(
-    model: nn.Module,
-    prompts: Tensor,
-    prompt_mask: Tensor,
-    uniform: Tensor,
-    temperature: float,
-    eos_ids: list[int],
-    keep_hidden: bool,
+    model: nn.Module, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, temperature, eos_ids, keep_hidden
 ) -> tuple[Tensor | None, ...]:
     """Tokens, mask, log-probabilities and entropy [B, R], and states [B, R, D], of these rows sampled at once with the
     random numbers `uniform` [R, B, 1]; the mask also holds what was drawn after an EOS."""
@@ -181,15 +175,9 @@ def answer_prompts(
 
 
 def to_answers(
-    prompts: Sequence[Sequence[int]],
-    sampled: Sampled,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template = TEMPLATE,
+    prompts: Sequence[Sequence[int]], sampled: Sampled, tokenizer: PreTrainedTokenizerBase, template=TEMPLATE
 ) -> list[Answer]:
     """Decode the tokens sampled after `prompts` (token ids) into text, as responses of `template`."""
     kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
-    texts = continuations(tokenizer, prompts, kept)
-    return [
-        Answer(template.response(text), tokens, ended)
-        for text, tokens, ended in zip(texts, kept, sampled.ended.tolist(), strict=True)
-    ]
+    texts = map(template.response, continuations(tokenizer, prompts, kept))
+    return [Answer(*answer) for answer in zip(texts, kept, sampled.ended.tolist(), strict=True)]

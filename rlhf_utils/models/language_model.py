@@ -92,11 +92,9 @@ def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None
 
 def eos_ids(source: nn.Module | PretrainedConfig) -> list[int]:
     """The tokens that end a text, as a model or its configuration names them: none, one or several."""
-    config, found = getattr(source, "config", source), []
-    for settings in (getattr(source, "generation_config", None), config.get_text_config()):
-        named = getattr(settings, "eos_token_id", None)
-        found += named if isinstance(named, list | tuple) else [] if named is None else [named]
-    return found
+    settings = getattr(source, "generation_config", None), getattr(source, "config", source).get_text_config()
+    named = [getattr(setting, "eos_token_id", None) for setting in settings]
+    return [end for ends in named if ends is not None for end in (ends if isinstance(ends, list | tuple) else [ends])]
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:

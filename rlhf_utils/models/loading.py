@@ -9,19 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf_utils.models.language_model import eos_ids
@@ -47,7 +38,7 @@ def reads_ahead(config: PretrainedConfig) -> bool:
 def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
     """The configuration of the model at `source`, of an adapter that of its base; no weights are loaded."""
     below = adapter_base(source, base)
-    return load_config(below) if below else _from_pretrained(AutoConfig, source)
+    return load_config(below) if below else _from_pretrained(transformers.AutoConfig, source)
 
 
 def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
@@ -68,7 +59,7 @@ def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTra
         return load_classifier_tokenizer(below)
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
-    return padding(_from_pretrained(AutoTokenizer, source))
+    return padding(_from_pretrained(transformers.AutoTokenizer, source))
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -89,21 +80,17 @@ def load_policy(source: Source, device: Device, dropout: bool = False, base: str
     return (model if dropout else without_dropout(model)).to(device.kind)
 
 
-def load_policy_4bit(source: Source, device: Device, settings: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+def load_policy_4bit(source: Source, device: Device, settings=None) -> PreTrainedModel:
     """The model at `source` with its linear layers stored in 4-bit NormalFloat (Dettmers et al. 2023,
-    arXiv:2305.14314), or as `settings` say."""
+    arXiv:2305.14314), or as `settings`, a BitsAndBytesConfig, say."""
     import bitsandbytes
 
     if adapter_base(source):
         raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
     # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
-    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
-    settings = settings or BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
-    )
+    place, dtype = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}", device.autocast_dtype
+    how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype or torch.float32}
+    settings = settings or transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **how)
     model = without_dropout(_load_policy(source, quantization_config=settings, device_map={"": place}))
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -117,17 +104,13 @@ def has_bitsandbytes() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def load_reward_model(
-    source: Source, device: Device | None = None, fresh_head: bool = False, base: str | None = None
-) -> PreTrainedModel:
+def load_reward_model(source: Source, device: Device | None = None, fresh_head=False, base=None) -> PreTrainedModel:
     """A sequence classifier with one output, dropout off; with `fresh_head` a language model gets a randomly
     initialized one. Raises InputError where there is no trained head otherwise, and where it has more outputs."""
     return _load_classifier(source, device, fresh_head, base, num_labels=1)
 
 
-def load_classifier(
-    source: Source, device: Device, labels: Sequence[str] | None = None, base: str | None = None
-) -> PreTrainedModel:
+def load_classifier(source: Source, device: Device, labels: Sequence[str] | None = None, base=None) -> PreTrainedModel:
     """A text classifier, dropout off; with `labels` a language model gets a randomly initialized head for them."""
     heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     return _load_classifier(source, device, labels is not None, base, **heads)
@@ -210,7 +193,7 @@ def _load_policy(source: Source, base: str | None = None, device: Device | None 
 
 def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
     tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
-    model, headless = _load_model(AutoModelForSequenceClassification, source, base, tasks, device, **heads)
+    model, headless = _load_model(transformers.AutoModelForSequenceClassification, source, base, tasks, device, **heads)
     if headless and not fresh_head:
         raise InputError(
             f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
@@ -253,12 +236,12 @@ def _load_model(
         model.config.pad_token_id = None
     if (sampling := getattr(model, "generation_config", None)) is not None:
         ids = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}
-        model.generation_config = GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
+        model.generation_config = transformers.GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
     return model, headless
 
 
 def _from_pretrained(kind, source: Source, **settings):
-    of_weights = kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
+    of_weights = kind not in (transformers.AutoConfig, transformers.AutoTokenizer)
     folder, advice = model_folder(source, of_weights), "give a folder written by save_pretrained"
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise InputError(f"{source} is not a model folder: it has no config.json; {advice}")

@@ -66,28 +66,16 @@ def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
 
 
 def sample_episodes(
-    policy: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    config: PPOConfig,
-    update: int,
-    template: Template = TEMPLATE,
-    keep_hidden: bool = False,
+    policy: nn.Module, tokenizer, prompts: Sequence[str], config: PPOConfig, update: int, template=TEMPLATE, **more
 ) -> tuple[list[Answer], Episodes, Sampled]:
     """One response to each of this process's `prompts`, with the random numbers of `config.seed` and `update`: as text
     with its tokens, as token rows after their prompts, and what the sampler knows of every token."""
-    device = next(policy.parameters()).device
+    device, ends = next(policy.parameters()).device, end_ids(tokenizer, policy)
     rows = _tokens(tokenizer, prompts, template)
-    sampled = sample(
-        policy,
-        *left_padded(rows, tokenizer.pad_token_id, device),
-        config.max_new_tokens,
-        config.temperature,
-        end_ids(tokenizer, policy),
-        seeded(config.seed, 2, update),
-        keep_hidden=keep_hidden,
-        place=(processes.index() * len(prompts), processes.count() * len(prompts)),
-    )
+    tokens, mask = left_padded(rows, tokenizer.pad_token_id, device)
+    place = (processes.index() * len(prompts), processes.count() * len(prompts))
+    generator, most = seeded(config.seed, 2, update), config.max_new_tokens
+    sampled = sample(policy, tokens, mask, most, config.temperature, ends, generator, place=place, **more)
     answers = to_answers(rows, sampled, tokenizer, template)
     return answers, Episodes.of(rows, [a.tokens for a in answers], tokenizer.pad_token_id, device), sampled
 
