@@ -53,26 +53,6 @@ def test_the_prefix_of_torch_compile_comes_off(tmp_path):
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "named, words",
-    [
-        ({"reward_model": "adapter_nohead"}, "adapter_nohead has no trained head"),
-        ({"reward_model": "gpt2"}, "gpt2 is a GPT2LMHeadModel, which has no trained head"),
-        ({"sft": "adapter_far"}, "adapter_far belongs to the base /kaggle/.*models.adapter_base="),
-    ],
-)
-def test_what_cannot_be_used_is_told_before_anything_is_made(tmp_path, named, words):
-    run = ready(tmp_path, **named)
-    with pytest.raises(InputError, match=words):
-        check_named_models(run)
-
-
-def test_the_base_of_an_adapter_from_elsewhere_can_be_named(tmp_path):
-    run = ready(tmp_path, sft="adapter_far", models__adapter_base="gpt2")
-    check_named_models(run)
-    assert fetch_ready(run)["sft"]["method"] == "ready"
-
-
 @pytest.mark.parametrize("reward_model", ["rm_other_small", "rm_deberta", "rm_padminus"])
 def test_a_ready_reward_model_reads_with_its_own_tokenizer(tmp_path, reward_model):
     """The SFT model's own reward is 0 by definition, on the answers that the scale was made with."""
@@ -92,7 +72,7 @@ def test_a_ready_reward_model_reads_with_its_own_tokenizer(tmp_path, reward_mode
             check_named_models(Run.open("instruct", "tiny", tmp_path / "critic", {**SMALL, **named}))
 
 
-@pytest.mark.parametrize("policy", ["opt", "qwen2", "llama_nobos", "gpt2_genconfig"])
+@pytest.mark.parametrize("policy", ["opt", "llama_nobos"])
 def test_the_series_passes_with_the_defaults(tmp_path, policy):
     run = open_run(tmp_path, policy=policy)
     check_named_models(run)
@@ -100,18 +80,8 @@ def test_the_series_passes_with_the_defaults(tmp_path, policy):
     for stage in ("base", "sft", "sft_qlora", "ppo"):
         _, info = AutoModelForCausalLM.from_pretrained(run.folder(stage), output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
-        about = read_json(run.folder(stage) / "generation_config.json")
-        assert not about.keys() & {"temperature", "top_p", "do_sample"}
     if policy == "opt":
         assert set(evaluate_models(run)["models"]) == {"base", "sft", "sft_qlora", "ppo"}
-
-
-def test_dropout_by_other_names_is_off_in_ppo(tmp_path):
-    """The trainer asserts that the first update's KL is 0; OPT's dropout is no layer of its own."""
-    run = open_run(tmp_path, models__sft="opt_nobos", models__reward_model="rm_same")
-    check_named_models(run)
-    fetch_ready(run)
-    assert make(run, "ppo").results("ppo")["updates"] == 1
 
 
 def test_continuations_keep_their_leading_space(tmp_path):
@@ -131,7 +101,7 @@ def test_continuations_keep_their_leading_space(tmp_path):
 
 def test_of_a_hub_repositorys_snapshot_only_the_model_is_taken(tmp_path):
     source = tmp_path / "snapshot"
-    shutil.copytree(MODELS / "gpt2", source)
+    shutil.copytree(MODELS / "gpt2_genconfig", source)
     for name in ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "optimizer.pt", "README.md"):
         (source / name).write_bytes(b"x" * 1000)
     run = open_run(tmp_path / "out", policy=str(source))
@@ -141,3 +111,4 @@ def test_of_a_hub_repositorys_snapshot_only_the_model_is_taken(tmp_path):
         "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert read_json(run.folder("base") / "config.json")["attn_pdrop"] == 0.1
+    assert not read_json(run.folder("base") / "generation_config.json").keys() & {"temperature", "top_p", "do_sample"}

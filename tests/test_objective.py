@@ -99,10 +99,8 @@ def test_kl_estimators_have_their_exact_expectation(seed):
     assert kl_estimate(*logs, "k1").min() < 0 <= kl_estimate(*logs, "k3").min()
 
 
-def test_kl_of_equal_policies_is_exactly_zero_and_small_ones_keep_their_digits():
-    same = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    assert all((kl_estimate(same, same, name) == 0).all() for name in ("k1", "k3"))
-    # In fp32 exp(-d) - 1 + d would be lost in rounding here.
+def test_a_small_kl_keeps_its_digits():
+    """In fp32 exp(-d) - 1 + d would be lost in rounding here."""
     tiny = kl_estimate(torch.tensor([1e-3]), torch.tensor([0.0]), "k3").item()
     assert tiny == pytest.approx(math.expm1(-1e-3) + 1e-3, rel=1e-3)
 
@@ -160,8 +158,6 @@ def test_advantages_are_the_sum_of_discounted_errors(lengths, gamma, lam):
     result = advantages_and_returns(tensor(rewards), tensor(values), mask_of(lengths), gamma, lam)
     assert_rows(result[0], advantages)
     assert_rows(result[1], returns)
-    if gamma == lam == 1.0:
-        assert_rows(result[1], [[sum(r[t:]) for t in range(len(r))] for r in rewards])
 
 
 def policy_case(lengths):

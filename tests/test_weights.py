@@ -24,7 +24,6 @@ from rlhf_utils.models.loading import (
 )
 from rlhf_utils.models.lora import lora_config
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.rewards import RewardModel
 from rlhf_utils.settings.sections import LoraSettings
 
 TOKENS = torch.tensor(token_rows((20, 20), seed=3))
@@ -132,14 +131,6 @@ def test_a_head_that_nobody_trained_gives_no_scores(policy, tmp_path):
         load_policy(trunk, CPU)
 
 
-def test_token_ids_in_a_configuration_do_not_matter_to_a_score(reward, tmp_path):
-    shutil.copytree(reward, tmp_path / "ids")
-    expected = RewardModel.load(reward, CPU)(["a?", "what now?"], ["no", "yes, and more"])
-    for pad, eos in ((-1, 0), (10_000, [5, 7])):
-        found = RewardModel.load(configured(tmp_path / "ids", pad_token_id=pad, eos_token_id=eos), CPU)
-        assert torch.equal(found(["a?", "what now?"], ["no", "yes, and more"]), expected)
-
-
 # Adapters
 
 
@@ -207,12 +198,9 @@ def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
         load_reward_model(rewritten(adapter(tmp_path / "lost", policy, "SEQ_CLS"), without("score")), CPU)
 
 
-def test_an_adapter_of_an_adapter_has_both_and_4_bits_need_a_whole_model(policy, tmp_path):
-    first = adapter(tmp_path / "first", policy)
-    second = adapter(tmp_path / "second", first)
-    assert not torch.equal(logits(load_policy(second, CPU)), logits(load_policy(first, CPU)))
+def test_what_is_stored_in_4_bits_is_refused_and_an_adapter_cannot_be(policy, tmp_path):
     with pytest.raises(InputError, match="is an adapter, and 4-bit weights need a whole model"):
-        load_policy_4bit(first, CPU)
+        load_policy_4bit(adapter(tmp_path / "first", policy), CPU)
     shutil.copytree(policy, tmp_path / "small")
     configured(tmp_path / "small", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with pytest.raises(InputError, match="is stored quantized.*name the full model"):
@@ -266,21 +254,17 @@ def test_files_that_are_missing_are_named(policy, tmp_path):
 
 
 def test_code_in_a_pickled_file_is_never_run(policy, reward, tmp_path):
-    trace = tmp_path / "trace"
-    evil = Evil(trace)
-    loads = {
-        "policy": (policy, load_policy), "4 bit": (policy, load_policy_4bit), "shapes": (policy, load_policy),
-        "reward": (reward, load_reward_model), "classifier": (reward, load_classifier),
-        "adapter": (adapter(tmp_path / "lora", policy), load_policy),
-    }  # fmt: skip
-    for kind, (source, load) in loads.items():
-        folder = pickled(source, tmp_path / kind, evil=evil)
-        with pytest.raises(InputError, match="cannot be read as plain tensors.*never run"):
-            load(folder, SHAPES_ONLY if kind == "shapes" else CPU)
+    evil = Evil(trace := tmp_path / "trace")
+    lora = adapter(tmp_path / "lora", policy)
+    sources = {load_policy: policy, load_policy_4bit: policy, load_reward_model: reward, load_classifier: reward}
+    for i, (load, source) in enumerate([*sources.items(), (load_policy, lora)]):
+        folder = pickled(source, tmp_path / str(i), evil=evil)
+        for where in (CPU, SHAPES_ONLY) if load is load_policy else (CPU,):
+            with pytest.raises(InputError, match="cannot be read as plain tensors.*never run"):
+                load(folder, where)
         assert not trace.exists()
-    torch.load(tmp_path / "policy" / "pytorch_model.bin", weights_only=False)
+    torch.load(tmp_path / "0" / "pytorch_model.bin", weights_only=False)
     assert trace.exists(), "the file would have run it"
-    folder = tmp_path / "both"
-    shutil.copytree(policy, folder)
-    torch.save({"evil": evil}, folder / "pytorch_model.bin")
-    assert torch.equal(logits(load_policy(folder, CPU)), logits(load_policy(policy, CPU)))
+    shutil.copytree(policy, tmp_path / "both")
+    torch.save({"evil": evil}, tmp_path / "both" / "pytorch_model.bin")
+    assert torch.equal(logits(load_policy(tmp_path / "both", CPU)), logits(load_policy(policy, CPU)))

@@ -84,22 +84,20 @@ class CheckpointStore:
         A damaged one is passed over with a warning. Raises InputError for one that was made with other `settings`.
         """
         for folder in reversed([path for path in self.policies() if (path / "training").is_dir()]):
-            failure = state = None
+            failure = None
             try:
                 state = read_json(folder / "state.json")
-            except (InputError, OSError) as error:
-                failure = repr(error)
-            if state:
                 before = state.get("settings", {})
-                if changed := [f"{k} {before.get(k)!r} -> {v!r}" for k, v in settings.items() if before.get(k) != v]:
-                    raise InputError(
-                        f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another "
-                        "output_dir, or resume=False to train anew"
-                    )
-                try:
+                changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in settings.items() if before.get(k) != v]
+                if not changed:
                     self.accelerator.load_state(str(folder / "training"))
-                except Exception as error:  # whatever a half-written file makes a reader raise
-                    failure = repr(error)
+            except Exception as error:  # whatever a half-written file makes a reader raise
+                failure, changed = repr(error), []
+            if changed:
+                raise InputError(
+                    f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
+                    "or resume=False to train anew"
+                )
             # Where any process failed to read it, all of them have to go on from the one before.
             if not (failures := [*filter(None, processes.gathered(failure))]):
                 return state

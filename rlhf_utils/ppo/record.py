@@ -18,6 +18,22 @@ from rlhf_utils.ppo.rollout import Rollout
 from rlhf_utils.settings.sections import PPOConfig
 
 SAMPLES_SHOWN, PHRASE_WORDS = 4, 4
+WARNINGS = {
+    "negative_kl": "KL is {kl:.2f} nats per response, and a KL cannot be negative: the log-probabilities are not those "
+    "of the distribution that was sampled from (temperature, masks, top-k)",
+    "over_budget": "KL of {kl:.1f} nats per response at temperature {temperature:g} is over the budget of {budget:g}: "
+    "training ends with the policy before it, which is within; raise kl_coefficient or lower learning_rate",
+    "eos_falling": "only {eos_rate:.0%} of the responses end with EOS, after {best_eos:.0%} earlier: longer responses "
+    "may be rewarded; raise missing_eos_penalty or max_new_tokens",
+    "entropy_collapse": "entropy fell from {entropy_before:.2f} to {entropy:.2f} nats per token: the policy says "
+    "nearly the same every time; raise kl_coefficient or lower learning_rate",
+    "reward_flat": "reward has not moved in {updates} updates ({reward_before:+.2f} to {reward:+.2f}): the steps may "
+    "be too small, the KL coefficient too high, or the reward the same for every response",
+    "value_loss": "the value loss jumped to {loss:.2g}, from {usual:.2g}: the critic no longer follows the rewards; "
+    "lower value_learning_rate or scale the rewards",
+    "one_phrase": "{phrase!r} appears in {phrase_share:.0%} of the responses, at first in {phrase_share_at_start:.0%}: "
+    "the policy may be rewarded for the phrase",
+}
 
 
 class Record:
@@ -31,8 +47,16 @@ class Record:
         """Cut the files to where a checkpoint stands; updates after it are done again. Returns the lines of metrics."""
         if updates and not self.phrases.is_file():
             raise InputError(f"{self.phrases} is missing; restore the file, or train anew with resume=False")
-        _cut(self.samples, samples)
-        return [json.loads(line) for line in _cut(self.metrics, updates)]
+        for path, count in ((self.samples, samples), (self.metrics, updates)):
+            # What follows may be a line half written.
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1][:count] if path.exists() else []
+            if len(lines) < count:
+                raise InputError(
+                    f"{path} has {len(lines)} lines, but the checkpoint beside it stands at {count}; restore the file, "
+                    "or train anew with resume=False"
+                )
+            write_text(path, "".join(line + "\n" for line in lines))
+        return [json.loads(line) for line in lines]
 
     def add(self, line: dict, samples: Sequence[dict] = ()) -> None:
         """Append an update's line of figures, and its samples."""
@@ -69,18 +93,6 @@ class Record:
             **spreading_phrase(texts if update else (), read_json(self.phrases)),
             "gold": None if rollout.gold is None else rollout.gold.mean().item(),
         }
-
-
-def _cut(path: Path, count: int) -> list[str]:
-    """Cut a jsonl file to its first `count` lines and return them; what follows may be a line half written."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1][:count] if path.exists() else []
-    if len(lines) < count:
-        raise InputError(
-            f"{path} has {len(lines)} lines, but the checkpoint beside it stands at {count}; restore the file, or "
-            "train anew with resume=False"
-        )
-    write_text(path, "".join(line + "\n" for line in lines))
-    return lines
 
 
 def times_of(rollout: Rollout) -> dict:
@@ -120,47 +132,19 @@ def warnings_of(history: Sequence[dict], config: PPOConfig) -> dict[str, str]:
     first, now, budget = history[0], history[-1], config.kl_budget
     best_eos = max(line["eos_rate"] for line in history)
     *earlier, loss = [line["value_loss"] for line in history if line["value_loss"] is not None] or [0.0]
-    usual, share, share_at_start = median(earlier or [loss]), now["phrase_share"], now["phrase_share_at_start"]
-    checks = {
-        # Within 0.5 nats it may be the noise of sampling.
-        "negative_kl": (
-            now["kl"] < -0.5,
-            f"KL is {now['kl']:.2f} nats per response, and a KL cannot be negative: the log-probabilities are not "
-            "those of the distribution that was sampled from (temperature, masks, top-k)",
-        ),
-        "over_budget": (
-            budget is not None and now["kl"] > budget,
-            f"KL of {now['kl']:.1f} nats per response at temperature {config.temperature:g} is over the budget of "
-            f"{budget or 0:g}: training ends with the policy before it, which is within; raise kl_coefficient or lower "
-            "learning_rate",
-        ),
-        "eos_falling": (
-            now["eos_rate"] < best_eos - 0.15,
-            f"only {now['eos_rate']:.0%} of the responses end with EOS, after {best_eos:.0%} earlier: longer responses "
-            "may be rewarded; raise missing_eos_penalty or max_new_tokens",
-        ),
-        "entropy_collapse": (
-            now["entropy"] < 0.3 * first["entropy"],
-            f"entropy fell from {first['entropy']:.2f} to {now['entropy']:.2f} nats per token: the policy says nearly "
-            "the same every time; raise kl_coefficient or lower learning_rate",
-        ),
-        "reward_flat": (
-            len(history) >= 10 and _flat(history),
-            f"reward has not moved in {len(history)} updates ({first['reward']:+.2f} to {now['reward']:+.2f}): the "
-            "steps may be too small, the KL coefficient too high, or the reward the same for every response",
-        ),
-        "value_loss": (
-            len(earlier) > 2 and loss > 10 * usual,
-            f"the value loss jumped to {loss:.2g}, from {usual:.2g}: the critic no longer follows the rewards; lower "
-            "value_learning_rate or scale the rewards",
-        ),
-        "one_phrase": (
-            share > 0.5 and share - share_at_start > 0.3,
-            f"{now['phrase']!r} appears in {share:.0%} of the responses, at first in {share_at_start:.0%}: the policy "
-            "may be rewarded for the phrase",
-        ),
+    usual, spread = median(earlier or [loss]), now["phrase_share"] - now["phrase_share_at_start"]
+    told = {"temperature": config.temperature, "budget": budget, "best_eos": best_eos, "updates": len(history)}
+    told |= {"entropy_before": first["entropy"], "reward_before": first["reward"], "loss": loss, "usual": usual}
+    wrong = {
+        "negative_kl": now["kl"] < -0.5,  # within 0.5 nats it may be the noise of sampling
+        "over_budget": budget is not None and now["kl"] > budget,
+        "eos_falling": now["eos_rate"] < best_eos - 0.15,
+        "entropy_collapse": now["entropy"] < 0.3 * first["entropy"],
+        "reward_flat": len(history) >= 10 and _flat(history),
+        "value_loss": len(earlier) > 2 and loss > 10 * usual,
+        "one_phrase": now["phrase_share"] > 0.5 and spread > 0.3,
     }
-    return {name: text for name, (wrong, text) in checks.items() if wrong}
+    return {name: WARNINGS[name].format(**now | told) for name in wrong if wrong[name]}
 
 
 def _flat(history: Sequence[dict]) -> bool:

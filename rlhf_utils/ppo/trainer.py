@@ -199,9 +199,8 @@ class PPOTrainer:
             if self.on_update:
                 self.on_update(line)
         if config.kl_controller == "adaptive":
-            self.kl_coefficient = adapted_kl_coefficient(
-                self.kl_coefficient, line["kl"], config.kl_target, config.rollout_batch_size, config.kl_horizon
-            )
+            how = (config.kl_target, config.rollout_batch_size, config.kl_horizon)
+            self.kl_coefficient = adapted_kl_coefficient(self.kl_coefficient, line["kl"], *how)
 
     def policy(self) -> torch.nn.Module:
         """The policy as it is now: a causal language model, with its adapter if it has one."""
@@ -246,16 +245,9 @@ class PPOTrainer:
         self.history: list[dict] = processes.from_main(lines)
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
-        state = {
-            "update": update,
-            "kl": kl,
-            "lines": len(self.history),
-            "finished": self.finished,
-            "kl_coefficient": self.kl_coefficient,
-            "samples_written": self.samples_written,
-            "settings": self._settings(),
-            "on_request": on_request,
-        }
+        state = {"update": update, "kl": kl, "lines": len(self.history), "finished": self.finished}
+        state |= {"kl_coefficient": self.kl_coefficient, "samples_written": self.samples_written}
+        state |= {"settings": self._settings(), "on_request": on_request}
         self.store.save(self.trained, self.tokenizer, state)
         self._saved_at = update
 
@@ -267,8 +259,7 @@ class PPOTrainer:
     def _check_first(self, rollout: Rollout) -> None:
         """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
         squares = (rollout.logprobs - rollout.reference_logprobs).square()
-        difference = masked_mean(squares, rollout.episodes.mask) ** 0.5
-        if difference > SAME[self.device.precision]:
+        if (difference := masked_mean(squares, rollout.episodes.mask) ** 0.5) > SAME[self.device.precision]:
             raise TrainingError(
                 f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
                 "model; padding, positions or dropout are handled differently in sampling and in scoring"

@@ -74,11 +74,8 @@ class _Reader:
         rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
         if most and (long := sum(len(row) > most for row in rows)):
             if not self.cut:
-                print(
-                    f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads; they "
-                    "and later ones are cut from the left of the prompt",
-                    file=sys.stderr,
-                )
+                told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
+                print(f"{told}; they and later ones are cut from the left of the prompt", file=sys.stderr)
             self.cut += long
             rows = cut_tokens(self.tokenizer, rows, most)
         return class_logits(self.model, rows, self.device)
@@ -124,14 +121,9 @@ class RewardModel(_Reader):
 
 
 class ClassifierReward(_Reader):
-    """The logit of one label of a text classifier, read from prompt and response as one text.
-
-    label: a name in the model's `id2label`, such as POSITIVE
-    joint: what stands between prompt and response: nothing, where the response is a continuation as it was sampled
-
-    The logit and not the probability: it keeps rising where the probability is already 1. Raises InputError for a label
-    that the classifier does not have.
-    """
+    """The logit of one label of a text classifier, read from prompt and response as one text; `joint` stands between
+    them: nothing, where the response is a continuation as it was sampled. It keeps rising where the probability is
+    already 1. Raises InputError for a label that is not in the model's `id2label`."""
 
     def __init__(self, model, tokenizer, label: str, device: Device, joint: str = " "):
         labels = {name: index for index, name in model.config.id2label.items()}
@@ -166,10 +158,7 @@ def load_reward(source: Source, device: Device) -> RewardModel | ClassifierRewar
 
 def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
     """Raise InputError where the reward model at `source` cannot become the critic of a policy with `tokenizer`."""
-    if loading.reads_ahead(loading.load_config(source, base)):
-        why = "reads a text as a whole, and a critic has to read it token by token"
-    elif load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
-        why = "has another vocabulary than the policy, whose tokens a critic has to read"
-    else:
-        return
-    raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")
+    ahead = loading.reads_ahead(loading.load_config(source, base))
+    if ahead or load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
+        why = "reads a text as a whole, and not token by token" if ahead else "has another vocabulary than the policy"
+        raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")
