@@ -8,17 +8,7 @@ import random
 import pytest
 import torch
 
-from rlhf_utils.ppo.objective import (
-    adapted_kl_coefficient,
-    advantages_and_returns,
-    explained_variance,
-    kl_estimate,
-    masked_mean,
-    masked_whiten,
-    policy_loss,
-    shaped_rewards,
-    value_loss,
-)
+from rlhf_utils.ppo import objective
 
 WIDTH = 6
 BATCHES = {
@@ -66,7 +56,7 @@ def assert_rows(result: torch.Tensor, rows: list[list[float]]) -> None:
 
 def test_masked_mean_ignores_what_stands_outside_the_mask(lengths):
     rows = numbers(lengths, 1)
-    assert masked_mean(tensor(rows), mask_of(lengths)).item() == pytest.approx(mean(flat(rows)), abs=1e-12)
+    assert objective.masked_mean(tensor(rows), mask_of(lengths)).item() == pytest.approx(mean(flat(rows)), abs=1e-12)
 
 
 def test_masked_whiten_gives_mean_zero_and_variance_one(lengths):
@@ -74,7 +64,7 @@ def test_masked_whiten_gives_mean_zero_and_variance_one(lengths):
     centre = mean(flat(rows))
     spread = math.sqrt(mean([(value - centre) ** 2 for value in flat(rows)]) + 1e-8)
     expected = [[(value - centre) / spread for value in row] for row in rows]
-    assert_rows(masked_whiten(tensor(rows), mask_of(lengths)), expected)
+    assert_rows(objective.masked_whiten(tensor(rows), mask_of(lengths)), expected)
     if len(flat(rows)) > 1:
         assert mean([value**2 for value in flat(expected)]) == pytest.approx(1, abs=1e-6)
 
@@ -93,15 +83,15 @@ def test_kl_estimators_have_their_exact_expectation(seed):
     reverse = sum(q * (math.log(q) - math.log(p)) for p, q in zip(policy, reference, strict=True))
     weights = torch.tensor(policy, dtype=torch.float64)
     logs = weights.log(), torch.tensor(reference, dtype=torch.float64).log()
-    expectation = {name: (weights * kl_estimate(*logs, name)).sum().item() for name in ("k1", "k3")}
+    expectation = {name: (weights * objective.kl_estimate(*logs, name)).sum().item() for name in ("k1", "k3")}
     assert true > 0 and abs(true - reverse) > 1e-3, "these distributions would not tell the two directions apart"
     assert list(expectation.values()) == pytest.approx([true, true], abs=1e-12)
-    assert kl_estimate(*logs, "k1").min() < 0 <= kl_estimate(*logs, "k3").min()
+    assert objective.kl_estimate(*logs, "k1").min() < 0 <= objective.kl_estimate(*logs, "k3").min()
 
 
 def test_a_small_kl_keeps_its_digits():
     """In fp32 exp(-d) - 1 + d would be lost in rounding here."""
-    tiny = kl_estimate(torch.tensor([1e-3]), torch.tensor([0.0]), "k3").item()
+    tiny = objective.kl_estimate(torch.tensor([1e-3]), torch.tensor([0.0]), "k3").item()
     assert tiny == pytest.approx(math.expm1(-1e-3) + 1e-3, rel=1e-3)
 
 
@@ -123,10 +113,10 @@ def test_the_gradient_of_a_k1_penalty_is_that_of_the_kl_and_that_of_k3_is_not():
     [wanted] = torch.autograd.grad(-beta * true, logits, retain_graph=True)
     mask, found = torch.ones_like(answers, dtype=torch.bool), {}
     for name in ("k1", "k3"):
-        penalty = kl_estimate(logprobs.detach(), fixed, name)
-        rewards = shaped_rewards(torch.zeros(len(answers), dtype=torch.float64), penalty, mask, beta)
-        advantages, _ = advantages_and_returns(rewards, torch.zeros_like(rewards), mask, 1.0, 1.0)
-        loss = policy_loss(logprobs, logprobs.detach(), weights[:, None] * advantages, mask, 0.2).loss
+        penalty = objective.kl_estimate(logprobs.detach(), fixed, name)
+        rewards = objective.shaped_rewards(torch.zeros(len(answers), dtype=torch.float64), penalty, mask, beta)
+        advantages, _ = objective.advantages_and_returns(rewards, torch.zeros_like(rewards), mask, 1.0, 1.0)
+        loss = objective.policy_loss(logprobs, logprobs.detach(), weights[:, None] * advantages, mask, 0.2).loss
         [found[name]] = torch.autograd.grad(-loss * mask.sum(), logits, retain_graph=True)
     torch.testing.assert_close(found["k1"], wanted, rtol=1e-9, atol=1e-12)
     cosine = torch.nn.functional.cosine_similarity(found["k3"].flatten(), wanted.flatten(), dim=0)
@@ -141,7 +131,7 @@ def test_shaped_rewards_pay_the_score_at_the_last_token_and_the_kl_everywhere(le
         paid[-1] += score
         expected.append(paid)
     given = torch.tensor(scores, dtype=torch.float64)
-    assert_rows(shaped_rewards(given, tensor(kl), mask_of(lengths), beta), expected)
+    assert_rows(objective.shaped_rewards(given, tensor(kl), mask_of(lengths), beta), expected)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0), (0.0, 0.95)])
@@ -155,7 +145,7 @@ def test_advantages_are_the_sum_of_discounted_errors(lengths, gamma, lam):
         a = [sum((gamma * lam) ** k * deltas[t + k] for k in range(len(r) - t)) for t in range(len(r))]
         advantages.append(a)
         returns.append([x + y for x, y in zip(a, v, strict=True)])
-    result = advantages_and_returns(tensor(rewards), tensor(values), mask_of(lengths), gamma, lam)
+    result = objective.advantages_and_returns(tensor(rewards), tensor(values), mask_of(lengths), gamma, lam)
     assert_rows(result[0], advantages)
     assert_rows(result[1], returns)
 
@@ -175,7 +165,7 @@ def test_policy_loss_is_the_clipped_surrogate(lengths):
         losses.append(-min(free, bound))
         clipped.append(float(bound < free))
         kl.append(ratio - 1 - (n - o))
-    found = policy_loss(tensor(new), tensor(old), tensor(advantages), mask_of(lengths), 0.2)
+    found = objective.policy_loss(tensor(new), tensor(old), tensor(advantages), mask_of(lengths), 0.2)
     assert [x.item() for x in found] == pytest.approx([mean(losses), mean(clipped), mean(kl)], abs=1e-6)
 
 
@@ -184,7 +174,7 @@ def test_the_clip_stops_the_gradient_only_where_it_would_go_on_in_the_same_direc
     old = torch.zeros(1, 4, dtype=torch.float64)
     new = torch.tensor([[1.5, 1.5, 0.5, 0.5]], dtype=torch.float64).log().requires_grad_()
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
-    result = policy_loss(new, old, advantages, torch.ones(1, 4, dtype=torch.bool), 0.2)
+    result = objective.policy_loss(new, old, advantages, torch.ones(1, 4, dtype=torch.bool), 0.2)
     result.loss.backward()
     assert new.grad.tolist()[0] == pytest.approx([0.0, 1.5 / 4, -0.5 / 4, 0.0])
     assert result.clip_fraction.item() == 0.5
@@ -196,7 +186,7 @@ def test_padding_of_any_kind_leaves_no_trace_in_the_gradient():
     gradients = []
     for padding in (0.0, 1e30, POISON):
         variable = tensor(new, padding).requires_grad_()
-        policy_loss(variable, tensor(old, 0.0), tensor(advantages, padding), mask, 0.2).loss.backward()
+        objective.policy_loss(variable, tensor(old, 0.0), tensor(advantages, padding), mask, 0.2).loss.backward()
         gradients.append(variable.grad)
     assert all(torch.equal(gradients[0], other) for other in gradients[1:])
 
@@ -210,7 +200,7 @@ def test_value_loss_is_the_larger_of_two_half_squares(lengths, clip):
         held = error if clip is None else (o + min(max(v - o, -clip), clip) - r) ** 2
         losses.append(0.5 * max(error, held))
         bound.append(float(held > error))
-    result = value_loss(tensor(values), tensor(old), tensor(returns), mask_of(lengths), clip)
+    result = objective.value_loss(tensor(values), tensor(old), tensor(returns), mask_of(lengths), clip)
     assert result.loss.item() == pytest.approx(mean(losses), abs=1e-12)
     assert result.clip_fraction.item() == pytest.approx(mean(bound), abs=1e-6)
 
@@ -219,10 +209,10 @@ def test_explained_variance():
     mask, returns = torch.tensor([[True] * 4 + [False]]), torch.tensor([[1.0, 2.0, 3.0, 5.0, POISON]])
     values = torch.tensor([[1.0, 2.0, 3.0, 4.0, POISON]])
     # Errors 0, 0, 0, 1 vary by 3/16, the returns by 35/16.
-    assert explained_variance(values, returns, mask) == pytest.approx(1 - 3 / 35)
-    assert explained_variance(returns, returns, mask) == 1
-    assert explained_variance(torch.full((1, 5), 7.0), returns, mask) == pytest.approx(0, abs=1e-6)
-    assert math.isnan(explained_variance(returns, torch.full((1, 5), 2.0), mask))
+    assert objective.explained_variance(values, returns, mask) == pytest.approx(1 - 3 / 35)
+    assert objective.explained_variance(returns, returns, mask) == 1
+    assert objective.explained_variance(torch.full((1, 5), 7.0), returns, mask) == pytest.approx(0, abs=1e-6)
+    assert math.isnan(objective.explained_variance(returns, torch.full((1, 5), 2.0), mask))
 
 
 @pytest.mark.parametrize(
@@ -230,5 +220,5 @@ def test_explained_variance():
     [(6.0, 1.0), (6.6, 1 + 0.1 * 0.0128), (60.0, 1 + 0.2 * 0.0128), (0.0, 1 - 0.2 * 0.0128), (-1.0, 1 - 0.2 * 0.0128)],
 )
 def test_the_adaptive_coefficient_moves_towards_the_target_and_never_far(kl, factor):
-    found = adapted_kl_coefficient(0.05, kl, target=6.0, episodes=128, horizon=10_000)
+    found = objective.adapted_kl_coefficient(0.05, kl, target=6.0, episodes=128, horizon=10_000)
     assert found == pytest.approx(0.05 * factor, rel=1e-12)

@@ -34,8 +34,8 @@ class Learner:
         self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
         self.folder, self._skipped_in_a_row = folder, 0
         policy = [p for p in actor.policy.parameters() if p.requires_grad]
-        critic = list(actor.critic.parameters()) if actor.critic is not None else []
-        groups = [{"params": policy}, {"params": [*actor.value_head.parameters(), *critic]}]
+        critic = [*actor.value_head.parameters(), *(actor.critic.parameters() if actor.critic is not None else ())]
+        groups = [{"params": policy}, {"params": critic}]
         optimizer = torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(actor, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -145,14 +145,12 @@ class Learner:
 
     def _failure(self, what: str, rollout: Rollout, rows: Tensor) -> TrainingError:
         """The error for a figure that is not finite, with the episodes `rows` written down."""
-        advice = (
-            "lower ppo.learning_rate or ppo.reward_scale, check the reward function for extreme values; under fp16 "
-        )
-        kept = {**vars(rollout), **vars(rollout.episodes)}
+        advice = "lower ppo.learning_rate or ppo.reward_scale, look for extreme rewards; under fp16 try fp32 or bf16"
+        kept, indices = {**vars(rollout), **vars(rollout.episodes)}, rows.tolist()
         tensors = {name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)}
-        prompts, answers = ([column[i] for i in rows.tolist()] for column in (rollout.prompts, rollout.answers))
-        texts = {"prompt": prompts, "response": [answer.text for answer in answers]}
-        return not_finite(what, advice + "also try fp32 or bf16", self.folder, tensors, texts)
+        texts = {"prompt": [rollout.prompts[i] for i in indices]}
+        texts |= {"response": [rollout.answers[i].text for i in indices]}
+        return not_finite(what, advice, self.folder, tensors, texts)
 
 
 def _finite_mean(values: list[float]) -> float | None:
