@@ -96,6 +96,9 @@ def test_training_anew_starts_where_the_first_one_did(policy, reward_model, tmp_
     trainer = tiny_trainer(policy, tmp_path, critic_model=critic, updates=2, **how)
     first = trainer.train(resume=False)
     assert without_timing(trainer.train(resume=False)) == without_timing(first)
+    again = tiny_trainer(policy, tmp_path, critic_model=critic, updates=2, **how)
+    assert again.train() == trainer.history
+    assert without_timing(again.train(resume=False)) == without_timing(first), "not from the weights it had restored"
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == len(first)
 
 

@@ -25,7 +25,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.ppo import PPOConfig
-from rlhf_utils.ppo.record import phrase_shares, samples_table, spreading_phrase, warnings_of
+from rlhf_utils.ppo.record import phrase_shares, spreading_phrase, warnings_of
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -167,12 +167,6 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path, cap
     assert [folder for folder in folders if (folder / "training").is_dir()] == folders[-1:]
     saved = load_policy(folders[-1] / "policy", CPU).state_dict()
     assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.policy().state_dict().items())
-
-
-def test_a_table_of_samples_has_one_line_each():
-    table = samples_table([{"update": 7, "prompt": "p" * 50 + "\nend", "response": "x\ny" + "z" * 99, "reward": 1.5}])
-    title, row = table.split("\n")
-    assert title == "  samples of update 8" and "ppp end  x y" in row and row.endswith("z…") and len(row) < 120
 
 
 def test_a_judge_is_watched_and_changes_nothing(policy, tmp_path):

@@ -26,11 +26,10 @@ def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
     from peft import LoraConfig
 
     modules, transposed = lora_modules(settings, config)
-    rank, alpha, dropout = settings.rank, settings.alpha, settings.dropout
     # GPT-2's Conv1D holds its weight the other way round (`fan_in_fan_out`). So it is in the fp32 model that an adapter
     # is merged into, also where it was trained on 4-bit weights, which are all linear layers.
-    where = {"task_type": task, "target_modules": modules, "fan_in_fan_out": transposed}
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, **where)
+    how = {"task_type": task, "target_modules": modules, "fan_in_fan_out": transposed}
+    return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, **how)
 
 
 def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list[str], bool]:

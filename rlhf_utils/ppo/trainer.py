@@ -228,6 +228,7 @@ class PPOTrainer:
         if self._touched:  # by an earlier training
             self._build()
         state = self.store.restore(self._settings()) if resume else None
+        self._touched = state is not None
         if state is None:
             if resume and self.store.policies():  # a damaged checkpoint may have been read in part
                 self._build()
