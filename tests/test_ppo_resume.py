@@ -17,7 +17,7 @@ from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F4
 from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl
-from rlhf_utils.ppo import PPOTrainer, checkpoint
+from rlhf_utils.ppo import PPOTrainer, policies
 from rlhf_utils.ppo import trainer as trainer_module
 
 UPDATES = 6
@@ -157,10 +157,10 @@ def test_how_a_training_is_watched_may_change_when_it_goes_on(policy, tmp_path):
 # Killed: SIGKILL leaves a process no time to tidy up.
 
 KILLED_BEFORE = {
-    "the value head is written": (checkpoint, "save_file", 2),
-    "a checkpoint is marked complete": (checkpoint, "write_json", 2),
+    "the value head is written": (policies, "save_file", 2),
+    "a checkpoint is marked complete": (policies, "write_json", 2),
     "a checkpoint takes its place": (files, "_remove_leftovers", 4),
-    "old checkpoints are thinned": (checkpoint.CheckpointStore, "thin", 2),
+    "old checkpoints are thinned": (policies.CheckpointStore, "thin", 2),
     "the KL coefficient is adapted": (trainer_module, "adapted_kl_coefficient", 4),
 }
 

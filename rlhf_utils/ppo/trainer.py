@@ -23,10 +23,9 @@ from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
 from rlhf_utils.platforms.memory import add_seconds, remembering
 from rlhf_utils.platforms.runtime import Device, detect_device
-from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
-from rlhf_utils.ppo.policies import ActorCritic, Policy
+from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learning_weights, put_back
 from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.reward_model import RewardModel, check_critic
