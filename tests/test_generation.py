@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import (
-    CONTEXT,
-    CPU,
-    PROMPTS,
-    VOCABULARY,
-    naive_logprobs,
-    one_thread,  # noqa: F401
-    tiny_model,
-    tiny_tokenizer,
-    token_rows,
-)
+from tiny import CONTEXT, CPU, PROMPTS, VOCABULARY, naive_logprobs, one_thread, tiny_model, tiny_tokenizer, token_rows  # noqa: F401
 
 from rlhf_utils.models import generation
 from rlhf_utils.models.generation import answer_prompts, left_padded, sample, to_answers

@@ -9,16 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import (  # noqa: F401
-    CPU,
-    PROMPTS,
-    count_letter,
-    one_thread,
-    save_tiny,
-    tiny_tokenizer,
-    tiny_trainer,
-    without_timing,
-)
+from tiny import CPU, PROMPTS, count_letter, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401
 
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy
