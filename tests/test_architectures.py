@@ -3,6 +3,8 @@ that trains GPT-2."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from architectures import CONTEXT, ENCODERS, POLICIES, save_encoder, save_policy, tokenizer_of
@@ -10,38 +12,29 @@ from tiny import CPU, PROMPTS, count_letter, one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_utils.data.tokens import start_tokens
-from rlhf_utils.models.loading import (
-    load_config,
-    load_policy,
-    load_reward_model,
-    load_tokenizer,
-    save_model,
-)
+from rlhf_utils.models.loading import load_config, load_policy, load_reward_model, load_tokenizer, save_model
 from rlhf_utils.models.lora import lora_modules
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards import ClassifierReward, RewardModel
+from rlhf_utils.rewards import RewardModel
 from rlhf_utils.rewards.reward_model import positions
 from rlhf_utils.settings.sections import LoraSettings, QloraSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 RESPONSES = ["Keep it dry.", "", "no", "a very good one, and a boring film", "x", "y y y", "and"]
+TEXTS = [TEMPLATE.text(prompt, response) for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
 NAMED = ["gpt2", "llama", "qwen3", "opt"]
 
 
 @pytest.fixture(scope="module", params=list(POLICIES))
 def policy(request, tmp_path_factory):
-    folder = save_policy(tmp_path_factory.mktemp(request.param), request.param)
-    return request.param, folder
+    return request.param, save_policy(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def ppo(folder, work, method="full", **others):
-    config = PPOConfig(
-        method=method, updates=1, rollout_batch_size=4, minibatch_size=4, epochs=1, max_new_tokens=8, precision="fp32",
-        learning_rate=1e-3,
-    )  # fmt: skip
-    return PPOTrainer(folder, load_tokenizer(folder), count_letter("e"), PROMPTS, config, work, **others)
+@pytest.fixture(scope="module", params=list(ENCODERS))
+def encoder(request, tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_every_dropout_is_off_in_training_mode_and_on_where_it_is_wanted(policy):
@@ -59,11 +52,12 @@ def test_every_dropout_is_off_in_training_mode_and_on_where_it_is_wanted(policy)
 def test_the_recipes_places_are_the_architectures_own_layers(policy):
     name, folder = policy
     config = load_config(folder)
-    whole, transposed = lora_modules(QloraSettings(), config)
-    assert whole == sorted(POLICIES[name][2]) and transposed == (name == "gpt2")
-    assert lora_modules(LoraSettings(modules=("all-linear",)), config) == (whole, transposed)
+    whole, transposed = lora_modules(LoraSettings(modules=("all-linear",)), config)
+    weights = [name for name, weight in load_policy(folder, CPU).named_parameters() if weight.dim() == 2]
+    assert set(whole) == {found[1] for name in weights if (found := re.search(r"\.\d+\.(.+)\.weight$", name))}
+    assert lora_modules(QloraSettings(), config) == (whole, transposed) and transposed == (name == "gpt2")
     parts = [lora_modules(LoraSettings(modules=(place,)), config)[0] for place in ("attention", "mlp_in", "mlp_out")]
-    assert sorted(sum(parts, [])) == whole and all(parts)
+    assert sorted(sum(parts, [])) == whole and all(parts) and all("att" in layer for layer in parts[0])
     assert lora_modules(LoraSettings(modules=(whole[0],)), config)[0] == [whole[0]]
     with pytest.raises(InputError, match=f"no 'c_nothing'.*{whole[0]}"):
         lora_modules(LoraSettings(modules=("attention", "c_nothing")), config)
@@ -73,11 +67,13 @@ def test_the_recipes_places_are_the_architectures_own_layers(policy):
 def test_ppo_trains_it_and_leaves_a_model_that_loads_alone(policy, tmp_path, method):
     """The trainer itself asserts that KL is 0 and the ratio 1 before the first step."""
     name, folder = policy
-    if method != "lora" and name not in NAMED:
-        pytest.skip("an adapter is enough for these")
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    trainer = ppo(folder, tmp_path, method)
+        if name not in NAMED:
+            pytest.skip("an adapter is enough for these")
+    how = {"rollout_batch_size": 4, "minibatch_size": 4, "epochs": 1, "max_new_tokens": 8, "precision": "fp32"}
+    config = PPOConfig(method=method, updates=1, learning_rate=1e-3, **how)
+    trainer = PPOTrainer(folder, load_tokenizer(folder), count_letter("e"), PROMPTS, config, tmp_path)
     (line,) = trainer.train()
     assert abs(line["kl"]) < 1e-3
     saved = trainer.store.policies()[-1] / "policy"
@@ -87,6 +83,7 @@ def test_ppo_trains_it_and_leaves_a_model_that_loads_alone(policy, tmp_path, met
     assert any(not torch.equal(weight, before[key]) for key, weight in model.state_dict().items()), "nothing was learnt"
 
 
+@torch.no_grad()
 def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):
     _, folder = policy
     tokenizer = load_tokenizer(folder)
@@ -100,62 +97,31 @@ def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert together.std() > 0.05
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    texts = [TEMPLATE.text(p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    with torch.no_grad():
-        expected = [theirs(torch.tensor(start_tokens(tokenizer, [text]))).logits[0, 0] for text in texts if text]
+    expected = [theirs(torch.tensor(start_tokens(tokenizer, [text]))).logits[0, 0] for text in TEXTS]
     torch.testing.assert_close(together, torch.stack(expected), rtol=0, atol=1e-4)
 
 
-# Reward models that are encoders
-
-
-@pytest.fixture(scope="module", params=list(ENCODERS))
-def encoder(request, tmp_path_factory):
-    return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
-
-
-def read(model, tokenizer, texts):
-    """transformers' own reading of each text alone."""
-    with torch.no_grad():
-        return torch.cat([model.eval()(**tokenizer(text, return_tensors="pt")).logits for text in texts])
-
-
+@torch.no_grad()
 def test_an_encoder_scores_with_its_own_tokenizer_mask_and_head(encoder):
-    reward = RewardModel.load(encoder, CPU)
-    model = AutoModelForSequenceClassification.from_pretrained(encoder)
-    texts = [TEMPLATE.text(p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    expected = read(model, reward.tokenizer, texts)[:, 0]
-    assert expected.std() > 0.01
+    reward, model = RewardModel.load(encoder, CPU), AutoModelForSequenceClassification.from_pretrained(encoder).eval()
+    expected = torch.cat([model(**reward.tokenizer(text, return_tensors="pt")).logits[:, 0] for text in TEXTS])
+    assert expected.std() > 0.01 and positions(reward.model) == CONTEXT
     torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-5)
 
 
-def test_a_text_over_its_context_loses_the_beginning_of_the_prompt(encoder, capsys):
-    reward, model = RewardModel.load(encoder, CPU), AutoModelForSequenceClassification.from_pretrained(encoder)
-    assert positions(reward.model) == CONTEXT
+@torch.no_grad()
+def test_a_text_over_its_context_loses_the_beginning_of_the_prompt(tmp_path, capsys):
+    reward = RewardModel.load(save_encoder(tmp_path, "roberta"), CPU)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     prompts, answer = ["so so " * 80, "b " * 300, "short"], "Keep it dry."
     scores = reward(prompts, [answer] * 3)
     assert reward.cut == 2 and "2 of 3 texts" in capsys.readouterr().err
     for prompt, score in zip(prompts, scores, strict=True):
         ids = reward.tokenizer(TEMPLATE.text(prompt, answer))["input_ids"]
         kept = [ids[0], *ids[-(CONTEXT - 1) :]] if len(ids) > CONTEXT else ids
-        with torch.no_grad():
-            expected = model.eval()(torch.tensor([kept])).logits[0, 0]
-        torch.testing.assert_close(score, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(score, model(torch.tensor([kept])).logits[0, 0], rtol=0, atol=1e-5)
     reward(prompts, [answer] * 3)
     assert reward.cut == 4 and not capsys.readouterr().err
-
-
-def test_a_classifier_of_two_labels_pays_one_of_them(tmp_path):
-    folder = save_encoder(tmp_path, "roberta", labels=2)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    model.config.id2label, model.config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
-    reward = ClassifierReward(model, tokenizer_of("encoder"), "POSITIVE", CPU, joint="")
-    texts = ["a boring" + " film", "so" + " good"]
-    expected = read(model, reward.tokenizer, texts)
-    got = reward(["a boring", "so"], [" film", " good"])
-    torch.testing.assert_close(got, expected[:, 1], rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match="outputs"):
-        load_reward_model(folder, CPU)
 
 
 @pytest.mark.parametrize("folder", ["encoder", "causal"])
@@ -175,11 +141,8 @@ def test_a_score_is_the_same_wherever_it_is_asked_for(folder, tmp_path):
         assert not torch.equal(outside, outside.bfloat16().float()), "rounded to 16 bits"
 
 
-# What cannot be a critic
-
-
-def test_a_critic_that_cannot_be_is_refused_before_anything_is_loaded(encoder, tmp_path):
-    policy = save_policy(tmp_path / "policy", "gpt2")
+def test_a_critic_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path):
+    policy, encoder = save_policy(tmp_path / "policy", "gpt2"), save_encoder(tmp_path / "encoder", "bert")
     other = save_policy(tmp_path / "other", "llama")
     save_model(load_reward_model(other, CPU, fresh_head=True), load_tokenizer(other), tmp_path / "reward")
     for critic, words in ((encoder, "reads a text as a whole"), (tmp_path / "reward", "another vocabulary")):

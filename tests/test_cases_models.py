@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,16 +9,14 @@ import pytest
 import torch
 from made import make
 from tiny import one_thread  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.reward_report import fetch_ready
-from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
-from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.base import make_base
 from rlhf_utils.runs.named import check_named_models
@@ -56,43 +53,10 @@ def test_the_prefix_of_torch_compile_comes_off(tmp_path):
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "named, words",
-    [
-        ({"reward_model": "adapter_nohead"}, "adapter_nohead has no trained head"),
-        ({"reward_model": "gpt2"}, "gpt2 is a GPT2LMHeadModel, which has no trained head"),
-        ({"sft": "adapter_far"}, "adapter_far belongs to the base /kaggle/.*models.adapter_base="),
-    ],
-)
-def test_what_cannot_be_used_is_told_before_anything_is_made(tmp_path, named, words):
-    run = ready(tmp_path, **named)
-    with pytest.raises(InputError, match=words):
-        check_named_models(run)
-
-
-def test_the_base_of_an_adapter_from_elsewhere_can_be_named(tmp_path):
-    run = ready(tmp_path, sft="adapter_far", models__adapter_base="gpt2")
-    check_named_models(run)
-    assert fetch_ready(run)["sft"]["method"] == "ready"
-
-
-def larger_vocabulary(folder: Path) -> str:
-    """A reward model whose tokenizer has more tokens than the policy's."""
-    shutil.copytree(MODELS / "rm_other_small", folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([f"[{i}]" for i in range(400)])
-    tokenizer.save_pretrained(folder)
-    reward = AutoModelForSequenceClassification.from_pretrained(folder)
-    reward.resize_token_embeddings(len(tokenizer))
-    reward.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.mark.parametrize("reward_model", ["rm_other_small", "larger", "rm_deberta", "rm_padminus"])
+@pytest.mark.parametrize("reward_model", ["rm_other_small", "rm_deberta", "rm_padminus"])
 def test_a_ready_reward_model_reads_with_its_own_tokenizer(tmp_path, reward_model):
     """The SFT model's own reward is 0 by definition, on the answers that the scale was made with."""
-    source = larger_vocabulary(tmp_path / "larger") if reward_model == "larger" else reward_model
-    run = ready(tmp_path / "out", reward_model=source)
+    run = ready(tmp_path / "out", reward_model=reward_model)
     check_named_models(run)
     assert fetch_ready(run)["reward_model"]["pairs"] == 20
     prompts, evaluator = list(PreparedData.load(run.folder("data")).splits["development"]["prompt"]), Evaluator(run)
@@ -102,12 +66,13 @@ def test_a_ready_reward_model_reads_with_its_own_tokenizer(tmp_path, reward_mode
     # The scale was made with two answers to each of so few prompts, which this model gives alike.
     assert abs(rewards.mean()) < 1e-3 and abs(rewards.std() - 1) < 0.05
     if reward_model != "rm_padminus":
-        named = {"policy": str(MODELS / "gpt2"), "models.reward_model": str(MODELS / source), "ppo.critic": "separate"}
+        named = {"policy": "gpt2", "models.reward_model": reward_model}
+        named = {key: str(MODELS / name) for key, name in named.items()} | {"ppo.critic": "separate"}
         with pytest.raises(InputError, match="ppo.critic separate.*ppo.critic=shared"):
             check_named_models(Run.open("instruct", "tiny", tmp_path / "critic", {**SMALL, **named}))
 
 
-@pytest.mark.parametrize("policy", ["opt", "qwen2", "llama_nobos", "gpt2_genconfig"])
+@pytest.mark.parametrize("policy", ["opt", "llama_nobos"])
 def test_the_series_passes_with_the_defaults(tmp_path, policy):
     run = open_run(tmp_path, policy=policy)
     check_named_models(run)
@@ -115,18 +80,8 @@ def test_the_series_passes_with_the_defaults(tmp_path, policy):
     for stage in ("base", "sft", "sft_qlora", "ppo"):
         _, info = AutoModelForCausalLM.from_pretrained(run.folder(stage), output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
-        about = read_json(run.folder(stage) / "generation_config.json")
-        assert not about.keys() & {"temperature", "top_p", "do_sample"}
     if policy == "opt":
         assert set(evaluate_models(run)["models"]) == {"base", "sft", "sft_qlora", "ppo"}
-
-
-def test_dropout_by_other_names_is_off_in_ppo(tmp_path):
-    """The trainer asserts that the first update's KL is 0; OPT's dropout is no layer of its own."""
-    run = open_run(tmp_path, models__sft="opt_nobos", models__reward_model="rm_same")
-    check_named_models(run)
-    fetch_ready(run)
-    assert make(run, "ppo").results("ppo")["updates"] == 1
 
 
 def test_continuations_keep_their_leading_space(tmp_path):
@@ -146,17 +101,14 @@ def test_continuations_keep_their_leading_space(tmp_path):
 
 def test_of_a_hub_repositorys_snapshot_only_the_model_is_taken(tmp_path):
     source = tmp_path / "snapshot"
-    shutil.copytree(MODELS / "gpt2", source)
+    shutil.copytree(MODELS / "gpt2_genconfig", source)
     for name in ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "optimizer.pt", "README.md"):
         (source / name).write_bytes(b"x" * 1000)
     run = open_run(tmp_path / "out", policy=str(source))
     make_base(run)
     kept = {path.name for path in run.folder("base").iterdir()}
-    assert kept == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "stage.json",
+    assert kept == {"config.json", "generation_config.json", "model.safetensors", "stage.json"} | {
+        "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    theirs = AutoModelForCausalLM.from_pretrained(MODELS / "gpt2").state_dict()
-    ours = load_policy(run.folder("base"), detect_device()).state_dict()
-    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
-    assert json.loads((run.folder("base") / "config.json").read_text())["attn_pdrop"] == 0.1
+    assert read_json(run.folder("base") / "config.json")["attn_pdrop"] == 0.1
+    assert not read_json(run.folder("base") / "generation_config.json").keys() & {"temperature", "top_p", "do_sample"}

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import (
-    CONTEXT,
-    CPU,
-    PROMPTS,
-    VOCABULARY,
-    naive_logprobs,
-    one_thread,  # noqa: F401
-    tiny_model,
-    tiny_tokenizer,
-    token_rows,
-)
+from tiny import CONTEXT, CPU, PROMPTS, VOCABULARY, naive_logprobs, one_thread, tiny_model, tiny_tokenizer, token_rows  # noqa: F401
 
 from rlhf_utils.models import generation
 from rlhf_utils.models.generation import answer_prompts, left_padded, sample, to_answers
@@ -32,37 +22,25 @@ def model():
     return tiny_model(eos_nats=3.5)
 
 
-def draw(model, rows, seed=0, extra=0, new=NEW, temperature=0.8, filler=EOS, **more):
-    """`extra` columns of padding, holding the id `filler`, stand before the longest row."""
-    tokens, mask = left_padded([[filler] * extra + max(rows, key=len), *rows], filler, "cpu")
-    mask[0, :extra] = False
+def draw(model, rows, seed=0, extra=0, new=NEW, temperature=0.8, **more):
+    """`extra` columns of padding stand before the longest row."""
+    tokens, mask = left_padded([[EOS] * extra + max(rows, key=len), *rows], EOS, "cpu")
     generator = torch.Generator().manual_seed(seed)
     return sample(model, tokens[1:], mask[1:], new, temperature, EOS, generator, **more)
-
-
-def assert_fresh(model, rows, sampled, temperature=0.8):
-    for i, row in enumerate(rows):
-        real = sampled.mask[i]
-        logprobs, entropy, states = naive_logprobs(model, row, sampled.tokens[i][real].tolist(), temperature)
-        torch.testing.assert_close(sampled.logprobs[i][real].double(), logprobs, rtol=0, atol=1e-4)
-        torch.testing.assert_close(sampled.entropy[i][real].double(), entropy, rtol=0, atol=1e-4)
-        torch.testing.assert_close(sampled.hidden[i][real], states, rtol=0, atol=1e-4)
-        assert not sampled.logprobs[i][~real].any() and not sampled.entropy[i][~real].any()
 
 
 @pytest.mark.parametrize("rows, extra", [(ROWS, 0), (ROWS, 13), (ROWS, CONTEXT), (ROWS[2:3], 1), (ROWS[::-1] * 3, 0)])
 def test_kept_numbers_are_those_of_a_fresh_forward_pass_whatever_the_batch(model, rows, extra):
     sampled = draw(model, rows, seed=3, extra=extra, keep_hidden=True)
-    assert_fresh(model, rows, sampled)
+    for i, row in enumerate(rows):
+        real = sampled.mask[i]
+        expected = naive_logprobs(model, row, sampled.tokens[i][real].tolist(), 0.8)
+        for name, values in zip(("logprobs", "entropy", "hidden"), expected, strict=True):
+            found = getattr(sampled, name)[i]
+            torch.testing.assert_close(found[real].double(), values.double(), rtol=0, atol=1e-4)
+            assert name == "hidden" or not found[~real].any()
     lengths = sampled.mask.sum(dim=1)
     assert len(rows) == 1 or lengths.min() <= NEW // 3 and lengths.max() >= NEW // 2, "early and late ends"
-
-
-def test_padding_is_never_attended_to(model):
-    plain = draw(model, ROWS)
-    for other in (draw(model, ROWS, extra=7), draw(model, ROWS, extra=30, filler=200)):
-        assert torch.equal(other.tokens, plain.tokens) and torch.equal(other.mask, plain.mask)
-        torch.testing.assert_close(other.logprobs, plain.logprobs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -90,20 +68,12 @@ def test_an_answer_stops_at_its_first_eos_which_belongs_to_it(model):
     assert sampled.tokens.shape[1] == lengths.max()
 
 
-def test_an_answer_can_be_empty():
+def test_an_answer_can_be_empty_or_never_end():
     sampled = draw(tiny_model(eos_nats=60.0), ROWS)
     assert sampled.tokens.tolist() == [[EOS]] * len(ROWS) and sampled.ended.all()
-    answers = to_answers(ROWS, sampled, tiny_tokenizer())
-    assert {(answer.text, tuple(answer.tokens)) for answer in answers} == {("", (EOS,))}
-
-
-def test_a_model_that_never_ends_is_cut_off_and_says_so():
-    model = tiny_model(eos_nats=-60.0)
-    sampled = draw(model, ROWS)
+    assert {(a.text, tuple(a.tokens)) for a in to_answers(ROWS, sampled, tiny_tokenizer())} == {("", (EOS,))}
+    sampled = draw(tiny_model(eos_nats=-60.0), ROWS)
     assert sampled.mask.all() and sampled.tokens.shape == (len(ROWS), NEW) and not sampled.ended.any()
-    settings = GenerationSettings(max_new_tokens=5, batch_size=4)
-    answers = answer_prompts(model, tiny_tokenizer(), PROMPTS, settings, CPU, seed=0)
-    assert all(len(answer.tokens) == 5 and not answer.ended for answer in answers)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -117,8 +87,6 @@ def test_tokens_come_from_the_unmodified_distribution(temperature):
     counts = torch.bincount(chosen, minlength=VOCABULARY).double()
     errors = (counts - draws * expected) / (draws * expected * (1 - expected)).sqrt()
     assert errors.abs().max() < 4.5
-    rare = expected < expected.sort(descending=True).values[50]
-    assert counts[rare].sum() / draws == pytest.approx(expected[rare].sum().item(), abs=0.02)
     # And `sample` draws its tokens from this very distribution.
     sampled = draw(model, [row] * 4_000, new=1, temperature=temperature)
     found = torch.bincount(sampled.tokens[:, 0], minlength=VOCABULARY).double() / 4_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -13,7 +12,7 @@ from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F4
 
 from rlhf_utils.evaluation.frontier import choose
 from rlhf_utils.models.loading import load_policy
-from rlhf_utils.platforms.files import content_hash, read_json
+from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.runs.stopping import Stopped
 
@@ -54,15 +53,12 @@ def check_stopped(trainer: PPOTrainer, history: list[dict], free: dict, folder: 
     """It ended with the last policy within, and from the rollout of the one after it nothing was learnt."""
     last = free["last"]
     assert [line["kl"] for line in history] == [line["kl"] for line in free["history"][: last + 2]]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert without_timing(lines) == without_timing(history)
+    assert without_timing(read_jsonl(folder / "metrics.jsonl")) == without_timing(history)
     assert history[-1]["policy_loss"] is history[-1]["learning_rate"] is None
     assert "training ends" in history[-1]["warnings"]["over_budget"]
     measured = trainer.store.measured()
     assert max(measured) == last and measured[last][1] == free["history"][last]["kl"] <= free["budget"]
-    assert {update: weights_in(path) for update, (path, _) in measured.items()} == {
-        update: free["weights"][update] for update in measured
-    }
+    assert all(weights_in(path) == free["weights"][update] for update, (path, _) in measured.items())
     saved = load_policy(measured[last][0], trainer.device).state_dict()
     assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.policy().state_dict().items())
 
@@ -73,12 +69,8 @@ def test_the_last_policy_within_is_the_result_though_it_was_never_due(policy, fr
     check_stopped(trainer, history, free, tmp_path)
     assert list(trainer.store.measured()) == [free["last"]]
     assert "at temperature 1 is over the budget" in capsys.readouterr().out
-
-    def not_again(_):
-        raise AssertionError("it was trained again")
-
     again = trainer_of(policy, tmp_path, free)
-    again.on_update = not_again
+    again.on_update = lambda line: pytest.fail("it was trained again")
     assert again.train() == history
     check_stopped(again, history, free, tmp_path)
 

@@ -18,17 +18,10 @@ from tiny import (
     token_rows,
 )
 from tiny_sft import sft
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from rlhf_utils.models.generation import Sampled, answer_prompts, left_padded, sample
-from rlhf_utils.models.language_model import (
-    Episodes,
-    answer_logprobs,
-    end_ids,
-    language_model,
-    only_tokens_of,
-    right_padded,
-)
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, language_model, only_tokens_of
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
@@ -46,9 +39,11 @@ def drawn(model, rows=ROWS, new=32, eos=EOS, **more) -> tuple[Sampled, Episodes]
     """Answers to `rows`, and both as episodes."""
     tokens, mask = left_padded(rows, EOS, "cpu")
     sampled = sample(model, tokens, mask, new, 1.0, eos, torch.Generator().manual_seed(0), **more)
-    answers = [tokens[real].tolist() for tokens, real in zip(sampled.tokens, sampled.mask, strict=True)]
-    whole, _ = right_padded([row + answer for row, answer in zip(rows, answers, strict=True)], EOS)
-    return sampled, Episodes(whole, torch.tensor([len(row) for row in rows]), sampled.mask)
+    return sampled, Episodes.of(rows, said(sampled), EOS, "cpu")
+
+
+def said(sampled: Sampled) -> list[list[int]]:
+    return [tokens[real].tolist() for tokens, real in zip(sampled.tokens, sampled.mask, strict=True)]
 
 
 @torch.no_grad()
@@ -74,38 +69,24 @@ def test_logits_around_minus_100_lose_nothing_in_16_bits(precision):
     assert difference.abs().max() > 0, "this was no 16-bit pass"
 
 
-def test_values_are_those_of_fp32_whatever_autocast_they_stand_in():
-    actor = ActorCritic(tiny_model(), 32)
+def test_value_head_and_a_head_stored_in_16_bits_compute_in_fp32_whatever_autocast_they_stand_in():
+    actor, model, states = ActorCritic(tiny_model()), tiny_model(offset=-100.0).bfloat16(), torch.randn(20, 32)
     torch.nn.init.normal_(actor.value_head.weight, std=3.0)
-    states = torch.randn(20, 32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = actor.value(states)
-    assert found.dtype == torch.float32 and torch.equal(found, actor.value(states))
+        values, logits = actor.value(states), language_model(model).logits(states)
+    assert values.dtype == torch.float32 and torch.equal(values, actor.value(states))
+    torch.testing.assert_close(logits, states @ model.lm_head.weight.float().T)
 
 
-def test_a_head_stored_in_16_bits_computes_in_fp32():
-    model = tiny_model(offset=-100.0)
-    parts, states = language_model(model.bfloat16()), torch.randn(5, 32)
-    expected = states @ model.lm_head.weight.float().T
-    torch.testing.assert_close(parts.logits(states.bfloat16().float()), parts.logits(states.bfloat16()))
-    torch.testing.assert_close(parts.logits(states), expected)
-
-
-def test_fluency_is_one_number_wherever_it_is_asked_for_and_reads_responses_alone():
+def test_fluency_is_one_number_wherever_it_is_asked_for():
     model, texts = tiny_model(offset=-100.0), ["Yes.", "", "It is, I think, a matter of taste", "No", "well"] * 5
-    prompts, read = (PROMPTS * 4)[:25], []
-    model.lm_head.register_forward_hook(lambda head, inputs, output: read.append(len(inputs[0].view(-1, 32))))
-    exact = FluencyReward(model, tiny_tokenizer(), CPU)(prompts, texts)
-    reward = FluencyReward(model, tiny_tokenizer(), Device("cpu", "", "bf16", 2**33))
-    read.clear()
-    found = reward(prompts, texts)
-    assert sum(read) == sum(len(tiny_tokenizer()(" " + text)["input_ids"]) for text in texts if text)
-    assert max(read) < 16 * 40 and len(read) > 1
+    prompts = (PROMPTS * 4)[:25]
+    exact, reward = (FluencyReward(model, tiny_tokenizer(), Device("cpu", "", p, 2**33)) for p in ("fp32", "bf16"))
+    expected, found = exact(prompts, texts), reward(prompts, texts)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(reward(prompts, texts), found)
-        assert torch.equal(FluencyReward(model, tiny_tokenizer(), CPU)(prompts, texts), exact)
-    torch.testing.assert_close(found, exact, rtol=0, atol=0.03)
-    assert not torch.equal(found, exact)
+        assert torch.equal(reward(prompts, texts), found) and torch.equal(exact(prompts, texts), expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
+    assert not torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -133,14 +114,10 @@ COMMON = dict(
     max_position_embeddings=96, initializer_range=0.3, bos_token_id=0, eos_token_id=0, pad_token_id=0,
 )  # fmt: skip
 GROUPED = COMMON | {"num_key_value_heads": 2, "head_dim": 8}
-OPT_350M = dict(
-    vocab_size=VOCABULARY, hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2, init_std=0.3,
-    num_attention_heads=4, max_position_embeddings=96, do_layer_norm_before=False, dropout=0.0, eos_token_id=0,
-    bos_token_id=0, pad_token_id=0,
-)  # fmt: skip
+OPT_350M = dict(word_embed_proj_dim=16, ffn_dim=64, init_std=0.3, do_layer_norm_before=False, dropout=0.0)
 ARCHITECTURES = {
     "Mistral": GROUPED | {"sliding_window": 8},
-    "OPT": OPT_350M,
+    "OPT": COMMON | OPT_350M,
     "Granite": GROUPED | {"logits_scaling": 8.0},
     "Cohere": GROUPED | {"logit_scale": 0.25},
     "Gemma2": GROUPED | {"sliding_window": 8, "final_logit_softcapping": 3.0},
@@ -159,9 +136,9 @@ def test_sampling_and_learning_compute_the_models_own_logits(architecture):
     sampled, episodes = drawn(model, rows, 12, eos=range(30))
     assert 1 < len({*sampled.mask.sum(dim=1).tolist()}), "rows that end at different times"
     assert log_ratio(model, sampled, episodes).abs().max() < 1e-4
-    for i, row in enumerate(rows):
+    for i, (row, answer) in enumerate(zip(rows, said(sampled), strict=True)):
+        expected, entropy, _ = naive_logprobs(model, row, answer, 1.0)
         real = sampled.mask[i]
-        expected, entropy, _ = naive_logprobs(model, row, sampled.tokens[i][real].tolist(), 1.0)
         torch.testing.assert_close(sampled.logprobs[i][real].double(), expected, rtol=0, atol=1e-4)
         torch.testing.assert_close(sampled.entropy[i][real].double(), entropy, rtol=0, atol=1e-4)
 
@@ -195,20 +172,13 @@ def test_the_value_head_reads_the_states_that_the_head_reads(tmp_path):
 # Tokens
 
 
-def wide(**how) -> GPT2LMHeadModel:
-    """The tiny model with 43 rows more than its tokenizer has tokens, all of them likely."""
-    torch.manual_seed(1)
-    model = tiny_model(**how)
-    model.resize_token_embeddings(300)
-    rows = model.lm_head.weight.data[VOCABULARY:]
-    rows.normal_(std=1.0)
-    return model
-
-
 def test_rows_without_a_token_are_never_sampled_and_do_not_count():
-    model, tokenizer = wide(), tiny_tokenizer()
-    sampled, _ = drawn(model)
-    assert (sampled.tokens >= VOCABULARY).sum() > 50, "they have to be likely here"
+    """Here 43 rows more than the tokenizer has tokens, all of them likely."""
+    torch.manual_seed(1)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.resize_token_embeddings(300)
+    model.lm_head.weight.data[VOCABULARY:].normal_(std=1.0)
+    assert (drawn(model)[0].tokens >= VOCABULARY).sum() > 50
     settings = GenerationSettings(max_new_tokens=20, batch_size=8)
     answers = answer_prompts(model, tokenizer, PROMPTS, settings, CPU, seed=0)
     assert all(token < VOCABULARY for answer in answers for token in answer.tokens)
@@ -216,8 +186,6 @@ def test_rows_without_a_token_are_never_sampled_and_do_not_count():
     sampled, episodes = drawn(model)
     assert (sampled.tokens < VOCABULARY).all() and sampled.entropy[sampled.mask].isfinite().all()
     assert log_ratio(model, sampled, episodes).abs().max() < 1e-4
-    states = torch.randn(4, 32)
-    assert language_model(model).logits(states).softmax(dim=-1)[:, VOCABULARY:].max() == 0
 
 
 def test_the_model_may_name_several_tokens_that_end_an_answer():
@@ -228,9 +196,9 @@ def test_the_model_may_name_several_tokens_that_end_an_answer():
     # A configuration's default may be a word of this tokenizer, which ends nothing.
     model.config.eos_token_id, model.generation_config.eos_token_id = 7, [turn, tokenizer.eos_token_id]
     assert end_ids(tokenizer, model) == [tokenizer.eos_token_id, turn]
-    sampled, _ = drawn(model, eos=[5, 60, 61, *range(200, 230)])
-    for tokens, mask, ended in zip(sampled.tokens, sampled.mask, sampled.ended, strict=True):
-        answer = tokens[mask].tolist()
-        stops = [token in (5, 60, 61, *range(200, 230)) for token in answer]
+    ends = [5, 60, 61, *range(200, 230)]
+    sampled, _ = drawn(model, eos=ends)
+    for answer, ended in zip(said(sampled), sampled.ended, strict=True):
+        stops = [token in ends for token in answer]
         assert not any(stops[:-1]) and stops[-1] == ended
-    assert len({int(t[m][-1]) for t, m in zip(sampled.tokens, sampled.mask, strict=True)}) > 3
+    assert len({answer[-1] for answer in said(sampled)}) > 3

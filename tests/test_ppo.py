@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import (
-    naive_logprobs,
-    one_thread,  # noqa: F401
-    save_tiny,
-    tiny_tokenizer,
-    tiny_trainer,
-)
+from tiny import naive_logprobs, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.ppo import PPOConfig
@@ -38,55 +32,23 @@ def collect(trainer, update=0, kl_coefficient=0.05):
     return trainer.rollouts.collect(trainer.actor.eval(), update, kl_coefficient)
 
 
-def actor_of(trainer, episodes):
-    return trainer.actor(episodes.tokens, episodes.prompt_lengths, episodes.mask, 0.9)
-
-
-def rows_of(rollout):
-    """Prompt tokens and answer tokens of each episode."""
-    parts = zip(rollout.episodes.tokens, rollout.episodes.prompt_lengths, rollout.answers, strict=True)
-    for tokens, length, answer in parts:
-        yield tokens[:length].tolist(), tokens[length : length + len(answer.tokens)].tolist()
-
-
 # What is collected
 
 
 def test_experience_is_what_a_naive_pass_over_each_bare_episode_gives(trainer):
     rollout = collect(trainer)
-    lengths = {len(answer.tokens) for answer in rollout.answers}
-    assert len(lengths) > 2 and len(set(rollout.episodes.prompt_lengths.tolist())) > 2, "these episodes are not ragged"
-    for i, (prompt, answer) in enumerate(rows_of(rollout)):
-        assert tiny_tokenizer().decode(prompt) == TEMPLATE.format(rollout.prompts[i])
-        assert answer == rollout.answers[i].tokens and rollout.episodes.mask[i].sum() == len(answer)
-        logprobs, entropy, states = naive_logprobs(trainer.policy(), prompt, answer, 0.9)
-        values = trainer.actor.value_head(states).squeeze(-1)
-        real = rollout.episodes.mask[i]
-        for name, expected in {
-            "logprobs": logprobs,
-            "reference_logprobs": logprobs,
-            "entropy": entropy,
-            "values": values,
-        }.items():
+    episodes, lengths = rollout.episodes, {len(answer.tokens) for answer in rollout.answers}
+    assert len(lengths) > 2 and len(set(episodes.prompt_lengths.tolist())) > 2, "these episodes are not ragged"
+    for i, answer in enumerate(rollout.answers):
+        start, real = int(episodes.prompt_lengths[i]), episodes.mask[i]
+        prompt, said = episodes.tokens[i, :start].tolist(), episodes.tokens[i, start : start + int(real.sum())].tolist()
+        assert tiny_tokenizer().decode(prompt) == TEMPLATE.format(rollout.prompts[i]) and said == answer.tokens
+        logprobs, entropy, states = naive_logprobs(trainer.policy(), prompt, said, 0.9)
+        expected = {"logprobs": logprobs, "reference_logprobs": logprobs, "entropy": entropy}
+        for name, values in {**expected, "values": trainer.actor.value_head(states).squeeze(-1)}.items():
             found = getattr(rollout, name)[i]
-            torch.testing.assert_close(found[real].double(), expected.double(), rtol=0, atol=1e-4)
+            torch.testing.assert_close(found[real].double(), values.double(), rtol=0, atol=1e-4)
             assert not found[~real].any()
-
-
-def test_rows_cut_to_their_own_length_keep_their_values(trainer):
-    rollout = collect(trainer)
-    with torch.no_grad():
-        whole, values = actor_of(trainer, rollout.episodes)
-        order = rollout.episodes.mask.sum(dim=1).argsort()
-        for rows in (order[:1], order[:3], order[-1:], order[[5, 0, 5]]):
-            part = rollout.episodes.select(rows)
-            assert part.mask.any(dim=0).all() and len(part) == len(rows)
-            assert part.tokens.shape[1] == (part.prompt_lengths + part.mask.sum(dim=1)).max()
-            found, found_values = actor_of(trainer, part)
-            width = part.mask.shape[1]
-            torch.testing.assert_close(found, whole[rows, :width], rtol=0, atol=1e-5)
-            torch.testing.assert_close(found_values, values[rows, :width], rtol=0, atol=1e-5)
-    assert rollout.episodes.select(order[:1]).tokens.shape[1] < rollout.episodes.tokens.shape[1]
 
 
 def test_microbatches_hold_every_row_once_and_little_padding(trainer):
@@ -96,8 +58,9 @@ def test_microbatches_hold_every_row_once_and_little_padding(trainer):
     groups = episodes.by_length(everything, 5)
     assert sorted(torch.cat(groups).tolist()) == everything.tolist() and [len(rows) for rows in groups] != [5, 5, 2]
     for rows in groups:
-        own = lengths[rows]
+        part, own = episodes.select(rows), lengths[rows]
         assert len(rows) <= 5 and 1 - own.sum() / (own.max() * len(rows)) <= 0.1
+        assert part.tokens.shape[1] == own.max() and part.mask.any(dim=0).all()
 
 
 def test_every_prompt_is_seen_once_per_epoch_in_an_order_of_seed_and_update_alone():
@@ -115,36 +78,23 @@ def test_every_prompt_is_seen_once_per_epoch_in_an_order_of_seed_and_update_alon
     assert [rounds.count(i) for i in range(3)] == [8, 8, 8]
 
 
-def test_an_update_does_not_depend_on_the_ones_before_it(trainer):
-    first = collect(trainer, update=5)
-    collect(trainer, update=1)
-    again = collect(trainer, update=5)
-    assert first.answers == again.answers and torch.equal(first.advantages, again.advantages)
-
-
 @pytest.mark.parametrize(
-    ("settings", "pay"),
-    [
-        ({"missing_eos_penalty": 0.0}, lambda score: score),
-        ({"missing_eos_penalty": 0.0, "reward_scale": 0.5}, lambda score: score / 2),
-        (
-            {"reward_scale": 2.0, "reward_clip": 3.0, "missing_eos_penalty": 4.0},
-            lambda score: max(-3.0, min(3.0, 2 * score)),
-        ),
-    ],
+    ("penalty", "scale", "clip"), [(0.0, 1.0, None), (0.0, 0.5, None), (4.0, 2.0, 3.0)], ids=["bare", "scaled", "all"]
 )
-def test_the_policy_is_paid_scaled_then_clipped_and_less_without_eos(policy, tmp_path, settings, pay):
+def test_the_policy_is_paid_scaled_then_clipped_and_less_without_eos(policy, tmp_path, penalty, scale, clip):
     def reward(prompts, responses):
         return torch.tensor([len(response) - 4.0 for response in responses])
 
-    trainer = tiny_trainer(policy, tmp_path, reward, rollout_batch_size=16, gae_lambda=1.0, **settings)
+    how = {"missing_eos_penalty": penalty, "reward_scale": scale, "reward_clip": clip}
+    trainer = tiny_trainer(policy, tmp_path, reward, rollout_batch_size=16, gae_lambda=1.0, **how)
     rollout = collect(trainer, kl_coefficient=0.0)
     assert {answer.ended for answer in rollout.answers} == {True, False}
     for i, answer in enumerate(rollout.answers):
-        paid = pay(len(answer.text) - 4.0) - settings["missing_eos_penalty"] * (not answer.ended)
+        score, limit = len(answer.text) - 4.0, clip or 1e9
+        paid = max(-limit, min(limit, scale * score)) - penalty * (not answer.ended)
         # The value head starts at 0 and nothing is discounted: the return of every token is what the answer is paid.
         assert rollout.returns[i][rollout.episodes.mask[i]].tolist() == pytest.approx([paid] * len(answer.tokens))
-        assert rollout.scores[i] == len(answer.text) - 4.0
+        assert rollout.scores[i] == score
 
 
 # The step
@@ -189,21 +139,12 @@ def test_the_first_update_starts_at_kl_zero_and_ratio_one(policy, tmp_path):
     assert line["ratio_error"] < 1e-4 and abs(line["update_kl"]) < 1e-6 and line["clip_fraction"] == 0
 
 
-def test_a_reference_that_is_another_model_is_noticed(policy, tmp_path):
-    trainer = tiny_trainer(policy, tmp_path)
-    collected = trainer.rollouts.collect
-
-    def with_another_reference(*arguments):
-        trainer.trained.frozen.transformer.wpe.weight.data.mul_(1.5)
-        return collected(*arguments)
-
-    trainer.rollouts.collect = with_another_reference
+def test_a_reference_that_is_another_model_and_dropout_left_on_are_noticed(policy, tmp_path):
+    trainer = tiny_trainer(policy, tmp_path / "other")
+    trainer.trained.frozen.transformer.wpe.weight.data.mul_(1.5)
     with pytest.raises(TrainingError, match="update 0: policy and reference differ"):
         trainer.train()
-
-
-def test_dropout_left_on_is_noticed(policy, tmp_path):
-    trainer = tiny_trainer(policy, tmp_path)
+    trainer = tiny_trainer(policy, tmp_path / "dropout")
     for block in trainer.policy().transformer.h:
         block.mlp.dropout.p = 0.3
     with pytest.raises(TrainingError, match="update 0: the first minibatch's log-ratio is .* instead of 0"):

@@ -63,112 +63,76 @@ def sample(
     place: tuple[int, int] | None = None,
 ) -> Sampled:
     """Sample one response per row of the left-padded `prompts` [B, P] from the unmodified distribution at
-    `temperature`.
+    `temperature`: no top-k and no repetition penalty, so the kept log-probabilities are those of a fresh forward pass.
 
-    No top-k and no repetition penalty, so the kept log-probabilities (of the temperature-scaled distribution) are
-    those a fresh forward pass gives. A response ends with its first EOS, which belongs to it; `eos_id` may name
-    several. `generator` lives on the CPU, so that the same seed draws the same uniform numbers on every device.
-    `keep_hidden` also returns the trunk's state from which each token was drawn (what a value head on the same trunk
-    reads). `place` (first, of) says that the prompts are those from `first` on of a batch of `of`, which is sampled in
-    parts: each draws the numbers that it would draw there. Where memory runs out, fewer rows are sampled at once, with
-    the same random numbers.
+    A response ends with its first EOS, which belongs to it; `eos_id` may name several. `generator` lives on the CPU, so
+    that a seed draws the same numbers on every device. `keep_hidden` also returns the trunk's state from which each
+    token was drawn (what a value head on the same trunk reads). `place` (first, of) says that these prompts are those
+    from `first` on of a batch of `of`, and draws the numbers they would get there. Where memory runs out, fewer rows
+    are sampled at once, with the same numbers.
     """
     # Drawn all at once, so that a generator is left the same however early the responses end.
     first, of = place or (0, len(prompts))
     draws = torch.rand((max_new_tokens, of, 1), generator=generator)[:, first : first + len(prompts)]
     eos_ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
 
-    def parts(size: int) -> list[Sampled]:
+    def parts(size: int) -> list[tuple[Tensor | None, ...]]:
         return [
             _sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], temperature, eos_ids, keep_hidden)
             for rows in torch.arange(len(prompts)).split(size)
         ]
 
-    return _joined(fitting("sampling", len(prompts), parts), eos_ids[0])
-
-
-def _joined(parts: list[Sampled], eos_id: int) -> Sampled:
-    """Parts of a batch as one, padded to the longest."""
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.mask.shape[1] for part in parts)
-
-    def together(name: str, padding: float = 0.0) -> Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        if tensors[0] is None:
-            return None
-        # [B, R] or [B, R, D]: `pad` counts from the last dimension.
-        sides = [(0, 0) * (tensor.dim() - 2) + (0, width - tensor.shape[1]) for tensor in tensors]
-        return torch.cat([nn.functional.pad(t, side, value=padding) for t, side in zip(tensors, sides, strict=True)])
-
-    others = [together(name) for name in ("mask", "logprobs", "entropy", "hidden")]
-    return Sampled(together("tokens", eos_id), *others, torch.cat([part.ended for part in parts]))
+    columns = zip(*fitting("sampling", len(prompts), parts), strict=True)
+    tokens, mask, *columns = (torch.cat(column) if column[0] is not None else None for column in columns)
+    # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its response.
+    ends = torch.isin(tokens, torch.tensor(eos_ids, device=tokens.device)) & mask
+    mask &= ends.long().cumsum(dim=1) - ends.long() == 0
+    width, ended = int(mask.sum(dim=1).max()), (ends & mask).any(dim=1)
+    mask = mask[:, :width]
+    tokens, logprobs, entropy, hidden = (None if found is None else found[:, :width] for found in (tokens, *columns))
+    logprobs, entropy = logprobs.masked_fill(~mask, 0.0), entropy.masked_fill(~mask, 0.0)
+    return Sampled(tokens.masked_fill(~mask, eos_ids[0]), mask, logprobs, entropy, hidden, ended)
 
 
 def _sample_rows(
-    model: nn.Module,
-    prompts: Tensor,
-    prompt_mask: Tensor,
-    uniform: Tensor,
-    temperature: float,
-    eos_ids: list[int],
-    keep_hidden: bool,
-) -> Sampled:
-    """`sample` of these rows at once, with the random numbers `uniform` [R, B, 1]."""
-    parts = language_model(model)
-    trunk, eos_id = parts.trunk, eos_ids[0]
-    batch, device, max_new_tokens = len(prompts), prompts.device, len(uniform)
-    rows = torch.arange(batch, device=device)
-    tokens = torch.full((batch, max_new_tokens), eos_id, dtype=torch.long, device=device)
-    mask = torch.zeros((batch, max_new_tokens), dtype=torch.bool, device=device)
-    logprobs = torch.zeros((batch, max_new_tokens), device=device)
-    entropy = torch.zeros((batch, max_new_tokens), device=device)
-    hidden = torch.zeros((batch, max_new_tokens, parts.width), device=device) if keep_hidden else None
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
-
+    model: nn.Module, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, temperature, eos_ids, keep_hidden
+) -> tuple[Tensor | None, ...]:
+    """Tokens, mask, log-probabilities and entropy [B, R], and states [B, R, D], of these rows sampled at once with the
+    random numbers `uniform` [R, B, 1]; the mask also holds what was drawn after an EOS."""
+    parts, device, shape = language_model(model), prompts.device, (len(prompts), len(uniform))
+    tokens = torch.full(shape, eos_ids[0], device=device)
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    logprobs, entropy = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+    hidden = torch.zeros((*shape, parts.width), device=device) if keep_hidden else None
+    rows, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
     draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
-    cache, attention = DynamicCache(config=trunk.config), prompt_mask
+    cache, inputs, attention = DynamicCache(config=parts.trunk.config), prompts, prompt_mask
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-    inputs = prompts
-    for step in range(max_new_tokens):
-        output = trunk(
+    for step, draw in enumerate(draws):
+        output = parts.trunk(
             input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
         )
         state = output.last_hidden_state[:, -1]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
-        chosen = _inverse_cdf(probabilities, draws[step, rows])
-        tokens[rows, step] = chosen
-        mask[rows, step] = True
+        chosen = _inverse_cdf(probabilities, draw[rows])
+        tokens[rows, step], mask[rows, step] = chosen, True
         logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
         entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
         if keep_hidden:
             hidden[rows, step] = state.float()
-        ended[rows[torch.isin(chosen, ending)]] = True
-        keep = ~ended[rows]
-        if not keep.any():
+        going &= ~torch.isin(chosen, ending)
+        if not going.any():
             break
         # A finished row is sampled on, into nothing, until enough have finished to shrink the batch.
         inputs, positions = chosen[:, None], positions[:, -1:] + 1
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-        if keep.float().mean() <= COMPACT_AT:
-            index = keep.nonzero().squeeze(1)
+        if going.float().mean() <= COMPACT_AT:
+            index = going.nonzero().squeeze(1)
             cache.batch_select_indices(index)
-            rows, inputs, positions, attention = rows[index], inputs[index], positions[index], attention[index]
-    # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its response.
-    ends = torch.isin(tokens, ending) & mask
-    mask &= ends.long().cumsum(dim=1) - ends.long() == 0
-    width = int(mask.sum(dim=1).max())
-    mask = mask[:, :width]
-    return Sampled(
-        tokens[:, :width].masked_fill(~mask, eos_id),
-        mask,
-        logprobs[:, :width].masked_fill(~mask, 0.0),
-        entropy[:, :width].masked_fill(~mask, 0.0),
-        hidden[:, :width] if hidden is not None else None,
-        ended,
-    )
+            rows, inputs, positions, attention, going = (t[index] for t in (rows, inputs, positions, attention, going))
+    return tokens, mask, logprobs, entropy, hidden
 
 
 def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
@@ -194,8 +158,7 @@ def answer_prompts(
     """
     encoded = start_tokens(tokenizer, prompts)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    answers: list[Answer | None] = [None] * len(encoded)
-    generator = torch.Generator().manual_seed(seed)
+    answers, generator = {}, torch.Generator().manual_seed(seed)
     was_training = model.training
     model.eval()
     only_tokens_of(tokenizer, model)
@@ -206,22 +169,15 @@ def answer_prompts(
         tokens, mask = left_padded(asked, tokenizer.pad_token_id, device.kind)
         with phase("sample"), device.autocast():
             sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
-        for i, answer in zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True):
-            answers[i] = answer
+        answers |= dict(zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True))
     model.train(was_training)
-    return answers
+    return [answers[i] for i in range(len(encoded))]
 
 
 def to_answers(
-    prompts: Sequence[Sequence[int]],
-    sampled: Sampled,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template = TEMPLATE,
+    prompts: Sequence[Sequence[int]], sampled: Sampled, tokenizer: PreTrainedTokenizerBase, template=TEMPLATE
 ) -> list[Answer]:
     """Decode the tokens sampled after `prompts` (token ids) into text, as responses of `template`."""
     kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
-    texts = continuations(tokenizer, prompts, kept)
-    return [
-        Answer(template.response(text), tokens, ended)
-        for text, tokens, ended in zip(texts, kept, sampled.ended.tolist(), strict=True)
-    ]
+    texts = map(template.response, continuations(tokenizer, prompts, kept))
+    return [Answer(*answer) for answer in zip(texts, kept, sampled.ended.tolist(), strict=True)]

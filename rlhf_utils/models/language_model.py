@@ -6,6 +6,7 @@ fp16 0.06. So the head computes in fp32 and outside of autocast, whatever precis
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -21,8 +22,8 @@ _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multip
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 # The logit of what cannot be sampled. Finite, for 0 times infinity in an entropy is no number.
 _NEVER = -1e9
-# How far logits may be from the model's own, in steps of the own ones' floating-point format.
-_SAME_STEPS = 16
+# Share of a microbatch that may be padding before it is split: a GPU loses more by small batches than by padding.
+_PADDING = {"cpu": 0.1, "cuda": 0.5}
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ class LanguageModel:
 def in_fp32(layer: nn.Module, states: Tensor) -> Tensor:
     """The linear `layer` on `states`, in fp32 and outside of autocast, whatever its weights are stored in."""
     with torch.autocast(states.device.type, enabled=False):
-        if layer.weight.dtype == torch.float32:
-            return layer(states.float())
         bias = None if layer.bias is None else layer.bias.float()
         return nn.functional.linear(states.float(), layer.weight.float(), bias)
 
@@ -75,6 +74,8 @@ def language_model(model: nn.Module) -> LanguageModel:
     """
     inner = _inner(model)
     trunk, head = inner.base_model, inner.get_output_embeddings()
+    if trunk is inner or head is None:
+        raise InputError(f"{type(inner).__name__} is no causal language model with a head of its own; choose another")
     if inner not in _rules:
         _rules[inner] = (*_scale_and_cap(inner, trunk, head), None)
     return LanguageModel(trunk, head, *_rules[inner])
@@ -91,11 +92,9 @@ def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None
 
 def eos_ids(source: nn.Module | PretrainedConfig) -> list[int]:
     """The tokens that end a text, as a model or its configuration names them: none, one or several."""
-    config, found = getattr(source, "config", source), []
-    for settings in (getattr(source, "generation_config", None), config.get_text_config()):
-        named = getattr(settings, "eos_token_id", None)
-        found += named if isinstance(named, list | tuple) else [] if named is None else [named]
-    return found
+    settings = getattr(source, "generation_config", None), getattr(source, "config", source).get_text_config()
+    named = [getattr(setting, "eos_token_id", None) for setting in settings]
+    return [end for ends in named if ends is not None for end in (ends if isinstance(ends, list | tuple) else [ends])]
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
@@ -112,44 +111,35 @@ def _inner(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _scale_and_cap(inner: nn.Module, trunk: nn.Module, head: nn.Module | None) -> tuple[float, float | None]:
+def _scale_and_cap(inner: nn.Module, trunk: nn.Module, head: nn.Module) -> tuple[float, float | None]:
     """By which factor and within which cap the head's logits are the model's own."""
-    name, was_training = type(inner).__name__, inner.training
-    if trunk is inner or head is None:
-        raise InputError(f"{name} is no causal language model with a head of its own; choose another policy")
+    refused, was_training = f"{type(inner).__name__} cannot be trained here", inner.training
     tokens = torch.arange(1, min(9, head.weight.shape[0]), device=head.weight.device)[None]
-    with torch.autocast(tokens.device.type, enabled=False):
-        inner.eval()
-        # The class's, for a trainer leaves one in the model that computes in the trainer's precision.
-        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
-        states = trunk(input_ids=tokens, use_cache=False).last_hidden_state
-        try:
+    inner.eval()
+    try:
+        with torch.autocast(tokens.device.type, enabled=False):
+            # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
+            own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
+            states = trunk(input_ids=tokens, use_cache=False).last_hidden_state
             sampled = _padded_and_cached(trunk, tokens)
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0][:100]
-            raise InputError(f"{name} cannot be sampled in batches with a cache ({reason}); choose another") from error
-        finally:
-            inner.train(was_training)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{refused}: no sampling with a cache ({str(error)[:100]}); choose another policy") from error
+    finally:
+        inner.train(was_training)
     if not own.isfinite().all():
-        raise InputError(f"the policy's weights ({name}) give logits that are no number; choose another checkpoint")
+        raise InputError(f"{refused}: its weights give logits that are no number; choose another checkpoint")
     config = inner.config.get_text_config()
-    declared = [value for key in _SCALES if (value := getattr(config, key, None))]
-    caps = [value for key in _CAPS if (value := getattr(config, key, None))]
-    allowed = _SAME_STEPS * torch.finfo(own.dtype).eps * own.abs().max()
+    scales, caps = ([v for key in keys if (v := getattr(config, key, None))] for keys in (_SCALES, _CAPS))
+    # Within 16 steps of the model's own floating-point format; 16-bit and 4-bit layers differ a little with the shape
+    # of the batch, positions that are wrong with left padding much.
+    allowed, much = 16 * torch.finfo(own.dtype).eps * own.abs().max(), 0.1 * (own.max() - own.min())
     # What is declared comes first: a cap hardly shows in the small logits of an untrained model.
-    for cap in (*caps, None):
-        for scale in (*declared, *(1.0 / value for value in declared), 1.0):
-            parts = LanguageModel(trunk, head, scale, cap)
-            if (parts.logits(states) - own).abs().max() <= allowed:
-                # 16-bit and 4-bit layers differ a little with the shape of the batch; positions that are wrong, much.
-                if (parts.logits(sampled) - own[:, -1]).abs().max() > 0.1 * (own.max() - own.min()):
-                    raise InputError(
-                        f"{name} gives other logits where its prompt is padded on the left; choose another policy"
-                    )
-                return scale, cap
+    for cap, scale in itertools.product((*caps, None), (*scales, *(1.0 / value for value in scales), 1.0)):
+        logits = LanguageModel(trunk, head, scale, cap).logits
+        if (logits(states) - own).abs().max() <= allowed and (logits(sampled) - own[:, -1]).abs().max() <= much:
+            return scale, cap
     raise InputError(
-        f"the logits of {name} are not its head's on its last states, so PPO would learn another model's; choose a "
-        "policy of another architecture"
+        f"{refused}: its logits are not its head's, or change with padding on the left; choose another policy"
     )
 
 
@@ -157,13 +147,11 @@ def _padded_and_cached(trunk: nn.Module, tokens: Tensor) -> Tensor:
     """The last state [1, D] for `tokens` [1, T] as sampling computes it: padded on the left, in a batch whose other row
     is taken out, the last token from a cache."""
     cache, start = DynamicCache(config=trunk.config), tokens[:, :-1].expand(2, -1)
-    padding = torch.zeros_like(start[:, :2])
-    mask = torch.cat([padding, torch.ones_like(start)], dim=1).bool()
-    position = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    padded, mask = nn.functional.pad(start, (2, 0)), nn.functional.pad(torch.ones_like(start), (2, 0)).bool()
     how = {"past_key_values": cache, "use_cache": True}
-    trunk(input_ids=torch.cat([padding, start], dim=1), attention_mask=mask, position_ids=position, **how)
+    trunk(input_ids=padded, attention_mask=mask, position_ids=(mask.long().cumsum(dim=1) - 1).clamp(min=0), **how)
     cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=tokens.device))
-    mask, position = torch.cat([mask, mask[:, -1:]], dim=1)[:1], position[:1, -1:] + 1
+    mask, position = nn.functional.pad(mask[:1], (0, 1), value=True), torch.full_like(tokens[:, :1], start.shape[1])
     output = trunk(input_ids=tokens[:, -1:], attention_mask=mask, position_ids=position, **how)
     return output.last_hidden_state[:, -1]
 
@@ -172,10 +160,6 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Te
     """Token lists as one right-padded tensor [B, T] and the lengths [B]."""
     rows = [torch.tensor(row, dtype=torch.long) for row in rows]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id), torch.tensor([*map(len, rows)])
-
-
-# Share of a microbatch that may be padding before it is split: a GPU loses more by small batches than by padding.
-_PADDING = {"cpu": 0.1, "cuda": 0.5}
 
 
 @dataclass
@@ -190,15 +174,23 @@ class Episodes:
     prompt_lengths: Tensor
     mask: Tensor
 
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_id: int, device) -> Episodes:
+        """The episodes of prompts and answers as token ids."""
+        tokens, _ = right_padded([p + a for p, a in zip(prompts, answers, strict=True)], pad_id)
+        prompt_lengths, lengths = (torch.tensor([*map(len, rows)]) for rows in (prompts, answers))
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return cls(tokens.to(device), prompt_lengths.to(device), mask.to(device))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Episodes:
         """The given rows, cut to their own longest prompt-plus-answer and longest answer."""
         prompt_lengths, mask = self.prompt_lengths[rows], self.mask[rows]
-        answer_lengths = mask.sum(dim=1)
-        width = int((prompt_lengths + answer_lengths).max())
-        return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(answer_lengths.max())])
+        lengths = mask.sum(dim=1)
+        width = int((prompt_lengths + lengths).max())
+        return Episodes(self.tokens[rows, :width], prompt_lengths, mask[:, : int(lengths.max())])
 
     def by_length(self, rows: Tensor, size: int | None) -> list[Tensor]:
         """`rows` sorted by length, whole where `size` is None, else in groups of at most `size` with little padding."""

@@ -9,19 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf_utils.models.language_model import eos_ids
@@ -45,10 +36,9 @@ def reads_ahead(config: PretrainedConfig) -> bool:
 
 
 def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
-    """The configuration of the model at `source`; no weights are loaded. `base` is the base of an adapter, in place of
-    the one it names."""
+    """The configuration of the model at `source`, of an adapter that of its base; no weights are loaded."""
     below = adapter_base(source, base)
-    return load_config(below) if below else _from_pretrained(AutoConfig, source)
+    return load_config(below) if below else _from_pretrained(transformers.AutoConfig, source)
 
 
 def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
@@ -57,31 +47,26 @@ def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokeniz
     tokenizer = load_classifier_tokenizer(source, base)
     if tokenizer.eos_token_id is None and (ends := eos_ids(load_config(source, base))):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"the tokenizer at {source} has no end-of-text token, so answers could never end; add an eos_token"
-        )
-    return tokenizer
+        raise InputError(f"the tokenizer at {source} has no end-of-text token to end answers with; add an eos_token")
+    return padding(tokenizer)
 
 
 def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a classifier, which need not have an end-of-text token."""
-    below = adapter_base(source, base)
-    folder = model_folder(source, weights=False)
+    below, folder = adapter_base(source, base), model_folder(source, weights=False)
     if below is not None and not (folder / "tokenizer_config.json").is_file():
         return load_classifier_tokenizer(below)
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in _TOKENIZER_FILES):
         raise InputError(f"{source} has no tokenizer; save it there with tokenizer.save_pretrained")
-    return padding(_from_pretrained(AutoTokenizer, source))
+    return padding(_from_pretrained(transformers.AutoTokenizer, source))
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """`tokenizer`, or where it has no padding token one like it that pads with its EOS."""
-    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
-        return tokenizer
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -91,25 +76,21 @@ def load_policy(source: Source, device: Device, dropout: bool = False, base: str
     Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
     show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
     """
-    model = _load_policy(source, base, **_where(source, base, device))
+    model = _load_policy(source, base, device)
     return (model if dropout else without_dropout(model)).to(device.kind)
 
 
-def load_policy_4bit(source: Source, device: Device, settings: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+def load_policy_4bit(source: Source, device: Device, settings=None) -> PreTrainedModel:
     """The model at `source` with its linear layers stored in 4-bit NormalFloat (Dettmers et al. 2023,
-    arXiv:2305.14314), or as `settings` say."""
+    arXiv:2305.14314), or as `settings`, a BitsAndBytesConfig, say."""
     import bitsandbytes
 
-    # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
-    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
-    settings = settings or BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=device.autocast_dtype or torch.float32,
-    )
     if adapter_base(source):
         raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
+    # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
+    place, dtype = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}", device.autocast_dtype
+    how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype or torch.float32}
+    settings = settings or transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **how)
     model = without_dropout(_load_policy(source, quantization_config=settings, device_map={"": place}))
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -123,17 +104,13 @@ def has_bitsandbytes() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def load_reward_model(
-    source: Source, device: Device | None = None, fresh_head: bool = False, base: str | None = None
-) -> PreTrainedModel:
+def load_reward_model(source: Source, device: Device | None = None, fresh_head=False, base=None) -> PreTrainedModel:
     """A sequence classifier with one output, dropout off; with `fresh_head` a language model gets a randomly
     initialized one. Raises InputError where there is no trained head otherwise, and where it has more outputs."""
     return _load_classifier(source, device, fresh_head, base, num_labels=1)
 
 
-def load_classifier(
-    source: Source, device: Device, labels: Sequence[str] | None = None, base: str | None = None
-) -> PreTrainedModel:
+def load_classifier(source: Source, device: Device, labels: Sequence[str] | None = None, base=None) -> PreTrainedModel:
     """A text classifier, dropout off; with `labels` a language model gets a randomly initialized head for them."""
     heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     return _load_classifier(source, device, labels is not None, base, **heads)
@@ -142,11 +119,9 @@ def load_classifier(
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """`model` with every dropout of it off, whatever it is called: layers, and rates in modules or configuration."""
     for owner in (model.config, *model.modules()):
-        if isinstance(owner, nn.modules.dropout._DropoutNd):
-            owner.p = 0.0
-        for name, value in vars(owner).items():
-            if "drop" in name and type(value) in (int, float):
-                setattr(owner, name, 0.0)
+        names = [name for name, value in vars(owner).items() if "drop" in name and type(value) in (int, float)]
+        for name in [*names, "p"] if isinstance(owner, nn.modules.dropout._DropoutNd) else names:
+            setattr(owner, name, 0.0)
     return model
 
 
@@ -162,25 +137,16 @@ def checkpoint_gradients(model: nn.Module) -> None:
     """Recompute the layers in the backward pass instead of keeping them; in effect while the model is in training mode.
     Raises InputError for an architecture that cannot."""
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise InputError(
-            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing to false"
-        )
+        name = type(model).__name__
+        raise InputError(f"{name} does not support gradient checkpointing; set gradient_checkpointing to false")
     # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """`trainable_parameters` and `total_parameters`; a 4-bit weight counts as the number it stands for."""
-
-    def size(parameter: nn.Parameter) -> int:
-        state = getattr(parameter, "quant_state", None)
-        return state.shape.numel() if state is not None else parameter.numel()
-
-    parameters = list(model.parameters())
-    return {
-        "trainable_parameters": sum(size(p) for p in parameters if p.requires_grad),
-        "total_parameters": sum(size(p) for p in parameters),
-    }
+    trainable = model.num_parameters(only_trainable=True)
+    return {"trainable_parameters": trainable, "total_parameters": model.num_parameters()}
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -203,13 +169,10 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
     if settings is None or base:
         return base if settings else None
     named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    if not named:
-        trouble = f"{source} is an adapter that does not say of which model (base_model_name_or_path); name its base"
-    elif is_folder(named) and not is_there(named):
-        trouble = f"the adapter {source} belongs to the base {named}, which is not there; say where the base is"
-    else:
-        return named if not revision or is_folder(named) else f"{named}@{revision}"
-    raise InputError(f"{trouble} with --set models.adapter_base=FOLDER_OR_ID")
+    if not named or (is_folder(named) and not is_there(named)):
+        trouble = f"belongs to the base {named}, which is not there" if named else "does not say of which model it is"
+        raise InputError(f"the adapter {source} {trouble}; name its base with --set models.adapter_base=FOLDER_OR_ID")
+    return named if not revision or is_folder(named) else f"{named}@{revision}"
 
 
 def _adapter_settings(source: Source) -> dict | None:
@@ -221,16 +184,16 @@ def _adapter_settings(source: Source) -> dict | None:
     return read_json(about)
 
 
-def _load_policy(source: Source, base: str | None = None, **settings) -> PreTrainedModel:
-    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), **settings)
+def _load_policy(source: Source, base: str | None = None, device: Device | None = None, **settings) -> PreTrainedModel:
+    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), device, **settings)
     if headless:
         raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
     return model
 
 
 def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
-    tasks, where = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",), _where(source, base, device)
-    model, headless = _load_model(AutoModelForSequenceClassification, source, base, tasks, **heads, **where)
+    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
+    model, headless = _load_model(transformers.AutoModelForSequenceClassification, source, base, tasks, device, **heads)
     if headless and not fresh_head:
         raise InputError(
             f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
@@ -243,64 +206,49 @@ def _load_classifier(source: Source, device: Device | None, fresh_head: bool, ba
     return model.to(device.kind) if device else model
 
 
-def _where(source: Source, base: str | None, device: Device | None) -> dict[str, str]:
-    """On the meta device nothing is allocated; the weights of an adapter can only be put on real ones."""
-    return {"device_map": "meta"} if device == SHAPES_ONLY and adapter_base(source, base) is None else {}
-
-
 def _load_model(
-    kind, source: Source, base: str | None, tasks: Sequence[str], **settings
+    kind, source: Source, base: str | None, tasks: Sequence[str], device: Device | None = None, **settings
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
     into the fp32 weights of its base."""
-    below = adapter_base(source, base)
-    if below is None:
-        config = load_config(source)
-        if getattr(config, "quantization_config", None):
-            raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
-        if getattr(config, "activation_function", "") == "gelu_new":
-            settings["activation_function"] = "gelu_pytorch_tanh"
-        model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
-        return _plain(model), headless
-    task = _adapter_settings(source).get("task_type")
-    if task and task not in tasks:
-        raise InputError(f"{source} is an adapter of another task ({task}); one of {' or '.join(tasks)} is wanted here")
-    # The base of a classifier's adapter may well be a language model.
-    model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
-    try:
-        merged, own = merged_with_names(model, source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
-        raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
-    return merged, headless - own
-
-
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` without settings that would keep it from being saved or used: how somebody sampled from it, and a padding
-    id that is none."""
-    pad = model.config.pad_token_id
-    if pad is not None and not 0 <= pad < model.config.vocab_size:
+    if below := adapter_base(source, base):
+        task = _adapter_settings(source).get("task_type")
+        if task and task not in tasks:
+            raise InputError(f"{source} is an adapter of another task ({task}); {' or '.join(tasks)} is wanted here")
+        # The base of a classifier's adapter may well be a language model.
+        model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
+        try:
+            merged, own = merged_with_names(model, source)
+        except (KeyError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
+            raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
+        return merged, headless - own
+    config = load_config(source)
+    if getattr(config, "quantization_config", None):
+        raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
+    if getattr(config, "activation_function", "") == "gelu_new":
+        settings["activation_function"] = "gelu_pytorch_tanh"
+    if device == SHAPES_ONLY:
+        settings["device_map"] = "meta"
+    model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
+    # What would keep it from being saved or used: a padding id that is none, and how somebody sampled from it.
+    if not 0 <= (model.config.pad_token_id or 0) < model.config.vocab_size:
         model.config.pad_token_id = None
     if (sampling := getattr(model, "generation_config", None)) is not None:
         ids = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}
-        model.generation_config = GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
-    return model
+        model.generation_config = transformers.GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
+    return model, headless
 
 
 def _from_pretrained(kind, source: Source, **settings):
-    of_weights = kind in (AutoModelForCausalLM, AutoModelForSequenceClassification)
-    folder = model_folder(source, of_weights)
+    of_weights = kind not in (transformers.AutoConfig, transformers.AutoTokenizer)
+    folder, advice = model_folder(source, of_weights), "give a folder written by save_pretrained"
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        raise InputError(
-            f"{source} is not a model folder: it has no config.json; give a folder written by save_pretrained"
-        )
+        raise InputError(f"{source} is not a model folder: it has no config.json; {advice}")
     if of_weights and not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
-        raise InputError(f"{source} has no weights (*.safetensors); give a folder written by save_pretrained")
+        raise InputError(f"{source} has no weights (*.safetensors); {advice}")
     try:
         return read_model(kind, folder, source, **settings) if of_weights else kind.from_pretrained(folder, **settings)
     except (OSError, ValueError, SafetensorError) as error:
-        indexes = [read_json(file)["weight_map"] for file in folder.glob("*.index.json")] if of_weights else []
-        if lost := {shard for index in indexes for shard in index.values() if not (folder / shard).is_file()}:
-            raise InputError(f"{source} lacks {some(lost)}, which its index of weights names; copy it there") from None
         reason = str(error).strip().split("\n")[0][:300]
-        raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
+        raise InputError(f"cannot load {source}: {reason}; {advice}") from None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_utils.models.language_model import language_model
-from rlhf_utils.models.weights import say_pickled, some, unreadable
+from rlhf_utils.models.weights import plain_tensors, some
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import model_folder
 from rlhf_utils.platforms.names import Source
@@ -27,30 +26,20 @@ def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
     from peft import LoraConfig
 
     modules, transposed = lora_modules(settings, config)
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        task_type=task,
-        target_modules=modules,
-        # GPT-2's Conv1D holds its weight the other way round. So it is in the fp32 model that an adapter is merged
-        # into, also where it was trained on 4-bit weights, which are all linear layers.
-        fan_in_fan_out=transposed,
-    )
+    # GPT-2's Conv1D holds its weight the other way round (`fan_in_fan_out`). So it is in the fp32 model that an adapter
+    # is merged into, also where it was trained on 4-bit weights, which are all linear layers.
+    how = {"task_type": task, "target_modules": modules, "fan_in_fan_out": transposed}
+    return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, **how)
 
 
 def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list[str], bool]:
     """The names of the layers that `settings.modules` means in the model of `config`, and whether they are Conv1D."""
     layers, found = _layers(config), {}
-    for place in settings.modules:
-        hits = {
-            name: transposed
-            for name, (places, transposed) in layers.items()
-            if place in places or f".{name}".endswith(f".{place}")
-        }
+    for wanted in settings.modules:
+        hits = {n: conv for n, (places, conv) in layers.items() if wanted in places or f".{n}".endswith(f".{wanted}")}
         if not hits:
             raise InputError(
-                f"lora.modules: a {config.model_type} model has no {place!r}; choose among {', '.join(LORA_PLACES)} "
+                f"lora.modules: a {config.model_type} model has no {wanted!r}; choose among {', '.join(LORA_PLACES)} "
                 f"or its own layers: {', '.join(sorted(layers)) or 'none that a LoRA adapter can be put on'}"
             )
         found |= hits
@@ -71,18 +60,14 @@ def _layers(config: PretrainedConfig) -> dict[str, tuple[set[str], bool]]:
     for (_, kind), layers in members.items():
         for name, module in layers:
             # The last linear layer of an attention or an MLP is its output.
-            end = "out" if name == layers[-1][0] else "in"
-            places, _ = found.get(name, (set(), False))
-            found[name] = places | {"all-linear", kind, f"{kind}_{end}"}, isinstance(module, Conv1D)
+            places = {"all-linear", kind, f"{kind}_out" if name == layers[-1][0] else f"{kind}_in"}
+            found[name] = places | found.get(name, (set(),))[0], isinstance(module, Conv1D)
     return found
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
-    """`model` (in fp32) with the LoRA adapter at `adapter` added into its weights.
-
-    Merging into the fp32 base is exact to 4e-7; merging into the 4-bit base it was trained on costs about 7 %. Raises
-    InputError where the adapter is of a kind that cannot be merged, or does not fit the model weight for weight.
-    """
+    """`model` (in fp32) with the LoRA adapter at `adapter` added into its weights: exact to 4e-7, while merging into
+    4-bit weights costs about 7 %. Raises InputError for a kind that cannot be merged, or does not fit the model."""
     return merged_with_names(model, adapter)[0]
 
 
@@ -94,39 +79,16 @@ def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrain
     settings = PeftConfig.from_pretrained(folder)
     if settings.is_prompt_learning:
         raise InputError(f"{adapter} is a {settings.peft_type.value} adapter; only LoRA and its kin can be merged")
-    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+    kinds = {file.suffix for file in folder.glob("adapter_model.*")}
+    if not kinds & {".safetensors", ".bin"}:
         raise InputError(f"{adapter} is an adapter without weights (adapter_model.safetensors); save it again")
-    try:
+    with contextlib.nullcontext() if ".safetensors" in kinds else plain_tensors(adapter):
         weights = load_peft_weights(folder, device="cpu")
-    except (OSError, SafetensorError):
-        raise
-    except Exception as error:  # pickle's own, torch's, zip's
-        raise unreadable(adapter, error) from None
-    if not (folder / "adapter_model.safetensors").is_file():
-        say_pickled(str(adapter))
-    try:
-        if settings.task_type == "CAUSAL_LM":
-            settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
-        wrapped = PeftModel.from_pretrained(model, folder, config=settings)
-    except KeyError as error:
-        lacks = "has no trained head: it lacks" if settings.task_type == "SEQ_CLS" else "lacks"
-        raise InputError(f"{adapter} {lacks} the weight {error.args[0]}; save it again with save_pretrained") from None
+    if settings.task_type == "CAUSAL_LM":
+        settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
+    wrapped = PeftModel.from_pretrained(model, folder, config=settings)
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     found = {"missing": wanted - set(weights), "not of it": set(weights) - wanted - set(wrapped.state_dict())}
     if told := [f"{what} {some(names)}" for what, names in found.items() if names]:
         raise InputError(f"{adapter} does not fit the model it is put on ({'; '.join(told)}); give the base it is of")
     return wrapped.merge_and_unload(), {key.removeprefix("base_model.model.") for key in weights}
-
-
-def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the frozen linear layers of `model`, all but its head, in `dtype`; outside of autocast they compute in it
-    too."""
-    head = language_model(model).head
-    for layer in model.modules():
-        kept = isinstance(layer, nn.Linear | Conv1D) and layer is not head and layer.weight.dtype == torch.float32
-        if kept and not layer.weight.requires_grad:
-            layer.to(dtype)
-            layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype), *inputs[1:]))
-            layer.register_forward_hook(
-                lambda _, inputs, output: output if torch.is_autocast_enabled(output.device.type) else output.float()
-            )

@@ -31,19 +31,14 @@ class Learner:
     """Owns the optimizer; `learn` takes the steps of one update. A batch that is not finite is left in `folder`."""
 
     def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str, folder: Path):
-        self.folder, self._skipped_in_a_row = folder, 0
         self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
+        self.folder, self._skipped_in_a_row = folder, 0
         policy = [p for p in actor.policy.parameters() if p.requires_grad]
-        critic = list(actor.critic.parameters()) if actor.critic is not None else []
-        groups = [{"params": policy}, {"params": [*actor.value_head.parameters(), *critic]}]
+        critic = [*actor.value_head.parameters(), *(actor.critic.parameters() if actor.critic is not None else ())]
+        groups = [{"params": policy}, {"params": critic}]
         optimizer = torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(actor, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of an update."""
-        return self.config.epochs * self.config.rollout_batch_size // self.config.minibatch_size
 
     def learn(self, rollout: Rollout, update: int) -> dict[str, float | None]:
         """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses, and
@@ -64,15 +59,17 @@ class Learner:
                         "0; sampling and training do not compute the same log-probabilities"
                     )
         means = {name: _finite_mean([step[name] for step in taken]) for name in (*FIGURES, "gradient_norm")}
-        return means | {"skipped_steps": sum(step["skipped"] for step in taken), "learning_rate": rates[0]}
+        return means | {"learning_rate": rates[0], "skipped_steps": sum(step["skipped"] for step in taken)}
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an update."""
+        return self.config.epochs * self.config.rollout_batch_size // self.config.minibatch_size
 
     def learning_rates(self, update: int, step: int) -> tuple[float, float]:
         """The rates (policy, critic) of optimizer step `step` of an update: linear decay over the updates to
         `final_learning_rate_ratio` of the configured ones, after a linear rise over the first `warmup_ratio` of all
-        steps.
-
-        Adam's first steps move every weight by nearly the whole rate, whatever the size of its gradient.
-        """
+        steps, for Adam's first steps move every weight by nearly the whole rate."""
         config = self.config
         done = update / max(config.updates - 1, 1)
         warming = math.ceil(config.warmup_ratio * config.updates * self.steps)
@@ -81,14 +78,12 @@ class Learner:
         return config.learning_rate * scale, (config.value_learning_rate or config.learning_rate) * scale
 
     def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
-        """One optimizer step on `minibatch`; gradients of its microbatches, in whatever process, add up to the gradient
-        of the whole."""
+        """One optimizer step on `minibatch`, in microbatches that fit into memory."""
         config = self.config
         share = len(minibatch) // processes.count()
 
         def gradients(size: int) -> dict[str, float]:
-            # Those of an attempt that ran out of memory half-way.
-            self.optimizer.zero_grad()
+            self.optimizer.zero_grad()  # those of an attempt that ran out of memory half-way
             # Whole minibatches are not split by length where nobody asked for it and nothing forced it.
             whole = config.microbatch_size is None and size >= share
             return self._gradients(rollout, minibatch, update, None if whole else size)
@@ -98,8 +93,7 @@ class Learner:
         # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
         skipped = not math.isfinite(norm)
         if skipped and self.accelerator.scaler is None:
-            advice = "lower ppo.learning_rate or ppo.max_grad_norm"
-            raise self._failure(f"update {update}: the gradient norm is {norm}", advice, rollout, minibatch)
+            raise self._failure(f"update {update}: the gradient norm is {norm}", rollout, minibatch)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise too_many_skipped(f"update {update}")
@@ -108,32 +102,25 @@ class Learner:
         return {**figures, "gradient_norm": norm, "skipped": int(skipped)}
 
     def _gradients(self, rollout: Rollout, minibatch: Tensor, update: int, size: int | None) -> dict[str, float]:
-        """Add up the gradients of `minibatch` in microbatches of at most `size`; returns its losses."""
-        tokens = rollout.episodes.mask[minibatch].sum()
+        """Add up the gradients of `minibatch` in microbatches of at most `size`, whose sum depends on neither order nor
+        size nor the number of processes; returns its losses."""
+        tokens, others = rollout.episodes.mask[minibatch].sum(), processes.count()
         totals = torch.zeros(len(FIGURES), dtype=torch.float64)
-        if processes.count() > 1:
+        if others > 1:
             # Every so-manieth by length: each process gets as many rows, and nearly as many tokens.
-            minibatch = rollout.episodes.by_length(minibatch, None)[0][processes.index() :: processes.count()]
-        # The sum of their gradients depends on neither order nor size.
+            minibatch = rollout.episodes.by_length(minibatch, None)[0][processes.index() :: others]
         parts = rollout.episodes.by_length(minibatch, size)
         for number, rows in enumerate(parts, 1):
             weight = rollout.episodes.mask[rows].sum() / tokens
             # Processes exchange gradients once per step, with their last microbatch.
-            alone = self.accelerator.no_sync(self.model) if number < len(parts) else contextlib.nullcontext()
-            with alone:
+            with self.accelerator.no_sync(self.model) if number < len(parts) else contextlib.nullcontext():
                 loss, figures = self._loss(rollout, rows)
             if not loss.isfinite():
-                raise self._failure(
-                    f"update {update}: the loss is {loss.item()}",
-                    "lower ppo.learning_rate or ppo.reward_scale, check the reward function for extreme values; under "
-                    "fp16 also try fp32 or bf16",
-                    rollout,
-                    rows,
-                )
+                raise self._failure(f"update {update}: the loss is {loss.item()}", rollout, rows)
             # The exchange is a mean over the processes, and the gradient is their sum.
-            self.accelerator.backward(loss * (weight * processes.count()))
+            self.accelerator.backward(loss * (weight * others))
             totals += (figures * weight).cpu()
-        if processes.count() > 1:
+        if others > 1:
             totals = self.accelerator.gather(totals[None].float().to(self.accelerator.device)).cpu().sum(dim=0)
         figures = dict(zip(FIGURES, totals.tolist(), strict=True))
         return {**figures, "ratio_error": figures["ratio_error"] ** 0.5}
@@ -141,14 +128,14 @@ class Learner:
     def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
         """What a step lowers, a mean over the tokens of the episodes `rows`, and its `FIGURES` [6]."""
         config, part = self.config, rollout.episodes.select(rows)
-        width = part.mask.shape[1]
         old_logprobs, advantages, old_values, returns = (
-            column[rows, :width] for column in (rollout.logprobs, rollout.advantages, rollout.values, rollout.returns)
+            column[rows, : part.mask.shape[1]]
+            for column in (rollout.logprobs, rollout.advantages, rollout.values, rollout.returns)
         )
         with self.accelerator.autocast():
             logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
-        value_range = config.value_clip_range and config.value_clip_range * rollout.spread
         policy = policy_loss(logprobs, old_logprobs, advantages, part.mask, config.clip_range)
+        value_range = config.value_clip_range and config.value_clip_range * rollout.spread
         value = value_loss(values, old_values, returns, part.mask, value_range)
         # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
         loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
@@ -156,12 +143,13 @@ class Learner:
         figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, policy.approximate_kl, error)
         return loss, torch.stack([figure.detach() for figure in figures])
 
-    def _failure(self, what: str, advice: str, rollout: Rollout, rows: Tensor) -> TrainingError:
+    def _failure(self, what: str, rollout: Rollout, rows: Tensor) -> TrainingError:
         """The error for a figure that is not finite, with the episodes `rows` written down."""
-        kept = {**vars(rollout), **vars(rollout.episodes)}
+        advice = "lower ppo.learning_rate or ppo.reward_scale, look for extreme rewards; under fp16 try fp32 or bf16"
+        kept, indices = {**vars(rollout), **vars(rollout.episodes)}, rows.tolist()
         tensors = {name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)}
-        prompts, answers = ([column[i] for i in rows.tolist()] for column in (rollout.prompts, rollout.answers))
-        texts = {"prompt": prompts, "response": [answer.text for answer in answers]}
+        texts = {"prompt": [rollout.prompts[i] for i in indices]}
+        texts |= {"response": [rollout.answers[i].text for i in indices]}
         return not_finite(what, advice, self.folder, tensors, texts)
 
 

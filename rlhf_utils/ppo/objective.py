@@ -6,7 +6,7 @@ response, its EOS included; what stands outside it never enters a result. Logari
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,21 +24,15 @@ def masked_whiten(values: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor
     return (centred * torch.rsqrt(variance + epsilon)).masked_fill(~mask, 0.0)
 
 
-def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) -> Tensor:
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal["k1", "k3"]) -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens that the policy sampled; same shape as the inputs.
 
     With d = log pi(a) - log pi_ref(a) (Schulman 2020, http://joschu.net/blog/kl-approx.html):
     k1 = d              unbiased; single tokens may be negative, the mean over many must not be
-    k3 = e^-d - 1 + d   unbiased, never negative
-
-    As a penalty in the reward only k1 will do: the gradient of the mean of k3 is not that of the KL.
+    k3 = e^-d - 1 + d   unbiased, never negative; as a penalty in the reward its gradient is not that of the KL
     """
     difference = logprobs - reference_logprobs
-    if estimator == "k1":
-        return difference
-    if estimator == "k3":
-        return torch.expm1(-difference) + difference
-    raise ValueError(f"unknown KL estimator {estimator!r}; use k1 or k3")
+    return difference if estimator == "k1" else torch.expm1(-difference) + difference
 
 
 def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:

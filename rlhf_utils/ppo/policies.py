@@ -1,154 +1,221 @@
-"""What learns in PPO: a policy, whole or by adapter, the reference it is held to, and its critic."""
+"""What learns in PPO: a policy, whole or by adapter, the reference it is held to, its critic, and their checkpoints:
+complete or not there, the newest kept for resuming, earlier policies kept for the frontier.
+
+checkpoints/update-000016/policy/     the policy, loads with from_pretrained; the value head lies beside it
+checkpoints/update-000016/training/   what learns (safetensors), and accelerate's state: optimizer, random numbers
+checkpoints/update-000016/state.json  where the loop stands; written last, so its presence means complete
+"""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_utils.models.language_model import (
-    Episodes,
-    chosen_logprobs,
-    in_fp32,
-    language_model,
-    only_tokens_of,
-    spread,
-    states_before_answers,
-)
+from rlhf_utils.models import language_model as lm
+from rlhf_utils.models.language_model import Episodes, language_model
 from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_policy, load_policy_4bit, save_model
-from rlhf_utils.models.lora import lora_config, merge_adapter, store_frozen
+from rlhf_utils.models.lora import lora_config, merge_adapter
+from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, whole_folder, write_json
+from rlhf_utils.platforms.names import Source
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.rewards.reward_model import RewardModel
 from rlhf_utils.settings.sections import PPOConfig
 
-Source = str | Path
+WEIGHTS_FILE = "trainable.safetensors"
 
 
-class FullPolicy:
-    """Every weight of `model` learns; the reference is a frozen second load of the same model."""
+class Policy:
+    """The causal LM `model` that learns, as `config.method` says whole or by a LoRA adapter on frozen weights in fp32
+    or 4 bits. Its reference is a frozen second load of the same model, or the model with the adapter off. Both say
+    tokens of `tokenizer` alone."""
 
-    def __init__(self, source: Source, device: Device):
-        self.model: PreTrainedModel = load_policy(source, device)
-        self.frozen = load_policy(source, device).eval().requires_grad_(False)
-
-    @contextmanager
-    def reference(self) -> Iterator[nn.Module]:
-        """The frozen model that the KL is measured against, usable inside the block."""
-        yield self.frozen
-
-    def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-        """Write the policy as a plain causal LM that loads with `from_pretrained` alone."""
-        save_model(self.model, tokenizer, folder)
-
-
-class AdapterPolicy:
-    """A LoRA adapter learns, on frozen weights in fp32 or in 4 bits; the reference is the model with the adapter off.
-
-    What is saved is the adapter merged into the fp32 weights; from 4-bit weights these differ by the rounding, and the
-    adapter itself lies beside it in `adapter/`. Under 16-bit autocast the frozen linear layers are stored in the 16
-    bits that autocast would cast them to at every token sampled: the same results from half the memory.
-    """
-
-    def __init__(self, source: Source, device: Device, config: PPOConfig):
-        if config.method == "qlora" and not has_bitsandbytes():
+    def __init__(self, source: Source, device: Device, config: PPOConfig, tokenizer: PreTrainedTokenizerBase):
+        self.source, self.device, self.frozen = source, device, None
+        if config.method == "full":
+            self.model: PreTrainedModel = load_policy(source, device)
+            self.frozen = load_policy(source, device).eval().requires_grad_(False)
+        elif config.method == "qlora" and not has_bitsandbytes():
             raise InputError("ppo.method qlora needs bitsandbytes; `pip install bitsandbytes`, or use lora")
-        load = load_policy_4bit if config.method == "qlora" else load_policy
-        self.source, self.device = source, device
-        # An adapter's start is random; it is the seed's, and nobody else's random numbers change by it.
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            model = load(source, device)
-            self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
-        fp32_trainables(self.model)
-        if device.autocast_dtype is not None:
-            store_frozen(self.model, device.autocast_dtype)
+        else:
+            # An adapter's start is random; it is the seed's, and nobody else's random numbers change by it.
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                model = (load_policy_4bit if config.method == "qlora" else load_policy)(source, device)
+                self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
+            fp32_trainables(self.model)
+        with self.reference() as reference:
+            for model in (self.model, reference):
+                lm.only_tokens_of(tokenizer, model)
 
-    @contextmanager
+    @contextlib.contextmanager
     def reference(self) -> Iterator[nn.Module]:
-        """The model without its adapter, usable inside the block."""
-        with self.model.disable_adapter():
-            yield self.model
+        """The model that the KL is measured against, usable inside the block."""
+        if self.frozen is not None:
+            yield self.frozen
+        else:
+            with self.model.disable_adapter():
+                yield self.model
 
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-        """Write the policy as a plain causal LM that loads with `from_pretrained` alone."""
+        """Write the policy as a plain causal LM that loads with `from_pretrained` alone. An adapter is merged into the
+        fp32 weights, from which 4-bit ones differ by the rounding, and lies beside it in `adapter/`."""
+        if self.frozen is not None:
+            return save_model(self.model, tokenizer, folder)
         self.model.save_pretrained(folder / "adapter")
         on_cpu = Device("cpu", "", "fp32", self.device.memory_bytes)
         save_model(merge_adapter(load_policy(self.source, on_cpu), folder / "adapter"), tokenizer, folder)
 
 
-Policy = FullPolicy | AdapterPolicy
-
-
-def load_ppo_policy(source: Source, device: Device, config: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Policy:
-    """The policy at `source`, to be trained as `config.method` says; it and its reference say tokens of `tokenizer`
-    alone."""
-    policy = FullPolicy(source, device) if config.method == "full" else AdapterPolicy(source, device, config)
-    with policy.reference() as reference:
-        for model in (policy.model, reference):
-            only_tokens_of(tokenizer, model)
-    return policy
-
-
 class ActorCritic(nn.Module):
-    """A causal language model and its critic.
+    """A causal language model and its critic: a linear value head on the policy's own hidden states (Ziegler et al.
+    2019), or on those of `reward`'s trunk (Stiennon et al. 2020, arXiv:2009.01325, section 3.4), whose first values are
+    the rewards that it gives to the unfinished responses."""
 
-    The critic is a linear value head, on the policy's own hidden states (Ziegler et al. 2019) or on those of `critic`,
-    a trunk of its own (Stiennon et al. 2020, arXiv:2009.01325, section 3.4). `value_start` is the head's start (weight
-    [1, D], bias [1]); zeros where it is None.
-    """
-
-    def __init__(
-        self,
-        policy: nn.Module,
-        width: int,
-        critic: nn.Module | None = None,
-        value_start: tuple[Tensor, Tensor] | None = None,
-    ):
+    def __init__(self, policy: nn.Module, reward: RewardModel | None = None):
         super().__init__()
-        self.policy, self.critic = policy, critic
-        self.value_head = nn.Linear(width, 1)
-        # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
-        weight, bias = value_start or (torch.zeros(1, width), torch.zeros(1))
-        self.value_head.load_state_dict({"weight": weight, "bias": bias})
+        self.policy, self.critic = policy, reward and reward.model.base_model.train()
+        if reward is None:
+            self.value_head = nn.Linear(language_model(policy).width, 1)
+            # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
+            for parameter in self.value_head.parameters():
+                nn.init.zeros_(parameter)
+        else:
+            score = reward.model.score
+            self.value_head = nn.Linear(score.in_features, 1)
+            self.value_head.weight.data = score.weight.detach().float() / reward.std
+            bias = torch.zeros_like(self.value_head.bias) if score.bias is None else score.bias.detach().float()
+            self.value_head.bias.data = (bias.to(score.weight.device) - reward.mean) / reward.std
 
     def forward(
         self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values [B, R] of the responses; tensors rather than `Episodes`, so that DDP can wrap
         this."""
-        episodes = Episodes(tokens, prompt_lengths, mask)
-        parts = language_model(self.policy)
-        before = states_before_answers(parts.trunk, episodes)
-        logprobs = chosen_logprobs(parts, before, episodes, temperature)
-        return logprobs, self.values(episodes, before if self.critic is None else None)
+        episodes, parts = Episodes(tokens, prompt_lengths, mask), language_model(self.policy)
+        before = lm.states_before_answers(parts.trunk, episodes)
+        logprobs = lm.chosen_logprobs(parts, before, episodes, temperature)
+        return logprobs, lm.spread(self.value(before), mask) if self.critic is None else self.values(episodes)
 
-    def values(self, episodes: Episodes, before: Tensor | None = None) -> Tensor:
-        """The value before every response token [B, R]; `before` [N, D] are the states it reads, where known."""
-        if before is None:
-            trunk = self.critic if self.critic is not None else language_model(self.policy).trunk
-            before = states_before_answers(trunk, episodes)
-        return spread(self.value(before), episodes.mask)
+    def values(self, episodes: Episodes) -> Tensor:
+        """The separate critic's value before every response token [B, R]."""
+        return lm.spread(self.value(lm.states_before_answers(self.critic, episodes)), episodes.mask)
 
     def value(self, states: Tensor) -> Tensor:
         """The value head on states [..., D], in fp32: rollout and learning have to read the same value."""
-        return in_fp32(self.value_head, states).squeeze(-1)
+        return lm.in_fp32(self.value_head, states).squeeze(-1)
 
 
-def make_actor_critic(policy: Policy, critic: Source | None, device: Device) -> ActorCritic:
-    """`policy` with a value head on its own trunk, or with the reward model at `critic` as its critic.
+def learning_weights(actor: ActorCritic) -> dict[str, Tensor]:
+    """A copy, in the CPU's memory, of every weight that learns."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in actor.named_parameters() if p.requires_grad}
 
-    A critic's first values are the rewards that the reward model gives to the unfinished responses.
-    """
-    if critic is None:
-        return ActorCritic(policy.model, language_model(policy.model).width).to(device.kind)
-    reward = RewardModel.load(critic, device)
-    head = reward.model.score
-    bias = head.bias.detach().float() if head.bias is not None else torch.zeros(1, device=head.weight.device)
-    start = head.weight.detach().float() / reward.std, (bias - reward.mean) / reward.std
-    return ActorCritic(policy.model, head.in_features, reward.model.base_model.train(), start).to(device.kind)
+
+def put_back(actor: ActorCritic, weights: dict[str, Tensor]) -> None:
+    """Give `actor` the weights that `learning_weights` copied."""
+    parameters = {name: p for name, p in actor.named_parameters() if p.requires_grad}
+    if parameters.keys() != weights.keys():
+        raise ValueError(f"{WEIGHTS_FILE} holds other weights than this training's")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(weights[name])
+
+
+class CheckpointStore:
+    """The checkpoints in `folder` of a training of `actor`, whose optimizer `accelerator` has prepared."""
+
+    def __init__(self, folder: Path, keep: int, accelerator: Accelerator, actor: ActorCritic):
+        self.folder, self.keep, self.accelerator, self.actor = folder, keep, accelerator, actor
+
+        # In place of whole models: frozen weights, which may be in 4 bits, are the policy's own and need no copy.
+        def save(models: list, weights: list, training: str) -> None:
+            weights.clear()
+            if processes.is_main():
+                save_file(learning_weights(actor), Path(training) / WEIGHTS_FILE)
+
+        def load(models: list, training: str) -> None:
+            models.clear()
+            put_back(actor, load_file(Path(training) / WEIGHTS_FILE))
+
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
+
+    def save(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
+        """Write the checkpoint after `state["update"]` updates; `state` is the JSON-able rest of the loop's state.
+
+        Every process calls it: the main one writes, and each of the others its own random state.
+        """
+        main, place = processes.is_main(), self.folder / f"update-{state['update']:06d}"
+        with whole_folder(place) if main else contextlib.nullcontext() as folder:
+            if main:
+                policy.save(tokenizer, folder / "policy")
+                head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
+                save_file(head, folder / "policy" / "value_head.safetensors")
+            folder = processes.from_main(folder)
+            self.accelerator.save_state(str(folder / "training"))
+            processes.wait()
+            if main:
+                write_json(folder / "state.json", state)
+        if main:
+            self.thin(place)
+        processes.wait()
+
+    def restore(self, settings: dict) -> dict | None:
+        """Load the newest complete checkpoint; returns its state, None without one.
+
+        A damaged one is passed over with a warning. Raises InputError for one that was made with other `settings`.
+        """
+        for folder in reversed([path for path in self.policies() if (path / "training").is_dir()]):
+            failure = None
+            try:
+                state = read_json(folder / "state.json")
+                before = state.get("settings", {})
+                changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in settings.items() if before.get(k) != v]
+                if not changed:
+                    self.accelerator.load_state(str(folder / "training"))
+            except Exception as error:  # whatever a half-written file makes a reader raise
+                failure, changed = repr(error), []
+            if changed:
+                raise InputError(
+                    f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
+                    "or resume=False to train anew"
+                )
+            # Where any process failed to read it, all of them have to go on from the one before.
+            if not (failures := [*filter(None, processes.gathered(failure))]):
+                return state
+            if processes.is_main():
+                warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)
+        return None
+
+    def policies(self) -> list[Path]:
+        """Folders of all complete checkpoints, oldest first; each has a `policy` folder."""
+        return sorted(path.parent for path in self.folder.glob("update-*/state.json"))
+
+    def measured(self) -> dict[int, tuple[Path, float]]:
+        """Each saved policy by its update: its folder, and its KL as training measured it, in nats per response at the
+        temperature of the training."""
+        states = {folder: read_json(folder / "state.json") for folder in self.policies()}
+        return {state["update"]: (folder / "policy", state["kl"]) for folder, state in states.items()}
+
+    def thin(self, newest: Path) -> None:
+        """Remove what resuming needs from all but the last `keep` checkpoints up to `newest`; every policy stays.
+
+        A checkpoint that was only made because somebody asked to stop goes altogether, so that an interrupted training
+        leaves the same policies as one in one go.
+        """
+        for folder in self.policies():
+            if folder < newest and read_json(folder / "state.json").get("on_request"):
+                shutil.rmtree(folder)
+        # A damaged checkpoint that was passed over may lie ahead of the newest one; it must not count as kept.
+        for folder in [path for path in self.policies() if path <= newest][: -self.keep]:
+            shutil.rmtree(folder / "training", ignore_errors=True)

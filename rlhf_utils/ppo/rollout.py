@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.generation import Answer, Sampled, left_padded, sample, to_answers
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids, right_padded
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
@@ -65,30 +66,18 @@ def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
 
 
 def sample_episodes(
-    policy: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    config: PPOConfig,
-    update: int,
-    template: Template = TEMPLATE,
-    keep_hidden: bool = False,
+    policy: nn.Module, tokenizer, prompts: Sequence[str], config: PPOConfig, update: int, template=TEMPLATE, **more
 ) -> tuple[list[Answer], Episodes, Sampled]:
     """One response to each of this process's `prompts`, with the random numbers of `config.seed` and `update`: as text
     with its tokens, as token rows after their prompts, and what the sampler knows of every token."""
-    device = next(policy.parameters()).device
+    device, ends = next(policy.parameters()).device, end_ids(tokenizer, policy)
     rows = _tokens(tokenizer, prompts, template)
-    sampled = sample(
-        policy,
-        *left_padded(rows, tokenizer.pad_token_id, device),
-        config.max_new_tokens,
-        config.temperature,
-        end_ids(tokenizer, policy),
-        seeded(config.seed, 2, update),
-        keep_hidden=keep_hidden,
-        place=(processes.index() * len(prompts), processes.count() * len(prompts)),
-    )
+    tokens, mask = left_padded(rows, tokenizer.pad_token_id, device)
+    place = (processes.index() * len(prompts), processes.count() * len(prompts))
+    generator, most = seeded(config.seed, 2, update), config.max_new_tokens
+    sampled = sample(policy, tokens, mask, most, config.temperature, ends, generator, place=place, **more)
     answers = to_answers(rows, sampled, tokenizer, template)
-    return answers, _episodes(rows, answers, tokenizer, device), sampled
+    return answers, Episodes.of(rows, [a.tokens for a in answers], tokenizer.pad_token_id, device), sampled
 
 
 @dataclass
@@ -117,7 +106,8 @@ class RolloutCollector:
         rows = [row for part in processes.gathered(mine) for row in part]
         prompts, answers, scores, gold, terms, *columns = map(list, zip(*rows, strict=True))
         logprobs, reference_logprobs, values, entropy = (pad_sequence(c, batch_first=True).to(device) for c in columns)
-        episodes = _episodes(_tokens(self.tokenizer, prompts, self.template), answers, self.tokenizer, device)
+        starts, ends = _tokens(self.tokenizer, prompts, self.template), [answer.tokens for answer in answers]
+        episodes = Episodes.of(starts, ends, self.tokenizer.pad_token_id, device)
         mask, scores = episodes.mask, torch.stack(scores).to(device)
         paid = self._paid(scores, answers)
         if update == 0 and actor.critic is None:
@@ -154,8 +144,7 @@ class RolloutCollector:
             reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
         clock.append(time.perf_counter())
-        seconds = {name: clock[i + 1] - clock[i] for i, name in enumerate(("sampling", "scoring", "reference"))}
-        seconds["learning"] = 0.0
+        seconds = dict(zip(("sampling", "scoring", "reference"), np.diff(clock).tolist(), strict=True))
         judged = self.judge(prompts, [a.text for a in answers]) if self.judge else [math.nan] * len(prompts)
         gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
@@ -164,36 +153,27 @@ class RolloutCollector:
             for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
-        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
+        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds | {
+            "learning": 0.0
+        }
 
     def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward function's scores [B], and the terms of a mixture."""
-        texts, terms, reward = [answer.text for answer in answers], {}, self.reward_function
-        if isinstance(reward, RewardMixture):
-            terms = reward.terms(prompts, texts)
+        texts, reward = [answer.text for answer in answers], self.reward_function
+        terms = reward.terms(prompts, texts) if isinstance(reward, RewardMixture) else {}
         returned = reward.total(terms) if terms else reward(prompts, texts)
+        told = f"update {update}: the reward function returned"
         try:
-            scores = torch.as_tensor(returned)
-            wrong = scores.is_complex() or scores.dtype == torch.bool or scores.shape != (len(prompts),)
-            what = f"shape {tuple(scores.shape)} of {scores.dtype}"
+            scores = torch.as_tensor(returned, dtype=torch.float32)
+            wrong = f"shape {tuple(scores.shape)}" if scores.shape != (len(prompts),) else None
         except (TypeError, ValueError, RuntimeError) as error:
-            wrong, what = True, f"what is no list of numbers ({str(error)[:100]})"
+            wrong = f"what is no list of numbers ({str(error)[:100]})"
         if wrong:
-            raise TrainingError(
-                f"update {update}: the reward function returned {what} for {len(prompts)} responses, the first "
-                f"{texts[0][:80]!r} to the prompt {prompts[0][:80]!r}; it must return one float per response"
-            )
-        scores = scores.to(torch.float32)
+            raise TrainingError(f"{told} {wrong} for {len(prompts)} responses; it must return one float per response")
         if not (finite := scores.isfinite()).all():
-            first = int((~finite).nonzero()[0])
-            raise not_finite(
-                f"update {update}: the reward function returned {scores[first].item()} for the response "
-                f"{texts[first][:80]!r} to the prompt {prompts[first][:80]!r}",
-                "a reward must be finite",
-                self.folder,
-                {"scores": scores, **terms},
-                {"prompt": prompts, "response": texts},
-            )
+            i, kept = int((~finite).nonzero()[0]), {"scores": scores, **terms}
+            told += f" {scores[i].item()} for the response {texts[i][:80]!r} to the prompt {prompts[i][:80]!r}"
+            raise not_finite(told, "a reward must be finite", self.folder, kept, {"prompt": prompts, "response": texts})
         return scores, terms
 
     def _paid(self, scores: Tensor, answers: list[Answer]) -> Tensor:
@@ -205,8 +185,7 @@ class RolloutCollector:
         return paid - self.config.missing_eos_penalty * unfinished.float()
 
     def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
-        """`compute` of all episodes [B, R], in minibatches by length: memory and padding stay those of an update
-        step."""
+        """`compute` of all episodes [B, R], in minibatches by length, with the memory of an update step."""
         everything = torch.arange(len(episodes), device=episodes.tokens.device)
 
         def parts(size: int) -> Tensor:
@@ -221,15 +200,6 @@ class RolloutCollector:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], template: Template) -> list[list[int]]:
     return start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
-
-
-def _episodes(rows: list[list[int]], answers: list[Answer], tokenizer, device: torch.device) -> Episodes:
-    """Prompts (token ids) and responses as token rows."""
-    texts = [row + answer.tokens for row, answer in zip(rows, answers, strict=True)]
-    whole, _ = right_padded(texts, tokenizer.pad_token_id)
-    lengths = torch.tensor([len(answer.tokens) for answer in answers])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return Episodes(whole.to(device), torch.tensor([len(row) for row in rows]).to(device), mask.to(device))
 
 
 def seeded(*numbers: int) -> torch.Generator:

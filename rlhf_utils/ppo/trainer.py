@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import shutil
 import time
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -25,22 +23,19 @@ from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
 from rlhf_utils.platforms.memory import add_seconds, remembering
 from rlhf_utils.platforms.runtime import Device, detect_device
-from rlhf_utils.ppo.checkpoint import CheckpointStore, learning_weights, put_back
-from rlhf_utils.ppo.health import warnings_of
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
-from rlhf_utils.ppo.policies import load_ppo_policy, make_actor_critic
-from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of
+from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learning_weights, put_back
+from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
-from rlhf_utils.rewards.reward_model import check_critic
+from rlhf_utils.rewards.reward_model import RewardModel, check_critic
 from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template
 
 # Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
-_FREE_SETTINGS = {"gradient_checkpointing", "microbatch_size", "save_every", "keep_checkpoints", "sample_every"}
-_FREE_SETTINGS |= {"report_to"}
+_FREE = {"gradient_checkpointing", "microbatch_size", "save_every", "keep_checkpoints", "sample_every", "report_to"}
 
 
 class PPOTrainer:
@@ -77,13 +72,10 @@ class PPOTrainer:
         if not prompts:
             raise InputError("PPO has no prompts to answer; give at least one")
         if (config.critic == "separate") != (critic is not None):
-            raise InputError(
-                "ppo.critic separate starts from a reward model; give PPOTrainer(critic=FOLDER), and only then"
-            )
+            raise InputError("ppo.critic separate needs a reward model to start from: PPOTrainer(critic=FOLDER)")
         if critic is not None:
             check_critic(critic, tokenizer)
-        if missing := set(config.report_to) - {tracker.value for tracker in get_available_trackers()}:
-            name = min(missing)
+        for name in set(config.report_to) - {tracker.value for tracker in get_available_trackers()}:
             raise InputError(f"ppo.report_to names {name}, which is not installed; `pip install {name}`")
         processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
@@ -95,7 +87,13 @@ class PPOTrainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self.files = Record(self.output_dir)
         self._build()
-        self._check_context()
+        limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
+        longest = max(map(len, start_tokens(self.tokenizer, [template.format(prompt) for prompt in prompts])))
+        if limit and longest + config.max_new_tokens > limit:
+            raise InputError(
+                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {config.max_new_tokens}, but the "
+                f"policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
+            )
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of
@@ -117,18 +115,22 @@ class PPOTrainer:
         checkpoint where SIGINT or SIGTERM asked for it.
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.
-        self._restore() if resume else self._start_over()
+        self._begin(resume)
         with remembering(self.output_dir), safe_points(), self._tracking():
             while not self.finished:
                 asked = stop_asked()
-                if asked or len(self.history) == self.config.updates:
+                if not asked and len(self.history) < self.config.updates:
+                    yield len(self.history)
+                else:
                     rollout = self.collect()
                     if self.over_budget:
                         self.record(rollout, self.learn(rollout))
-                else:
-                    yield len(self.history)
                 if self.over_budget:
-                    self._end_within_budget()
+                    # The figures of the policy that has left the budget are written down; the one before it is saved.
+                    update, kl, weights = self._within
+                    put_back(self.actor, weights)
+                    self.finished = True
+                    self._save(update, kl, on_request=False)
                 elif asked:
                     break
         for line in self.history:
@@ -141,7 +143,7 @@ class PPOTrainer:
         A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
         is not finite.
         """
-        update, self._touched = len(self.history), True
+        update, budget, self._touched = len(self.history), self.config.kl_budget, True
         self.actor.eval()
         with self.accelerator.autocast():
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
@@ -151,7 +153,7 @@ class PPOTrainer:
             rollout.figures = self.files.figures(rollout, update, self.kl_coefficient)
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
         rollout.figures = processes.from_main(rollout.figures)
-        kl, budget = rollout.figures["kl"], self.config.kl_budget
+        kl = rollout.figures["kl"]
         # At update 0 policy and reference are one model, whatever rounding says of their KL.
         self.over_budget = budget is not None and update > 0 and kl > budget
         if not self.over_budget:
@@ -177,16 +179,16 @@ class PPOTrainer:
     def record(self, rollout: Rollout, losses: dict) -> None:
         """Write the update down, say what is newly wrong with it, and adapt the KL coefficient."""
         config, known = self.config, self.history[-1]["warnings"] if self.history else {}
-        line = {**rollout.figures, **NOT_LEARNT, **losses, **times_of(rollout)}
+        line = {**rollout.figures, **losses, **times_of(rollout)}
         self.history.append(line)
-        line["warnings"] = warnings_of(self.history, config)
-        done = len(self.history)
+        line["warnings"], done = warnings_of(self.history, config), len(self.history)
         shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
         samples = samples_of(rollout, done - 1) if shown else []
         self.samples_written += len(samples)
         if processes.is_main():
             self.files.add(line, samples)
-            self._track(line, samples)
+            numbers = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
+            self.accelerator.log(numbers, step=line["update"])
             for name in [name for name in line["warnings"] if name not in known]:
                 print(visible(f"update {done}: {line['warnings'][name]}"), flush=True)
             if samples:
@@ -196,9 +198,8 @@ class PPOTrainer:
             if self.on_update:
                 self.on_update(line)
         if config.kl_controller == "adaptive":
-            self.kl_coefficient = adapted_kl_coefficient(
-                self.kl_coefficient, line["kl"], config.kl_target, config.rollout_batch_size, config.kl_horizon
-            )
+            how = (config.kl_target, config.rollout_batch_size, config.kl_horizon)
+            self.kl_coefficient = adapted_kl_coefficient(self.kl_coefficient, line["kl"], *how)
 
     def policy(self) -> torch.nn.Module:
         """The policy as it is now: a causal language model, with its adapter if it has one."""
@@ -207,97 +208,58 @@ class PPOTrainer:
     def _build(self) -> None:
         """Load what learns, as it is before the first update."""
         self.trained = self.actor = self.learner = self.store = self.rollouts = None  # two would need twice the memory
-        config, device = self.config, self.device
-        self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=self.output_dir)
-        self.trained = load_ppo_policy(self.source, device, config, self.tokenizer)
-        self.actor = make_actor_critic(self.trained, self.critic, device)
+        config, device, folder = self.config, self.device, self.output_dir
+        self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
+        self.trained = Policy(self.source, device, config, self.tokenizer)
+        critic = RewardModel.load(self.critic, device) if self.critic else None
+        self.actor = ActorCritic(self.trained.model, critic).to(device.kind)
         if config.gradient_checkpointing:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
                 checkpoint_gradients(model)
-        self.learner = Learner(self.actor, self.accelerator, config, device.precision, self.output_dir)
-        checkpoints = self.output_dir / "checkpoints"
-        self.store = CheckpointStore(checkpoints, config.keep_checkpoints, self.accelerator, self.actor)
-        how = (self.trained, config, self.template, self.output_dir)
+        self.learner = Learner(self.actor, self.accelerator, config, device.precision, folder)
+        self.store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, self.accelerator, self.actor)
+        how = (self.trained, config, self.template, folder)
         self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
-        self._begin()
+        self._touched = False
 
-    def _begin(self) -> None:
-        self.history: list[dict] = []
-        self.kl_coefficient, self.samples_written = self.config.kl_coefficient, 0
-        self.finished = self.over_budget = self._touched = False
-        # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
-        self._saved_at: int | None = None
-        self._within: tuple[int, float, dict] | None = None
-
-    def _start_over(self) -> None:
-        if processes.is_main():
-            shutil.rmtree(self.store.folder, ignore_errors=True)
-            self.files.clear()
-        processes.wait()
-        # The weights may be those of an earlier `train`, or of a damaged checkpoint that was read in part.
-        self._build() if self._touched else self._begin()
-
-    def _restore(self) -> None:
-        self._touched |= bool(self.store.policies())
-        state = self.store.restore(self._check_settings)
+    def _begin(self, resume: bool) -> None:
+        """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
+        if self._touched:  # by an earlier training
+            self._build()
+        state = self.store.restore(self._settings()) if resume else None
+        self._touched = state is not None
         if state is None:
-            return self._start_over()
-        self._begin()
-        self._touched, self._saved_at = True, state["update"]
+            if resume and self.store.policies():  # a damaged checkpoint may have been read in part
+                self._build()
+            if processes.is_main():
+                shutil.rmtree(self.store.folder, ignore_errors=True)
+            state = {"lines": 0, "samples_written": 0, "finished": False, "update": None}
+            state["kl_coefficient"] = self.config.kl_coefficient
+            processes.wait()
         self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
-        self.finished = state["finished"]
+        self.finished, self.over_budget = state["finished"], False
+        # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
+        self._saved_at: int | None = state["update"]
+        self._within: tuple[int, float, dict] | None = None
         lines = self.files.cut(state["lines"], self.samples_written) if processes.is_main() else []
-        self.history = processes.from_main(lines)
-
-    def _end_within_budget(self) -> None:
-        """End with the last policy within the KL budget; the figures of the one that has left it are written down."""
-        update, kl, weights = self._within
-        put_back(self.actor, weights)
-        self.finished = True
-        self._save(update, kl, on_request=False)
+        self.history: list[dict] = processes.from_main(lines)
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
-        state = {
-            "update": update,
-            "kl": kl,
-            "lines": len(self.history),
-            "finished": self.finished,
-            "kl_coefficient": self.kl_coefficient,
-            "samples_written": self.samples_written,
-            "settings": self._settings(),
-            "on_request": on_request,
-        }
+        state = {"update": update, "kl": kl, "lines": len(self.history), "finished": self.finished}
+        state |= {"kl_coefficient": self.kl_coefficient, "samples_written": self.samples_written}
+        state |= {"settings": self._settings(), "on_request": on_request}
         self.store.save(self.trained, self.tokenizer, state)
         self._saved_at = update
 
     def _settings(self) -> dict:
+        """What a resumed training may not change."""
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
-        return {**self.config.model_dump(mode="json", exclude=_FREE_SETTINGS), "prompts": prompts}
-
-    def _check_settings(self, checkpoint: Path, state: dict) -> None:
-        before, now = state.get("settings", {}), self._settings()
-        changed = [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(
-                f"{checkpoint} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
-                "or resume=False to train anew"
-            )
-
-    def _check_context(self) -> None:
-        limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
-        rows = start_tokens(self.tokenizer, [self.template.format(prompt) for prompt in self.prompts])
-        longest = max(map(len, rows))
-        if limit and longest + self.config.max_new_tokens > limit:
-            raise InputError(
-                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {self.config.max_new_tokens}, but "
-                f"the policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
-            )
+        return {**self.config.model_dump(mode="json", exclude=_FREE), "prompts": prompts}
 
     def _check_first(self, rollout: Rollout) -> None:
         """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
-        differences = (rollout.logprobs - rollout.reference_logprobs).square()
-        difference = masked_mean(differences, rollout.episodes.mask) ** 0.5
-        if difference > SAME[self.device.precision]:
+        squares = (rollout.logprobs - rollout.reference_logprobs).square()
+        if (difference := masked_mean(squares, rollout.episodes.mask) ** 0.5) > SAME[self.device.precision]:
             raise TrainingError(
                 f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
                 "model; padding, positions or dropout are handled differently in sampling and in scoring"
@@ -305,31 +267,15 @@ class PPOTrainer:
 
     @contextmanager
     def _tracking(self) -> Iterator[None]:
-        """In the block accelerate's trackers take the figures of every update."""
-        settings = flat(self.config.model_dump(mode="json"), "/")
-        kwargs = {"wandb": {"dir": str(self.output_dir)}}
-        self.accelerator.init_trackers("rlhf-gpt2-ppo", {key: str(value) for key, value in settings.items()}, kwargs)
+        """In the block accelerate's trackers take the numbers of every update."""
+        settings = {key: str(value) for key, value in flat(self.config.model_dump(mode="json"), "/").items()}
+        self.accelerator.init_trackers("rlhf-gpt2-ppo", settings, {"wandb": {"dir": str(self.output_dir)}})
         try:
             yield
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator.trackers.clear()
-
-    def _track(self, line: dict, samples: list[dict]) -> None:
-        """Send the numbers of a line of metrics on, nested ones as `a/b`, and the samples: as a table where there are
-        any."""
-        figures = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
-        for tracker in self.accelerator.trackers:
-            tracker.log(figures, step=line["update"])
-            if samples and tracker.name == "wandb":
-                rows = [list(sample.values()) for sample in samples]
-                tracker.log_table("samples", columns=list(samples[0]), data=rows, step=line["update"])
-            elif samples and tracker.name == "trackio":
-                table = importlib.import_module("trackio").Table(dataframe=pd.DataFrame(samples))
-                tracker.log({"samples": table}, step=line["update"])
-            elif samples:
-                tracker.log({"samples": samples_table(samples)}, step=line["update"])
 
 
 def _accelerator(device: Device, **how) -> Accelerator:

@@ -1,17 +1,9 @@
 """Reward functions: `(prompts, responses) -> FloatTensor[n]`, both lists of plain text."""
 
-import importlib
+from rlhf_utils.rewards.reward_model import ClassifierReward, RewardModel, load_reward
+from rlhf_utils.rewards.terms import FluencyReward, LengthPenalty, RewardFunction, RewardMixture
 
-_MODULES = {
-    "reward_model": ("ClassifierReward", "RewardModel", "load_reward"),
-    "terms": ("FluencyReward", "LengthPenalty", "RewardFunction", "RewardMixture"),
-}
-__all__ = sorted(name for names in _MODULES.values() for name in names)
-
-
-def __getattr__(name: str):
-    # Imported when they are asked for: torch and transformers take seconds.
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "ClassifierReward", "FluencyReward", "LengthPenalty", "RewardFunction", "RewardMixture", "RewardModel",
+    "load_reward",
+]  # fmt: skip

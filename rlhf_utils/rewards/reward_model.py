@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,14 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import cut_tokens, read_tokens
+from rlhf_utils.models import loading
 from rlhf_utils.models.language_model import right_padded
-from rlhf_utils.models.loading import (
-    load_classifier,
-    load_classifier_tokenizer,
-    load_config,
-    load_reward_model,
-    reads_ahead,
-)
+from rlhf_utils.models.loading import load_classifier_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.hub import model_folder
@@ -38,8 +32,7 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
 
     Every score in this project comes from here. Rows are right-padded and their length is known, so a row's logits
     depend neither on the batch it stands in nor on which token id is the padding. Of a causal model (GPT-2, Llama) the
-    `score` head reads the state of a row's last token; an encoder (BERT) runs its own forward with the attention mask.
-    The head is computed in fp32 whatever precision the caller is in.
+    `score` head reads, in fp32, the state of a row's last token; an encoder (BERT) runs its own forward, all in fp32.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     logits = torch.empty(len(rows), model.config.num_labels)
@@ -48,17 +41,15 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         tokens, lengths = right_padded([rows[i] for i in batch], model.config.pad_token_id)
-        tokens = tokens.to(device.kind)
-        if hasattr(model, "score"):
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
+        tokens, causal = tokens.to(device.kind), hasattr(model, "score")
+        if causal:
             with device.autocast():
-                states = model.base_model(input_ids=tokens).last_hidden_state
-            with torch.autocast(device.kind, enabled=False):
-                found = model.score(states[torch.arange(len(batch)), lengths - 1].float())
-        else:
-            mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
-            with device.autocast(), _fp32_heads(model, device):
-                found = model(input_ids=tokens, attention_mask=mask).logits
-        logits[batch] = found.float().cpu()
+                states = model.base_model(input_ids=tokens).last_hidden_state[torch.arange(len(batch)), lengths - 1]
+        with torch.autocast(device.kind, enabled=False):
+            logits[batch] = (
+                model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
+            ).cpu()
     model.train(was_training)
     return logits
 
@@ -69,27 +60,6 @@ def positions(model: PreTrainedModel) -> int | None:
     # RoBERTa and its kin count positions from their padding id on.
     first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     return limit - first - 1 if limit and first is not None else limit
-
-
-@contextmanager
-def _fp32_heads(model: PreTrainedModel, device: Device) -> Iterator[None]:
-    """Inside the block, what `model` has beside its trunk computes in fp32."""
-
-    def in_fp32(forward):
-        def computed(states: Tensor, *others, **named):
-            with torch.autocast(device.kind, enabled=False):
-                return forward(states.float(), *others, **named)
-
-        return computed
-
-    heads = [child for child in model.children() if child is not model.base_model]
-    for head in heads:
-        head.forward = in_fp32(head.forward)
-    try:
-        yield
-    finally:
-        for head in heads:
-            del head.forward
 
 
 class _Reader:
@@ -104,11 +74,8 @@ class _Reader:
         rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
         if most and (long := sum(len(row) > most for row in rows)):
             if not self.cut:
-                print(
-                    f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads; they "
-                    "and later ones are cut from the left of the prompt",
-                    file=sys.stderr,
-                )
+                told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
+                print(f"{told}; they and later ones are cut from the left of the prompt", file=sys.stderr)
             self.cut += long
             rows = cut_tokens(self.tokenizer, rows, most)
         return class_logits(self.model, rows, self.device)
@@ -121,21 +88,14 @@ class RewardModel(_Reader):
     and 1 is one standard deviation better. A logit has no unit of its own: only differences were trained.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        device: Device,
-        mean: float = 0.0,
-        std: float = 1.0,
-    ):
+    def __init__(self, model, tokenizer, device: Device, mean: float = 0.0, std: float = 1.0):
         super().__init__(model, tokenizer, device)
         self.mean, self.std = mean, std
 
     @classmethod
     def load(cls, folder: str | Path, device: Device) -> RewardModel:
         """The reward model in `folder`, with the scale written beside it where there is one."""
-        model, tokenizer = load_reward_model(folder, device), load_classifier_tokenizer(folder)
+        model, tokenizer = loading.load_reward_model(folder, device), load_classifier_tokenizer(folder)
         file = Path(folder) / SCALE_FILE
         return cls(model, tokenizer, device, **(read_json(file) if file.is_file() else {}))
 
@@ -144,9 +104,7 @@ class RewardModel(_Reader):
         logits = self.logits(prompts, responses)
         self.mean, self.std = logits.mean().item(), logits.std().item()
         if not self.std > 0:
-            raise InputError(
-                "the reward model gives every SFT answer the same score, so it cannot rank; train it on more pairs"
-            )
+            raise InputError("the reward model gives every SFT answer the same score; train it on more pairs")
 
     def save_scale(self, folder: Path) -> None:
         """Write mean and standard deviation beside the model."""
@@ -163,23 +121,11 @@ class RewardModel(_Reader):
 
 
 class ClassifierReward(_Reader):
-    """The logit of one label of a text classifier, read from prompt and response as one text.
+    """The logit of one label of a text classifier, read from prompt and response as one text; `joint` stands between
+    them: nothing, where the response is a continuation as it was sampled. It keeps rising where the probability is
+    already 1. Raises InputError for a label that is not in the model's `id2label`."""
 
-    label: a name in the model's `id2label`, such as POSITIVE
-    joint: what stands between prompt and response: nothing, where the response is a continuation as it was sampled
-
-    The logit and not the probability: it keeps rising where the probability is already 1. Raises InputError for a label
-    that the classifier does not have.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        label: str,
-        device: Device,
-        joint: str = " ",
-    ):
+    def __init__(self, model, tokenizer, label: str, device: Device, joint: str = " "):
         labels = {name: index for index, name in model.config.id2label.items()}
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
@@ -190,7 +136,7 @@ class ClassifierReward(_Reader):
     def load(cls, folder: str | Path, device: Device) -> ClassifierReward:
         """The classifier in `folder`, for the label written beside it."""
         about = read_json(Path(folder) / LABEL_FILE)
-        model, tokenizer = load_classifier(folder, device), load_classifier_tokenizer(folder)
+        model, tokenizer = loading.load_classifier(folder, device), load_classifier_tokenizer(folder)
         return cls(model, tokenizer, about["label"], device, about["joint"])
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
@@ -212,10 +158,7 @@ def load_reward(source: Source, device: Device) -> RewardModel | ClassifierRewar
 
 def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
     """Raise InputError where the reward model at `source` cannot become the critic of a policy with `tokenizer`."""
-    if reads_ahead(load_config(source, base)):
-        why = "reads a text as a whole, and a critic has to read it token by token"
-    elif load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
-        why = "has another vocabulary than the policy, whose tokens a critic has to read"
-    else:
-        return
-    raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")
+    ahead = loading.reads_ahead(loading.load_config(source, base))
+    if ahead or load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
+        why = "reads a text as a whole, and not token by token" if ahead else "has another vocabulary than the policy"
+        raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from rlhf_utils.data.tokens import continued_tokens, words_of
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of, right_padded
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
@@ -25,13 +25,7 @@ class FluencyReward:
     A response without a token has no likelihood and gets that of a uniform guess, the log of 1 / vocabulary.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        device: Device,
-        template: Template = TEMPLATE,
-    ):
+    def __init__(self, model: PreTrainedModel, tokenizer, device: Device, template: Template = TEMPLATE):
         self.model, self.tokenizer, self.device, self.template = model.eval(), tokenizer, device, template
         only_tokens_of(tokenizer, model)
 
@@ -44,10 +38,7 @@ class FluencyReward:
         spoken = torch.tensor([i for i, response in enumerate(responses) if response.strip()], dtype=torch.long)
         if not len(spoken):
             return scores
-        tokens, _ = right_padded([starts[i] + ends[i] for i in spoken], 0)
-        lengths = torch.tensor([len(ends[i]) for i in spoken])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        episodes = Episodes(tokens.to(kind), torch.tensor([len(starts[i]) for i in spoken]).to(kind), mask.to(kind))
+        episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, kind)
 
         def likelihood(size: int) -> Tensor:
             sums = torch.zeros(len(spoken))
@@ -56,7 +47,7 @@ class FluencyReward:
                     sums[rows.cpu()] = answer_logprobs(self.model, episodes.select(rows), 1.0).sum(dim=1).cpu()
             return sums
 
-        scores[spoken] = fitting("fluency", 16, likelihood) / lengths
+        scores[spoken] = fitting("fluency", 16, likelihood) / episodes.mask.sum(dim=1).cpu()
         return scores
 
 
@@ -83,10 +74,8 @@ class RewardMixture:
 
     def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
         """Each part's own rewards [n], by name."""
-        return {
-            name: torch.as_tensor(reward(prompts, responses), dtype=torch.float32)
-            for name, (_, reward) in self.parts.items()
-        }
+        scored = {name: reward(prompts, responses) for name, (_, reward) in self.parts.items()}
+        return {name: torch.as_tensor(scores, dtype=torch.float32) for name, scores in scored.items()}
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum [n] of what `terms` returned."""
