@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rlhf_utils.platforms.packaged import PACKAGED
 from tiny import CPU
 
 from rlhf_utils.evaluation.assistant import sentence_encoder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
 from rlhf_utils.platforms.names import hub_name, is_folder, is_there, known_as, local_path
-from rlhf_utils.platforms.packaged import PACKAGED
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.report.cards import model_card
 from rlhf_utils.runs.run import Run

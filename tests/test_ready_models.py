@@ -16,7 +16,6 @@ from rlhf_utils.models.loading import load_policy, load_reward_model, load_token
 from rlhf_utils.models.lora import lora_config
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import hub_name
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
@@ -91,23 +90,6 @@ def test_an_adapter_that_cannot_be_used_is_told(base, tmp_path, damage, words):
     (adapter / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match=words):
         load_policy(adapter, CPU)
-
-
-@pytest.mark.parametrize(
-    "source, name, where",
-    [
-        ("owner/name", "owner/name", {}),
-        ("gpt2", "gpt2", {}),
-        ("gpt2@607a30d", "gpt2", {"revision": "607a30d"}),
-        ("owner/name:sub", "owner/name", {"subfolder": "sub"}),
-        ("owner/name@v1.0", "owner/name", {"revision": "v1.0"}),
-        ("owner/name:sub/folder-2@refs/pr/1", "owner/name", {"subfolder": "sub/folder-2", "revision": "refs/pr/1"}),
-        ("./here:there", "here:there", {}),
-        ("/tmp/run@home", "/tmp/run@home", {}),
-    ],
-)
-def test_a_subfolder_and_a_revision_stand_behind_the_name(source, name, where):
-    assert hub_name(source) == (name, where)
 
 
 # A run on ready models

@@ -59,9 +59,10 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
-        snapshot = dataset_snapshot(wanted_dataset(dataset, settings.revision, settings.data_dir))
-        train, test = _rows_of_splits(snapshot.root, snapshot.wanted.subfolder, settings, f"hub dataset {dataset}")
-        return Rows(train, test, dataset, f"{snapshot.wanted.name}@{snapshot.commit}")
+        wanted = wanted_dataset(dataset, settings.revision, settings.data_dir)
+        folder = dataset_snapshot(wanted)
+        train, test = _rows_of_splits(folder, wanted.subfolder, settings, f"hub dataset {dataset}")
+        return Rows(train, test, dataset, f"{wanted.name}@{folder.name}")
     path = local_path(dataset)
     where = path / settings.data_dir if settings.data_dir and path.is_dir() else path
     try:
@@ -76,8 +77,8 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
 
 
 def is_local(dataset: str) -> bool:
-    """A path that is there, or a name that is no id or address of the hub, or one that ends like a file we read."""
-    # An address is one of the hub, also that of a single file there.
+    """A path that is there, or a name that is no id of the hub, or one that ends like a file we read."""
+    # An address is refused as a name of the hub.
     named_like_a_file = "://" not in dataset and _suffix_of(local_path(dataset)) is not None
     return dataset != EMBEDDED and (is_there(dataset) or named_like_a_file or not is_hub_name(dataset))
 

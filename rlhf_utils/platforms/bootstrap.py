@@ -1,13 +1,11 @@
-"""The first cell of every notebook: finds its feet and installs what is missing. Standard library only."""
+"""The first cell of every notebook: finds its feet and installs what is missing. Needs packaging and nothing else."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +46,6 @@ def ready() -> None:
     print(f"installing {', '.join(map(name_of, unmet))} ...", flush=True)
     _install(unmet)
     importlib.invalidate_caches()
-    settle()  # what has just been installed may refuse what was there
     if changed := [name for name, version in before.items() if version_of(name) != version]:
         raise InputError(
             f"{', '.join(changed)} had been loaded before and has changed: restart the kernel "
@@ -60,18 +57,11 @@ def settle() -> None:
     """Keep neighboring packages out of the way; called on importing rlhf_utils, in every process of a run.
 
     peft raises ImportError at every layer it adapts where it finds an old torchao (Colab and Kaggle ship 0.10) or
-    gptqmodel, whether or not the model uses it. `None` in `sys.modules` makes Python say that it is not there: no
-    network, nothing uninstalled, no restart. The versions are read from peft's source, because importing peft would
-    import torch before a GPU is chosen.
+    gptqmodel, whether or not the model uses it, and nothing here does. `None` in `sys.modules` makes Python say that it
+    is not there: no network, nothing uninstalled, no restart.
     """
-    found = importlib.util.find_spec("peft")
-    asks = Path(found.origin).with_name("import_utils.py") if found and found.origin else None
-    if asks and asks.is_file():
-        for function in re.split(r"^def is_", asks.read_text(encoding="utf-8"), flags=re.MULTILINE):
-            name = function.partition("_available(")[0]
-            lowest = re.findall(r'(\w+)_MINIMUM_VERSION = packaging\.version\.parse\("([^"]+)"\)', function)
-            if lowest and importlib.util.find_spec(name) and not all(is_met(f"{n.lower()}>={v}") for n, v in lowest):
-                sys.modules[name] = None  # type: ignore[assignment]
+    for name in ("torchao", "gptqmodel"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     # On CPUs with AVX512-BF16 it warns that it finds no faster kernel on the hub; what it falls back on is right.
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_worth_showing)
 
@@ -88,10 +78,7 @@ def requirements() -> list[str]:
 
 def parse(line: str):
     """A line of requirements.txt as packaging's Requirement."""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError:  # pip carries a copy
-        from pip._vendor.packaging.requirements import Requirement
+    from packaging.requirements import Requirement
 
     return Requirement(line)
 
@@ -110,11 +97,10 @@ def version_of(name: str) -> str | None:
 
 
 def is_met(line: str) -> bool:
-    """Whether what a line of requirements.txt asks for is installed, or not asked for on this machine."""
+    """Whether what a line of requirements.txt asks for is installed."""
     requirement = parse(line)
     version = version_of(requirement.name)
-    skipped = requirement.marker is not None and not requirement.marker.evaluate()
-    return skipped or (version is not None and requirement.specifier.contains(version, prereleases=True))
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def as_installed(line: str) -> str:
@@ -165,30 +151,23 @@ def _own_copy() -> Path:
 
 def _install(unmet: list[str]) -> None:
     held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
-    packages, wheels = [*map(as_installed, unmet), *held], _wheelhouse()
-    if wheels is None:
-        pip("install", *packages, advice="without internet, attach a wheelhouse (docs/offline_and_kaggle.md)")
-    else:
-        again = f"{wheels} lacks what is needed here: make it again with `python tools/wheelhouse.py`"
-        pip("install", "--no-index", "--find-links", str(wheels), *packages, advice=again)
+    wheels, advice = _wheelhouse(), "without internet, attach a wheelhouse (docs/offline_and_kaggle.md)"
+    if wheels:
+        advice = f"{wheels} lacks what is needed here: make it again with `python tools/wheelhouse.py`"
+    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    pip("install", *source, *map(as_installed, unmet), *held, advice=advice)
 
 
 def _wheelhouse() -> Path | None:
     """The folder of wheels to install from; None where there is none, and the package index is asked."""
-    if named := os.environ.get("RLHF_WHEELHOUSE"):
-        marker = Path(named).expanduser() / MARKER
-        if not marker.is_file():
-            raise InputError(f"RLHF_WHEELHOUSE names {named}, which holds no {MARKER} and so is no wheelhouse")
-    else:
-        # Kaggle puts a dataset in one of several places: NAME, datasets/OWNER/NAME, and what an archive held below it.
-        depths = (ATTACHED.glob("*/" * depth + MARKER) for depth in range(1, 7))
-        marker = next((found for depth in depths for found in depth), None)
-        if marker is None:
-            return None
+    named = os.environ.get("RLHF_WHEELHOUSE")
+    marker = Path(named).expanduser() / MARKER if named else next(ATTACHED.rglob(MARKER), None)
+    if marker is None:
+        return None
+    if not marker.is_file():
+        raise InputError(f"RLHF_WHEELHOUSE names {named}, which holds no {MARKER} and so is no wheelhouse")
     made_for, here = json.loads(marker.read_text(encoding="utf-8"))["python"], this_python()
     if made_for != here:
-        raise InputError(
-            f"the wheelhouse in {marker.parent} is for Python {made_for}, and this is {here}: make one with "
-            f"`python tools/wheelhouse.py FOLDER --python {here}`"
-        )
+        again = f"make one with `python tools/wheelhouse.py FOLDER --python {here}`"
+        raise InputError(f"the wheelhouse in {marker.parent} is for Python {made_for}, and this is {here}: {again}")
     return marker.parent

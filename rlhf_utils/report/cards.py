@@ -14,8 +14,7 @@ from rlhf_utils.models.loading import copy_model
 from rlhf_utils.platforms.bootstrap import repository_address
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import DATASET, EMBEDDED, hub_name, is_there, known_as
-from rlhf_utils.platforms.packaged import PACKAGED
+from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, is_there, known_as
 from rlhf_utils.platforms.runtime import hub_token
 from rlhf_utils.report.findings import COLUMNS, model_table, sentences
 from rlhf_utils.runs.run import Run
@@ -48,7 +47,7 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     recipe = run.recipe
     # A path of this machine means nothing elsewhere.
     policy, dataset = (None if name == EMBEDDED or is_there(name) else name for name in (recipe.policy, recipe.dataset))
-    dataset_id = hub_name(dataset, DATASET)[0] if dataset else None
+    dataset_id = known_as(dataset) if dataset else None
     summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
     task = "text-classification" if stage == "reward_model" else "text-generation"
     about = ModelCardData(
@@ -110,7 +109,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     """
     from huggingface_hub import HfApi, constants
 
-    from rlhf_utils.platforms.hub_errors import why_not_written
+    from rlhf_utils.platforms.hub import why_not_written
 
     token = hub_token()
     if token is None:

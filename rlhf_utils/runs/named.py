@@ -10,8 +10,7 @@ from functools import partial
 from rlhf_utils.data.sources import is_local
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import Wanted, look_up, wanted_dataset, wanted_model
-from rlhf_utils.platforms.names import EMBEDDED, is_folder, local_path
-from rlhf_utils.platforms.packaged import PACKAGED, check_packaged
+from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, check_packaged, is_folder, local_path
 from rlhf_utils.runs.run import Run
 
 

@@ -34,9 +34,8 @@ from rlhf_utils.platforms.files import (
     write_jsonl,
 )
 from rlhf_utils.platforms.hub import recording
-from rlhf_utils.platforms.memory import measuring, phase, remembering
-from rlhf_utils.platforms.names import EMBEDDED, is_there, local_path
-from rlhf_utils.platforms.packaged import check_packaged
+from rlhf_utils.platforms.memory import measuring, phase
+from rlhf_utils.platforms.names import EMBEDDED, check_packaged, is_there, local_path
 from rlhf_utils.platforms.runtime import detect_device, reach_drive
 from rlhf_utils.runs.locks import stage_lock
 from rlhf_utils.runs.stages import STAGES, making_code
@@ -292,7 +291,7 @@ class Run:
             processes.wait()
             begun = time.time()
             try:
-                with disk_errors(work), remembering(self.root), recording(commits), measuring() as taken:
+                with disk_errors(work), recording(commits), measuring() as taken:
                     yield figures
             except BaseException as error:
                 state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -15,8 +15,7 @@ import json, sys, time
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import dataset_snapshot, look_up, model_folder, wanted_dataset, wanted_model
 # Imported here, for the clock.
-from huggingface_hub import HfApi, hf_hub_download
-import rlhf_utils.platforms.hub_errors
+from huggingface_hub import HfApi, snapshot_download
 for kind, *name in json.loads(sys.argv[1]):
     started, told, files, folder = time.monotonic(), None, [], None
     try:
@@ -25,7 +24,7 @@ for kind, *name in json.loads(sys.argv[1]):
         elif kind == "look up data":
             look_up(wanted_dataset(*name))
         else:
-            folder = model_folder(*name) if kind == "model" else dataset_snapshot(wanted_dataset(*name)).folder
+            folder = model_folder(*name) if kind == "model" else dataset_snapshot(wanted_dataset(*name))
             files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     except InputError as error:
         told = str(error)

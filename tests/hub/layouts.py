@@ -47,16 +47,7 @@ def populate(hub: LoopbackHub) -> LoopbackHub:
     return hub
 
 
-FAULTS = {
-    "two-500": "2 times 500",
-    "one-429": "1 times 429 after 1",
-    "cut-off-once": "cut off once",
-    "always-500": "always 500",
-    "always-429": "always 429 after 120",
-    "proxy": "proxy",
-    "cut-off-for-good": "cut off for good",
-    "hangs": "hangs",
-}
+FAULTS = {"cut-off-once": "cut off once", "proxy": "proxy"}
 
 
 def _datasets(hub: LoopbackHub) -> None:
@@ -83,8 +74,6 @@ def _datasets(hub: LoopbackHub) -> None:
     hub.add("dataset", "several/configurations", {"README.md": card, "one/a.jsonl": b"{}", "two/b.jsonl": b"{}"})
     hub.add("dataset", "several/empty", {"README.md": b"soon", ".gitattributes": b""})
     hub.add("dataset", "gated/pairs", plain, gated=True)
-    for name, fault in FAULTS.items():
-        hub.add("dataset", f"faults/{name}", plain, fault=fault)
 
 
 _IMDB_CARD = b"""---

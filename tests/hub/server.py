@@ -11,8 +11,6 @@ import json
 import re
 import socket
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +40,7 @@ class Repository:
     private: bool = False
     fault: str | None = None
     faulty: str = ".*"
+    failed: set[str] = field(default_factory=set)
 
     def commit(self, files: dict[str, bytes], *revisions: str) -> str:
         """Add a commit with these files, which `revisions` (main where none is named) point to from now on."""
@@ -61,7 +60,6 @@ class LoopbackHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[str] = []
-        self.failed: Counter = Counter()
         self.uploads: dict[str, bytes] = {}
 
     @property
@@ -159,12 +157,26 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )  # fmt: skip
 
+    def tree(self, kind: str, name: str, revision: str) -> None:
+        if repository := self._repository(kind, name):
+            files = repository.commits[revision].items()
+            about = [{"type": "file", "path": f, "size": len(b), "oid": _sha(b)[:40]} for f, b in sorted(files)]
+            self._answer(about)
+
+    def may_read(self, kind: str, name: str) -> None:
+        repository = self._repository(kind, name)
+        if repository and not self._restricted(repository):
+            self._answer({})
+
+    def _restricted(self, repository: Repository) -> bool:
+        if refused := repository.gated and not self.trusted:
+            self._refuse(403 if self.known else 401, f"Access to {repository.name} is restricted.", "GatedRepo")
+        return refused
+
     def resolve(self, kind: str, name: str, revision: str, file: str) -> None:
         repository = self._repository(kind, name)
-        if repository is None:
+        if repository is None or (file != "README.md" and self._restricted(repository)):
             return None
-        if repository.gated and not self.trusted and file != "README.md":
-            return self._refuse(403 if self.known else 401, f"Access to {name} is restricted.", "GatedRepo")
         commit = self._commit(repository, revision)
         if commit is None:
             return None
@@ -181,34 +193,22 @@ class _Handler(BaseHTTPRequestHandler):
     # Going wrong
 
     def _fails(self, repository: Repository, file: str, content: bytes = b"") -> bool:
-        """Whether the repository's fault took the place of an answer.
-
-        `N times STATUS` fails the first N requests for each file, `always STATUS` all; `hangs`; `proxy` (refuses in the
-        hub's place); `cut off once` and `cut off for good` (half of a body, from its beginning).
-        """
+        """Whether the repository's fault took the place of an answer: `always 500`; `proxy` (refuses in the hub's
+        place); `cut off once` (half of a body, from its beginning)."""
         fault = repository.fault if re.fullmatch(repository.faulty, file) else None
-        key = (repository.kind, repository.name, self.command, file)
-        self.server.failed[key] += fault is not None
-        if fault is None or (fault == "cut off once" and self.server.failed[key] > 1):
-            return False
-        if found := re.fullmatch(r"(?:(\d+) times|always) (\d+)(?: after (\d+))?", fault):
-            if found[1] and self.server.failed[key] > int(found[1]):
-                return False
-            # As the hub says it since 2025; storage hosts and mirrors say Retry-After.
-            header = {"RateLimit": f'"api";r=0;t={found[3]}'} if found[2] == "429" else {"Retry-After": found[3]}
-            self._refuse(int(found[2]), "Too bad", headers=header if found[3] else {})
+        if fault == "always 500":
+            self._refuse(500, "Too bad")
         elif fault == "proxy":
             self._answer(b"<html>Blocked</html>", 403)
-        elif fault == "hangs":
-            time.sleep(300)
-        elif self.command == "HEAD" or file == "api":
-            return False
-        else:
+        elif fault == "cut off once" and self.command == "GET" and file not in repository.failed:
+            repository.failed.add(file)
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
+        else:
+            return False
         return True
 
     # Writing
@@ -296,6 +296,8 @@ _ROUTES = (
     (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
     (rf"{_API}/commit/{_REVISION}", _Handler.push),
     (rf"{_API}/revision/{_REVISION}", _Handler.info),
+    (rf"{_API}/tree/(?P<revision>\w{{40}})", _Handler.tree),
+    (rf"{_API}/auth-check", _Handler.may_read),
     (_API, _Handler.info),
     (rf"/datasets/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("dataset", **asked)),
     (rf"/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("model", **asked)),
