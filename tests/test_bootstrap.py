@@ -15,7 +15,6 @@ import pytest
 import wheelhouse
 from published import first_cell
 from tiny import save_tiny
-from torch import nn
 
 from rlhf_utils.platforms import bootstrap
 from rlhf_utils.platforms.errors import InputError
@@ -95,10 +94,9 @@ def test_what_is_missing_is_installed_and_the_platforms_own_is_held(pip, version
     assert {part.split("==")[0] for part in command if "==" in part} == set(bootstrap.NEVER_TOUCHED)
 
 
-@pytest.mark.parametrize("name, version", [("torch", "2.1.0"), ("numpy", None)])
-def test_what_must_not_be_touched_is_refused(pip, versions, name, version):
-    versions[name] = version
-    with pytest.raises(InputError, match=f"{name} is missing or out of range"):
+def test_what_must_not_be_touched_is_refused(pip, versions):
+    versions |= {"torch": "2.1.0", "numpy": None}
+    with pytest.raises(InputError, match="torch, numpy is missing or out of range"):
         bootstrap.ready()
     assert not pip
 
@@ -132,73 +130,39 @@ def test_what_pip_complains_of_is_one_line(pip, versions, monkeypatch):
         bootstrap.ready()
 
 
-def test_version_ranges(versions, monkeypatch):
-    for version, line, met in [
-        ("2.13.0+cu126", "x>=2.8,<3", True), ("2.7.9", "x>=2.8,<3", False), ("2.9.0.dev20260101", "x>=2.8,<3", True),
-        ("1.0", "x[extra]>=2; python_version < '3'", True), (None, "x", False),
-    ]:  # fmt: skip
+def test_version_ranges(versions):
+    for version, met in {"2.13.0+cu126": True, "2.7.9": False, "2.9.0.dev20260101": True, None: False}.items():
         versions["x"] = version
-        assert bootstrap.is_met(line) is met, (version, line)
-    # Without packaging, pip's own copy compares.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "packaging"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "packaging", None)
-    assert bootstrap.is_met("pip>=1,!=1.5") and not bootstrap.is_met("pip~=1.5")
-    assert type(bootstrap.parse("x")).__module__.startswith("pip.")
+        assert bootstrap.is_met("x>=2.8,<3") is met, version
 
 
 # Neighbors that get in the way
 
 
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Puts a package of this name and version, with one empty module, where Python finds it."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def put(name: str, version: str) -> None:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
-        write_package(tmp_path, name, version)
-        # So that what `settle` puts there is taken out again.
-        monkeypatch.setitem(sys.modules, name, sys)
-        monkeypatch.delitem(sys.modules, name)
-        importlib.invalidate_caches()
-
-    return put
-
-
-def adapted() -> nn.Module:
-    from peft import LoraConfig, get_peft_model, import_utils
-
-    for name in ("torchao", "gptqmodel", "optimum"):  # peft remembers what it found
-        getattr(import_utils, f"is_{name}_available").cache_clear()
-    return get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
-
-
-@pytest.mark.parametrize("packages", [{"torchao": "0.10.0"}, {"gptqmodel": "2.2.0", "optimum": "1.27.0"}], ids=str)
-def test_what_peft_refuses_is_out_of_the_way(install, packages):
-    for name, version in packages.items():
-        install(name, version)
-    with pytest.raises(ImportError, match="incompatible version|requires optimum"):
-        adapted()
-    bootstrap.settle()
-    assert adapted()
-
-
-def test_what_peft_accepts_stays(install):
-    install("torchao", "0.16.0")
-    bootstrap.settle()
-    assert importlib.util.find_spec("torchao")
-
-
-def test_it_is_out_of_the_way_in_every_process_before_torch_is_loaded(install, tmp_path):
-    install("torchao", "0.10.0")
-    code = "import sys, rlhf_utils; print(sys.modules.get('torchao', 'there'), 'torch' in sys.modules)"
+def test_what_peft_would_refuse_is_out_of_the_way_in_every_process_before_torch_is_loaded(tmp_path):
+    """An old torchao, as on Colab: peft raises at every layer that it adapts."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    write_package(tmp_path, "torchao", "0.10.0")
+    code = """if True:
+        import sys, rlhf_utils
+        print("torch" in sys.modules)
+        from peft import LoraConfig, get_peft_model
+        from torch import nn
+        adapted = lambda: get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
+        print(type(adapted()).__name__)
+        from peft import import_utils
+        import_utils.is_torchao_available.cache_clear()
+        del sys.modules["torchao"]
+        try:
+            adapted()
+        except ImportError as error:
+            print("incompatible" in str(error))
+    """
     path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
-    )
-    assert (done.stdout, done.stderr) == ("None False\n", "")
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "PeftModel", "True"], done.stderr
 
 
 # bitsandbytes asks its own library whether the CPU has AVX512-BF16; only this answer is changed.
@@ -253,9 +217,8 @@ def run_first_cell(cwd: Path, **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("folder", [".", "03_ppo_alignment"])
-def test_the_first_cell_finds_the_repository_from_the_folder_of_a_notebook(folder):
-    done = run_first_cell(ROOT / folder)
+def test_the_first_cell_finds_the_repository_from_the_folder_of_a_notebook():
+    done = run_first_cell(ROOT / "03_ppo_alignment")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(ROOT), str(ROOT)]
 
@@ -306,9 +269,10 @@ def kaggle(tmp_path) -> Path:
     (tmp_path / "working").mkdir()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "image"], check=True, timeout=60)
     [site] = (tmp_path / "image" / "lib").glob("*/site-packages")
-    ours = Path(str(distribution("pip").locate_file("")))
-    for path in (ours / "pip", *ours.glob("pip-*.dist-info")):
-        (site / path.name).symlink_to(path)
+    for name in ("pip", "packaging"):
+        ours = Path(str(distribution(name).locate_file("")))
+        for path in (ours / name, *ours.glob(f"{name}-*.dist-info")):
+            (site / path.name).symlink_to(path)
     for name in bootstrap.NEVER_TOUCHED:
         write_package(site, name, "2.10.0+cu128")
     return tmp_path
@@ -347,9 +311,8 @@ def test_the_first_cell_works_on_kaggle_with_the_internet_off(kaggle):
     assert content_hash(kaggle / "input") == before, "what is attached is read-only"
     assert [path.name for path in (kaggle / "working").iterdir()] == ["gpt2-rlhf"]
     (copy / "outputs" / "instruct-tiny" / "run.json").write_text("writable")
-    for cwd in ("working", "working/gpt2-rlhf/04_evaluation"):
-        again = run_on_kaggle(kaggle, then, cwd)
-        assert (again.stdout.splitlines(), again.stderr) == (done.stdout.splitlines()[1:], "")
+    again = run_on_kaggle(kaggle, then, "working/gpt2-rlhf/04_evaluation")
+    assert (again.stdout.splitlines(), again.stderr) == (done.stdout.splitlines()[1:], "")
 
 
 def test_what_is_wrong_with_a_wheelhouse_is_said_in_one_line(kaggle):
@@ -366,46 +329,35 @@ def test_what_is_wrong_with_a_wheelhouse_is_said_in_one_line(kaggle):
     assert "without internet, attach a wheelhouse" in run_on_kaggle(kaggle).stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("below", ["name", "datasets/owner/name/folder/folder"])
-def test_a_wheelhouse_is_named_or_found_wherever_kaggle_puts_it(tmp_path, monkeypatch, below):
+def test_a_wheelhouse_is_named_or_found_wherever_kaggle_puts_it(tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, "ATTACHED", tmp_path)
     monkeypatch.delenv("RLHF_WHEELHOUSE", raising=False)
     assert bootstrap._wheelhouse() is None
-    (tmp_path / below).mkdir(parents=True)
-    make_wheelhouse(tmp_path / below, bootstrap.this_python())
-    assert bootstrap._wheelhouse() == tmp_path / below
+    folder = tmp_path / "datasets" / "owner" / "name"
+    folder.mkdir(parents=True)
+    make_wheelhouse(folder, bootstrap.this_python())
+    assert bootstrap._wheelhouse() == folder
     monkeypatch.setenv("RLHF_WHEELHOUSE", str(tmp_path))
     with pytest.raises(InputError, match="which holds no rlhf-wheelhouse.json"):
         bootstrap._wheelhouse()
-    monkeypatch.setenv("RLHF_WHEELHOUSE", str(tmp_path / below))
-    assert bootstrap._wheelhouse() == tmp_path / below
 
 
-@pytest.fixture
-def downloads(monkeypatch) -> list[list[str]]:
-    """The calls of pip, which downloads wheels of nothing."""
-    calls: list[list[str]] = []
+def test_a_wheelhouse_holds_wheels_for_another_python_and_the_repository(monkeypatch, tmp_path):
+    folder, downloads = tmp_path / "new" / "wheels", []
 
     def pip(command: str, *arguments: str, advice: str) -> None:
-        calls.append([command, *arguments])
+        downloads.append([command, *arguments])
         if command == "download":
-            folder = Path(arguments[arguments.index("--dest") + 1])
             for name in ("trl-1.16.0", "torch-2.8+placeholder", "transformers-5.0.0"):
-                (folder / f"{name}-py3-none-any.whl").touch()
+                (Path(arguments[arguments.index("--dest") + 1]) / f"{name}-py3-none-any.whl").touch()
 
     monkeypatch.setattr(wheelhouse, "pip", pip)
-    return calls
-
-
-def test_a_wheelhouse_holds_wheels_for_another_python_and_the_repository(downloads, tmp_path):
-    folder = tmp_path / "new" / "wheels"
     assert wheelhouse.make(folder, "3.12") == 1
     assert [path.name for path in folder.glob("*.whl")] == ["trl-1.16.0-py3-none-any.whl"]
     assert json.loads((folder / bootstrap.MARKER).read_text())["python"] == "3.12"
     copied = {path.name for path in (folder / "gpt2-rlhf").iterdir()}
     assert {"rlhf_utils", "01_supervised_finetuning", "requirements.txt", "pyproject.toml"} <= copied
     assert not copied & {"outputs", "tests", ".git", ".venv"}
-    assert not list((folder / "gpt2-rlhf").rglob("__pycache__"))
     built, downloaded = downloads
     assert built[-1].startswith("rouge-score") and "--only-binary=:all:" in downloaded
     assert downloaded[downloaded.index("--python-version") + 1] == "3.12"

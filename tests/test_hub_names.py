@@ -4,18 +4,20 @@ again without one."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hub.client import ask, done, environment, start, start_asking
+from hub.client import ROOT, ask, done, environment, start, start_asking
 from hub.server import OTHER_TOKEN, TOKEN, closed_port, silent_server
 
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.hub import wanted_dataset, wanted_model
 from rlhf_utils.platforms.names import hub_name, is_hub_name
-from rlhf_utils.settings.recipes import load_recipe, parse_assignments
+from rlhf_utils.settings.recipes import load_recipe, parse_assignments, recipe_names
 
 
 @pytest.mark.parametrize(
@@ -249,6 +251,40 @@ def test_models_and_data_are_what_their_names_say_and_their_commits_are_known(hu
     assert found["fingerprint"] == f"several/pairs@{data.revisions['v1']}"
 
 
+RECIPES = """
+import json, sys
+from made import make
+from rlhf_utils.runs.named import check_named_models, check_names
+from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
+for name in recipe_names():
+    run = Run(load_recipe(name, "t4", {"data.max_rows": 420}), "out")
+    run.make_folders()
+    check_named_models(run, check_names(run, run.stages))
+    made = make(run, "base", "data", *(["reward_model"] if run.ready_model("reward_model") else []))
+    print(json.dumps([name, {stage: about["hub"] for stage, about in made.record()["stages"].items()}]))
+"""
+
+
+@pytest.mark.slow
+def test_every_recipe_reads_its_models_and_data_and_records_the_commits(hub, tmp_path):
+    """At scale t4; in one process, for most of it is imports."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    process = start(RECIPES, hub.url, tmp_path / "home", cwd=tmp_path, PYTHONPATH=path)
+    found = dict(map(json.loads, filter(lambda line: line[0] == "[", done(process)[0].splitlines())))
+    assert sorted(found) == recipe_names()
+    for name, commits in found.items():
+        recipe = load_recipe(name, "t4")
+        data = wanted_dataset(recipe.dataset, recipe.data.revision, recipe.data.data_dir)
+        wanted = {"base": wanted_model(recipe.policy), "data": data}
+        if reward_model := recipe.models.reward_model:
+            wanted["reward_model"] = wanted_model(reward_model)
+        assert commits == {
+            stage: {str(one): hub.repositories[one.kind, one.name].revisions[one.revision or "main"]}
+            for stage, one in wanted.items()
+        }
+
+
 # Commands
 
 COMMANDS = {
@@ -269,10 +305,7 @@ TOLD = ["models.reward_model: me/typo: it does not exist", "policy: there is no 
 
 def test_wrong_names_are_told_before_anything_large_is_fetched_or_trained(hub, tmp_path):
     hub.asked.clear()
-    opening = subprocess.Popen(
-        [sys.executable, "-c", OPENED], cwd=tmp_path, env=environment(hub.url, tmp_path), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    opening = start(OPENED, hub.url, tmp_path, cwd=tmp_path)
     for command, words in COMMANDS.items():
         process = subprocess.run(
             [sys.executable, "-m", "rlhf_utils", *command[:-1], "--scale", "t4", "--set", command[-1]], cwd=tmp_path,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
-import datasets
 import nbformat
 import papermill
 import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
-from test_bootstrap import cut_off
-from tiny import save_tiny
 
 from rlhf_utils.platforms import runtime
 from rlhf_utils.platforms.errors import InputError
@@ -24,14 +21,7 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.series import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIABLES = (
-    "COLAB_RELEASE_TAG",
-    "KAGGLE_KERNEL_RUN_TYPE",
-    "HF_TOKEN",
-    "RLHF_HEADLESS",
-    "LOCAL_RANK",
-    "CUDA_VISIBLE_DEVICES",
-)
+VARIABLES = "COLAB_RELEASE_TAG KAGGLE_KERNEL_RUN_TYPE HF_TOKEN RLHF_HEADLESS LOCAL_RANK CUDA_VISIBLE_DEVICES".split()
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +124,7 @@ def test_opening_a_run_on_drive_mounts_it_once(colab, attended, tmp_path, capsys
 def test_a_refused_drive_is_one_line_and_leaves_no_folder_in_its_place(colab, attended, tmp_path, monkeypatch):
     drive, folder = tmp_path / "drive", tmp_path / "drive" / "MyDrive" / "rlhf"
     colab.mount = failing(ValueError)
-    with pytest.raises(InputError, match=r"not mounted \(no\): run this cell again and allow it, or choose"):
+    with pytest.raises(InputError, match=r"not mounted \(no\): run `from google.colab import drive; .*, or choose"):
         Run.open("instruct", "tiny", folder)
     assert not drive.exists()
     monkeypatch.delenv("COLAB_RELEASE_TAG")
@@ -215,35 +205,42 @@ def test_what_is_left_of_a_failed_notebook_is_readable_and_holds_no_token(tmp_pa
     assert "planted" not in (tmp_path / "out.ipynb").read_text()
 
 
-@pytest.mark.slow
-def test_models_and_data_are_read_from_where_nothing_can_be_written(tmp_path):
-    """As attached on Kaggle, with the internet off: a path in `overrides` is all it takes."""
-    attached = tmp_path / "input"
-    rows = [{"prompt": f"What is {n}?", "chosen": "good", "rejected": "bad"} for n in range(9)]
-    save_tiny(attached / "policy")
-    (attached / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    datasets.Dataset.from_list(rows).save_to_disk(str(attached / "saved"))
-    code = """if True:
-        import sys
-        from rlhf_utils.data.sources import load_rows
-        from rlhf_utils.models.loading import load_policy, load_tokenizer
-        from rlhf_utils.runs.run import Run
-        from rlhf_utils.platforms.runtime import detect_device
-        attached = sys.argv[1]
-        for data in ("pairs.jsonl", "saved"):
-            paths = {"policy": f"{attached}/policy", "dataset": f"{attached}/{data}"}
-            run = Run.open("instruct", "t4", "outputs", {**paths, "ppo.precision": "auto"})
-            rows = load_rows(run.recipe.dataset, run.recipe.data, 0)
-            print(len(rows.train), len(run.fingerprint("base")))
-        print(type(load_policy(run.recipe.policy, detect_device())).__name__)
-        print(len(load_tokenizer(run.recipe.policy)) > 0)
-    """
+# The cache
+
+
+def test_a_home_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    kept = {name: value for name, value in os.environ.items() if name not in ("RLHF_CACHE", "XDG_CACHE_HOME")}
     done = subprocess.run(
-        [*cut_off(attached), sys.executable, "-c", code, str(attached)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.split() == ["9", "16", "9", "16", "GPT2LMHeadModel", "True"], done.stderr
+        [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", "out"],
+        cwd=tmp_path, env={**kept, "HOME": str(tmp_path / "file")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "cannot write the cache" in done.stderr and "RLHF_CACHE" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RLHF_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert runtime.cache_folder() == tmp_path / ".cache" / "rlhf_utils"
+    monkeypatch.setenv("RLHF_CACHE", "~/mine")
+    assert runtime.cache_folder() == tmp_path / "mine"
+
+
+def test_an_entry_of_the_cache_is_held_by_one_at_a_time(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    order = []
+
+    def other():
+        with runtime.cache_entry("a/b") as folder:
+            order.append(folder)
+
+    with runtime.cache_entry("a/b"):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        waiting.join(timeout=0.3)
+        order.append("first")
+    waiting.join(timeout=10)
+    assert order == ["first", tmp_path / "a" / "b"]

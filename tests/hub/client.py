@@ -43,14 +43,11 @@ def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, **given, **more}
 
 
-def start(code: str, endpoint: str, home: Path, *arguments: str, **more: str) -> subprocess.Popen:
+def start(code: str, endpoint: str, home: Path, *arguments: str, cwd: Path = ROOT, **more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=environment(endpoint, home, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment(endpoint, home, **more),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def done(process: subprocess.Popen, timeout: float = 300) -> tuple[str, str]:
