@@ -262,7 +262,7 @@ for name in recipe_names():
     run.make_folders()
     check_named_models(run, check_names(run, run.stages))
     made = make(run, "base", "data", *(["reward_model"] if run.ready_model("reward_model") else []))
-    print(json.dumps([name, {stage: about["hub"] for stage, about in made.record()["stages"].items()}]))
+    print(json.dumps([name, {stage: about["hub"] for stage, about in made.record()["stages"].items() if about["hub"]}]))
 """
 
 

@@ -42,11 +42,11 @@ def ready() -> None:
         )
     owners = importlib.metadata.packages_distributions()
     loaded = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
-    before = {name: version_of(name) for name in sorted(loaded)}
+    before = {name: importlib.metadata.version(name) for name in sorted(loaded)}
     print(f"installing {', '.join(map(name_of, unmet))} ...", flush=True)
     _install(unmet)
     importlib.invalidate_caches()
-    if changed := [name for name, version in before.items() if version_of(name) != version]:
+    if changed := [name for name, version in before.items() if importlib.metadata.version(name) != version]:
         raise InputError(
             f"{', '.join(changed)} had been loaded before and has changed: restart the kernel "
             "(Colab: Runtime > Restart session; Kaggle: Run > Restart session), then run all cells again"
@@ -88,19 +88,12 @@ def name_of(line: str) -> str:
     return parse(line).name
 
 
-def version_of(name: str) -> str | None:
-    """The installed version of a package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def is_met(line: str) -> bool:
     """Whether what a line of requirements.txt asks for is installed."""
-    requirement = parse(line)
-    version = version_of(requirement.name)
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
+    try:
+        return parse(line).specifier.contains(importlib.metadata.version(name_of(line)), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def as_installed(line: str) -> str:
@@ -125,11 +118,6 @@ def this_python() -> str:
 def written_address() -> str:
     """This repository's address, which is written in pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-
-
-def repository_address() -> str:
-    """Where this repository lives: `RLHF_REPO_URL`, else the written address."""
-    return os.environ.get("RLHF_REPO_URL") or written_address()
 
 
 def _own_copy() -> Path:

@@ -31,6 +31,7 @@ _SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)|\d+_\w+/(config\.json|model\
 _OF_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _OF_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _DATA = re.compile(r".+\.(parquet|jsonl|json|ndjson|csv|tsv|txt|arrow|zip)(\.(gz|zst|bz2|xz))?", re.IGNORECASE)
+_OTHER = re.compile(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$")
 _TOKENS = "https://huggingface.co/settings/tokens"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a token that may read it"
 _REFUSED = {
@@ -127,7 +128,7 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
         info = _asked(wanted, lambda: HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT))
         configurations = (info.card_data or {}).get("configs") or []
         needed = _needed(wanted, [file.rfilename for file in info.siblings or ()], configurations)
-        root = _storage(wanted) / "snapshots" / info.sha
+        root = _record(wanted).parents[1] / "snapshots" / info.sha
         if large:
             write_json(_record(wanted), needed)
         # What is small comes first: where there are weights in the cache, the rest of the model is there too.
@@ -165,24 +166,17 @@ def _cached(wanted: Wanted, where: dict) -> Path | None:
         needed = needed or _needed(wanted, sorted(there))
     except (LocalEntryNotFoundError, InputError):
         return None
-    for index in (root / (wanted.subfolder or "")).glob("*.index.json"):
-        needed += [
-            (index.parent / shard).relative_to(root).as_posix() for shard in read_json(index)["weight_map"].values()
-        ]
-    return root if there.issuperset(needed) else None
-
-
-def _storage(wanted: Wanted) -> Path:
-    """Where the hub's library keeps this repository (its page "Understand caching")."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE) / "--".join([f"{wanted.kind}s", *wanted.name.split("/")])
+    folder = root / (wanted.subfolder or "")
+    shards = {shard for index in folder.glob("*.index.json") for shard in read_json(index)["weight_map"].values()}
+    return root if there.issuperset(needed) and all((folder / shard).is_file() for shard in shards) else None
 
 
 def _record(wanted: Wanted) -> Path:
-    """The file that says which files of a repository are needed."""
+    """The file that says which files of a repository are needed, where the library keeps those."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     key = quote(f"{wanted.revision or 'main'}:{wanted.subfolder or ''}", safe="")
-    return _storage(wanted) / "needed" / f"{key}.json"
+    return Path(HF_HUB_CACHE) / "--".join([f"{wanted.kind}s", *wanted.name.split("/")]) / "needed" / f"{key}.json"
 
 
 def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict] = ()) -> list[str]:
@@ -209,13 +203,10 @@ def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict]
             # Beside an adapter the configuration would be that of its base.
             small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
             return [prefix + name for name in sorted(small.union(weights))]
-    others = sorted(
-        name for name in inside if re.search(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$", name)
-    )
+    others = ", ".join(sorted(name for name in inside if _OTHER.search(name))) or "none"
     raise InputError(
-        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin"
-        f"{f'; it has {others[0]}' if others else ''}); name a revision that has them (NAME@REVISION), or convert them "
-        "and give the folder"
+        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin), but {others}; name a "
+        "revision that has them (NAME@REVISION), or convert them and give the folder"
     )
 
 
@@ -254,12 +245,11 @@ def _asked(wanted: Wanted, request: Callable[[], T]) -> T:
 
 def why_not_written(error: BaseException) -> str:
     """Why the hub did not take what was to be uploaded, and what to do."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 401:
-        return f"the hub does not accept your token (expired or revoked?); make one that may write at {_TOKENS}"
-    if status == 403:
-        return f"your token may not write there; check the owner, or give the token that right at {_TOKENS}"
-    return f"{_first_line(error)}; check the name and the network, and try again"
+    told = {
+        401: f"the hub does not accept your token (expired or revoked?); make one that may write at {_TOKENS}",
+        403: f"your token may not write there; check the owner, or give the token that right at {_TOKENS}",
+    }.get(getattr(getattr(error, "response", None), "status_code", None))
+    return told or f"{_first_line(error)}; check the name and the network, and try again"
 
 
 def _first_line(error: BaseException) -> str:
@@ -273,11 +263,9 @@ def _tell_once(text: str) -> None:
 
 @lru_cache
 def _quiet() -> None:
-    """No bars and no advice of the hub's library; when it tries again it says so."""
+    """No bars and no advice of the hub's library."""
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub.utils._http").addFilter(
-        lambda record: "unauthenticated" not in record.getMessage()
-    )
+    for name in ("repocard", "utils._http"):
+        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)

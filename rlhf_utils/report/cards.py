@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_utils.models.loading import copy_model
-from rlhf_utils.platforms.bootstrap import repository_address
+from rlhf_utils.platforms.bootstrap import written_address
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, is_there, known_as
@@ -67,7 +67,7 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
         recipe=recipe,
         stage=stage,
         role=ROLES[stage],
-        address=repository_address(),
+        address=written_address(),
         policy=policy or "a small GPT-2 trained by the series itself",
         data=dataset or "the series' synthetic dataset, or a file of the author's",
         headlines=[_markdown(line) for line in sentences(summary)] if summary else [],
