@@ -15,7 +15,7 @@ from hub.client import ROOT, ask, done, environment, start, start_asking
 from hub.server import OTHER_TOKEN, TOKEN, closed_port, silent_server
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import wanted_dataset, wanted_model
+from rlhf_utils.platforms.hub import wanted as asked
 from rlhf_utils.platforms.names import hub_name, is_hub_name
 from rlhf_utils.settings.recipes import load_recipe, parse_assignments, recipe_names
 
@@ -275,10 +275,10 @@ def test_every_recipe_reads_its_models_and_data_and_records_the_commits(hub, tmp
     assert sorted(found) == recipe_names()
     for name, commits in found.items():
         recipe = load_recipe(name, "t4")
-        data = wanted_dataset(recipe.dataset, recipe.data.revision, recipe.data.data_dir)
-        wanted = {"base": wanted_model(recipe.policy), "data": data}
+        data = asked(recipe.dataset, "dataset", recipe.data.revision, recipe.data.data_dir)
+        wanted = {"base": asked(recipe.policy), "data": data}
         if reward_model := recipe.models.reward_model:
-            wanted["reward_model"] = wanted_model(reward_model)
+            wanted["reward_model"] = asked(reward_model)
         assert commits == {
             stage: {str(one): hub.repositories[one.kind, one.name].revisions[one.revision or "main"]}
             for stage, one in wanted.items()

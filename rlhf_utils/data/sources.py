@@ -20,7 +20,7 @@ from typing import Any
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash
-from rlhf_utils.platforms.hub import dataset_snapshot, wanted_dataset
+from rlhf_utils.platforms.hub import DATASET, dataset_snapshot, wanted
 from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
 from rlhf_utils.settings.sections import DataSettings
 
@@ -59,10 +59,10 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
-        wanted = wanted_dataset(dataset, settings.revision, settings.data_dir)
-        folder = dataset_snapshot(wanted)
-        train, test = _rows_of_splits(folder, wanted.subfolder, settings, f"hub dataset {dataset}")
-        return Rows(train, test, dataset, f"{wanted.name}@{folder.name}")
+        asked = wanted(dataset, DATASET, settings.revision, settings.data_dir)
+        folder = dataset_snapshot(asked)
+        train, test = _rows_of_splits(folder, asked.subfolder, settings, f"hub dataset {dataset}")
+        return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
     path = local_path(dataset)
     where = path / settings.data_dir if settings.data_dir and path.is_dir() else path
     try:

@@ -23,7 +23,7 @@ _SIGNS = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing", "iost
 
 
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(where: Path, remedy: str = "choose another --output-dir") -> Iterator[None]:
     """Turn a full disk, a read-only folder or missing rights into one clear line (InputError)."""
     try:
         yield
@@ -35,8 +35,7 @@ def disk_errors(where: Path) -> Iterator[None]:
         if code in _FULL:
             raise InputError(f"cannot write {where}: {_FULL[code]}; free some space") from error
         if code in _ELSEWHERE:
-            reason = os.strerror(code).lower()
-            raise InputError(f"cannot write {where}: {reason}; choose another --output-dir") from error
+            raise InputError(f"cannot write {where}: {os.strerror(code).lower()}; {remedy}") from error
         raise
 
 

@@ -10,19 +10,17 @@ import fnmatch
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.names import Source, hub_name, is_folder, is_hub_name, local_path
 
-T = TypeVar("T")
 MODEL, DATASET = "model", "dataset"
 ADAPTER_CONFIG, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
 # Beside the weights: configuration, tokenizer, chat template, and the parts of a sentence embedder, each in a folder.
@@ -71,17 +69,12 @@ def recording(commits: dict[str, str]) -> Iterator[None]:
         _recorders[:] = [recorder for recorder in _recorders if recorder is not commits]
 
 
-def wanted_model(source: Source) -> Wanted:
-    """What the name of a model asks of the hub; raises InputError where it is no such name."""
-    name, where = hub_name(source)
-    return Wanted(name, MODEL, **where)
-
-
-def wanted_dataset(source: str, revision: str | None = None, data_dir: str | None = None) -> Wanted:
-    """What a dataset's name asks of the hub, and where it does not say so `data.revision` and `data.data_dir`."""
+def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_dir: str | None = None) -> Wanted:
+    """What the name of a model or dataset asks of the hub, and where it does not say so itself `data.revision` and
+    `data.data_dir`; raises InputError where it is no such name."""
     name, where = hub_name(source)
     given = {"revision": revision, "subfolder": (data_dir or "").strip("/")}
-    return Wanted(name, DATASET, **{key: value for key, value in given.items() if value} | where)
+    return Wanted(name, kind, **{key: value for key, value in given.items() if value} | where)
 
 
 def model_folder(source: Source, weights: bool = True) -> Path:
@@ -91,24 +84,24 @@ def model_folder(source: Source, weights: bool = True) -> Path:
     """
     if is_folder(source):
         return local_path(source)
-    wanted = wanted_model(source)
-    return _snapshot(wanted, weights) / (wanted.subfolder or "")
+    asked = wanted(source)
+    return _snapshot(asked, weights) / (asked.subfolder or "")
 
 
-def dataset_snapshot(wanted: Wanted) -> Path:
-    """The folder, named by its commit, of a whole dataset with its card and its data files below `wanted.subfolder`."""
-    return _snapshot(wanted, True)
+def dataset_snapshot(asked: Wanted) -> Path:
+    """The folder, named by its commit, of a whole dataset with its card and its data files below `asked.subfolder`."""
+    return _snapshot(asked, True)
 
 
-def look_up(wanted: Wanted, base_is_known: bool = False) -> None:
-    """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is wanted and lets us read it;
+def look_up(asked: Wanted, base_is_known: bool = False) -> None:
+    """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is asked and lets us read it;
     the base of an adapter is looked up too, unless `base_is_known`."""
-    folder = _snapshot(wanted, False) / (wanted.subfolder or "")
+    folder = _snapshot(asked, False) / (asked.subfolder or "")
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() and not base_is_known:
         settings = read_json(folder / ADAPTER_CONFIG)
         base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
         if base and is_hub_name(base):
-            look_up(wanted_model(f"{base}@{revision}" if revision and "@" not in base else base))
+            look_up(wanted(base, revision=revision))
 
 
 def _snapshot(wanted: Wanted, large: bool) -> Path:
@@ -125,22 +118,23 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
 
     where = {"repo_id": wanted.name, "repo_type": wanted.kind, "revision": wanted.revision}
     try:
-        info = _asked(wanted, lambda: HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT))
-        configurations = (info.card_data or {}).get("configs") or []
-        needed = _needed(wanted, [file.rfilename for file in info.siblings or ()], configurations)
-        root = _record(wanted).parents[1] / "snapshots" / info.sha
-        if large:
-            write_json(_record(wanted), needed)
-        # What is small comes first: where there are weights in the cache, the rest of the model is there too.
-        light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
-        for files in filter(None, [light, needed if large else []]):
-            root = Path(_asked(wanted, lambda some=files: snapshot_download(**where, allow_patterns=some)))
-            # Versions of the library give back what little there is where the hub stops serving in between.
-            if not all((root / file).is_file() for file in files):
-                raise _Trouble("the hub did not serve all of its files")
-        if not large and wanted.kind == DATASET:
-            # Anybody may read the list of a gated one.
-            _asked(wanted, lambda: HfApi().auth_check(wanted.name, repo_type=DATASET))
+        with _asking(wanted):
+            info = HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            configurations = (info.card_data or {}).get("configs") or []
+            needed = _needed(wanted, [file.rfilename for file in info.siblings or ()], configurations)
+            root = _record(wanted).parents[1] / "snapshots" / info.sha
+            if large:
+                write_json(_record(wanted), needed)
+            elif wanted.kind == DATASET:
+                # Anybody may read the list of a gated one.
+                HfApi().auth_check(wanted.name, repo_type=DATASET)
+            # What is small comes first: where there are weights in the cache, the rest of the model is there too.
+            light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
+            for files in filter(None, [light, needed if large else []]):
+                root = Path(snapshot_download(**where, allow_patterns=files))
+                # Versions of the library give back what little there is where the hub stops serving in between.
+                if not all((root / file).is_file() for file in files):
+                    raise _Trouble("the hub did not serve all of its files")
         return root
     except _Trouble as trouble:
         if (root := _cached(wanted, where)) is not None:
@@ -214,15 +208,18 @@ class _Trouble(Exception):
     """The hub cannot serve for now; the message says how that showed."""
 
 
-def _asked(wanted: Wanted, request: Callable[[], T]) -> T:
-    """The answer to `request` of the hub. Raises InputError with one line for what it refuses, and _Trouble where it
-    cannot serve for now."""
+@contextmanager
+def _asking(wanted: Wanted) -> Iterator[None]:
+    """Raise InputError with one line for what the hub refuses in the block, _Trouble where it cannot serve for now."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
-    _quiet()
+    disable_progress_bars()
+    for name in ("repocard", "utils._http"):  # advice, in several lines
+        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
     try:
-        return request()
+        yield
     # The last one is the base of the HTTP library's own, which is another library in newer versions.
     except (OSError, ValueError, RuntimeError, HfHubHTTPError.__mro__[1]) as error:
         while error.__cause__ and "cannot find" in str(error):  # it has looked into the cache too
@@ -259,13 +256,3 @@ def _first_line(error: BaseException) -> str:
 @lru_cache
 def _tell_once(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-@lru_cache
-def _quiet() -> None:
-    """No bars and no advice of the hub's library."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-    for name in ("repocard", "utils._http"):
-        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)

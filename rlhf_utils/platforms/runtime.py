@@ -58,7 +58,7 @@ def reach_drive(folder: Path) -> None:
     """
     if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
         return
-    said = "nobody is here to allow it"
+    said, again = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
     if is_attended():
         from google.colab import drive  # type: ignore[import-not-found]
 
@@ -66,10 +66,8 @@ def reach_drive(folder: Path) -> None:
             return drive.mount(str(DRIVE))
         except Exception as error:  # of Colab, of its page and of pexpect
             said = str(error)
-    raise InputError(
-        f"{folder} is on Google Drive, which is not mounted ({said}): run `from google.colab import drive; "
-        f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it, which is lost when the session ends"
-    )
+    instead = "choose an output_dir outside of it, which is lost when the session ends"
+    raise InputError(f"{folder} is on Google Drive, which is not mounted ({said}): run {again}, or {instead}")
 
 
 def prepare_environment() -> None:
@@ -169,10 +167,11 @@ def detect_device(precision: str = "auto") -> Device:
         # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
         warnings.simplefilter("ignore", UserWarning)
         found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    here, built_for = found.major * 10 + found.minor, " ".join(torch.cuda.get_arch_list())
     # Binaries (sm_75) run within a major version, PTX (compute_90) on everything newer.
     has_kernels = any(
-        (kind == "compute" or int(major) == found.major) and (int(major), int(minor)) <= (found.major, found.minor)
-        for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+        int(made) <= here and (kind == "compute" or int(made) // 10 == found.major)
+        for kind, made in re.findall(r"(sm|compute)_(\d+)", built_for)
     )
     if found.major < 7 or not has_kernels:
         raise InputError(
@@ -200,18 +199,10 @@ def cache_entry(name: str) -> Iterator[Path]:
     from filelock import FileLock
 
     folder = cache_folder() / name
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
+    with disk_errors(folder, "name another place for the cache in the environment variable RLHF_CACHE"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        place = "name another place for it in the environment variable RLHF_CACHE"
-        raise InputError(f"cannot write the cache {folder}: {error.strerror}; {place}") from error
-    try:
-        with disk_errors(folder):
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             yield folder
-    finally:
-        lock.release()
 
 
 def check_cache() -> None:
