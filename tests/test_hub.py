@@ -74,6 +74,8 @@ def test_no_path_of_this_machine_is_in_the_card_and_the_repository_of_a_pinned_p
     assert "secret_rows" not in card and str(Path.home()) not in card and str(run.root) not in card
     # The hub refuses a card whose `base_model` is not the id of a repository.
     assert about["base_model"] == "owner/name" and "| base policy | `owner/name:sub@v1.0` |" in text
+    about, _ = card_of(run, policy="smollm2")
+    assert about["license"] == "apache-2.0" and about["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 PUSHED = """

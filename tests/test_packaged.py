@@ -14,7 +14,6 @@ from rlhf_utils.evaluation.assistant import sentence_encoder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
 from rlhf_utils.platforms.names import PACKAGED, is_folder, is_there, known_as, local_path
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.report.cards import model_card
 from rlhf_utils.runs.run import Run
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
@@ -77,17 +76,6 @@ def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
     )  # fmt: skip
     history = trainer.train(resume=False)
     assert len(history) == 2 and history[0]["kl"] == pytest.approx(0.0, abs=0.05)
-
-
-@needs("smollm2")
-@pytest.mark.slow
-def test_a_card_names_the_model_and_its_license(tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, {"policy": "smollm2"})
-    with run.stage("base") as stage, stage.publish():
-        pass
-    card = model_card(run, "base")
-    assert "license: apache-2.0" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card
-    assert "policy=smollm2" in card
 
 
 @needs("minilm")
