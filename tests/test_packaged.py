@@ -13,7 +13,6 @@ from tiny import CPU
 from rlhf_utils.evaluation.assistant import sentence_encoder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
 from rlhf_utils.platforms.names import PACKAGED, is_folder, is_there, known_as, local_path
-from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.runs.run import Run
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
@@ -52,7 +51,7 @@ def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkey
 
 @needs("smollm2")
 @pytest.mark.slow
-def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
+def test_smollm2_writes_english_and_is_saved_like_any_other(tmp_path):
     tokenizer, model = load_tokenizer("smollm2"), load_policy("smollm2", CPU)
     assert {p.dtype for p in model.parameters()} == {torch.float32} and model.num_parameters() == 134_515_008
     assert getattr(model.config, "quantization_config", None) is None and tokenizer.chat_template is None
@@ -65,17 +64,6 @@ def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
     assert surprise < 3.0
     save_model(model, tokenizer, tmp_path / "saved")
     assert torch.equal(load_policy(tmp_path / "saved", CPU)(ids).logits[0], logits)
-
-    config = PPOConfig(
-        updates=2, rollout_batch_size=4, minibatch_size=2, epochs=1, max_new_tokens=6, save_every=2, method="lora",
-        lora={"modules": ["q_proj", "v_proj"], "dropout": 0},
-    )  # fmt: skip
-    trainer = PPOTrainer(
-        "smollm2", tokenizer, lambda _, texts: torch.tensor([float(len(t)) for t in texts]),
-        ["How do I bake bread?", "What is rain?"], config, tmp_path / "ppo",
-    )  # fmt: skip
-    history = trainer.train(resume=False)
-    assert len(history) == 2 and history[0]["kl"] == pytest.approx(0.0, abs=0.05)
 
 
 @needs("minilm")

@@ -17,7 +17,7 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.results import MODELS
 from rlhf_utils.series import SERIES
 
-# eli5 differs from instruct in its data and settings alone; test_hub_recipes.py takes all four through their stages.
+# eli5 differs from instruct in its data and settings alone; test_hub_names.py reads the data and models of all four.
 RECIPES = ("helpful_harmless", "imdb")
 pytestmark = pytest.mark.slow
 

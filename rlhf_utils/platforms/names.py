@@ -77,8 +77,9 @@ def hub_name(source: Source) -> tuple[str, dict[str, str]]:
     found = _NAME.fullmatch(text)
     if found is None or "://" in text or ".." in text:
         raise InputError(
-            f"{text[:200]} is no id of the Hugging Face hub (owner/name, perhaps with :FOLDER and @REVISION; no "
-            "address), and there is no file or folder of that name; check it"
+            f"cannot load {text[:200]} from the Hugging Face hub: it is no id (owner/name, perhaps with :FOLDER and "
+            "@REVISION; no address), and there is no file or folder of that name; check it, or use --set policy=FOLDER "
+            "or --set dataset=PATH"
         )
     where = {key: (found[key] or "").strip("/") for key in ("subfolder", "revision")}
     return found["name"], {key: value for key, value in where.items() if value}
