@@ -153,17 +153,12 @@ def test_only_what_a_model_needs_is_fetched(kept):
 
 @pytest.mark.parametrize("way", ["offline", "refused", "error 500"])
 def test_what_was_fetched_is_found_again_without_the_hub(hub, kept, way):
-    asked = [] if way == "error 500" else LACKING
-    if way == "error 500":
-        for repository in hub.repositories.values():
-            repository.fault, repository.before = "always 500", repository.fault
+    endpoint, lacking = (hub.url, []) if way == "error 500" else (closed_port(), LACKING)
+    hub.is_down = way == "error 500"
     try:
-        endpoint = hub.url if way == "error 500" else closed_port()
-        found, err = ask([*KEPT, *asked], endpoint, kept[0], HF_HUB_OFFLINE=str(int(way == "offline")))
+        found, err = ask([*KEPT, *lacking], endpoint, kept[0], HF_HUB_OFFLINE=str(int(way == "offline")))
     finally:
-        if way == "error 500":
-            for repository in hub.repositories.values():
-                repository.fault = repository.before
+        hub.is_down = False
     for before, now in zip(kept[1], found, strict=False):
         assert now["told"] is None and now["folder"] == before["folder"] and now["files"] == before["files"]
     for now in found[len(KEPT) :]:

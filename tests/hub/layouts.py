@@ -41,13 +41,10 @@ def populate(hub: LoopbackHub) -> LoopbackHub:
     versions.commit(gpt2_files(seed=7), "v2")
     for name, about in {"gated/gpt2": {"gated": True}, "private/gpt2": {"private": True}}.items():
         hub.add("model", name, gpt2, **about)
-    for name, fault in FAULTS.items():
-        hub.add("model", f"faults/{name}", gpt2, fault=fault, faulty=r"model\.safetensors")
+    for name in ("cut off once", "proxy"):
+        hub.add("model", f"faults/{name.replace(' ', '-')}", gpt2, fault=name)
     _datasets(hub)
     return hub
-
-
-FAULTS = {"cut-off-once": "cut off once", "proxy": "proxy"}
 
 
 def _datasets(hub: LoopbackHub) -> None:

@@ -26,8 +26,8 @@ USER = "me"
 
 @dataclass
 class Repository:
-    """`revisions` maps branches and tags to commits, `commits` a commit to its files. `fault`: see `_Handler._fails`,
-    for files whose path matches `faulty`."""
+    """`revisions` maps branches and tags to commits, `commits` a commit to its files. `fault`: see
+    `_Handler._fails`."""
 
     kind: str
     name: str
@@ -36,7 +36,6 @@ class Repository:
     gated: bool = False
     private: bool = False
     fault: str | None = None
-    faulty: str = ".*"
     failed: set[str] = field(default_factory=set)
 
     def commit(self, files: dict[str, bytes], *revisions: str) -> str:
@@ -57,6 +56,7 @@ class LoopbackHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[str] = []
+        self.is_down = False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def add(self, kind: str, name: str, files: dict[str, bytes] | None = None, **about) -> Repository:
@@ -109,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
         self.trusted, self.known = token == TOKEN, token is not None
         try:
+            if self.server.is_down:
+                raise _Refused(500, "Too bad")
             if token not in (None, TOKEN, OTHER_TOKEN):
                 raise _Refused(401, "Invalid username or password.")
             serve, found = next((s, found) for route, s in _ROUTES if (found := re.fullmatch(route, path)))
@@ -152,8 +154,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, kind: str, name: str, revision: str = "main") -> None:
         repository = self._repository(kind, name)
-        if self._fails(repository, "api"):
-            return
         commit, files = self._files(repository, revision)
         card = re.match(rb"---\n(.*?)\n---", files.get("README.md", b""), re.DOTALL)
         about = {"id": name, "modelId": name, "sha": commit, "private": repository.private, "tags": [], "downloads": 0}
@@ -180,12 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(files[file]))}
         self._answer(files[file], 200, headers)
 
-    def _fails(self, repository: Repository, file: str, content: bytes = b"") -> bool:
-        """Whether the repository's fault took the place of an answer: `always 500`; `proxy` (refuses in the hub's
-        place); `cut off once` (half of a body, from its beginning)."""
-        fault = repository.fault if re.fullmatch(repository.faulty, file) else None
-        if fault == "always 500":
-            raise _Refused(500, "Too bad")
+    def _fails(self, repository: Repository, file: str, content: bytes) -> bool:
+        """Whether the repository's fault took the place of its weights: `proxy` (refuses in the hub's place); `cut off
+        once` (half of a body, from its beginning)."""
+        fault = repository.fault if file == "model.safetensors" else None
         if fault == "proxy":
             self._answer(b"<html>Blocked</html>", 403)
             return True
