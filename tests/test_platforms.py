@@ -103,28 +103,21 @@ def test_colab_is_asked_nothing_when_nobody_is_there(colab, attended, monkeypatc
 
 
 def test_opening_a_run_on_drive_mounts_it_once(colab, attended, tmp_path, capsys):
-    colab.mount = lambda folder: (folder / "MyDrive").mkdir(parents=True)
     folder = tmp_path / "drive" / "MyDrive" / "rlhf"
-    for _ in range(2):
-        assert Run.open("instruct", "tiny", folder).root.is_dir()
-    assert colab.calls == [("mount", str(tmp_path / "drive"))]
-    open_run("01_01", "instruct", "tiny", str(folder), {}, True)
-    assert "Colab deletes this run" not in capsys.readouterr().out
-    open_run("01_01", "instruct", "tiny", str(tmp_path / "elsewhere"), {}, True)
-    assert "Colab deletes this run with the session" in capsys.readouterr().out
-    assert [call for call, _ in colab.calls].count("mount") == 1
-
-
-def test_a_refused_drive_is_one_line_and_leaves_no_folder_in_its_place(colab, attended, tmp_path, monkeypatch):
-    drive, folder = tmp_path / "drive", tmp_path / "drive" / "MyDrive" / "rlhf"
     colab.mount = failing(ValueError)
     with pytest.raises(InputError, match=r"not mounted \(no\): run `from google.colab import drive; .*, or choose"):
         Run.open("instruct", "tiny", folder)
-    assert not drive.exists()
-    monkeypatch.delenv("COLAB_RELEASE_TAG")
-    for module in [name for name in sys.modules if name.startswith("google.colab")]:
-        monkeypatch.delitem(sys.modules, module)
-    assert Run.open("instruct", "tiny", folder).root.is_dir(), "elsewhere it is a folder like any other"
+    assert not (tmp_path / "drive").exists(), "a folder in its place would keep it from being mounted"
+    colab.mount = lambda folder: (folder / "MyDrive").mkdir(parents=True)
+    for place, told in ((folder, False), (folder, False), (tmp_path / "elsewhere", True)):
+        open_run("01_01", "instruct", "tiny", str(place), {}, True)
+        assert ("Colab deletes this run with the session" in capsys.readouterr().out) == told
+    assert [asked for call, asked in colab.calls if call == "mount"] == [str(tmp_path / "drive")] * 2
+
+
+def test_elsewhere_a_folder_of_that_name_is_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "DRIVE", tmp_path / "drive")
+    assert Run.open("instruct", "tiny", tmp_path / "drive" / "MyDrive" / "rlhf").root.is_dir()
 
 
 @pytest.mark.parametrize(

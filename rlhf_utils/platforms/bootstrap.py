@@ -63,11 +63,8 @@ def settle() -> None:
     for name in ("torchao", "gptqmodel"):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     # On CPUs with AVX512-BF16 it warns that it finds no faster kernel on the hub; what it falls back on is right.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_worth_showing)
-
-
-def _is_worth_showing(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+    advice = "Failed to load CPU gemm_4bit_forward"
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: advice not in str(record.msg))
 
 
 def requirements() -> list[str]:
