@@ -12,8 +12,12 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms.errors import InputError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "gpt2-rlhf"  # what the first cell calls its copy of this repository
@@ -32,18 +36,17 @@ def ready() -> None:
     on Kaggle, else from the package index. Raises InputError where installing is impossible or needs a restart.
     """
     os.chdir(_own_copy() if ATTACHED in ROOT.parents else ROOT)
-    unmet = [line for line in requirements() if not is_met(line)]
+    unmet = [needed for needed in requirements() if not is_met(needed)]
     if not unmet:
         return
-    if blocked := [line for line in unmet if name_of(line) in NEVER_TOUCHED]:
+    if blocked := [str(needed) for needed in unmet if needed.name in NEVER_TOUCHED]:
         raise InputError(
-            f"this environment's {', '.join(map(name_of, blocked))} is missing or out of range "
-            f"({', '.join(blocked)}); choose a newer image, or install locally with `make run`"
+            f"this environment lacks {', '.join(blocked)}; choose a newer image, or install locally with `make run`"
         )
     owners = importlib.metadata.packages_distributions()
     loaded = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
     before = {name: importlib.metadata.version(name) for name in sorted(loaded)}
-    print(f"installing {', '.join(map(name_of, unmet))} ...", flush=True)
+    print(f"installing {', '.join(needed.name for needed in unmet)} ...", flush=True)
     _install(unmet)
     importlib.invalidate_caches()
     if changed := [name for name, version in before.items() if importlib.metadata.version(name) != version]:
@@ -67,35 +70,25 @@ def settle() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: advice not in str(record.msg))
 
 
-def requirements() -> list[str]:
-    """What Colab and Kaggle need, one line of requirements.txt each."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8").split(LOCAL_ONLY)[0]
-    return [line for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
-
-
-def parse(line: str):
-    """A line of requirements.txt as packaging's Requirement."""
+def requirements() -> list[Requirement]:
+    """What Colab and Kaggle need, of each line of requirements.txt."""
     from packaging.requirements import Requirement
 
-    return Requirement(line)
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8").split(LOCAL_ONLY)[0]
+    return [Requirement(line) for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
 
 
-def name_of(line: str) -> str:
-    """The package that a line of requirements.txt is about."""
-    return parse(line).name
-
-
-def is_met(line: str) -> bool:
-    """Whether what a line of requirements.txt asks for is installed."""
+def is_met(needed: Requirement) -> bool:
+    """Whether what is needed is installed, in a version within its range."""
     try:
-        return parse(line).specifier.contains(importlib.metadata.version(name_of(line)), prereleases=True)
+        return needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True)
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
-def as_installed(line: str) -> str:
-    """The line as it is given to pip on a notebook service: datasets 5.1 would move huggingface_hub as well."""
-    return f"{line},<5.1" if name_of(line) == "datasets" else line
+def as_installed(needed: Requirement) -> str:
+    """The requirement as it is given to pip on a notebook service: datasets 5.1 would move huggingface_hub as well."""
+    return f"{needed},<5.1" if needed.name == "datasets" else str(needed)
 
 
 def pip(*arguments: str, advice: str) -> None:
@@ -134,7 +127,7 @@ def _own_copy() -> Path:
     return copy
 
 
-def _install(unmet: list[str]) -> None:
+def _install(unmet: list[Requirement]) -> None:
     held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
     wheels, advice = _wheelhouse(), "without internet, attach a wheelhouse (docs/offline_and_kaggle.md)"
     if wheels:
