@@ -15,12 +15,6 @@ from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
-    text = str(error.value)
-    assert text and "\n" not in text
-    return text
-
-
 def test_json_and_jsonl_there_and_back(tmp_path):
     path = tmp_path / "a" / "b.json"
     value = {"text": "é \u2028 😀\nbreak", "number": 1e-5, "nothing": None}
@@ -32,15 +26,14 @@ def test_json_and_jsonl_there_and_back(tmp_path):
     assert files.read_jsonl(path) == [value, {"a": None}]
 
 
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-@pytest.mark.parametrize("write", [files.write_json, lambda path, value: files.write_jsonl(path, [value])])
-def test_what_is_no_json_is_refused_and_the_old_file_kept(tmp_path, number, write):
+def test_what_is_no_json_is_refused_and_the_old_file_kept(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
     with pytest.raises(ValueError):
-        write(path, {"x": number})
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+        files.write_json(path, {"x": math.nan})
+    with pytest.raises(ValueError):
+        files.write_jsonl(path, [{"x": math.inf}])
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_broken_json_names_file_and_line(tmp_path):
@@ -85,26 +78,17 @@ def dead_process() -> int:
     return process.pid
 
 
-def test_whole_folder_clears_away_what_killed_processes_left(tmp_path):
+def test_whole_folder_clears_away_what_killed_processes_left_and_puts_back_what_they_moved_aside(tmp_path):
+    """Killed between its two renames: the old folder has gone, and the new one has not come."""
     dead, in_use = dead_process(), tmp_path / f".stage.{os.getppid()}.partial"
-    for folder in (*(tmp_path / f".stage.{dead}.{what}" for what in ("partial", "replaced")), in_use):
-        folder.mkdir()
-        (folder / "model").touch()
-    with files.whole_folder(tmp_path / "stage"):
-        pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([in_use.name, "stage"])
-
-
-def test_whole_folder_puts_back_what_a_killed_process_had_moved_aside(tmp_path):
-    """The moment between its two renames: the old folder has gone, and the new one has not come."""
-    dead = dead_process()
+    in_use.mkdir()
     for name, text in (("replaced", "old"), ("partial", "new")):
         (tmp_path / f".stage.{dead}.{name}").mkdir()
         (tmp_path / f".stage.{dead}.{name}" / "file").write_text(text)
     with pytest.raises(ValueError, match="no"), files.whole_folder(tmp_path / "stage"):
         assert (tmp_path / "stage" / "file").read_text() == "old"
         raise ValueError("no")
-    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [in_use.name, "stage"]
 
 
 @pytest.mark.parametrize("step", range(3))
@@ -131,16 +115,15 @@ def test_whole_folder_interrupted_in_the_block_or_at_a_rename_leaves_the_old_con
     "code, words",
     [
         (errno.ENOSPC, "disk is full"),
-        (errno.EDQUOT, "quota"),
-        (errno.EROFS, "read-only"),
-        (errno.EACCES, "no permission"),
-        (errno.ENAMETOOLONG, "too long"),
+        (errno.EROFS, "read-only file system; choose"),
+        (errno.EACCES, "permission denied"),
     ],
 )
 def test_places_that_cannot_be_written(tmp_path, code, words):
-    with pytest.raises(InputError) as error, files.whole_folder(tmp_path / "stage"):
-        raise OSError(code, os.strerror(code))
-    assert words in one_line(error) and str(tmp_path) in one_line(error) and list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=f"^cannot write {tmp_path}/stage: .*{words}"):
+        with files.whole_folder(tmp_path / "stage"):
+            raise OSError(code, os.strerror(code))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
@@ -152,35 +135,26 @@ def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
     ):
         with pytest.raises(InputError, match="disk is full"), files.disk_errors(tmp_path):
             raise RuntimeError(words)
-
-
-@pytest.mark.parametrize("failure", [FileNotFoundError(errno.ENOENT, "x"), RuntimeError("x"), ValueError("x")])
-def test_other_errors_are_not_called_disk_errors(tmp_path, failure):
-    with pytest.raises(type(failure)), files.disk_errors(tmp_path):
-        raise failure
+    for failure in (FileNotFoundError(errno.ENOENT, "x"), RuntimeError("x")):
+        with pytest.raises(type(failure)), files.disk_errors(tmp_path):
+            raise failure
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").touch()
-    for write in (
-        lambda: files.write_json(tmp_path / "file" / "a.json", {}),
-        lambda: files.whole_folder(tmp_path / "file" / "stage").__enter__(),
-    ):
-        with pytest.raises(InputError) as error:
-            write()
-        assert "file" in one_line(error)
+    with pytest.raises(InputError, match="/file"):
+        files.write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(InputError, match="/file"), files.whole_folder(tmp_path / "file" / "stage"):
+        pass
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_content_hash_sees_content_and_names(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        (folder / "sub").mkdir(parents=True)
-        (folder / "sub" / "a").write_text("a")
-    assert files.content_hash(one) == files.content_hash(two)
-    assert files.content_hash(one / "sub" / "a") == files.content_hash(two / "sub" / "a")
-    (two / "sub" / "a").write_text("b")
-    assert files.content_hash(one) != files.content_hash(two)
-    (two / "sub" / "a").write_text("a")
-    (two / "sub" / "a").rename(two / "sub" / "b")
-    assert files.content_hash(one) != files.content_hash(two)
+    file = tmp_path / "sub" / "a"
+    file.parent.mkdir()
+    hashes = []
+    for name, text in (("a", "a"), ("a", "b"), ("b", "b"), ("a", "a")):
+        file = file.rename(file.with_name(name)) if file.exists() else file
+        file.write_text(text)
+        hashes.append(files.content_hash(tmp_path))
+    assert len(set(hashes)) == 3 and hashes[0] == hashes[3] != files.content_hash(file)

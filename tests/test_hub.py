@@ -72,19 +72,16 @@ def test_the_card_holds_the_runs_numbers_with_their_intervals(run):
         model_card(run, "data")
 
 
-def test_no_path_of_this_machine_is_in_the_card(run, tmp_path):
+def test_no_path_of_this_machine_is_in_the_card_and_the_repository_of_a_pinned_policy_is(run, tmp_path):
     data = tmp_path / "secret_rows.jsonl"
     data.write_text("{}")
-    about, text = card_of(run, dataset=str(data), seed=7)
+    about, text = card_of(run, dataset=str(data), policy="owner/name:sub@v1.0", seed=7)
     card = f"{about}{text}"
     assert "secret_rows" not in card and str(Path.home()) not in card and str(run.root) not in card
-    assert "--set seed=7" in text
-
-
-def test_the_card_names_the_repository_of_a_pinned_policy(run):
-    """The hub refuses a card whose `base_model` is not the id of a repository."""
-    about, text = card_of(run, policy="owner/name:sub@v1.0")
+    # The hub refuses a card whose `base_model` is not the id of a repository.
     assert about["base_model"] == "owner/name" and "| base policy | `owner/name:sub@v1.0` |" in text
+    about, _ = card_of(run, policy="smollm2")
+    assert about["license"] == "apache-2.0" and about["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 PUSHED = """

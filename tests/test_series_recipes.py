@@ -22,7 +22,7 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, run_cells
 from rlhf_utils.settings.recipes import parse_assignments
 
-# eli5 differs from instruct in its data and settings alone; test_hub_recipes.py takes all four through their stages.
+# eli5 differs from instruct in its data and settings alone; test_hub_names.py reads the data and models of all four.
 RECIPES = ("helpful_harmless", "imdb")
 pytestmark = pytest.mark.slow
 

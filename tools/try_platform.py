@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from reduced import REDUCED  # noqa: E402
 
-from rlhf_utils.platforms.bootstrap import NEVER_TOUCHED, name_of, requirements  # noqa: E402
+from rlhf_utils.platforms.bootstrap import NEVER_TOUCHED, requirements  # noqa: E402
 
 # What Kaggle puts on top of Colab's image; "" is the newest.
 MOVED = {
@@ -82,7 +82,7 @@ def main() -> int:
         after = installed()
         moved = {name: f"{name} {was} -> {after.get(name)}" for name, was in before.items() if after.get(name) != was}
         say(f"the first cell moved {', '.join(moved.values()) or 'nothing'}, added {len(after.keys() - before.keys())}")
-        uninvited = moved.keys() - {canonicalize_name(name_of(line)) for line in requirements()}
+        uninvited = moved.keys() - {canonicalize_name(line.name) for line in requirements()}
         if uninvited or moved.keys() & set(NEVER_TOUCHED):
             print(f"the first cell must not touch {', '.join(sorted(uninvited | moved.keys() & set(NEVER_TOUCHED)))}")
             return 1
@@ -105,8 +105,8 @@ def fill(platform: str, pins: dict[str, str], torch: str | None) -> list[str]:
     returns what could not be installed."""
     if pip("--no-deps", *([f"torch=={torch}"] if torch else ["-c", str(ROOT / "constraints.txt"), "torch"])):
         sys.exit("this torch cannot be had here; TORCH=VERSION names another")
-    ours = [line for line in requirements() if canonicalize_name(name_of(line)) != "torch"]
-    names = {canonicalize_name(name_of(line)) for line in ours}
+    ours = [line for line in requirements() if canonicalize_name(line.name) != "torch"]
+    names = {canonicalize_name(line.name) for line in ours}
     left_out: list[str] = []
 
     def get(wanted: set[str], folders: tuple[Path, ...]) -> None:
@@ -120,7 +120,7 @@ def fill(platform: str, pins: dict[str, str], torch: str | None) -> list[str]:
 
     with tempfile.TemporaryDirectory() as scratch:
         # What the platform lacks is read, not installed: that is the first cell's part.
-        pip("--no-deps", "--target", scratch, *(o for o in ours if canonicalize_name(name_of(o)) not in pins))
+        pip("--no-deps", "--target", scratch, *(str(o) for o in ours if canonicalize_name(o.name) not in pins))
         folders = (Path(importlib.util.find_spec("pip").origin).parents[1], Path(scratch))
         get({"pip", "setuptools", *MOVED[platform]} | names, folders)
         found = looked_for(names, folders)

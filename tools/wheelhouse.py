@@ -61,15 +61,15 @@ def _download(folder: Path, python: str, scratch: Path) -> None:
     lines, advice = bootstrap.requirements(), "a wheelhouse is made where there is internet"
     constraints = scratch / "constraints.txt"
     with constraints.open("w") as file:
-        for line in [line for line in lines if bootstrap.name_of(line) in NEVER_TOUCHED]:
-            name, specifier = bootstrap.name_of(line), bootstrap.parse(line).specifier
-            version = next(bound.version for bound in specifier if bound.operator == ">=")
+        for line in [line for line in lines if line.name in NEVER_TOUCHED]:
+            name = line.name
+            version = next(bound.version for bound in line.specifier if bound.operator == ">=")
             # transformers says itself what it goes with; torch would bring gigabytes of CUDA along.
             if name != "transformers":
                 version = f"{version}+placeholder"
                 _write_placeholder(scratch, name, version)
             file.write(f"{name}=={version}\n")
-    sources = [line for line in lines if bootstrap.name_of(line) in SOURCE_ONLY]
+    sources = [str(line) for line in lines if line.name in SOURCE_ONLY]
     pip("wheel", "--no-deps", "--wheel-dir", str(folder), *sources, advice=advice)
     pip(
         *("download", "--dest", str(folder), "--only-binary=:all:", "--python-version", python),

@@ -19,7 +19,7 @@ from typing import Any
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash
-from rlhf_utils.platforms.hub import dataset_snapshot, wanted_dataset
+from rlhf_utils.platforms.hub import DATASET, dataset_snapshot, wanted
 from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
 from rlhf_utils.settings.sections import DataSettings
 
@@ -52,9 +52,10 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
-        snapshot = dataset_snapshot(wanted_dataset(dataset, settings.revision, settings.data_dir))
-        train, test = _hub_rows(snapshot.root, snapshot.wanted.subfolder, settings, f"hub dataset {dataset}")
-        return Rows(train, test, dataset, f"{snapshot.wanted.name}@{snapshot.commit}")
+        asked = wanted(dataset, DATASET, settings.revision, settings.data_dir)
+        folder = dataset_snapshot(asked)
+        train, test = _hub_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
+        return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
     path = local_path(dataset)
     where = path / settings.data_dir if settings.data_dir and path.is_dir() else path
     with _readable(where, only=OSError):
@@ -79,8 +80,8 @@ def _readable(where: object, help: str = "check the path and its permissions", o
 
 
 def is_local(dataset: str) -> bool:
-    """A path that is there, or a name that is no id or address of the hub, or one that ends like a file we read."""
-    # An address is one of the hub, also that of a single file there.
+    """A path that is there, or a name that is no id of the hub, or one that ends like a file we read."""
+    # An address is refused as a name of the hub.
     named_like_a_file = "://" not in dataset and dataset.lower().endswith(SUFFIXES)
     return dataset != EMBEDDED and (is_there(dataset) or named_like_a_file or not is_hub_name(dataset))
 

@@ -1,21 +1,23 @@
-"""The first cell of every notebook: finds its feet and installs what is missing. Standard library only."""
+"""The first cell of every notebook: finds its feet and installs what is missing. Needs packaging and nothing else."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms.errors import InputError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "gpt2-rlhf"  # what the first cell calls its copy of this repository
@@ -34,22 +36,20 @@ def ready() -> None:
     on Kaggle, else from the package index. Raises InputError where installing is impossible or needs a restart.
     """
     os.chdir(_own_copy() if ATTACHED in ROOT.parents else ROOT)
-    unmet = [line for line in requirements() if not is_met(line)]
+    unmet = [needed for needed in requirements() if not is_met(needed)]
     if not unmet:
         return
-    if blocked := [line for line in unmet if name_of(line) in NEVER_TOUCHED]:
+    if blocked := [str(needed) for needed in unmet if needed.name in NEVER_TOUCHED]:
         raise InputError(
-            f"this environment's {', '.join(map(name_of, blocked))} is missing or out of range "
-            f"({', '.join(blocked)}); choose a newer image, or install locally with `make run`"
+            f"this environment lacks {', '.join(blocked)}; choose a newer image, or install locally with `make run`"
         )
     owners = importlib.metadata.packages_distributions()
     loaded = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
-    before = {name: version_of(name) for name in sorted(loaded)}
-    print(f"installing {', '.join(map(name_of, unmet))} ...", flush=True)
+    before = {name: importlib.metadata.version(name) for name in sorted(loaded)}
+    print(f"installing {', '.join(needed.name for needed in unmet)} ...", flush=True)
     _install(unmet)
     importlib.invalidate_caches()
-    settle()  # what has just been installed may refuse what was there
-    if changed := [name for name, version in before.items() if version_of(name) != version]:
+    if changed := [name for name, version in before.items() if importlib.metadata.version(name) != version]:
         raise InputError(
             f"{', '.join(changed)} had been loaded before and has changed: restart the kernel "
             "(Colab: Runtime > Restart session; Kaggle: Run > Restart session), then run all cells again"
@@ -60,66 +60,35 @@ def settle() -> None:
     """Keep neighboring packages out of the way; called on importing rlhf_utils, in every process of a run.
 
     peft raises ImportError at every layer it adapts where it finds an old torchao (Colab and Kaggle ship 0.10) or
-    gptqmodel, whether or not the model uses it. `None` in `sys.modules` makes Python say that it is not there: no
-    network, nothing uninstalled, no restart. The versions are read from peft's source, because importing peft would
-    import torch before a GPU is chosen.
+    gptqmodel, whether or not the model uses it, and nothing here does. `None` in `sys.modules` makes Python say that it
+    is not there: no network, nothing uninstalled, no restart.
     """
-    found = importlib.util.find_spec("peft")
-    asks = Path(found.origin).with_name("import_utils.py") if found and found.origin else None
-    if asks and asks.is_file():
-        for function in re.split(r"^def is_", asks.read_text(encoding="utf-8"), flags=re.MULTILINE):
-            name = function.partition("_available(")[0]
-            lowest = re.findall(r'(\w+)_MINIMUM_VERSION = packaging\.version\.parse\("([^"]+)"\)', function)
-            if lowest and importlib.util.find_spec(name) and not all(is_met(f"{n.lower()}>={v}") for n, v in lowest):
-                sys.modules[name] = None  # type: ignore[assignment]
+    for name in ("torchao", "gptqmodel"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     # On CPUs with AVX512-BF16 it warns that it finds no faster kernel on the hub; what it falls back on is right.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_worth_showing)
+    advice = "Failed to load CPU gemm_4bit_forward"
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: advice not in str(record.msg))
 
 
-def _is_worth_showing(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+def requirements() -> list[Requirement]:
+    """What Colab and Kaggle need, of each line of requirements.txt."""
+    from packaging.requirements import Requirement
 
-
-def requirements() -> list[str]:
-    """What Colab and Kaggle need, one line of requirements.txt each."""
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8").split(LOCAL_ONLY)[0]
-    return [line for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
+    return [Requirement(line) for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
 
 
-def parse(line: str):
-    """A line of requirements.txt as packaging's Requirement."""
+def is_met(needed: Requirement) -> bool:
+    """Whether what is needed is installed, in a version within its range."""
     try:
-        from packaging.requirements import Requirement
-    except ImportError:  # pip carries a copy
-        from pip._vendor.packaging.requirements import Requirement
-
-    return Requirement(line)
-
-
-def name_of(line: str) -> str:
-    """The package that a line of requirements.txt is about."""
-    return parse(line).name
-
-
-def version_of(name: str) -> str | None:
-    """The installed version of a package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(name)
+        return needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return False
 
 
-def is_met(line: str) -> bool:
-    """Whether what a line of requirements.txt asks for is installed, or not asked for on this machine."""
-    requirement = parse(line)
-    version = version_of(requirement.name)
-    skipped = requirement.marker is not None and not requirement.marker.evaluate()
-    return skipped or (version is not None and requirement.specifier.contains(version, prereleases=True))
-
-
-def as_installed(line: str) -> str:
-    """The line as it is given to pip on a notebook service: datasets 5.1 would move huggingface_hub as well."""
-    return f"{line},<5.1" if name_of(line) == "datasets" else line
+def as_installed(needed: Requirement) -> str:
+    """The requirement as it is given to pip on a notebook service: datasets 5.1 would move huggingface_hub as well."""
+    return f"{needed},<5.1" if needed.name == "datasets" else str(needed)
 
 
 def pip(*arguments: str, advice: str) -> None:
@@ -141,11 +110,6 @@ def written_address() -> str:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
-def repository_address() -> str:
-    """Where this repository lives: `RLHF_REPO_URL`, else the written address."""
-    return os.environ.get("RLHF_REPO_URL") or written_address()
-
-
 def _own_copy() -> Path:
     """The repository where it can be written to, for attached datasets are read-only; imports go on from there."""
     copy = Path.cwd() / FOLDER
@@ -163,32 +127,25 @@ def _own_copy() -> Path:
     return copy
 
 
-def _install(unmet: list[str]) -> None:
+def _install(unmet: list[Requirement]) -> None:
     held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
-    packages, wheels = [*map(as_installed, unmet), *held], _wheelhouse()
-    if wheels is None:
-        pip("install", *packages, advice="without internet, attach a wheelhouse (docs/offline_and_kaggle.md)")
-    else:
-        again = f"{wheels} lacks what is needed here: make it again with `python tools/wheelhouse.py`"
-        pip("install", "--no-index", "--find-links", str(wheels), *packages, advice=again)
+    wheels, advice = _wheelhouse(), "without internet, attach a wheelhouse (docs/offline_and_kaggle.md)"
+    if wheels:
+        advice = f"{wheels} lacks what is needed here: make it again with `python tools/wheelhouse.py`"
+    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    pip("install", *source, *map(as_installed, unmet), *held, advice=advice)
 
 
 def _wheelhouse() -> Path | None:
     """The folder of wheels to install from; None where there is none, and the package index is asked."""
-    if named := os.environ.get("RLHF_WHEELHOUSE"):
-        marker = Path(named).expanduser() / MARKER
-        if not marker.is_file():
-            raise InputError(f"RLHF_WHEELHOUSE names {named}, which holds no {MARKER} and so is no wheelhouse")
-    else:
-        # Kaggle puts a dataset in one of several places: NAME, datasets/OWNER/NAME, and what an archive held below it.
-        depths = (ATTACHED.glob("*/" * depth + MARKER) for depth in range(1, 7))
-        marker = next((found for depth in depths for found in depth), None)
-        if marker is None:
-            return None
+    named = os.environ.get("RLHF_WHEELHOUSE")
+    marker = Path(named).expanduser() / MARKER if named else next(ATTACHED.rglob(MARKER), None)
+    if marker is None:
+        return None
+    if not marker.is_file():
+        raise InputError(f"RLHF_WHEELHOUSE names {named}, which holds no {MARKER} and so is no wheelhouse")
     made_for, here = json.loads(marker.read_text(encoding="utf-8"))["python"], this_python()
     if made_for != here:
-        raise InputError(
-            f"the wheelhouse in {marker.parent} is for Python {made_for}, and this is {here}: make one with "
-            f"`python tools/wheelhouse.py FOLDER --python {here}`"
-        )
+        again = f"make one with `python tools/wheelhouse.py FOLDER --python {here}`"
+        raise InputError(f"the wheelhouse in {marker.parent} is for Python {made_for}, and this is {here}: {again}")
     return marker.parent

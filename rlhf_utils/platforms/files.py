@@ -16,37 +16,31 @@ import psutil
 
 from rlhf_utils.platforms.errors import InputError
 
-_NO_PERMISSION = "no permission to write there; choose another --output-dir"
-_REASONS = {
-    errno.ENOSPC: "the disk is full; free some space",
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EROFS: "the file system is read-only; choose another --output-dir",
-    errno.EACCES: _NO_PERMISSION,
-    errno.EPERM: _NO_PERMISSION,
-    errno.ENOTDIR: "part of this path is a file, not a folder; choose another --output-dir",
-    errno.EEXIST: "a file of that name is in the way; choose another --output-dir",
-    errno.ENAMETOOLONG: "the name is too long; choose another --output-dir",
-}
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 # How safetensors, and torch.save where the write or where closing the file fails, tell of a full disk.
-_FULL = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
+_SIGNS = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 
 
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(where: Path, remedy: str = "choose another --output-dir") -> Iterator[None]:
     """Turn a full disk, a read-only folder or missing rights into one clear line (InputError)."""
     try:
         yield
     except Exception as error:
+        code = getattr(error, "errno", None)
         # Libraries tell of a full disk with error classes of their own.
-        full = not isinstance(error, OSError) and any(sign in str(error) for sign in _FULL)
-        reason = _REASONS.get(errno.ENOSPC if full else getattr(error, "errno", None))
-        if reason is None:
-            raise
-        raise InputError(f"cannot write {where}: {reason}") from error
+        if not isinstance(error, OSError) and any(sign in str(error) for sign in _SIGNS):
+            code = errno.ENOSPC
+        if code in _FULL:
+            raise InputError(f"cannot write {where}: {_FULL[code]}; free some space") from error
+        if code in _ELSEWHERE:
+            raise InputError(f"cannot write {where}: {os.strerror(code).lower()}; {remedy}") from error
+        raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: a reader sees the old file or the new one."""
+    """Write `content` to `path` in one step: other processes and crashes see the old or the new file."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -133,15 +127,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def _remove_leftovers(folder: Path) -> None:
     """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`; one that
     was killed just before its last step has moved the folder aside, and it is put back."""
-    for path in folder.parent.glob(f".{folder.name}.*"):
+    for path in folder.parent.glob(f".{folder.name}.*.*"):
         process, _, what = path.name.removeprefix(f".{folder.name}.").partition(".")
-        if not process.isdigit() or what not in ("partial", "replaced"):
+        if not process.isdigit() or (int(process) != os.getpid() and psutil.pid_exists(int(process))):
             continue
-        if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
-            if what == "replaced" and not folder.exists():
-                os.replace(path, folder)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+        if what == "replaced" and not folder.exists():
+            os.replace(path, folder)
+        elif what in ("partial", "replaced"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def content_hash(path: Path) -> str:
@@ -166,8 +159,7 @@ def mark_complete(work: Path, step: int) -> None:
 
 def newest_complete(work: Path) -> str | None:
     """The newest whole checkpoint of transformers' trainer in `work`; those cut off while they were written are
-    removed. The trainer itself would raise on a partial one, silently go on without a missing optimizer state, and
-    count it among those it keeps."""
+    removed. The trainer itself would raise on one, go on without its optimizer state, or count it among those kept."""
     newest = None
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
         if (folder / _COMPLETE).exists():

@@ -1,13 +1,15 @@
 """Repositories of the Hugging Face hub as folders of this machine: the one place where anything is fetched.
 
-A name is resolved once to a commit, and the files that are needed of it are put into the hub's own cache; everything
-else reads folders. Where the hub cannot serve, what was fetched before is found in the cache.
+What is needed of a name is put into the hub's own cache, at one commit; everything else reads folders. Where the hub
+cannot serve, what was fetched before is found in the cache.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +19,25 @@ from urllib.parse import quote
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.platforms.names import DATASET, MODEL, Source, hub_name, is_folder, is_hub_name, local_path
+from rlhf_utils.platforms.names import Source, hub_name, is_folder, is_hub_name, local_path
 
+MODEL, DATASET = "model", "dataset"
 ADAPTER_CONFIG, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
 # Beside the weights: configuration, tokenizer, chat template, and the parts of a sentence embedder, each in a folder.
 _SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)|\d+_\w+/(config\.json|model\.safetensors)")
 # Only the first kind of weights of which there is one is read.
-_WEIGHTS = (
-    r"(adapter_)?model\.safetensors",
-    r"model-\d+-of-\d+\.safetensors",
-    r"(adapter_model|pytorch_model)\.bin",
-    r"pytorch_model-\d+-of-\d+\.bin",
-)
-_LARGE = re.compile(rf"(.*/)?(?!adapter_)({'|'.join(_WEIGHTS)})")
+_OF_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
+_OF_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _DATA = re.compile(r".+\.(parquet|jsonl|json|ndjson|csv|tsv|txt|arrow|zip)(\.(gz|zst|bz2|xz))?", re.IGNORECASE)
-# Characters; what the hub allows. Longer ones are no names of files either.
-_LONGEST_ID = 96
+_OTHER = re.compile(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$")
+_TOKENS = "https://huggingface.co/settings/tokens"
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a token that may read it"
+_REFUSED = {
+    "RevisionNotFoundError": "it has no revision {wanted.revision!r}; its branches and tags: {page}/tree/main",
+    "GatedRepoError": f"it is gated: accept its license at {{page}}, and {_LOG_IN}",
+    "RepositoryNotFoundError": f"it does not exist on the hub, or is private; check the name, or {_LOG_IN}",
+    "HFValidationError": "it is no id of the Hugging Face hub; check the name",
+}
 
 
 @dataclass(frozen=True)
@@ -46,30 +51,9 @@ class Wanted:
 
     def __str__(self) -> str:
         """The name as it may be given, with the word for a dataset before it."""
-        kind = "" if self.kind == MODEL else f"{self.kind} "
         where = f":{self.subfolder}" if self.subfolder else ""
+        kind = "" if self.kind == MODEL else f"{self.kind} "
         return f"{kind}{self.name}{where}{f'@{self.revision}' if self.revision else ''}"
-
-    @property
-    def instead(self) -> str:
-        """What to use where the hub is out of reach."""
-        return "--set policy=FOLDER" if self.kind == MODEL else "--set dataset=PATH"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A repository's files in the cache, at one commit: `root`, whose name is the commit."""
-
-    wanted: Wanted
-    root: Path
-
-    @property
-    def commit(self) -> str:
-        return self.root.name
-
-    @property
-    def folder(self) -> Path:
-        return self.root / (self.wanted.subfolder or "")
 
 
 _recorders: list[dict[str, str]] = []
@@ -85,6 +69,14 @@ def recording(commits: dict[str, str]) -> Iterator[None]:
         _recorders[:] = [recorder for recorder in _recorders if recorder is not commits]
 
 
+def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_dir: str | None = None) -> Wanted:
+    """What the name of a model or dataset asks of the hub, and where it does not say so itself `data.revision` and
+    `data.data_dir`; raises InputError where it is no such name."""
+    name, where = hub_name(source)
+    given = {"revision": revision, "subfolder": (data_dir or "").strip("/")}
+    return Wanted(name, kind, **{key: value for key, value in given.items() if value} | where)
+
+
 def model_folder(source: Source, weights: bool = True) -> Path:
     """The folder of the model or adapter that `source` names: itself, or its files of the hub at one commit.
 
@@ -92,192 +84,175 @@ def model_folder(source: Source, weights: bool = True) -> Path:
     """
     if is_folder(source):
         return local_path(source)
-    return _snapshot(wanted_model(source), weights).folder
+    asked = wanted(source)
+    return _snapshot(asked, weights) / (asked.subfolder or "")
 
 
-def dataset_snapshot(wanted: Wanted) -> Snapshot:
-    """A dataset of the hub: its card and all data files that it has below `wanted.subfolder`."""
-    return _snapshot(wanted, True)
+def dataset_snapshot(asked: Wanted) -> Path:
+    """The folder, named by its commit, of a whole dataset with its card and its data files below `asked.subfolder`."""
+    return _snapshot(asked, True)
 
 
-def look_up(wanted: Wanted, base_is_known: bool = False) -> None:
-    """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is wanted and lets us read it;
+def look_up(asked: Wanted, base_is_known: bool = False) -> None:
+    """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is asked and lets us read it;
     the base of an adapter is looked up too, unless `base_is_known`."""
-    folder = _snapshot(wanted, False).folder
+    folder = _snapshot(asked, False) / (asked.subfolder or "")
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() and not base_is_known:
         settings = read_json(folder / ADAPTER_CONFIG)
         base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
         if base and is_hub_name(base):
-            look_up(wanted_model(f"{base}@{revision}" if revision and "@" not in base else base))
+            look_up(wanted(base, revision=revision))
 
 
-def wanted_model(source: Source) -> Wanted:
-    """What the name of a model asks of the hub; raises InputError where it is no such name."""
-    return _wanted(source, MODEL)
-
-
-def wanted_dataset(source: str, revision: str | None = None, data_dir: str | None = None) -> Wanted:
-    """What a dataset's name and the settings `data.revision` and `data.data_dir` ask of the hub together."""
-    found = _wanted(source, DATASET)
-    for mine, key, given in ((found.revision, "revision", revision), (found.subfolder, "data_dir", data_dir)):
-        if mine and given and mine != given:
-            raise InputError(f"dataset {source} says {mine}, and data.{key} {given}; leave one of them out")
-    folder = found.subfolder or (data_dir or "").strip("/")
-    return Wanted(found.name, DATASET, found.revision or revision or None, folder or None)
-
-
-def _wanted(source: Source, kind: str) -> Wanted:
-    name, where = hub_name(source, kind)
-    wanted = Wanted(name, kind, **where)
-    if not is_hub_name(name) or len(name) > _LONGEST_ID or len(str(wanted)) > 2 * _LONGEST_ID:
-        raise InputError(
-            f"cannot load {source} from the Hugging Face hub: it is no id (owner/name), and there is no file or folder "
-            f"of that name; check it, or use {wanted.instead}"
-        )
-    return wanted
-
-
-def _snapshot(wanted: Wanted, large: bool) -> Snapshot:
-    snapshot = _fetched(wanted, large)
+def _snapshot(wanted: Wanted, large: bool) -> Path:
+    root = _fetched(wanted, large)
     for recorder in _recorders:
-        recorder[str(wanted)] = snapshot.commit
-    return snapshot
+        recorder[str(wanted)] = root.name
+    return root
 
 
 @lru_cache
-def _fetched(wanted: Wanted, large: bool) -> Snapshot:
-    """The repository in the cache; without `large` only what is small of a model, and of a dataset the card."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+def _fetched(wanted: Wanted, large: bool) -> Path:
+    """The repository in the cache; without `large` only what is small of a model, and nothing of a dataset."""
+    from huggingface_hub import HfApi, constants, snapshot_download
 
-    from rlhf_utils.platforms.hub_errors import HubTrouble, asking, tell_once
-
-    def fetch(file: str) -> None:
-        where = {"repo_type": wanted.kind, "revision": commit}
-        asking(wanted, lambda: hf_hub_download(wanted.name, file, **where))
-
+    where = {"repo_id": wanted.name, "repo_type": wanted.kind, "revision": wanted.revision}
     try:
-        commit, files, configurations = _listed(wanted.name, wanted.kind, wanted.revision)
-        needed = _needed(wanted, files, configurations)
-        for file in needed:
-            if large or file == CARD or (wanted.kind == MODEL and not _LARGE.fullmatch(file)):
-                fetch(file)
-        if large:
-            write_json(_record(wanted), {"commit": commit, "files": needed})
-        elif wanted.kind == DATASET:
-            # Anybody may read the list and the card of a gated one.
-            url = hf_hub_url(wanted.name, needed[-1], repo_type=wanted.kind, revision=commit)
-            asking(wanted, lambda: get_hf_file_metadata(url))
-        return Snapshot(wanted, _storage(wanted) / "snapshots" / commit)
-    except HubTrouble as trouble:
-        snapshot = _cached(wanted)
-        if snapshot is None:
-            raise InputError(
-                f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; "
-                f"{trouble.advice}, or use what is on this machine ({wanted.instead}), or --scale tiny, which needs "
-                "no network"
-            ) from None
-        if not constants.HF_HUB_OFFLINE:
-            tell_once(f"{trouble}; what is needed of the hub is read from the cache")
-        return snapshot
+        with _asking(wanted):
+            info = HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            configurations = (info.card_data or {}).get("configs") or []
+            needed = _needed(wanted, [file.rfilename for file in info.siblings or ()], configurations)
+            root = _record(wanted).parents[1] / "snapshots" / info.sha
+            if large:
+                write_json(_record(wanted), needed)
+            elif wanted.kind == DATASET:
+                # Anybody may read the list of a gated one.
+                HfApi().auth_check(wanted.name, repo_type=DATASET)
+            # What is small comes first: where there are weights in the cache, the rest of the model is there too.
+            light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
+            for files in filter(None, [light, needed if large else []]):
+                root = Path(snapshot_download(**where, allow_patterns=files))
+                # Versions of the library give back what little there is where the hub stops serving in between.
+                if not all((root / file).is_file() for file in files):
+                    raise _Trouble("the hub did not serve all of its files")
+        return root
+    except _Trouble as trouble:
+        if (root := _cached(wanted, where)) is not None:
+            if not constants.HF_HUB_OFFLINE:
+                _tell_once(f"{str(trouble).partition(' (')[0]}; what is needed of the hub is read from the cache")
+            return root
+        own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
+        raise InputError(
+            f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the "
+            f"network, try again later, or use what is on this machine ({own}), or --scale tiny, which needs no network"
+        ) from None
 
 
-@lru_cache
-def _listed(name: str, kind: str, revision: str | None) -> tuple[str, list[str], list[dict]]:
-    """The commit that `revision` stands for, the files at it, and the configurations that its card names; asked once by
-    a process, so that all it reads of a repository is of one commit."""
-    from huggingface_hub import HfApi
+def _cached(wanted: Wanted, where: dict) -> Path | None:
+    """What an earlier run, or another program, left in the cache of this very revision; None unless it is whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from rlhf_utils.platforms.hub_errors import asking
-
-    wanted = Wanted(name, kind, revision)
-    info = asking(wanted, lambda: HfApi().repo_info(name, repo_type=kind, revision=revision))
-    card = info.card_data or {}
-    return info.sha, [file.rfilename for file in info.siblings or ()], card.get("configs") or []
-
-
-def _storage(wanted: Wanted) -> Path:
-    """Where the hub's library keeps this repository (its page "Understand caching")."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE) / "--".join([f"{wanted.kind}s", *wanted.name.split("/")])
+    needed = read_json(_record(wanted)) if _record(wanted).is_file() else None
+    try:
+        root = Path(snapshot_download(**where, allow_patterns=needed, local_files_only=True))
+        there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+        needed = needed or _needed(wanted, sorted(there))
+    except (LocalEntryNotFoundError, InputError):
+        return None
+    folder = root / (wanted.subfolder or "")
+    shards = {shard for index in folder.glob("*.index.json") for shard in read_json(index)["weight_map"].values()}
+    return root if there.issuperset(needed) and all((folder / shard).is_file() for shard in shards) else None
 
 
 def _record(wanted: Wanted) -> Path:
-    """The file that says which files are needed, written when all of them are there."""
+    """The file that says which files of a repository are needed, where the library keeps those."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     key = quote(f"{wanted.revision or 'main'}:{wanted.subfolder or ''}", safe="")
-    return _storage(wanted) / "complete" / f"{key}.json"
-
-
-def _cached(wanted: Wanted) -> Snapshot | None:
-    """What an earlier run, or another program, left in the cache of this very revision; None unless it is whole."""
-    storage, record = _storage(wanted), _record(wanted)
-    if record.is_file():
-        about = read_json(record)
-        root = storage / "snapshots" / about["commit"]
-        if all((root / file).is_file() for file in about["files"]):
-            return Snapshot(wanted, root)
-    reference = storage / "refs" / (wanted.revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else wanted.revision or ""
-    root = storage / "snapshots" / commit
-    if not re.fullmatch("[0-9a-f]{40}", commit) or not root.is_dir():
-        return None
-    try:
-        _needed(wanted, [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()])
-    except InputError:
-        return None
-    index = next((root / (wanted.subfolder or "")).glob("*.index.json"), None)
-    shards = set(read_json(index)["weight_map"].values()) if index else set()
-    return Snapshot(wanted, root) if all((index.parent / shard).is_file() for shard in shards) else None
+    return Path(HF_HUB_CACHE) / "--".join([f"{wanted.kind}s", *wanted.name.split("/")]) / "needed" / f"{key}.json"
 
 
 def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict] = ()) -> list[str]:
-    """The files that are read of a repository, the large ones at the end; raises InputError where it lacks the folder,
-    a model or data."""
+    """The files that are read of a repository; raises InputError where it lacks the folder, a model or data."""
     prefix = f"{wanted.subfolder}/" if wanted.subfolder else ""
-    inside = {file.removeprefix(prefix): file for file in files if file.startswith(prefix)}
+    inside = {file.removeprefix(prefix) for file in files if file.startswith(prefix)}
     if prefix and not inside:
-        folders = sorted({file.split("/")[0] for file in files if "/" in file})
-        there = f"it has the folders {', '.join(folders[:8])}" if folders else "it has no folders"
-        raise InputError(f"{wanted}: {wanted.name} has no folder {wanted.subfolder}; {there}")
+        folders = ", ".join(sorted({file.split("/")[0] for file in files if "/" in file})[:8]) or "none"
+        raise InputError(f"{wanted}: {wanted.name} has no folder {wanted.subfolder}; its folders: {folders}")
     if wanted.kind == DATASET:
-        data = [file for name, file in inside.items() if _DATA.fullmatch(name) and "/." not in f"/{file}"]
+        names = [one.get("config_name") for one in configurations if not prefix]
+        if len(names) > 1 and "default" not in names and not any(one.get("default") for one in configurations):
+            some = ", ".join(map(str, names[:12]))
+            raise InputError(f"{wanted} has several configurations ({some}); name the folder of one with data.data_dir")
+        data = sorted(prefix + name for name in inside if _DATA.fullmatch(name) and not name.startswith("."))
         if not data:
             raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
-        patterns = _patterns(wanted, configurations) if not prefix else []
-        data = [file for file in data if any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] or data
-        return [*([CARD] if CARD in files else []), *sorted(data)]
-    if not {CONFIG, ADAPTER_CONFIG} & set(inside):
-        raise InputError(
-            f"{wanted} is no model: it has no config.json; name a model, or the folder of it (NAME:FOLDER)"
-        )
-    weights = [[name for name in inside if re.fullmatch(kind, name)] for kind in _WEIGHTS]
-    has_adapter = any(name.startswith("adapter_") for names in weights for name in names)
-    of_adapter = ADAPTER_CONFIG in inside and (CONFIG not in inside or has_adapter)
-    for names in weights:
-        if found := [name for name in names if name.startswith("adapter_") == of_adapter]:
+        return [CARD, *data] if CARD in files else data
+    if not {CONFIG, ADAPTER_CONFIG} & inside:
+        raise InputError(f"{wanted} is no model: it has no config.json; name a model, or its folder (NAME:FOLDER)")
+    of_adapter = ADAPTER_CONFIG in inside and (CONFIG not in inside or bool(inside.intersection(_OF_ADAPTER)))
+    for kind in _OF_ADAPTER if of_adapter else _OF_MODEL:
+        if weights := fnmatch.filter(inside, kind):
             # Beside an adapter the configuration would be that of its base.
             small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
-            return [inside[name] for name in [*sorted(small - {*found}), *sorted(found)]]
-    others = [name for name in inside if re.search(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$", name)]
+            return [prefix + name for name in sorted(small.union(weights))]
+    others = ", ".join(sorted(name for name in inside if _OTHER.search(name))) or "none"
     raise InputError(
-        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin"
-        f"{f'; it has {others[0]}' if others else ''}); name a revision that has them (NAME@REVISION), or convert them "
-        "and give the folder"
+        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin), but {others}; name a "
+        "revision that has them (NAME@REVISION), or convert them and give the folder"
     )
 
 
-def _patterns(wanted: Wanted, configurations: Sequence[dict]) -> list[str]:
-    """The data files of the default configuration as patterns, none where the card names none
-    (https://huggingface.co/docs/hub/datasets-manual-configuration)."""
-    default = [
-        one
-        for one in configurations
-        if one.get("default") or one.get("config_name") == "default" or len(configurations) == 1
-    ]
-    if configurations and not default:
-        names = ", ".join(str(one.get("config_name")) for one in configurations[:12])
-        raise InputError(f"{wanted} has several configurations ({names}); name the folder of one with data.data_dir")
-    # One pattern or a list, of patterns or of {split, path}, in which a path may be a list again.
-    given = default[0].get("data_files", []) if default else []
-    paths = [one["path"] if isinstance(one, dict) else one for one in (given if isinstance(given, list) else [given])]
-    return [path for one in paths for path in (one if isinstance(one, list) else [one])]
+class _Trouble(Exception):
+    """The hub cannot serve for now; the message says how that showed."""
+
+
+@contextmanager
+def _asking(wanted: Wanted) -> Iterator[None]:
+    """Raise InputError with one line for what the hub refuses in the block, _Trouble where it cannot serve for now."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    for name in ("repocard", "utils._http"):  # advice, in several lines
+        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
+    try:
+        yield
+    # The last one is the base of the HTTP library's own, which is another library in newer versions.
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError.__mro__[1]) as error:
+        while error.__cause__ and "cannot find" in str(error):  # it has looked into the cache too
+            error = error.__cause__
+        answer = getattr(error, "response", None)
+        page = f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == DATASET else ''}{wanted.name}"
+        if answer is not None and answer.status_code == 401 and get_token():
+            # Whatever comes with such a token is refused, also what everybody may read.
+            line = f"the hub does not accept your token (expired or revoked?); renew it at {_TOKENS}, or unset HF_TOKEN"
+        elif line := _REFUSED.get(type(error).__name__, ""):
+            line = line.format(wanted=wanted, page=page)
+        elif isinstance(error, OSError) and error.errno is not None:
+            where = error.filename or constants.HF_HUB_CACHE
+            line = f"cannot use {where}: {error.strerror}; HF_HOME names another folder for the hub's cache"
+        else:
+            how = "could not be reached" if answer is None else "did not serve it"
+            raise _Trouble(f"{constants.ENDPOINT} {how} ({_first_line(error)})") from None
+        raise InputError(f"{wanted}: {line}") from None
+
+
+def why_not_written(error: BaseException) -> str:
+    """Why the hub did not take what was to be uploaded, and what to do."""
+    told = {
+        401: f"the hub does not accept your token (expired or revoked?); make one that may write at {_TOKENS}",
+        403: f"your token may not write there; check the owner, or give the token that right at {_TOKENS}",
+    }.get(getattr(getattr(error, "response", None), "status_code", None))
+    return told or f"{_first_line(error)}; check the name and the network, and try again"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)[:160]
+
+
+@lru_cache
+def _tell_once(text: str) -> None:
+    print(text, file=sys.stderr)

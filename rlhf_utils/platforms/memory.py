@@ -5,37 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.platforms.runtime import detect_device, peak_host_bytes
+from rlhf_utils.platforms.runtime import peak_host_bytes
 
 T = TypeVar("T")
-FILE = "batch_sizes.json"
-# What worked on this device, by name, and the file that keeps it for a resumed run.
+# What fitted in this process, by name.
 _known: dict[str, int] = {}
-_kept: tuple[Path, str] | None = None
-
-
-@contextmanager
-def remembering(folder: Path) -> Iterator[None]:
-    """In the block batch sizes are read from and kept in `folder`; an outer block, the run's own, comes first."""
-    global _known, _kept
-    if _kept is not None:
-        yield
-        return
-    path, device = Path(folder) / FILE, detect_device()
-    name = f"{device.name}, {device.memory_bytes >> 20} MiB" if device.kind == "cuda" else "CPU"
-    found = read_json(path) if path.exists() else {}
-    # What did not fit on one device may fit on the next.
-    before, _known, _kept = _known, found["sizes"] if found.get("device") == name else {}, (path, name)
-    try:
-        yield
-    finally:
-        _known, _kept = before, None
 
 
 def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None = None) -> T:
@@ -63,11 +41,8 @@ def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None
             if size > 1:
                 advice = f"with several processes set a micro-batch size below {size} yourself, or {advice}"
             raise TrainingError(f"{name}: out of memory with {size} row{'s' * (size > 1)} at once ({said}); {advice}")
-        size //= 2
+        size = _known[name] = size // 2
         print(f"{name}: out of memory; continuing with {size} rows at once, the result stays the same", flush=True)
-        _known[name] = size
-        if _kept is not None:
-            write_json(_kept[0], {"device": _kept[1], "sizes": _known})
 
 
 _phases: dict[str, float] | None = None

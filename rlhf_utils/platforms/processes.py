@@ -17,14 +17,12 @@ from typing import Any, TypeVar
 from rlhf_utils.platforms.errors import InputError, TrainingError
 
 T = TypeVar("T")
-
 # The others wait while the main process merges or measures alone; of a process that died the launcher tells at once.
 _PATIENCE = timedelta(hours=6)
 # The launcher ends every process within a fraction of a second after one has failed.
 _HEAD_START_SECONDS = 4.0
-# Variables by which launchers tell a process that it is one of several.
-_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+# How the variables begin by which launchers tell a process that it is one of several.
+_LAUNCHER = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 
 def count() -> int:
@@ -109,8 +107,7 @@ def environment(**told: str) -> Iterator[None]:
 
 def without_launcher() -> dict[str, str]:
     """This process's environment for a program that is to run alone."""
-    told = {name for name in os.environ if name in _LAUNCHER or name.startswith(_LAUNCHER_PREFIXES)}
-    return {name: value for name, value in os.environ.items() if name not in told}
+    return {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
 
 
 @contextlib.contextmanager
@@ -121,8 +118,7 @@ def one_voice() -> Iterator[None]:
             nowhere = silence.enter_context(open(os.devnull, "w"))
             silence.enter_context(contextlib.redirect_stdout(nowhere))
             silence.enter_context(contextlib.redirect_stderr(nowhere))
-            silence.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
+            silence.enter_context(warnings.catch_warnings(action="ignore"))
         try:
             yield
         except Exception as error:

@@ -5,10 +5,10 @@ Importing this module does not import torch: `prepare_environment` has to come f
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +42,8 @@ def is_attended() -> bool:
     """Whether this is a notebook's kernel with somebody in front of it; papermill forbids its kernels to ask."""
     if HEADLESS in os.environ or "IPython" not in sys.modules:
         return False
-    shell = sys.modules["IPython"].get_ipython()
-    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
+    kernel = getattr(sys.modules["IPython"].get_ipython(), "kernel", None)
+    return bool(getattr(kernel, "_allow_stdin", False))
 
 
 def is_on_drive(folder: Path) -> bool:
@@ -58,25 +58,22 @@ def reach_drive(folder: Path) -> None:
     """
     if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
         return
-    said, remedy = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
+    said, again = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
     if is_attended():
         from google.colab import drive  # type: ignore[import-not-found]
 
         try:
             return drive.mount(str(DRIVE))
         except Exception as error:  # of Colab, of its page and of pexpect
-            said, remedy = str(error), "this cell again and allow it"
-    raise InputError(
-        f"{folder} is on Google Drive, which is not mounted ({said}): run {remedy}, or choose an output_dir outside of "
-        "it, which is lost when the session ends"
-    )
+            said = str(error)
+    instead = "choose an output_dir outside of it, which is lost when the session ends"
+    raise InputError(f"{folder} is on Google Drive, which is not mounted ({said}): run {again}, or {instead}")
 
 
 def prepare_environment() -> None:
     """Process-wide settings that must be made before torch and the Hugging Face libraries are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _spare_home()
     # One GPU only, unless a launcher gave this process its own: with two (Kaggle's T4 x2) transformers wraps the model
     # in DataParallel, which trl refuses.
     if "LOCAL_RANK" not in os.environ:
@@ -87,22 +84,8 @@ def prepare_environment() -> None:
         os.environ["HF_TOKEN"] = token
 
 
-def _spare_home() -> None:
-    """Where the home folder cannot be written, IPython and matplotlib would warn in every notebook, and nothing could
-    be downloaded: name another place for what they keep there."""
-    home, chosen = os.path.expanduser("~"), os.environ.get("RLHF_CACHE")
-    if os.path.isdir(home) and os.access(home, os.W_OK):
-        return
-    place = cache_folder() if chosen else Path(tempfile.gettempdir()) / "rlhf_utils"
-    names = {"IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib"} | ({"HF_HOME": "huggingface"} if chosen else {})
-    for variable, name in names.items():
-        os.environ.setdefault(variable, str(place / name))
-
-
 def quiet_libraries() -> None:
     """Keep loading bars, and warnings about our dependencies' own code, out of the notebooks."""
-    import logging
-
     import datasets
     import transformers
 
@@ -133,7 +116,7 @@ def hub_token() -> str | None:
 
             return UserSecretsClient().get_secret("HF_TOKEN")
     except Exception:  # what a secret that is not there raises has changed over the years; a token is optional
-        return None
+        pass
     return None
 
 
@@ -175,8 +158,7 @@ def detect_device(precision: str = "auto") -> Device:
     import torch
 
     # `accelerate launch --cpu` on a machine with a GPU
-    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if told_cpu or not torch.cuda.is_available():
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available():
         if precision == "fp16":
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
@@ -185,11 +167,11 @@ def detect_device(precision: str = "auto") -> Device:
         # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
         warnings.simplefilter("ignore", UserWarning)
         found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    here, built_for = found.major * 10 + found.minor, " ".join(torch.cuda.get_arch_list())
     # Binaries (sm_75) run within a major version, PTX (compute_90) on everything newer.
-    built_for = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in torch.cuda.get_arch_list()]
     has_kernels = any(
-        (int(b[2]) == found.major or b[1] == "compute") and (int(b[2]), int(b[3])) <= (found.major, found.minor)
-        for b in filter(None, built_for)
+        int(made) <= here and (kind == "compute" or int(made) // 10 == found.major)
+        for kind, made in re.findall(r"(sm|compute)_(\d+)", built_for)
     )
     if found.major < 7 or not has_kernels:
         raise InputError(
@@ -204,11 +186,8 @@ def detect_device(precision: str = "auto") -> Device:
 
 def cache_folder() -> Path:
     """Folder for what is made once per machine: `$RLHF_CACHE`, else `rlhf_utils` in the user's cache folder."""
-    chosen = os.environ.get("RLHF_CACHE")
-    folder = os.path.expanduser(chosen or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rlhf_utils"))
-    if folder.startswith("~"):
-        raise InputError(f"no home folder for the cache {folder}; name a place in the environment variable RLHF_CACHE")
-    return Path(folder)
+    chosen = os.environ.get("RLHF_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rlhf_utils")
+    return Path(os.path.expanduser(chosen))
 
 
 @contextmanager
@@ -220,20 +199,10 @@ def cache_entry(name: str) -> Iterator[Path]:
     from filelock import FileLock
 
     folder = cache_folder() / name
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
+    with disk_errors(folder, "name another place for the cache in the environment variable RLHF_CACHE"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise InputError(
-            f"cannot write the cache {folder}: {error.strerror}; name another place for it in the environment variable "
-            "RLHF_CACHE"
-        ) from error
-    try:
-        with disk_errors(folder):
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             yield folder
-    finally:
-        lock.release()
 
 
 def check_cache() -> None:

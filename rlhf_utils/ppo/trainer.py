@@ -21,7 +21,7 @@ from rlhf_utils.models.loading import checkpoint_gradients, padding
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
-from rlhf_utils.platforms.memory import add_seconds, remembering
+from rlhf_utils.platforms.memory import add_seconds
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
@@ -116,7 +116,7 @@ class PPOTrainer:
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.
         self._begin(resume)
-        with remembering(self.output_dir), safe_points(), self._tracking():
+        with safe_points(), self._tracking():
             while not self.finished:
                 asked = stop_asked()
                 if not asked and len(self.history) < self.config.updates:

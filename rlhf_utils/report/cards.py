@@ -11,11 +11,10 @@ from pathlib import Path
 
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.models.loading import copy_model
-from rlhf_utils.platforms.bootstrap import repository_address
+from rlhf_utils.platforms.bootstrap import written_address
 from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import DATASET, EMBEDDED, hub_name, is_there, known_as
-from rlhf_utils.platforms.packaged import PACKAGED
+from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, is_there, known_as
 from rlhf_utils.platforms.runtime import hub_token
 from rlhf_utils.report.findings import COLUMNS, model_table, sentences
 from rlhf_utils.runs.run import Run
@@ -38,10 +37,8 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     # A path of this machine means nothing elsewhere, and where the hub wants a name it takes no revision.
     policy, dataset = (None if name == EMBEDDED or is_there(name) else name for name in (recipe.policy, recipe.dataset))
     summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
-    task, known = (
-        "text-classification" if stage == "reward_model" else "text-generation",
-        dataset and hub_name(dataset, DATASET)[0],
-    )
+    task = "text-classification" if stage == "reward_model" else "text-generation"
+    known = dataset and known_as(dataset)
     about = ModelCardData(
         license=PACKAGED[policy].license if policy in PACKAGED else "mit",
         library_name="transformers",
@@ -54,7 +51,7 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     )
     made, template = read_json(run.folder(stage) / "stage.json")["made"], resources.files(__package__) / "templates"
     found = {"rows": model_table(summary), "headlines": [_markdown(line) for line in sentences(summary)]}
-    names = {"role": ROLES[stage], "policy": policy, "data": dataset, "address": repository_address()}
+    names = {"role": ROLES[stage], "policy": policy, "data": dataset, "address": written_address()}
     source = {"recipe": recipe, "record": run.record(), "made": made, "changes": _changes(run), "summary": summary}
     text = (template / "model_card.md.j2").read_text(encoding="utf-8")
     values = {"stage": stage, "repository": repository} | found | names | source
@@ -87,7 +84,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     """
     from huggingface_hub import HfApi, constants
 
-    from rlhf_utils.platforms.hub_errors import why_not_written
+    from rlhf_utils.platforms.hub import why_not_written
 
     token = hub_token()
     if token is None:

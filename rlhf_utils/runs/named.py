@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from rlhf_utils.data.sources import is_local
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import Wanted, look_up, wanted_dataset, wanted_model
-from rlhf_utils.platforms.names import EMBEDDED, is_folder, local_path
-from rlhf_utils.platforms.packaged import PACKAGED, check_packaged
+from rlhf_utils.platforms.hub import DATASET, look_up, wanted
+from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, check_packaged, is_folder, local_path
 from rlhf_utils.runs.run import Run
 
 
@@ -36,21 +34,21 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
         if is_folder(name) and name not in PACKAGED and not local_path(name).is_dir():
             raise InputError(f"{key}: there is no folder {name}; name a folder, or an id on the Hugging Face hub")
     models = {key: name for key, name in models.items() if not is_folder(name)}
-    wanted: dict[str, Callable[[], Wanted]] = {key: partial(wanted_model, name) for key, name in models.items()}
+    names = {key: (name,) for key, name in models.items()}
     reads_data = "data" in stages or ("base" in stages and recipe.policy == EMBEDDED)
     if reads_data and recipe.dataset != EMBEDDED and not is_local(recipe.dataset):
-        wanted["dataset"] = partial(wanted_dataset, recipe.dataset, recipe.data.revision, recipe.data.data_dir)
+        names["dataset"] = (recipe.dataset, DATASET, recipe.data.revision, recipe.data.data_dir)
 
     def trouble(key: str) -> InputError | None:
         try:
-            look_up(wanted[key](), base_is_known=recipe.models.adapter_base is not None)
+            look_up(wanted(*names[key]), base_is_known=recipe.models.adapter_base is not None)
         except InputError as error:
             return InputError(str(error) if str(error).startswith(key) else f"{key}: {error}")
         return None
 
-    if wanted:
-        with ThreadPoolExecutor(len(wanted)) as threads:
-            for told in [*threads.map(trouble, wanted)]:
+    if names:
+        with ThreadPoolExecutor(len(names)) as threads:
+            for told in [*threads.map(trouble, names)]:
                 if told:
                     raise told
     return set(models.values())

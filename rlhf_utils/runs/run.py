@@ -30,9 +30,8 @@ from rlhf_utils.platforms.files import (
     write_jsonl,
 )
 from rlhf_utils.platforms.hub import recording
-from rlhf_utils.platforms.memory import measuring, phase, remembering
-from rlhf_utils.platforms.names import local_path
-from rlhf_utils.platforms.packaged import check_packaged
+from rlhf_utils.platforms.memory import measuring, phase
+from rlhf_utils.platforms.names import check_packaged, local_path
 from rlhf_utils.platforms.runtime import detect_device, reach_drive
 from rlhf_utils.runs.stages import STAGES, Plan
 from rlhf_utils.runs.stopping import stage_lock
@@ -186,7 +185,7 @@ class Run(Plan):
             processes.wait()
             begun = time.time()
             try:
-                with disk_errors(work), remembering(self.root), recording(commits), measuring() as taken:
+                with disk_errors(work), recording(commits), measuring() as taken:
                     yield figures
             except BaseException as error:
                 ended = {"state": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}

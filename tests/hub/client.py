@@ -13,19 +13,18 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOOK_UP = """
 import json, sys, time
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import dataset_snapshot, look_up, model_folder, wanted_dataset, wanted_model
+from rlhf_utils.platforms.hub import dataset_snapshot, look_up, model_folder, wanted
 # Imported here, for the clock.
-from huggingface_hub import HfApi, hf_hub_download
-import rlhf_utils.platforms.hub_errors
+from huggingface_hub import HfApi, snapshot_download
 for kind, *name in json.loads(sys.argv[1]):
     started, told, files, folder = time.monotonic(), None, [], None
     try:
         if kind == "look up":
-            look_up(wanted_model(*name))
+            look_up(wanted(*name))
         elif kind == "look up data":
-            look_up(wanted_dataset(*name))
+            look_up(wanted(name[0], 'dataset', *name[1:]))
         else:
-            folder = model_folder(*name) if kind == "model" else dataset_snapshot(wanted_dataset(*name)).folder
+            folder = model_folder(*name) if kind == "model" else dataset_snapshot(wanted(name[0], 'dataset', *name[1:]))
             files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     except InputError as error:
         told = str(error)
@@ -44,14 +43,11 @@ def environment(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, **given, **more}
 
 
-def start(code: str, endpoint: str, home: Path, *arguments: str, **more: str) -> subprocess.Popen:
+def start(code: str, endpoint: str, home: Path, *arguments: str, cwd: Path = ROOT, **more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env=environment(endpoint, home, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment(endpoint, home, **more),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def done(process: subprocess.Popen, timeout: float = 300) -> tuple[str, str]:

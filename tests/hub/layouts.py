@@ -25,9 +25,9 @@ Files = dict[str, bytes]
 
 def populate(hub: LoopbackHub) -> LoopbackHub:
     """Put every repository that the recipes name into `hub`, and those that tests are about."""
-    gpt2, medium = gpt2_files(), gpt2_files(layers=2, width=64, seed=1)
-    hub.add("model", "gpt2", gpt2)
-    hub.add("model", "gpt2-medium", medium)
+    gpt2 = gpt2_files()
+    for name in ("gpt2", "gpt2-medium"):
+        hub.add("model", name, gpt2)
     imdb = hub.add("model", "lvwerra/gpt2-imdb", tuned_files(pickled=True))
     imdb.commit(tuned_files(pickled=True) | tuned_files(pickled=False), "refs/pr/1")
     hub.add("model", "lvwerra/distilbert-imdb", classifier_files())
@@ -41,22 +41,10 @@ def populate(hub: LoopbackHub) -> LoopbackHub:
     versions.commit(gpt2_files(seed=7), "v2")
     for name, about in {"gated/gpt2": {"gated": True}, "private/gpt2": {"private": True}}.items():
         hub.add("model", name, gpt2, **about)
-    for name, fault in FAULTS.items():
-        hub.add("model", f"faults/{name}", gpt2, fault=fault, faulty=r"model\.safetensors")
+    for name in ("cut off once", "proxy"):
+        hub.add("model", f"faults/{name.replace(' ', '-')}", gpt2, fault=name)
     _datasets(hub)
     return hub
-
-
-FAULTS = {
-    "two-500": "2 times 500",
-    "one-429": "1 times 429 after 1",
-    "cut-off-once": "cut off once",
-    "always-500": "always 500",
-    "always-429": "always 429 after 120",
-    "proxy": "proxy",
-    "cut-off-for-good": "cut off for good",
-    "hangs": "hangs",
-}
 
 
 def _datasets(hub: LoopbackHub) -> None:
@@ -83,8 +71,6 @@ def _datasets(hub: LoopbackHub) -> None:
     hub.add("dataset", "several/configurations", {"README.md": card, "one/a.jsonl": b"{}", "two/b.jsonl": b"{}"})
     hub.add("dataset", "several/empty", {"README.md": b"soon", ".gitattributes": b""})
     hub.add("dataset", "gated/pairs", plain, gated=True)
-    for name, fault in FAULTS.items():
-        hub.add("dataset", f"faults/{name}", plain, fault=fault)
 
 
 _IMDB_CARD = b"""---
@@ -139,30 +125,22 @@ def vocabulary() -> Files:
 
 
 @cache
-def _model(layers: int, width: int, seed: int) -> GPT2LMHeadModel:
+def _model(seed: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     size = len(json.loads(vocabulary()["vocab.json"]))
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=size, n_embd=width, n_layer=layers, n_head=2, bos_token_id=size - 1, eos_token_id=size - 1
-        )
-    )
+    ends = {"bos_token_id": size - 1, "eos_token_id": size - 1}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=1, n_head=2, **ends))
 
 
-def gpt2_files(layers: int = 1, width: int = 32, seed: int = 0) -> Files:
+def gpt2_files(seed: int = 0) -> Files:
     """`gpt2`: names without `transformer.`, the mask among the weights, one file of weights per framework."""
-    model = _model(layers, width, seed)
+    model = _model(seed)
     state = {name: value.contiguous() for name, value in model.transformer.state_dict().items()}
-    mask = torch.tril(torch.ones(1, 1, 1024, 1024))
-    state |= {f"h.{layer}.attn.bias": mask.clone() for layer in range(layers)}
+    state["h.0.attn.bias"] = torch.tril(torch.ones(1, 1, 1024, 1024))
     config = model.config.to_diff_dict() | {"architectures": ["GPT2LMHeadModel"]}
-    others = dict.fromkeys(
-        ("tf_model.h5", "rust_model.ot", "flax_model.msgpack", "64.tflite", "onnx/config.json"), b"{}"
-    )
     return {
         **vocabulary(),
-        **others,
-        "README.md": b"",
+        **dict.fromkeys(("README.md", "tf_model.h5", "flax_model.msgpack", "64.tflite", "onnx/config.json"), b"{}"),
         "config.json": json.dumps(config).encode(),
         "generation_config.json": json.dumps({"bos_token_id": 1, "eos_token_id": config["eos_token_id"]}).encode(),
         "tokenizer_config.json": b'{"model_max_length": 1024}',
@@ -179,15 +157,13 @@ def in_pickle(state: dict[str, torch.Tensor]) -> bytes:
 
 def tuned_files(pickled: bool) -> Files:
     """`lvwerra/gpt2-imdb`: pytorch_model.bin alone on its main branch, and no tokenizer.json."""
-    model, special = _model(1, 32, 2), {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
+    model, special = _model(2), {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "unk_token")}
     state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     config = model.config.to_diff_dict() | {"architectures": ["GPT2LMHeadModel"]}
-    weights = (
-        {"pytorch_model.bin": in_pickle(state)} if pickled else {"model.safetensors": save(state, {"format": "pt"})}
-    )
+    kind = "pytorch_model.bin" if pickled else "model.safetensors"
     return {
         **vocabulary(),
-        **weights,
+        kind: in_pickle(state) if pickled else save(state, {"format": "pt"}),
         "config.json": json.dumps(config).encode(),
         "special_tokens_map.json": json.dumps(special).encode(),
         "tokenizer_config.json": b'{"model_max_length": 1024}',
@@ -197,10 +173,8 @@ def tuned_files(pickled: bool) -> Files:
 
 def classifier_files() -> Files:
     """`lvwerra/distilbert-imdb`: a DistilBERT with two labels, pytorch_model.bin, vocab.txt."""
-    words = sorted(
-        {w for r in WORLDS["imdb"].rows("train", 200, 0, 0.0) for w in r["text"].lower().replace(".", " .").split()}
-    )
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    texts = [row["text"].lower().replace(".", " .") for row in WORLDS["imdb"].rows("train", 200, 0, 0.0)]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for text in texts for word in text.split()})]
     torch.manual_seed(3)
     labels = {0: "NEGATIVE", 1: "POSITIVE"}
     config = DistilBertConfig(vocab_size=len(vocab), dim=32, hidden_dim=64, n_layers=1, n_heads=2, id2label=labels)
@@ -235,7 +209,7 @@ def adapter_files(base: str, revision: str | None = None) -> Files:
 
     torch.manual_seed(5)
     settings = LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
-    model = get_peft_model(copy.deepcopy(_model(1, 32, 0)), settings)
+    model = get_peft_model(copy.deepcopy(_model(0)), settings)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.3)

@@ -11,8 +11,6 @@ import json
 import re
 import socket
 import threading
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,15 +22,12 @@ import yaml
 # Accepted with every right; accepted, but without access to gated and private repositories. Any other is refused (401).
 TOKEN, OTHER_TOKEN = "hf_ofTheLoopbackHub", "hf_ofSomebodyElse"
 USER = "me"
-_LARGE = (".bin", ".safetensors", ".parquet", ".h5")
 
 
 @dataclass
 class Repository:
-    """`revisions` maps branches and tags to commits, `commits` a commit to its files.
-
-    fault: see `_Handler._fails`; it concerns the files whose path matches `faulty`
-    """
+    """`revisions` maps branches and tags to commits, `commits` a commit to its files. `fault`: see
+    `_Handler._fails`."""
 
     kind: str
     name: str
@@ -41,7 +36,7 @@ class Repository:
     gated: bool = False
     private: bool = False
     fault: str | None = None
-    faulty: str = ".*"
+    failed: set[str] = field(default_factory=set)
 
     def commit(self, files: dict[str, bytes], *revisions: str) -> str:
         """Add a commit with these files, which `revisions` (main where none is named) point to from now on."""
@@ -61,12 +56,8 @@ class LoopbackHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.asked: list[str] = []
-        self.failed: Counter = Counter()
-        self.uploads: dict[str, bytes] = {}
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        self.is_down = False
+        self.url = f"http://127.0.0.1:{self.server_port}"
 
     def add(self, kind: str, name: str, files: dict[str, bytes] | None = None, **about) -> Repository:
         """A new repository, with `files` on its main branch."""
@@ -100,174 +91,39 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+class _Refused(Exception):
+    """The hub's answer with this status, message and code."""
+
+    def __init__(self, status: int, message: str, code: str = ""):
+        super().__init__(status, message, code)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: LoopbackHub
 
     def do_GET(self) -> None:
-        self._serve()
+        path = unquote(urlsplit(self.path).path)
+        self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.asked.append(f"{self.command} {path}")
+        token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
+        self.trusted, self.known = token == TOKEN, token is not None
+        try:
+            if self.server.is_down:
+                raise _Refused(500, "Too bad")
+            if token not in (None, TOKEN, OTHER_TOKEN):
+                raise _Refused(401, "Invalid username or password.")
+            serve, found = next((s, found) for route, s in _ROUTES if (found := re.fullmatch(route, path)))
+            serve(self, **found.groupdict())
+        except _Refused as refused:
+            status, message, code = refused.args
+            told = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+            self._answer({"error": message}, status, told)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *_) -> None:
         """Nothing on stderr; `LoopbackHub.asked` holds every request."""
-
-    def _serve(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.server.asked.append(f"{self.command} {path}")
-        token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
-        if token not in (None, TOKEN, OTHER_TOKEN):
-            return self._refuse(401, "Invalid username or password.")
-        self.trusted, self.known = token == TOKEN, token is not None
-        for pattern, serve in _ROUTES:
-            if found := re.fullmatch(pattern, path):
-                return serve(self, **{key: value for key, value in found.groupdict().items()})
-        self._refuse(404, "Not found")
-
-    def _repository(self, kind: str, name: str) -> Repository | None:
-        found = self.server.repositories.get((kind, name))
-        if found is None or (found.private and not self.trusted):
-            # As the hub does: who is not known does not learn which of the two it is.
-            self._refuse(404 if self.known else 401, "Repository not found", "RepoNotFound")
-            return None
-        return found
-
-    def _commit(self, repository: Repository, revision: str | None) -> str | None:
-        revision = revision or "main"
-        found = repository.revisions.get(revision) or next(
-            (commit for commit in repository.commits if len(revision) >= 6 and commit.startswith(revision)), None
-        )
-        if found is None:
-            self._refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found
-
-    def info(self, kind: str, name: str, revision: str | None = None) -> None:
-        repository = self._repository(kind, name)
-        if repository is None or self._fails(repository, "api"):
-            return None
-        commit = self._commit(repository, revision)
-        if commit is None:
-            return None
-        files = [{"rfilename": file} for file in sorted(repository.commits[commit])]
-        card = re.match(rb"---\n(.*?)\n---", repository.commits[commit].get("README.md", b""), re.DOTALL)
-        return self._answer(
-            {
-                "id": name, "sha": commit, "siblings": files, "private": repository.private, "tags": [], "downloads": 0,
-                "modelId": name, "gated": "auto" if repository.gated else False, "disabled": False,
-                "cardData": yaml.safe_load(card[1]) if card else None,
-            }
-        )  # fmt: skip
-
-    def resolve(self, kind: str, name: str, revision: str, file: str) -> None:
-        repository = self._repository(kind, name)
-        if repository is None:
-            return None
-        if repository.gated and not self.trusted and file != "README.md":
-            return self._refuse(403 if self.known else 401, f"Access to {name} is restricted.", "GatedRepo")
-        commit = self._commit(repository, revision)
-        if commit is None:
-            return None
-        content = repository.commits[commit].get(file)
-        if content is None:
-            return self._refuse(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit})
-        if self._fails(repository, file, content):
-            return None
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha(content)}"'}
-        if file.endswith(_LARGE):
-            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        return self._answer(content, 200, headers)
-
-    # Going wrong
-
-    def _fails(self, repository: Repository, file: str, content: bytes = b"") -> bool:
-        """Whether the repository's fault took the place of an answer.
-
-        `N times STATUS` fails the first N requests for each file, `always STATUS` all; `hangs`; `proxy` (refuses in the
-        hub's place); `cut off once` and `cut off for good` (half of a body, from its beginning).
-        """
-        fault = repository.fault if re.fullmatch(repository.faulty, file) else None
-        key = (repository.kind, repository.name, self.command, file)
-        self.server.failed[key] += fault is not None
-        if fault is None or (fault == "cut off once" and self.server.failed[key] > 1):
-            return False
-        if found := re.fullmatch(r"(?:(\d+) times|always) (\d+)(?: after (\d+))?", fault):
-            if found[1] and self.server.failed[key] > int(found[1]):
-                return False
-            # As the hub says it since 2025; storage hosts and mirrors say Retry-After.
-            header = {"RateLimit": f'"api";r=0;t={found[3]}'} if found[2] == "429" else {"Retry-After": found[3]}
-            self._refuse(int(found[2]), "Too bad", headers=header if found[3] else {})
-        elif fault == "proxy":
-            self._answer(b"<html>Blocked</html>", 403)
-        elif fault == "hangs":
-            time.sleep(300)
-        elif self.command == "HEAD" or file == "api":
-            return False
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
-        return True
-
-    # Writing
-
-    def whoami(self) -> None:
-        if not self.known:
-            return self._refuse(401, "Invalid username or password.")
-        return self._answer({"type": "user", "name": USER if self.trusted else "somebody", "orgs": [], "auth": {}})
-
-    def create(self) -> None:
-        asked = json.loads(self.body)
-        name, kind = f"{asked.get('organization') or USER}/{asked['name']}", asked.get("type", "model")
-        if not self.trusted:
-            return self._refuse(403 if self.known else 401, "You have no right to write here")
-        if (kind, name) in self.server.repositories:
-            # Without the address, as a proxy or an older hub answers.
-            return self._refuse(409, "You already created this model repo")
-        private = bool(asked.get("private")) or asked.get("visibility") == "private"
-        self.server.add(kind, name, {}, private=private)
-        return self._answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
-
-    def yaml(self) -> None:
-        self._answer({"errors": [], "warnings": []})
-
-    def preupload(self, kind: str, name: str, revision: str) -> None:
-        files = [
-            {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(_LARGE) else "regular"}
-            for file in json.loads(self.body)["files"]
-        ]
-        self._answer({"files": [{**file, "shouldIgnore": False} for file in files]})
-
-    def lfs(self, name: str) -> None:
-        found = [
-            {**one, "actions": {"upload": {"href": f"{self.server.url}/upload/{one['oid']}", "header": {}}}}
-            for one in json.loads(self.body)["objects"]
-        ]
-        self._answer({"transfer": "basic", "objects": found})
-
-    def upload(self, oid: str) -> None:
-        self.server.uploads[oid] = self.body
-        self._answer({})
-
-    def push(self, kind: str, name: str, revision: str) -> None:
-        repository = self._repository(kind, name)
-        if repository is None:
-            return None
-        if not self.trusted:
-            return self._refuse(403, "You have no right to write here")
-        files = dict(repository.commits.get(repository.revisions.get(revision, ""), {}))
-        for line in map(json.loads, filter(None, self.body.split(b"\n"))):
-            about = line["value"]
-            if line["key"] == "file":
-                files[about["path"]] = base64.b64decode(about["content"])
-            elif line["key"] == "lfsFile":
-                files[about["path"]] = self.server.uploads[about["oid"]]
-        commit, address = repository.commit(files, revision), f"{self.server.url}/{name}"
-        return self._answer({"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"})
-
-    # Answers
 
     def _answer(self, content, status: int = 200, headers: dict[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -279,26 +135,120 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _refuse(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
-        said = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {}), **(headers or {})}
-        self._answer({"error": message}, status, said)
+    # Reading
+
+    def _repository(self, kind: str, name: str, restricted: bool = False) -> Repository:
+        found = self.server.repositories.get((kind, name))
+        if found is None or (found.private and not self.trusted):
+            # As the hub does: who is not known does not learn which of the two it is.
+            raise _Refused(404 if self.known else 401, "Repository not found", "RepoNotFound")
+        if restricted and found.gated and not self.trusted:
+            raise _Refused(403 if self.known else 401, f"Access to {name} is restricted.", "GatedRepo")
+        return found
+
+    def _files(self, repository: Repository, revision: str) -> tuple[str, dict[str, bytes]]:
+        commit = repository.revisions.get(revision, revision)
+        if commit not in repository.commits:
+            raise _Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit, repository.commits[commit]
+
+    def info(self, kind: str, name: str, revision: str = "main") -> None:
+        repository = self._repository(kind, name)
+        commit, files = self._files(repository, revision)
+        card = re.match(rb"---\n(.*?)\n---", files.get("README.md", b""), re.DOTALL)
+        about = {"id": name, "modelId": name, "sha": commit, "private": repository.private, "tags": [], "downloads": 0}
+        about |= {"gated": "auto" if repository.gated else False, "cardData": yaml.safe_load(card[1]) if card else None}
+        self._answer(about | {"siblings": [{"rfilename": file} for file in sorted(files)]})
+
+    def tree(self, kind: str, name: str, revision: str) -> None:
+        files = sorted(self._files(self._repository(kind, name), revision)[1].items())
+        self._answer([{"type": "file", "path": f, "size": len(b), "oid": _sha(b)[:40]} for f, b in files])
+
+    def may_read(self, kind: str, name: str) -> None:
+        self._repository(kind, name, restricted=True)
+        self._answer({})
+
+    def resolve(self, name: str, revision: str, file: str, kind: str = "model") -> None:
+        repository = self._repository(kind, name, restricted=file != "README.md")
+        commit, files = self._files(repository, revision)
+        if file not in files:
+            raise _Refused(404, "Entry not found", "EntryNotFound")
+        if self._fails(repository, file, files[file]):
+            return
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha(files[file])}"'}
+        if file.endswith((".bin", ".safetensors", ".parquet", ".h5")):
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(files[file]))}
+        self._answer(files[file], 200, headers)
+
+    def _fails(self, repository: Repository, file: str, content: bytes) -> bool:
+        """Whether the repository's fault took the place of its weights: `proxy` (refuses in the hub's place); `cut off
+        once` (half of a body, from its beginning)."""
+        fault = repository.fault if file == "model.safetensors" else None
+        if fault == "proxy":
+            self._answer(b"<html>Blocked</html>", 403)
+            return True
+        if fault == "cut off once" and self.command == "GET" and file not in repository.failed:
+            repository.failed.add(file)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return True
+        return False
+
+    # Writing
+
+    def whoami(self) -> None:
+        if not self.known:
+            raise _Refused(401, "Invalid username or password.")
+        self._answer({"type": "user", "name": USER if self.trusted else "somebody", "orgs": [], "auth": {}})
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        name, kind = f"{asked.get('organization') or USER}/{asked['name']}", asked.get("type", "model")
+        if not self.trusted:
+            raise _Refused(403 if self.known else 401, "You have no right to write here")
+        if (kind, name) in self.server.repositories:
+            # Without the address, as a proxy or an older hub answers.
+            raise _Refused(409, "You already created this model repo")
+        private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self.server.add(kind, name, {}, private=private)
+        self._answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+
+    def yaml(self) -> None:
+        self._answer({"errors": [], "warnings": []})
+
+    def preupload(self, kind: str, name: str, revision: str) -> None:
+        files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(self.body)["files"]]
+        self._answer({"files": files})
+
+    def push(self, kind: str, name: str, revision: str) -> None:
+        repository = self._repository(kind, name)
+        if not self.trusted:
+            raise _Refused(403, "You have no right to write here")
+        files = dict(repository.commits.get(repository.revisions.get(revision, ""), {}))
+        for line in map(json.loads, filter(None, self.body.split(b"\n"))):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        commit, address = repository.commit(files, revision), f"{self.server.url}/{name}"
+        self._answer({"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"})
 
 
-_API = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+(?:/[^/]+)?)"
-_FILE = r"/resolve/(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)/(?P<file>.+)"
-_REVISION = r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
+_NAME, _REVISION = r"(?P<name>[^/]+(?:/[^/]+)?)", r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
+_API, _FILE = rf"/api/(?P<kind>model|dataset)s/{_NAME}", rf"{_NAME}/resolve/{_REVISION}/(?P<file>.+)"
 _ROUTES = (
     (r"/api/whoami-v2", _Handler.whoami),
     (r"/api/repos/create", _Handler.create),
     (r"/api/validate-yaml", _Handler.yaml),
-    (r"/upload/(?P<oid>\w+)", _Handler.upload),
-    (r"/(?P<name>.+)\.git/info/lfs/objects/batch", _Handler.lfs),
     (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
     (rf"{_API}/commit/{_REVISION}", _Handler.push),
     (rf"{_API}/revision/{_REVISION}", _Handler.info),
+    (rf"{_API}/tree/{_REVISION}", _Handler.tree),
+    (rf"{_API}/auth-check", _Handler.may_read),
     (_API, _Handler.info),
-    (rf"/datasets/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("dataset", **asked)),
-    (rf"/(?P<name>[^/]+(?:/[^/]+)?){_FILE}", lambda self, **asked: self.resolve("model", **asked)),
+    (rf"/(?P<kind>dataset)s/{_FILE}", _Handler.resolve),
+    (rf"/{_FILE}", _Handler.resolve),
 )
 
 
