@@ -128,7 +128,8 @@ class Run(Plan):
 
     def is_complete(self, stage: str) -> bool:
         """Whether what `stage` left on disk was made with the present settings."""
-        made = (self._stamp(stage) or {}).get("fingerprint") == self.fingerprint(stage)
+        stamp = self._stamp(stage)  # first: what a fingerprint is of (a pipe, a folder of gigabytes) may never end
+        made = stamp is not None and stamp["fingerprint"] == self.fingerprint(stage)
         return made and all((self.root / file).is_file() for file in STAGES[stage].leaves)
 
     def has(self, stage: str) -> bool:
