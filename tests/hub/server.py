@@ -113,7 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(500, "Too bad")
             if token not in (None, TOKEN, OTHER_TOKEN):
                 raise _Refused(401, "Invalid username or password.")
-            serve, found = next((s, found) for route, s in _ROUTES if (found := re.fullmatch(route, path)))
+            routes = ((serve, found) for route, serve in _ROUTES if (found := re.fullmatch(route, path)))
+            serve, found = next(routes, (None, None))
+            if serve is None:
+                raise _Refused(404, f"no page {path}")
             serve(self, **found.groupdict())
         except _Refused as refused:
             status, message, code = refused.args
@@ -160,8 +163,11 @@ class _Handler(BaseHTTPRequestHandler):
         about |= {"gated": "auto" if repository.gated else False, "cardData": yaml.safe_load(card[1]) if card else None}
         self._answer(about | {"siblings": [{"rfilename": file} for file in sorted(files)]})
 
-    def tree(self, kind: str, name: str, revision: str) -> None:
+    def tree(self, kind: str, name: str, revision: str, folder: str | None = None) -> None:
         files = sorted(self._files(self._repository(kind, name), revision)[1].items())
+        files = [(file, content) for file, content in files if not folder or file.startswith(f"{folder}/")]
+        if folder and not files:
+            raise _Refused(404, f"{folder} does not exist", "EntryNotFound")
         self._answer([{"type": "file", "path": f, "size": len(b), "oid": _sha(b)[:40]} for f, b in files])
 
     def may_read(self, kind: str, name: str) -> None:
@@ -244,7 +250,7 @@ _ROUTES = (
     (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
     (rf"{_API}/commit/{_REVISION}", _Handler.push),
     (rf"{_API}/revision/{_REVISION}", _Handler.info),
-    (rf"{_API}/tree/{_REVISION}", _Handler.tree),
+    (rf"{_API}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
     (rf"{_API}/auth-check", _Handler.may_read),
     (_API, _Handler.info),
     (rf"/(?P<kind>dataset)s/{_FILE}", _Handler.resolve),
