@@ -116,7 +116,11 @@ def _sample_rows(
         state = output.last_hidden_state[:, -1]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
-        chosen = _inverse_cdf(probabilities, draw[rows])
+        # The token at which the cumulative probability passes the draw. Rounding leaves the last sum a little off 1;
+        # scaling the draw keeps it inside.
+        cumulative = probabilities.cumsum(dim=-1)
+        chosen = torch.searchsorted(cumulative, draw[rows] * cumulative[:, -1:], right=True).squeeze(1)
+        chosen = chosen.clamp(max=probabilities.shape[-1] - 1)
         tokens[rows, step], mask[rows, step] = chosen, True
         logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
         entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
@@ -133,14 +137,6 @@ def _sample_rows(
             cache.batch_select_indices(index)
             rows, inputs, positions, attention, going = (t[index] for t in (rows, inputs, positions, attention, going))
     return tokens, mask, logprobs, entropy, hidden
-
-
-def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes `uniform` [B, 1]; [B]."""
-    cumulative = probabilities.cumsum(dim=-1)
-    # Rounding leaves the last sum a little off 1; scaling the draw keeps it inside.
-    chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
-    return chosen.clamp(max=probabilities.shape[-1] - 1)
 
 
 def answer_prompts(
@@ -162,22 +158,31 @@ def answer_prompts(
     was_training = model.training
     model.eval()
     only_tokens_of(tokenizer, model)
-    ending = end_ids(tokenizer, model)
+    how = (settings.max_new_tokens, settings.temperature, generator, template)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
-        asked = [encoded[i] for i in batch]
-        tokens, mask = left_padded(asked, tokenizer.pad_token_id, device.kind)
         with phase("sample"), device.autocast():
-            sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
-        answers |= dict(zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True))
+            found, _ = sample_answers(model, tokenizer, [encoded[i] for i in batch], *how)
+        answers |= dict(zip(batch, found, strict=True))
     model.train(was_training)
     return [answers[i] for i in range(len(encoded))]
 
 
-def to_answers(
-    prompts: Sequence[Sequence[int]], sampled: Sampled, tokenizer: PreTrainedTokenizerBase, template=TEMPLATE
-) -> list[Answer]:
-    """Decode the tokens sampled after `prompts` (token ids) into text, as responses of `template`."""
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    template: Template = TEMPLATE,
+    **more,
+) -> tuple[list[Answer], Sampled]:
+    """One response to each of `prompts` (token ids), read as one of `template`, and what the sampler knows of every
+    token; `more` goes to `sample`."""
+    tokens, mask = left_padded(prompts, tokenizer.pad_token_id, next(model.parameters()).device)
+    ends = end_ids(tokenizer, model)
+    sampled = sample(model, tokens, mask, max_new_tokens, temperature, ends, generator, **more)
     kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
     texts = map(template.response, continuations(tokenizer, prompts, kept))
-    return [Answer(*answer) for answer in zip(texts, kept, sampled.ended.tolist(), strict=True)]
+    return [Answer(*answer) for answer in zip(texts, kept, sampled.ended.tolist(), strict=True)], sampled

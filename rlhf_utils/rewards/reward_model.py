@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,9 +46,8 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
             with device.autocast():
                 states = model.base_model(input_ids=tokens).last_hidden_state[torch.arange(len(batch)), lengths - 1]
         with torch.autocast(device.kind, enabled=False):
-            logits[batch] = (
-                model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
-            ).cpu()
+            found = model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
+        logits[batch] = found.cpu()
     model.train(was_training)
     return logits
 
@@ -73,9 +71,6 @@ class _Reader:
         """Logits [n, labels] of texts, each a start and the end that continues it."""
         rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
         if most and (long := sum(len(row) > most for row in rows)):
-            if not self.cut:
-                told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
-                print(f"{told}; they and later ones are cut from the left of the prompt", file=sys.stderr)
             self.cut += long
             rows = cut_tokens(self.tokenizer, rows, most)
         return class_logits(self.model, rows, self.device)
@@ -112,8 +107,6 @@ class RewardModel(_Reader):
 
     def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """The model's own logits [n], before scaling."""
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(responses)} responses to {len(prompts)} prompts")
         return self._read([TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses]).squeeze(1)
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
@@ -158,7 +151,10 @@ def load_reward(source: Source, device: Device) -> RewardModel | ClassifierRewar
 
 def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
     """Raise InputError where the reward model at `source` cannot become the critic of a policy with `tokenizer`."""
-    ahead = loading.reads_ahead(loading.load_config(source, base))
-    if ahead or load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
-        why = "reads a text as a whole, and not token by token" if ahead else "has another vocabulary than the policy"
-        raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")
+    if loading.reads_ahead(loading.load_config(source, base)):
+        trouble = "reads a text as a whole, and not token by token"
+    elif load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
+        trouble = "has another vocabulary than the policy"
+    else:
+        return
+    raise InputError(f"ppo.critic separate: the reward model {source} {trouble}; set ppo.critic=shared")
