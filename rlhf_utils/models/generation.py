@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
-from rlhf_utils.platforms.memory import fitting, phase
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
@@ -116,11 +116,7 @@ def _sample_rows(
         state = output.last_hidden_state[:, -1]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
-        # The token at which the cumulative probability passes the draw. Rounding leaves the last sum a little off 1;
-        # scaling the draw keeps it inside.
-        cumulative = probabilities.cumsum(dim=-1)
-        chosen = torch.searchsorted(cumulative, draw[rows] * cumulative[:, -1:], right=True).squeeze(1)
-        chosen = chosen.clamp(max=probabilities.shape[-1] - 1)
+        chosen = _inverse_cdf(probabilities, draw[rows])
         tokens[rows, step], mask[rows, step] = chosen, True
         logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
         entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
@@ -137,6 +133,14 @@ def _sample_rows(
             cache.batch_select_indices(index)
             rows, inputs, positions, attention, going = (t[index] for t in (rows, inputs, positions, attention, going))
     return tokens, mask, logprobs, entropy, hidden
+
+
+def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes `uniform` [B, 1]; [B]."""
+    cumulative = probabilities.cumsum(dim=-1)
+    # Rounding leaves the last sum a little off 1; scaling the draw keeps it inside.
+    chosen = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
+    return chosen.clamp(max=probabilities.shape[-1] - 1)
 
 
 def answer_prompts(
@@ -161,7 +165,7 @@ def answer_prompts(
     how = (settings.max_new_tokens, settings.temperature, generator, template)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
-        with phase("sample"), device.autocast():
+        with device.autocast():
             found, _ = sample_answers(model, tokenizer, [encoded[i] for i in batch], *how)
         answers |= dict(zip(batch, found, strict=True))
     model.train(was_training)

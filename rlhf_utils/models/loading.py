@@ -48,7 +48,7 @@ def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
 
 
 def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
-    """That of `source`. One without a padding token, like GPT-2's, pads with its EOS: masks tell them apart."""
+    """The tokenizer at `source`. Without a padding token, as GPT-2's, it pads with its EOS: masks tell them apart."""
     tokenizer = load_classifier_tokenizer(source, base)
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer at {source} has no end-of-text token to end answers with; add an eos_token")

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.ppo.objective import masked_mean, policy_loss, value_loss
+from rlhf_utils.ppo.objective import kl_estimate, masked_mean, policy_loss, value_loss
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.ppo.rollout import Rollout, seeded
 from rlhf_utils.runs.finite import MOST_SKIPPED, too_many_skipped
@@ -141,6 +141,7 @@ class Learner:
         value = value_loss(values, old_values, returns, part.mask, value_range)
         # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
         loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
+        moved = masked_mean(kl_estimate(old_logprobs, logprobs, "k3"), part.mask)
         error = masked_mean((logprobs - old_logprobs).square(), part.mask)
-        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, policy.approximate_kl, error)
+        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, moved, error)
         return loss, torch.stack([figure.detach() for figure in figures])

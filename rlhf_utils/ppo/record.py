@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_utils.platforms.errors import InputError, visible
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_text
 from rlhf_utils.ppo.objective import explained_variance, kl_estimate, masked_mean
 from rlhf_utils.ppo.rollout import Rollout
@@ -49,12 +49,6 @@ def samples_of(rollout: Rollout, update: int) -> list[dict]:
     """The first responses of a rollout, as they are written down."""
     shown = list(zip(rollout.prompts, rollout.answers, rollout.scores.tolist(), strict=True))[:SAMPLES_SHOWN]
     return [{"update": update, "prompt": p, "response": a.text, "reward": score} for p, a, score in shown]
-
-
-def sample_line(sample: dict) -> str:
-    """A sample in one line: reward, prompt, response."""
-    prompt, response = (visible(" ".join(sample[key].split())[:60]) for key in ("prompt", "response"))
-    return f"  {sample['reward']:+7.2f}  {prompt} -> {response}"
 
 
 def progress(line: dict) -> str:

@@ -178,18 +178,13 @@ class RolloutCollector:
 
 def _checked(returned, prompts: list[str], texts: list[str], update: int) -> Tensor:
     """What a reward function returned, as a tensor [B]; raises TrainingError where it is no finite number for each."""
-    told = f"update {update}: the reward function returned"
-    try:
-        scores = torch.as_tensor(returned, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{told} what is no list of numbers ({str(error)[:100]})") from error
+    scores, told = torch.as_tensor(returned, dtype=torch.float32), f"update {update}: the reward function returned"
     if scores.shape != (len(texts),):
         raise TrainingError(f"{told} shape {tuple(scores.shape)} for {len(texts)} responses; one float each is wanted")
     for score, prompt, text in zip(scores.tolist(), prompts, texts, strict=True):
         if not math.isfinite(score):
-            raise TrainingError(
-                f"{told} {score} for the response {text[:80]!r} to the prompt {prompt[:80]!r}; it must be finite"
-            )
+            where = f"the response {text[:80]!r} to the prompt {prompt[:80]!r}"
+            raise TrainingError(f"{told} {score} for {where}; a reward must be finite")
     return scores
 
 

@@ -20,12 +20,11 @@ from rlhf_utils.models.loading import padding
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, disk_errors
-from rlhf_utils.platforms.memory import add_seconds
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learning_weights, put_back
-from rlhf_utils.ppo.record import METRICS, SAMPLES, cut_to, figures_of, progress, sample_line, samples_of, warnings_of
+from rlhf_utils.ppo.record import METRICS, SAMPLES, cut_to, figures_of, progress, samples_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.reward_model import RewardModel, check_critic
 from rlhf_utils.rewards.terms import RewardFunction
@@ -122,19 +121,15 @@ class PPOTrainer:
         finally:
             while self.accelerator.trackers:
                 self.accelerator.trackers.pop().finish()
-        for line in self.history:
-            for name, seconds in line["phase_seconds"].items():
-                add_seconds(name, seconds)  # of all updates, those of earlier processes among them
 
     def _updates(self) -> Iterator[int]:
         while not self.finished:
-            asked = stop_asked()
-            if not asked and len(self.history) < self.config.updates:
+            if not (asked := stop_asked()) and len(self.history) < self.config.updates:
                 yield len(self.history)
             else:
                 rollout = self.collect()
                 if self.over_budget:
-                    self.record(rollout, self.learn(rollout))
+                    self.record(rollout, NOT_LEARNT)
             if self.over_budget:
                 # The figures of the policy that has left the budget are written down; the one before it is saved.
                 update, kl, weights = self._within
@@ -150,7 +145,7 @@ class PPOTrainer:
         A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
         is not finite.
         """
-        update, budget, self._touched = len(self.history), self.config.kl_budget, True
+        update, budget = len(self.history), self.config.kl_budget
         self.actor.eval()
         with self.accelerator.autocast():
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
@@ -205,8 +200,6 @@ class PPOTrainer:
             self.accelerator.log(numbers, step=line["update"])
             for name in [name for name in line["warnings"] if name not in known]:
                 print(f"update {done}: {line['warnings'][name]}", flush=True)
-            if samples:
-                print("\n".join([f"  samples of update {done}", *map(sample_line, samples)]), flush=True)
             if done == 1 or done % max(1, config.updates // 8) == 0:
                 print(f"update {done:>4}/{config.updates}   {progress(line)}", flush=True)
             if self.on_update:
@@ -239,18 +232,17 @@ class PPOTrainer:
 
     def _begin(self, resume: bool) -> None:
         """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
-        if self._touched:  # by an earlier training
-            self._build()
         state = self.store.restore(self._settings()) if resume else None
-        self._touched = state is not None
         if state is None:
-            if resume and self.store.policies():  # a damaged checkpoint may have been read in part
+            # What an earlier training of this trainer has changed, or a damaged checkpoint that was read in part.
+            if self._touched or self.store.policies():
                 self._build()
             if processes.is_main():
                 shutil.rmtree(self.store.folder, ignore_errors=True)
+            processes.wait()
             state = {"lines": 0, "samples_written": 0, "finished": False, "update": None}
             state["kl_coefficient"] = self.config.kl_coefficient
-            processes.wait()
+        self._touched = True
         self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
         self.finished, self.over_budget = state["finished"], False
         # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
