@@ -183,7 +183,7 @@ def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
         load_reward_model(language, CPU)
     with pytest.raises(InputError, match="no trained head"):
         load_reward_model(rewritten(language, task_type=None), CPU)
-    with pytest.raises(InputError, match="does not fit .*score"):
+    with pytest.raises(InputError, match="cannot load .*score"):
         load_reward_model(rewritten(adapter(tmp_path / "lost", policy, "SEQ_CLS"), without("score")), CPU)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf_utils.models.language_model import eos_ids
-from rlhf_utils.models.lora import PICKLED, merge_adapter, some
+from rlhf_utils.models.lora import merge_adapter, reading, some
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.hub import ADAPTER_CONFIG, model_folder
@@ -240,10 +238,5 @@ def _from_pretrained(kind, source: Source, **settings):
         raise InputError(f"{source} is not a model folder: it has no config.json; {advice}")
     if of_weights and not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
         raise InputError(f"{source} has no weights (*.safetensors); {advice}")
-    try:
+    with reading(source):
         return kind.from_pretrained(folder, **settings)
-    except pickle.UnpicklingError:
-        raise InputError(f"cannot load {source}: {PICKLED}") from None
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise InputError(f"cannot load {source}: {reason}; {advice}") from None

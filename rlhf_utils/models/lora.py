@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,6 @@ from rlhf_utils.platforms.hub import model_folder
 from rlhf_utils.platforms.names import Source
 from rlhf_utils.settings.sections import LORA_PLACES, LoraSettings
 
-PICKLED = "its .bin file holds more than plain tensors, and code is never run; give the model saved as safetensors"
 _LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
@@ -78,19 +77,28 @@ def merge_adapter(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
         raise InputError(f"{adapter} is an adapter without weights (adapter_model.safetensors); save it again")
     if settings.task_type == "CAUSAL_LM":
         settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
-    try:
+    with reading(adapter):
         found = set(load_peft_weights(folder, device="cpu"))
         wrapped = PeftModel.from_pretrained(model, folder, config=settings)
-    except pickle.UnpicklingError:
-        raise InputError(f"cannot load {adapter}: {PICKLED}") from None
-    except (KeyError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
-        raise InputError(f"the adapter at {adapter} does not fit the model it is put on: {reason}") from None
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if misfits := (wanted - found) | (found - wanted - set(wrapped.state_dict())):
         trouble = f"missing, or not of it: {some(misfits)}"
         raise InputError(f"{adapter} does not fit the model it is put on ({trouble}); give the base it is of")
     return wrapped.merge_and_unload()
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """In the block, which reads a model, what its files make a library raise becomes one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if type(error).__name__ == "UnpicklingError":
+            reason = "its .bin file holds more than plain tensors, and code in it is never run"
+        elif not isinstance(error, KeyError | OSError | RuntimeError | SafetensorError | ValueError):
+            raise
+        raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
 
 
 def some(names: Collection[str]) -> str:
