@@ -109,14 +109,14 @@ def has_bitsandbytes() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def load_reward_model(source: Source, device: Device, fresh_head=False, base: str | None = None) -> PreTrainedModel:
+def load_reward_model(source: Source, device: Device | None = None, fresh_head=False, base=None) -> PreTrainedModel:
     """A sequence classifier with one output, dropout off; with `fresh_head` a language model gets a randomly
     initialized one. Raises InputError where there is no trained head otherwise, and where it has more outputs."""
     return load_classifier(source, device, base=base, fresh_head=fresh_head, num_labels=1)
 
 
 def load_classifier(
-    source: Source, device: Device, labels: Sequence[str] = (), base: str | None = None, fresh_head=False, **head
+    source: Source, device: Device | None, labels: Sequence[str] = (), base=None, fresh_head=False, **head
 ) -> PreTrainedModel:
     """A text classifier, dropout off; with `labels` a language model gets a randomly initialized head for them."""
     if labels:
@@ -131,7 +131,8 @@ def load_classifier(
     if model.config.pad_token_id is None:
         # Only transformers' own forward pass asks for it: here lengths say what is padding.
         model.config.pad_token_id = next(iter(eos_ids(model)), 0)
-    return without_dropout(model).to(device.kind)
+    without_dropout(model)
+    return model.to(device.kind) if device else model
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
