@@ -104,7 +104,7 @@ DAMAGE = {
     ),
     "a masked language model": (masked, ["is a bert model", "left to right"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
-    "pickled weights": (pickled, ["its .bin file cannot be read as plain tensors", "never run"]),
+    "pickled weights": (pickled, ["its .bin file holds more than plain tensors", "never run"]),
     "no tokenizer": (
         lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
         ["has no tokenizer"],

@@ -7,7 +7,7 @@ import torch
 from tiny import CONTEXT, CPU, PROMPTS, VOCABULARY, naive_logprobs, one_thread, tiny_model, tiny_tokenizer, token_rows  # noqa: F401
 
 from rlhf_utils.models import generation
-from rlhf_utils.models.generation import answer_prompts, left_padded, sample, to_answers
+from rlhf_utils.models.generation import answer_prompts, left_padded, sample
 from rlhf_utils.models.language_model import right_padded
 from rlhf_utils.settings.sections import GenerationSettings
 
@@ -71,7 +71,9 @@ def test_an_answer_stops_at_its_first_eos_which_belongs_to_it(model):
 def test_an_answer_can_be_empty_or_never_end():
     sampled = draw(tiny_model(eos_nats=60.0), ROWS)
     assert sampled.tokens.tolist() == [[EOS]] * len(ROWS) and sampled.ended.all()
-    assert {(a.text, tuple(a.tokens)) for a in to_answers(ROWS, sampled, tiny_tokenizer())} == {("", (EOS,))}
+    settings = GenerationSettings(max_new_tokens=NEW)
+    answers = answer_prompts(tiny_model(eos_nats=60.0), tiny_tokenizer(), ["a?"], settings, CPU, seed=0)
+    assert answers == [generation.Answer("", [EOS], True)]
     sampled = draw(tiny_model(eos_nats=-60.0), ROWS)
     assert sampled.mask.all() and sampled.tokens.shape == (len(ROWS), NEW) and not sampled.ended.any()
 

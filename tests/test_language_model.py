@@ -158,7 +158,7 @@ def test_a_trainers_precision_is_left_out_and_weights_that_are_no_number_are_tol
     assert language_model(model).scale == 1.0
     model = tiny_model()
     model.transformer.h[1].mlp.c_proj.weight.data[3, 3] = float("nan")
-    with pytest.raises(InputError, match="logits that are no number"):
+    with pytest.raises(InputError, match="logits are no numbers"):
         language_model(model)
 
 

@@ -18,7 +18,6 @@ from rlhf_utils.models.loading import (
     load_policy_4bit,
     load_reward_model,
     load_tokenizer,
-    parameter_counts,
     save_model,
 )
 from rlhf_utils.models.lora import lora_config, merge_adapter
@@ -89,8 +88,6 @@ def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_re
     tokenizer.pad_token = None
     assert load_tokenizer(saved()).pad_token_id == tokenizer.eos_token_id
     tokenizer.eos_token = None
-    named = load_tokenizer(saved(eos_token_id=[0, 5]))
-    assert (named.eos_token_id, named.pad_token_id) == (0, 0), "the model's own, and the first of several"
     with pytest.raises(InputError, match="no end-of-text token.*add an eos_token"):
         load_tokenizer(saved(eos_token_id=None))
 
@@ -143,15 +140,6 @@ def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-
-
-def test_a_4bit_weight_counts_as_the_numbers_it_stands_for(folder):
-    pytest.importorskip("bitsandbytes")
-    plain, small = parameter_counts(load_policy(folder, CPU)), parameter_counts(load_policy_4bit(folder, CPU))
-    assert small["total_parameters"] == plain["total_parameters"] == plain["trainable_parameters"]
-    # Per layer: c_attn 32->96, c_proj 32->32, c_fc 32->128 and mlp.c_proj 128->32, times rank 4.
-    lora = 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
-    assert parameter_counts(adapted(load_policy(folder, CPU), "CAUSAL_LM"))["trainable_parameters"] == lora
 
 
 def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_path):

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import CPU, PROMPTS, count_letter, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401
+from tiny import CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401
 
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.ppo import PPOConfig
-from rlhf_utils.ppo.record import phrase_shares, spreading_phrase, warnings_of
+from rlhf_utils.ppo.record import warnings_of
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 METRICS = set(
     """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction
     value_clip_fraction skipped_steps update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate
-    learning_rate tokens_per_second seconds phase_seconds reward_terms phrase phrase_share phrase_share_at_start gold
-    warnings""".split()
+    learning_rate tokens_per_second seconds phase_seconds reward_terms gold warnings""".split()
 )
 
 
@@ -94,8 +92,7 @@ def test_the_objective_in_the_metrics_is_what_is_paid(policy, tmp_path):
     ("returned", "words"),
     [
         ([1.0] * 7 + [math.nan], "returned nan for the response '.* must be finite"),
-        (torch.zeros(8, 1), r"returned shape \(8, 1\) for 8 responses; it must return one float per response"),
-        ([1.0, "good"] * 4, "returned what is no list of numbers .* for 8 responses"),
+        (torch.zeros(8, 1), r"returned shape \(8, 1\) for 8 responses; one float each is wanted"),
     ],
 )
 def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, returned, words):
@@ -137,7 +134,7 @@ def test_each_training_of_a_process_has_its_own_precision(policy, tmp_path):
 # What is left behind
 
 
-def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path, capsys):
+def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
     lines = []
     trainer = tiny_trainer(policy, tmp_path, updates=5, keep_checkpoints=1, on_update=lines.append)
     history = trainer.train()
@@ -150,7 +147,6 @@ def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path, cap
     samples = read_jsonl(tmp_path / "samples.jsonl")
     assert [sample["update"] for sample in samples] == [0] * 4 + [2] * 4 + [4] * 4
     assert all(sample["prompt"] in PROMPTS and sample["reward"] == sample["response"].count("e") for sample in samples)
-    assert capsys.readouterr().out.count("samples of update") == 3
     folders = trainer.store.policies()
     assert [folder.name for folder in folders] == ["update-000002", "update-000004", "update-000005"]
     states = [read_json(folder / "state.json") for folder in folders]
@@ -199,13 +195,12 @@ def test_a_tracker_gets_every_number_of_an_update(policy, tmp_path, monkeypatch)
 
 # Warnings in plain words
 
-HEALTHY = {"kl": 1.0, "eos_rate": 0.95, "entropy": 2.0, "reward": 0.0, "reward_std": 1.0, "value_loss": 0.5}
-HEALTHY |= {"episodes": 128, "phrase": "once upon a time", "phrase_share": 0.1, "phrase_share_at_start": 0.05}
+HEALTHY = {"kl": 1.0, "eos_rate": 0.95, "entropy": 2.0}
 
 
 def history_of(updates: int = 12, **last) -> list[dict]:
-    """A training whose reward rises steadily, but for what its last update says."""
-    lines = [{**HEALTHY, "reward": 0.1 * i, "kl": 0.1 * i} for i in range(updates)]
+    """A healthy training, but for what its last update says."""
+    lines = [{**HEALTHY, "kl": 0.1 * i} for i in range(updates)]
     return [*lines[:-1], {**lines[-1], **last}]
 
 
@@ -216,8 +211,6 @@ def history_of(updates: int = 12, **last) -> list[dict]:
         ({"kl": 11.0}, "over_budget", "11.0 nats .*at temperature 0.9 .*budget of 10: training ends"),
         ({"eos_rate": 0.7}, "eos_falling", "only 70% .*with EOS, after 95%"),
         ({"entropy": 0.5}, "entropy_collapse", "from 2.00 to 0.50"),
-        ({"value_loss": 9.0}, "value_loss", "jumped to 9, from 0.5"),
-        ({"phrase_share": 0.8}, "one_phrase", "'once upon a time' appears in 80% .*at first in 5%"),
     ],
 )
 def test_each_trouble_is_told_with_its_figures_and_a_healthy_training_is_left_alone(last, name, words):
@@ -225,29 +218,3 @@ def test_each_trouble_is_told_with_its_figures_and_a_healthy_training_is_left_al
     assert all(warnings_of(history_of(updates), config) == {} for updates in (1, 2, 5, 12))
     found = warnings_of(history_of(**last), config)
     assert list(found) == [name] and re.search(words, found[name]) and "\n" not in found[name]
-
-
-def test_a_reward_that_does_not_move_is_told_once_there_is_enough_to_go_by():
-    flat = [{**HEALTHY, "reward": 0.01 * (i % 2)} for i in range(30)]
-    assert "reward_flat" not in warnings_of(flat[:9], PPOConfig())
-    assert list(warnings_of(flat, PPOConfig())) == ["reward_flat"]
-
-
-def test_a_phrase_that_is_paid_for_is_seen_spreading(tmp_path):
-    shares = phrase_shares(["A b c d a b c d", "a b c d", "a b c", ""])
-    assert shares["a b c d"] == 0.5 and shares["d a b c"] == 0.25 and len(shares) == 4, "once an answer"
-    found = spreading_phrase(["e e e e e"] * 7 + ["x"], phrase_shares(["a b c d", "e e e e"] + ["x"] * 6))
-    assert found == {"phrase": "e e e e", "phrase_share": 0.875, "phrase_share_at_start": 0.125}
-    texts, letters = iter(["a b c d"] * 8 + ["e e e e"] * 8), count_letter("e")
-    trainer = tiny_trainer(save_tiny(tmp_path / "policy"), tmp_path / "out", letters, updates=2)
-    collect = trainer.rollouts.collect
-
-    def said(*how):
-        rollout = collect(*how)
-        rollout.answers = [replace(answer, text=next(texts, "")) for answer in rollout.answers]
-        return rollout
-
-    trainer.rollouts.collect = said
-    lines = trainer.train()
-    assert lines[0]["phrase"] is None and lines[1]["phrase"] == "e e e e" and lines[1]["phrase_share"] == 1.0
-    assert list(lines[1]["warnings"]) == ["one_phrase"]

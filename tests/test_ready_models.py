@@ -70,7 +70,7 @@ def ready(base, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("ready")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     torch.manual_seed(0)
-    save_model(load_reward_model(base, fresh_head=True), load_tokenizer(base), folder / "reward")
+    save_model(load_reward_model(base, CPU, fresh_head=True), load_tokenizer(base), folder / "reward")
     return {
         "dataset": str(folder / "rows.jsonl"), "models.sft": str(base), "models.reward_model": str(folder / "reward"),
         "models.ppo": str(save_adapter(folder / "ppo", load_policy(base, CPU))), "data.max_prompt_tokens": 40,

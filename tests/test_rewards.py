@@ -74,14 +74,13 @@ def test_an_eos_inside_or_at_the_end_is_a_token_like_any_other(reward):
     assert len({round(score, 4) for score in scores.tolist()}) == 3
 
 
-def test_a_text_over_the_context_is_cut_from_the_left_of_its_prompt_and_counted(reward, capsys):
+def test_a_text_over_the_context_is_cut_from_the_left_of_its_prompt_and_counted(reward):
     prompts, answer = ["why? " * 30, "hm"], "a good answer"
     long, short = reward.logits(prompts, [answer] * 2)
-    assert reward.cut == 1 and "1 of 2 texts are longer than the 96 tokens" in capsys.readouterr().err
+    assert reward.cut == 1
     kept = reward.tokenizer(TEMPLATE.text(prompts[0], answer))["input_ids"][-CONTEXT:]
     torch.testing.assert_close(long, score_tokens(reward.model, [kept])[0])
     torch.testing.assert_close(short, reward.logits(prompts[1:], [answer])[0])
-    assert not capsys.readouterr().err, "said once"
 
 
 def test_what_is_scored_is_the_templates_text_whatever_the_mode_and_the_padding_side(reward):
@@ -172,5 +171,3 @@ def test_a_mixture_is_the_weighted_sum_and_ppo_logs_each_part(tmp_path):
         terms = line["reward_terms"]
         assert set(terms) == {"letters", "short"}
         assert line["reward"] == pytest.approx(2 * terms["letters"] + 0.5 * terms["short"], abs=1e-5)
-    with pytest.raises(InputError, match="at least one part"):
-        RewardMixture()

@@ -11,7 +11,6 @@ import pytest
 from made_up_run import make_run
 
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
-from rlhf_utils.ppo.record import samples_table
 from rlhf_utils.report.cards import _markdown
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import write_report
@@ -79,11 +78,9 @@ def test_a_terminal_shows_control_characters_as_text():
     assert json.loads(visible(json.dumps({"text": HOSTILE}, ensure_ascii=False))) == {"text": HOSTILE}
 
 
-def test_errors_samples_and_summaries_are_safe_to_print():
+def test_errors_and_summaries_are_safe_to_print():
     for error in (InputError, TrainingError):
         assert is_harmless(str(error(f"row 3: {HOSTILE}"))) and "alert(1)" in str(error(HOSTILE))
-    table = samples_table([{"update": 0, "reward": 1.0, "prompt": HOSTILE[-38:], "response": HOSTILE}])
-    assert is_harmless(table) and "\\u001b[2J" in table
     verdict = {"level": "suspected", "text": f"{HOSTILE} is in 90% of answers", "evidence": []}
     assert is_harmless(text_summary({"hacking": verdict})) and "alert(1)" in text_summary({"hacking": verdict})
 

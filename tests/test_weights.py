@@ -38,7 +38,7 @@ def policy(tmp_path_factory) -> Path:
 def reward(policy, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reward")
     torch.manual_seed(0)
-    save_model(load_reward_model(policy, fresh_head=True), tiny_tokenizer(), folder)
+    save_model(load_reward_model(policy, CPU, fresh_head=True), tiny_tokenizer(), folder)
     return folder
 
 
@@ -62,22 +62,11 @@ def logits(model) -> torch.Tensor:
     return model.eval()(TOKENS).logits
 
 
-WRAPPED = {
-    "torch.compile and DDP": lambda name: f"module._orig_mod.{name}",
-    "without the trunk's prefix": lambda name: name.removeprefix("transformer."),
-}
-
-
-@pytest.mark.parametrize("wrapper", WRAPPED)
-def test_wrappers_in_the_names_of_weights_come_off(policy, reward, tmp_path, wrapper):
+def test_names_without_the_trunks_prefix_are_found(policy, reward, tmp_path):
     for source, load in ((policy, load_policy), (reward, load_reward_model)):
-        folder = changed(source, tmp_path / source.name, lambda w: {WRAPPED[wrapper](n): t for n, t in w.items()})
-        load(folder, SHAPES_ONLY)
-        model = load(folder, CPU)
-        assert torch.equal(logits(model), logits(load(source, CPU)))
-        save_model(model, load_tokenizer(source), tmp_path / "saved")
-        names = set(load_file(tmp_path / "saved" / "model.safetensors"))
-        assert names == set(load_file(source / "model.safetensors")), "the wrappers came back when it was saved"
+        bare = changed(source, tmp_path / source.name, lambda w: {n.removeprefix("transformer."): w[n] for n in w})
+        load(bare, SHAPES_ONLY)
+        assert torch.equal(logits(load(bare, CPU)), logits(load(source, CPU)))
 
 
 def test_buffers_of_old_versions_and_other_heads_do_no_harm(policy, tmp_path):
@@ -194,7 +183,7 @@ def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
         load_reward_model(language, CPU)
     with pytest.raises(InputError, match="no trained head"):
         load_reward_model(rewritten(language, task_type=None), CPU)
-    with pytest.raises(InputError, match="does not fit .*score"):
+    with pytest.raises(InputError, match="cannot load .*score"):
         load_reward_model(rewritten(adapter(tmp_path / "lost", policy, "SEQ_CLS"), without("score")), CPU)
 
 
@@ -231,11 +220,9 @@ def pickled(source: Path, folder: Path, **more) -> Path:
     return folder
 
 
-def test_pickled_weights_are_read_as_tensors_and_said_once(policy, reward, tmp_path, capsys):
+def test_pickled_weights_are_read_as_tensors(policy, reward, tmp_path):
     single = pickled(policy, tmp_path / "single")
     assert torch.equal(logits(load_policy(single, CPU)), logits(load_policy(policy, CPU)))
-    load_policy(single, CPU)
-    assert capsys.readouterr().err.count("read as plain tensors (weights_only=True)") == 1
     load_reward_model(pickled(reward, tmp_path / "reward"), CPU)
     lora = adapter(tmp_path / "lora", policy)
     assert torch.equal(logits(load_policy(pickled(lora, tmp_path / "old"), CPU)), logits(load_policy(lora, CPU)))
@@ -260,7 +247,7 @@ def test_code_in_a_pickled_file_is_never_run(policy, reward, tmp_path):
     for i, (load, source) in enumerate([*sources.items(), (load_policy, lora)]):
         folder = pickled(source, tmp_path / str(i), evil=evil)
         for where in (CPU, SHAPES_ONLY) if load is load_policy else (CPU,):
-            with pytest.raises(InputError, match="cannot be read as plain tensors.*never run"):
+            with pytest.raises(InputError, match="cannot load .*never run"):
                 load(folder, where)
         assert not trace.exists()
     torch.load(tmp_path / "0" / "pytorch_model.bin", weights_only=False)

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
-from rlhf_utils.platforms.memory import fitting, phase
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
@@ -162,22 +162,31 @@ def answer_prompts(
     was_training = model.training
     model.eval()
     only_tokens_of(tokenizer, model)
-    ending = end_ids(tokenizer, model)
+    how = (settings.max_new_tokens, settings.temperature, generator, template)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
-        asked = [encoded[i] for i in batch]
-        tokens, mask = left_padded(asked, tokenizer.pad_token_id, device.kind)
-        with phase("sample"), device.autocast():
-            sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
-        answers |= dict(zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True))
+        with device.autocast():
+            found, _ = sample_answers(model, tokenizer, [encoded[i] for i in batch], *how)
+        answers |= dict(zip(batch, found, strict=True))
     model.train(was_training)
     return [answers[i] for i in range(len(encoded))]
 
 
-def to_answers(
-    prompts: Sequence[Sequence[int]], sampled: Sampled, tokenizer: PreTrainedTokenizerBase, template=TEMPLATE
-) -> list[Answer]:
-    """Decode the tokens sampled after `prompts` (token ids) into text, as responses of `template`."""
+def sample_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    template: Template = TEMPLATE,
+    **more,
+) -> tuple[list[Answer], Sampled]:
+    """One response to each of `prompts` (token ids), read as one of `template`, and what the sampler knows of every
+    token; `more` goes to `sample`."""
+    tokens, mask = left_padded(prompts, tokenizer.pad_token_id, next(model.parameters()).device)
+    ends = end_ids(tokenizer, model)
+    sampled = sample(model, tokens, mask, max_new_tokens, temperature, ends, generator, **more)
     kept = [row[real].tolist() for row, real in zip(sampled.tokens.cpu(), sampled.mask.cpu(), strict=True)]
     texts = map(template.response, continuations(tokenizer, prompts, kept))
-    return [Answer(*answer) for answer in zip(texts, kept, sampled.ended.tolist(), strict=True)]
+    return [Answer(*answer) for answer in zip(texts, kept, sampled.ended.tolist(), strict=True)], sampled

@@ -6,20 +6,16 @@ fp16 0.06. So the head computes in fp32 and outside of autocast, whatever precis
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_utils.platforms.errors import InputError
 
-# What configurations call a factor of the logits (of some architectures the divisor), and their soft cap.
-_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
-_CAPS = ("final_logit_softcapping", "logits_soft_cap")
 # The logit of what cannot be sampled. Finite, for 0 times infinity in an entropy is no number.
 _NEVER = -1e9
 # Share of a microbatch that may be padding before it is split: a GPU loses more by small batches than by padding.
@@ -62,8 +58,8 @@ def in_fp32(layer: nn.Module, states: Tensor) -> Tensor:
         return nn.functional.linear(states.float(), layer.weight.float(), bias)
 
 
-# Scale, cap and unknown rows of each model, found out once.
-_rules: WeakKeyDictionary[nn.Module, tuple[float, float | None, Tensor | None]] = WeakKeyDictionary()
+# The parts of each model, found and checked once.
+_known: WeakKeyDictionary[nn.Module, LanguageModel] = WeakKeyDictionary()
 
 
 def language_model(model: nn.Module) -> LanguageModel:
@@ -73,21 +69,18 @@ def language_model(model: nn.Module) -> LanguageModel:
     differ, and for what is no causal LM.
     """
     inner = _inner(model)
-    trunk, head = inner.base_model, inner.get_output_embeddings()
-    if trunk is inner or head is None:
-        raise InputError(f"{type(inner).__name__} is no causal language model with a head of its own; choose another")
-    if inner not in _rules:
-        _rules[inner] = (*_scale_and_cap(inner, trunk, head), None)
-    return LanguageModel(trunk, head, *_rules[inner])
+    if inner not in _known:
+        _known[inner] = _checked(inner)
+    return _known[inner]
 
 
 def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
     """From now on `model` gives no probability to rows of its vocabulary that are no entry of `tokenizer`: embeddings
     are often padded to a round number."""
     parts = language_model(model)
-    unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool)
+    unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool, device=parts.head.weight.device)
     unknown[[entry for entry in tokenizer.get_vocab().values() if entry < len(unknown)]] = False
-    _rules[_inner(model)] = (parts.scale, parts.cap, unknown.to(parts.head.weight.device) if unknown.any() else None)
+    _known[_inner(model)] = replace(parts, unknown=unknown if unknown.any() else None)
 
 
 def eos_ids(source: nn.Module | PretrainedConfig) -> list[int]:
@@ -111,49 +104,26 @@ def _inner(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _scale_and_cap(inner: nn.Module, trunk: nn.Module, head: nn.Module) -> tuple[float, float | None]:
-    """By which factor and within which cap the head's logits are the model's own."""
-    refused, was_training = f"{type(inner).__name__} cannot be trained here", inner.training
-    tokens = torch.arange(1, min(9, head.weight.shape[0]), device=head.weight.device)[None]
+def _checked(inner: nn.Module) -> LanguageModel:
+    """The parts of `inner`, which give its own logits."""
+    trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
+    if trunk is inner or head is None:
+        raise InputError(f"{type(inner).__name__} is no causal language model with a head of its own; choose another")
+    # Cohere multiplies its logits, Granite divides them, and Gemma 2 caps them.
+    scale = getattr(config, "logit_scale", None) or 1.0 / getattr(config, "logits_scaling", 1.0)
+    parts = LanguageModel(trunk, head, scale, getattr(config, "final_logit_softcapping", None))
+    tokens, was_training = torch.arange(1, 9, device=head.weight.device)[None], inner.training
     inner.eval()
-    try:
-        with torch.autocast(tokens.device.type, enabled=False):
-            # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
-            own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
-            states = trunk(input_ids=tokens, use_cache=False).last_hidden_state
-            sampled = _padded_and_cached(trunk, tokens)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{refused}: no sampling with a cache ({str(error)[:100]}); choose another policy") from error
-    finally:
-        inner.train(was_training)
-    if not own.isfinite().all():
-        raise InputError(f"{refused}: its weights give logits that are no number; choose another checkpoint")
-    config = inner.config.get_text_config()
-    scales, caps = ([v for key in keys if (v := getattr(config, key, None))] for keys in (_SCALES, _CAPS))
-    # Within 16 steps of the model's own floating-point format; 16-bit and 4-bit layers differ a little with the shape
-    # of the batch, positions that are wrong with left padding much.
-    allowed, much = 16 * torch.finfo(own.dtype).eps * own.abs().max(), 0.1 * (own.max() - own.min())
-    # What is declared comes first: a cap hardly shows in the small logits of an untrained model.
-    for cap, scale in itertools.product((*caps, None), (*scales, *(1.0 / value for value in scales), 1.0)):
-        logits = LanguageModel(trunk, head, scale, cap).logits
-        if (logits(states) - own).abs().max() <= allowed and (logits(sampled) - own[:, -1]).abs().max() <= much:
-            return scale, cap
-    raise InputError(
-        f"{refused}: its logits are not its head's, or change with padding on the left; choose another policy"
-    )
-
-
-def _padded_and_cached(trunk: nn.Module, tokens: Tensor) -> Tensor:
-    """The last state [1, D] for `tokens` [1, T] as sampling computes it: padded on the left, in a batch whose other row
-    is taken out, the last token from a cache."""
-    cache, start = DynamicCache(config=trunk.config), tokens[:, :-1].expand(2, -1)
-    padded, mask = nn.functional.pad(start, (2, 0)), nn.functional.pad(torch.ones_like(start), (2, 0)).bool()
-    how = {"past_key_values": cache, "use_cache": True}
-    trunk(input_ids=padded, attention_mask=mask, position_ids=(mask.long().cumsum(dim=1) - 1).clamp(min=0), **how)
-    cache.batch_select_indices(torch.zeros(1, dtype=torch.long, device=tokens.device))
-    mask, position = nn.functional.pad(mask[:1], (0, 1), value=True), torch.full_like(tokens[:, :1], start.shape[1])
-    output = trunk(input_ids=tokens[:, -1:], attention_mask=mask, position_ids=position, **how)
-    return output.last_hidden_state[:, -1]
+    with torch.autocast(tokens.device.type, enabled=False):
+        # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
+        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
+        found = parts.logits(trunk(input_ids=tokens, use_cache=False).last_hidden_state)
+    inner.train(was_training)
+    # Within 16 steps of the model's own floating-point format. Models with a state (Mamba) know no padding on the left.
+    if inner._is_stateful or not (found - own).abs().max() <= 16 * torch.finfo(own.dtype).eps * own.abs().max():
+        name = type(inner).__name__
+        raise InputError(f"{name} cannot be trained here: its logits are no numbers, or not its head's; choose another")
+    return parts
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf_utils.models.language_model import eos_ids
-from rlhf_utils.models.lora import merged_with_names
-from rlhf_utils.models.weights import read_model, some
+from rlhf_utils.models.lora import merge_adapter, reading, some
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.hub import ADAPTER_CONFIG, model_folder
 from rlhf_utils.platforms.names import Source, is_folder, is_there
 from rlhf_utils.platforms.runtime import Device
 
+# Without safetensors transformers would ask a service to convert the weights, and read them from there another time.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# Buffers that older versions saved with the weights; they are computed now.
+_COMPUTED = re.compile(r"(?:\battn|attention)\.bias$|(?:^|[._])(?:masked_bias|inv_freq|position_ids|bias_mask)$")
 # To see whether a model's weights fit it: their names and shapes are read, and nothing else.
 SHAPES_ONLY = Device("meta", "shapes only", "fp32", 0)
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
@@ -42,14 +46,11 @@ def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
 
 
 def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer at `source`. One without a padding token, like GPT-2's, pads with its EOS; masks tell them apart.
-    One that does not name its EOS has the model's."""
+    """The tokenizer at `source`. Without a padding token, as GPT-2's, it pads with its EOS: masks tell them apart."""
     tokenizer = load_classifier_tokenizer(source, base)
-    if tokenizer.eos_token_id is None and (ends := eos_ids(load_config(source, base))):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer at {source} has no end-of-text token to end answers with; add an eos_token")
-    return padding(tokenizer)
+    return tokenizer
 
 
 def load_classifier_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
@@ -70,14 +71,18 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(source: Source, device: Device, dropout: bool = False, base: str | None = None) -> PreTrainedModel:
-    """A causal language model in fp32 on `device`.
+def load_policy(source: Source, device: Device, dropout=False, base: str | None = None, **settings) -> PreTrainedModel:
+    """A causal language model in fp32 on `device`; `settings` go to `from_pretrained`.
 
     Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
     show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
     """
-    model = _load_policy(source, base, device)
-    return (model if dropout else without_dropout(model)).to(device.kind)
+    model, headless = _load(AutoModelForCausalLM, source, device, base, ("CAUSAL_LM",), **settings)
+    if headless:
+        raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
+    if not dropout:
+        without_dropout(model)
+    return model if "device_map" in settings else model.to(device.kind)
 
 
 def load_policy_4bit(source: Source, device: Device, settings=None) -> PreTrainedModel:
@@ -91,7 +96,7 @@ def load_policy_4bit(source: Source, device: Device, settings=None) -> PreTraine
     place, dtype = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}", device.autocast_dtype
     how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype or torch.float32}
     settings = settings or transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **how)
-    model = without_dropout(_load_policy(source, quantization_config=settings, device_map={"": place}))
+    model = load_policy(source, device, quantization_config=settings, device_map={"": place})
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             # On CPUs with AVX512-BF16 an evaluation pass would repack the weights into a form that cannot be trained.
@@ -107,13 +112,27 @@ def has_bitsandbytes() -> bool:
 def load_reward_model(source: Source, device: Device | None = None, fresh_head=False, base=None) -> PreTrainedModel:
     """A sequence classifier with one output, dropout off; with `fresh_head` a language model gets a randomly
     initialized one. Raises InputError where there is no trained head otherwise, and where it has more outputs."""
-    return _load_classifier(source, device, fresh_head, base, num_labels=1)
+    return load_classifier(source, device, base=base, fresh_head=fresh_head, num_labels=1)
 
 
-def load_classifier(source: Source, device: Device, labels: Sequence[str] | None = None, base=None) -> PreTrainedModel:
+def load_classifier(
+    source: Source, device: Device | None, labels: Sequence[str] = (), base=None, fresh_head=False, **head
+) -> PreTrainedModel:
     """A text classifier, dropout off; with `labels` a language model gets a randomly initialized head for them."""
-    heads = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
-    return _load_classifier(source, device, labels is not None, base, **heads)
+    if labels:
+        fresh_head, head = True, {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
+    model, headless = _load(transformers.AutoModelForSequenceClassification, source, device, base, tasks, **head)
+    if headless and not fresh_head:
+        raise InputError(
+            f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
+            "name a model that was saved as a sequence classifier"
+        )
+    if model.config.pad_token_id is None:
+        # Only transformers' own forward pass asks for it: here lengths say what is padding.
+        model.config.pad_token_id = next(iter(eos_ids(model)), 0)
+    without_dropout(model)
+    return model.to(device.kind) if device else model
 
 
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
@@ -133,22 +152,6 @@ def fp32_trainables(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def checkpoint_gradients(model: nn.Module) -> None:
-    """Recompute the layers in the backward pass instead of keeping them; in effect while the model is in training mode.
-    Raises InputError for an architecture that cannot."""
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        name = type(model).__name__
-        raise InputError(f"{name} does not support gradient checkpointing; set gradient_checkpointing to false")
-    # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """`trainable_parameters` and `total_parameters`; a 4-bit weight counts as the number it stands for."""
-    trainable = model.num_parameters(only_trainable=True)
-    return {"trainable_parameters": trainable, "total_parameters": model.num_parameters()}
-
-
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model (safetensors) and tokenizer so that `folder` loads with `from_pretrained` alone."""
     model.save_pretrained(folder, safe_serialization=True)
@@ -165,64 +168,31 @@ def copy_model(source: Path, folder: Path) -> None:
 def adapter_base(source: Source, base: str | None = None) -> str | None:
     """What the LoRA adapter at `source` was trained on, or `base` where it is given; None where `source` is a model of
     its own."""
-    settings = _adapter_settings(source)
-    if settings is None or base:
-        return base if settings else None
-    named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    folder = model_folder(source, weights=False)
+    whole = (folder / "config.json").is_file() and not any(folder.glob("adapter_model.*"))
+    if whole or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    settings = read_json(folder / ADAPTER_CONFIG)
+    named, revision = base or settings.get("base_model_name_or_path"), settings.get("revision")
     if not named or (is_folder(named) and not is_there(named)):
         trouble = f"belongs to the base {named}, which is not there" if named else "does not say of which model it is"
         raise InputError(f"the adapter {source} {trouble}; name its base with --set models.adapter_base=FOLDER_OR_ID")
-    return named if not revision or is_folder(named) else f"{named}@{revision}"
+    return named if base or not revision or is_folder(named) else f"{named}@{revision}"
 
 
-def _adapter_settings(source: Source) -> dict | None:
-    """The adapter_config.json at `source`; None where `source` is a model of its own."""
-    folder = model_folder(source, weights=False)
-    about, weights = folder / ADAPTER_CONFIG, next(folder.glob("adapter_model.*"), None)
-    if not about.is_file() or (weights is None and (folder / "config.json").is_file()):
-        return None
-    return read_json(about)
-
-
-def _load_policy(source: Source, base: str | None = None, device: Device | None = None, **settings) -> PreTrainedModel:
-    model, headless = _load_model(AutoModelForCausalLM, source, base, ("CAUSAL_LM",), device, **settings)
-    if headless:
-        raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
-    return model
-
-
-def _load_classifier(source: Source, device: Device | None, fresh_head: bool, base: str | None, **heads):
-    tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
-    model, headless = _load_model(transformers.AutoModelForSequenceClassification, source, base, tasks, device, **heads)
-    if headless and not fresh_head:
-        raise InputError(
-            f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
-            "name a model that was saved as a sequence classifier"
-        )
-    if model.config.pad_token_id is None:
-        # Only transformers' own forward pass asks for it: here lengths say what is padding.
-        model.config.pad_token_id = next(iter(eos_ids(model)), 0)
-    without_dropout(model)
-    return model.to(device.kind) if device else model
-
-
-def _load_model(
-    kind, source: Source, base: str | None, tasks: Sequence[str], device: Device | None = None, **settings
+def _load(
+    kind, source: Source, device: Device | None, base: str | None, tasks: Sequence[str], **settings
 ) -> tuple[PreTrainedModel, set[str]]:
     """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
-    into the fp32 weights of its base."""
+    into the fp32 weights of its base. Raises InputError where a weight of the trunk is missing, has another shape, or
+    has no place in the model."""
     if below := adapter_base(source, base):
-        task = _adapter_settings(source).get("task_type")
+        task = read_json(model_folder(source) / ADAPTER_CONFIG).get("task_type")
         if task and task not in tasks:
             raise InputError(f"{source} is an adapter of another task ({task}); {' or '.join(tasks)} is wanted here")
-        # The base of a classifier's adapter may well be a language model.
-        model, headless = _load_model(kind, below, None, ("CAUSAL_LM", *tasks), **settings)
-        try:
-            merged, own = merged_with_names(model, source)
-        except (KeyError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]  # torch says after its first line which weight it is
-            raise InputError(f"the adapter at {source} does not fit {below}: {reason}") from None
-        return merged, headless - own
+        # The base of a classifier's adapter may well be a language model, and the adapter brings the head.
+        model, headless = _load(kind, below, None, None, ("CAUSAL_LM", *tasks), **settings)
+        return merge_adapter(model, source), set() if task == "SEQ_CLS" else headless
     config = load_config(source)
     if getattr(config, "quantization_config", None):
         raise InputError(f"{source} is stored quantized, and this series trains fp32 weights; name the full model")
@@ -230,25 +200,44 @@ def _load_model(
         settings["activation_function"] = "gelu_pytorch_tanh"
     if device == SHAPES_ONLY:
         settings["device_map"] = "meta"
-    model, headless = _from_pretrained(kind, source, dtype=torch.float32, **settings)
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True, "weights_only": True}
+    model, info = _from_pretrained(kind, source, dtype=torch.float32, **told, **settings)
+    if misfits := _misfits(model, info):
+        raise InputError(
+            f"{source}: its weights do not fit its config.json ({'; '.join(misfits)}); save the model again with "
+            "save_pretrained, without wrappers and with the config.json that belongs to it"
+        )
     # What would keep it from being saved or used: a padding id that is none, and how somebody sampled from it.
     if not 0 <= (model.config.pad_token_id or 0) < model.config.vocab_size:
         model.config.pad_token_id = None
     if (sampling := getattr(model, "generation_config", None)) is not None:
         ids = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}
         model.generation_config = transformers.GenerationConfig(**ids, pad_token_id=model.config.pad_token_id)
-    return model, headless
+    return model, set(info["missing_keys"])
+
+
+def _misfits(model: PreTrainedModel, info: dict) -> list[str]:
+    """What is wrong with the weights of the trunk. What the file has for other heads is no misfit."""
+    prefix, parts = f"{model.base_model_prefix}.", {part for part, _ in model.base_model.named_children()}
+
+    def of_trunk(names: Collection[str]) -> set[str]:
+        return {name for name in names if name.removeprefix(prefix).partition(".")[0] in parts}
+
+    lost = of_trunk(info["missing_keys"])
+    # Where the trunk lacks weights, any other name may be theirs.
+    extra = info["unexpected_keys"] if lost else of_trunk(info["unexpected_keys"])
+    found = {"missing": lost, "not of this model": {name for name in extra if not _COMPUTED.search(name)}}
+    wrong = [f"{name} has shape {[*there]} in the file, not {[*here]}" for name, there, here in info["mismatched_keys"]]
+    return [*(f"{what} {some(names)}" for what, names in found.items() if names), *sorted(wrong)[:1]]
 
 
 def _from_pretrained(kind, source: Source, **settings):
+    """What `kind` reads from the folder of `source`. Pickled weights are read as plain tensors, and no code runs."""
     of_weights = kind not in (transformers.AutoConfig, transformers.AutoTokenizer)
     folder, advice = model_folder(source, of_weights), "give a folder written by save_pretrained"
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise InputError(f"{source} is not a model folder: it has no config.json; {advice}")
     if of_weights and not any(next(folder.glob(kind), None) for kind in ("*.safetensors", "*.bin")):
         raise InputError(f"{source} has no weights (*.safetensors); {advice}")
-    try:
-        return read_model(kind, folder, source, **settings) if of_weights else kind.from_pretrained(folder, **settings)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:300]
-        raise InputError(f"cannot load {source}: {reason}; {advice}") from None
+    with reading(source):
+        return kind.from_pretrained(folder, **settings)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_utils.models.weights import plain_tensors, some
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import model_folder
 from rlhf_utils.platforms.names import Source
@@ -33,62 +34,74 @@ def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
 
 
 def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list[str], bool]:
-    """The names of the layers that `settings.modules` means in the model of `config`, and whether they are Conv1D."""
-    layers, found = _layers(config), {}
+    """The names, inside a block, of the layers that `settings.modules` means in the model of `config`, and whether they
+    are Conv1D."""
+    with torch.device("meta"):
+        trunk: PreTrainedModel = AutoModel.from_config(config)
+    parts: dict[tuple[str, str], list[str]] = {}
+    conv1d = set()
+    for path, module in trunk.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and (found := _LAYER.match(path)):
+            block, name = found.groups()
+            parts.setdefault((block, "attention" if _ATTENTION.search(name) else "mlp"), []).append(name)
+            if isinstance(module, Conv1D):
+                conv1d.add(name)
+    places: dict[str, set[str]] = {}
+    for (_, part), names in parts.items():
+        for name in names:
+            # The last linear layer of an attention or an MLP is its output.
+            end = "out" if name == names[-1] else "in"
+            places.setdefault(name, set()).update({"all-linear", part, f"{part}_{end}"})
+    chosen = set()
     for wanted in settings.modules:
-        hits = {n: conv for n, (places, conv) in layers.items() if wanted in places or f".{n}".endswith(f".{wanted}")}
+        hits = {name for name in places if wanted in places[name] or f".{name}".endswith(f".{wanted}")}
         if not hits:
             raise InputError(
                 f"lora.modules: a {config.model_type} model has no {wanted!r}; choose among {', '.join(LORA_PLACES)} "
-                f"or its own layers: {', '.join(sorted(layers)) or 'none that a LoRA adapter can be put on'}"
+                f"or its own layers: {', '.join(sorted(places)) or 'none that a LoRA adapter can be put on'}"
             )
-        found |= hits
-    return sorted(found), any(found.values())
-
-
-def _layers(config: PretrainedConfig) -> dict[str, tuple[set[str], bool]]:
-    """The linear layers inside the blocks of the model of `config` by their names there: the places that each belongs
-    to, and whether it is a Conv1D."""
-    with torch.device("meta"):
-        trunk: PreTrainedModel = AutoModel.from_config(config)
-    members: dict[tuple[str, str], list[tuple[str, nn.Module]]] = {}
-    for path, module in trunk.named_modules():
-        if (parts := _LAYER.match(path)) and isinstance(module, nn.Linear | Conv1D):
-            block, name = parts.groups()
-            members.setdefault((block, "attention" if _ATTENTION.search(name) else "mlp"), []).append((name, module))
-    found: dict[str, tuple[set[str], bool]] = {}
-    for (_, kind), layers in members.items():
-        for name, module in layers:
-            # The last linear layer of an attention or an MLP is its output.
-            places = {"all-linear", kind, f"{kind}_out" if name == layers[-1][0] else f"{kind}_in"}
-            found[name] = places | found.get(name, (set(),))[0], isinstance(module, Conv1D)
-    return found
+        chosen |= hits
+    return sorted(chosen), not chosen.isdisjoint(conv1d)
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
     """`model` (in fp32) with the LoRA adapter at `adapter` added into its weights: exact to 4e-7, while merging into
     4-bit weights costs about 7 %. Raises InputError for a kind that cannot be merged, or does not fit the model."""
-    return merged_with_names(model, adapter)[0]
-
-
-def merged_with_names(model: PreTrainedModel, adapter: Source) -> tuple[PreTrainedModel, set[str]]:
-    """See `merge_adapter`; also the names of the weights that the adapter brings."""
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 
     folder = model_folder(adapter)
     settings = PeftConfig.from_pretrained(folder)
     if settings.is_prompt_learning:
         raise InputError(f"{adapter} is a {settings.peft_type.value} adapter; only LoRA and its kin can be merged")
-    kinds = {file.suffix for file in folder.glob("adapter_model.*")}
-    if not kinds & {".safetensors", ".bin"}:
+    if not any(folder.glob("adapter_model.*")):
         raise InputError(f"{adapter} is an adapter without weights (adapter_model.safetensors); save it again")
-    with contextlib.nullcontext() if ".safetensors" in kinds else plain_tensors(adapter):
-        weights = load_peft_weights(folder, device="cpu")
     if settings.task_type == "CAUSAL_LM":
         settings.task_type = None  # peft would ask the model to generate, and a classifier's trunk cannot
-    wrapped = PeftModel.from_pretrained(model, folder, config=settings)
+    with reading(adapter):
+        found = set(load_peft_weights(folder, device="cpu"))
+        wrapped = PeftModel.from_pretrained(model, folder, config=settings)
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    found = {"missing": wanted - set(weights), "not of it": set(weights) - wanted - set(wrapped.state_dict())}
-    if told := [f"{what} {some(names)}" for what, names in found.items() if names]:
-        raise InputError(f"{adapter} does not fit the model it is put on ({'; '.join(told)}); give the base it is of")
-    return wrapped.merge_and_unload(), {key.removeprefix("base_model.model.") for key in weights}
+    if misfits := (wanted - found) | (found - wanted - set(wrapped.state_dict())):
+        trouble = f"missing, or not of it: {some(misfits)}"
+        raise InputError(f"{adapter} does not fit the model it is put on ({trouble}); give the base it is of")
+    return wrapped.merge_and_unload()
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """In the block, which reads a model, what its files make a library raise becomes one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if type(error).__name__ == "UnpicklingError":
+            reason = "its .bin file holds more than plain tensors, and code in it is never run"
+        elif not isinstance(error, KeyError | OSError | RuntimeError | SafetensorError | ValueError):
+            raise
+        raise InputError(f"cannot load {source}: {reason}; give a folder written by save_pretrained") from None
+
+
+def some(names: Collection[str]) -> str:
+    """A few of `names` and how many there are."""
+    shown = ", ".join(sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

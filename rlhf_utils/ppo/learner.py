@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +12,10 @@ from torch import Tensor
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.ppo.objective import masked_mean, policy_loss, value_loss
+from rlhf_utils.ppo.objective import kl_estimate, masked_mean, policy_loss, value_loss
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.ppo.rollout import Rollout, seeded
-from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
+from rlhf_utils.runs.finite import MOST_SKIPPED, too_many_skipped
 from rlhf_utils.settings.sections import PPOConfig
 
 FIGURES = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "update_kl", "ratio_error")
@@ -25,20 +24,21 @@ NOT_LEARNT = dict.fromkeys((*FIGURES, "gradient_norm", "learning_rate")) | {"ski
 # How far sampling and a fresh forward pass may differ per token (nats, root mean square) before something is wrong with
 # masks or positions. Rounding alone gives SmolLM2-135M 1e-6, 0.024 and 0.0034.
 SAME = {"fp32": 3e-4, "bf16": 0.1, "fp16": 0.02}
+_ADVICE = "lower ppo.learning_rate or ppo.reward_scale, look for extreme rewards; under fp16 try fp32 or bf16"
 
 
 class Learner:
-    """Owns the optimizer; `learn` takes the steps of one update. A batch that is not finite is left in `folder`."""
+    """Owns the optimizer; `learn` takes the steps of one update."""
 
-    def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str, folder: Path):
+    def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str):
         self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
-        self.folder, self._skipped_in_a_row = folder, 0
+        self._skipped_in_a_row = 0
         policy = [p for p in actor.policy.parameters() if p.requires_grad]
         critic = [*actor.value_head.parameters(), *(actor.critic.parameters() if actor.critic is not None else ())]
         groups = [{"params": policy}, {"params": critic}]
         optimizer = torch.optim.AdamW(groups, eps=config.adam_epsilon, weight_decay=config.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(actor, optimizer)
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._parameters = [*policy, *critic]
 
     def learn(self, rollout: Rollout, update: int) -> dict[str, float | None]:
         """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses, and
@@ -58,8 +58,12 @@ class Learner:
                         f"update {update}: the first minibatch's log-ratio is {taken[0]['ratio_error']:.2g} instead of "
                         "0; sampling and training do not compute the same log-probabilities"
                     )
-        means = {name: _finite_mean([step[name] for step in taken]) for name in (*FIGURES, "gradient_norm")}
-        return means | {"learning_rate": rates[0], "skipped_steps": sum(step["skipped"] for step in taken)}
+        losses = {"learning_rate": rates[0], "skipped_steps": sum(step["skipped"] for step in taken)}
+        for name in (*FIGURES, "gradient_norm"):
+            # Where fp16 stepped over an overflow, the gradient norm is infinite and no JSON number.
+            finite = [step[name] for step in taken if math.isfinite(step[name])]
+            losses[name] = sum(finite) / len(finite) if finite else None
+        return losses
 
     @property
     def steps(self) -> int:
@@ -79,21 +83,19 @@ class Learner:
 
     def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
         """One optimizer step on `minibatch`, in microbatches that fit into memory."""
-        config = self.config
-        share = len(minibatch) // processes.count()
+        asked, share = self.config.microbatch_size, len(minibatch) // processes.count()
 
         def gradients(size: int) -> dict[str, float]:
             self.optimizer.zero_grad()  # those of an attempt that ran out of memory half-way
             # Whole minibatches are not split by length where nobody asked for it and nothing forced it.
-            whole = config.microbatch_size is None and size >= share
-            return self._gradients(rollout, minibatch, update, None if whole else size)
+            return self._gradients(rollout, minibatch, update, None if asked is None and size >= share else size)
 
-        figures = fitting("ppo learning", min(config.microbatch_size or share, share), gradients)
-        norm = self.accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm).item()
+        figures = fitting("ppo learning", min(asked or share, share), gradients)
+        norm = self.accelerator.clip_grad_norm_(self._parameters, self.config.max_grad_norm).item()
         # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
         skipped = not math.isfinite(norm)
         if skipped and self.accelerator.scaler is None:
-            raise self._failure(f"update {update}: the gradient norm is {norm}", rollout, minibatch)
+            raise TrainingError(f"update {update}: the gradient norm is {norm}; {_ADVICE}")
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise too_many_skipped(f"update {update}")
@@ -116,7 +118,7 @@ class Learner:
             with self.accelerator.no_sync(self.model) if number < len(parts) else contextlib.nullcontext():
                 loss, figures = self._loss(rollout, rows)
             if not loss.isfinite():
-                raise self._failure(f"update {update}: the loss is {loss.item()}", rollout, rows)
+                raise TrainingError(f"update {update}: the loss is {loss.item()}; {_ADVICE}")
             # The exchange is a mean over the processes, and the gradient is their sum.
             self.accelerator.backward(loss * (weight * others))
             totals += (figures * weight).cpu()
@@ -139,21 +141,7 @@ class Learner:
         value = value_loss(values, old_values, returns, part.mask, value_range)
         # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
         loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
+        moved = masked_mean(kl_estimate(old_logprobs, logprobs, "k3"), part.mask)
         error = masked_mean((logprobs - old_logprobs).square(), part.mask)
-        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, policy.approximate_kl, error)
+        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, moved, error)
         return loss, torch.stack([figure.detach() for figure in figures])
-
-    def _failure(self, what: str, rollout: Rollout, rows: Tensor) -> TrainingError:
-        """The error for a figure that is not finite, with the episodes `rows` written down."""
-        advice = "lower ppo.learning_rate or ppo.reward_scale, look for extreme rewards; under fp16 try fp32 or bf16"
-        kept, indices = {**vars(rollout), **vars(rollout.episodes)}, rows.tolist()
-        tensors = {name: value[rows] for name, value in kept.items() if isinstance(value, Tensor)}
-        texts = {"prompt": [rollout.prompts[i] for i in indices]}
-        texts |= {"response": [rollout.answers[i].text for i in indices]}
-        return not_finite(what, advice, self.folder, tensors, texts)
-
-
-def _finite_mean(values: list[float]) -> float | None:
-    """Mean of the finite ones: fp16 steps over an overflow, whose gradient norm is infinite and no JSON number."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else None

@@ -66,42 +66,31 @@ def advantages_and_returns(
     return advantages, advantages + values
 
 
-class PolicyLoss(NamedTuple):
-    """`loss` to minimize, the share of tokens where the clip binds, and KL(old || new) (k3) in nats per token."""
+class ClippedLoss(NamedTuple):
+    """`loss` to minimize, and the share of tokens where the clip binds."""
 
     loss: Tensor
     clip_fraction: Tensor
-    approximate_kl: Tensor
 
 
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
-) -> PolicyLoss:
+) -> ClippedLoss:
     """The clipped surrogate, averaged over the tokens of the mask; inputs [B, R], outputs scalars.
 
     L = -mean(min(rho * A, clip(rho, 1 - eps, 1 + eps) * A)), rho = exp(logprobs - old_logprobs)
     (Schulman et al. 2017, arXiv:1707.06347, equation 7).
     """
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
-    ratio = log_ratio.exp()
+    ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0).exp()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
     loss = -masked_mean(torch.minimum(unclipped, clipped), mask)
-    with torch.no_grad():
-        approximate_kl = masked_mean(torch.expm1(log_ratio) - log_ratio, mask)
-        return PolicyLoss(loss, masked_mean((clipped < unclipped).float(), mask), approximate_kl)
-
-
-class ValueLoss(NamedTuple):
-    """`loss` to minimize and the share of tokens where the clipped error is the larger one."""
-
-    loss: Tensor
-    clip_fraction: Tensor
+    return ClippedLoss(loss, masked_mean((clipped < unclipped).float(), mask))
 
 
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float | None
-) -> ValueLoss:
+) -> ClippedLoss:
     """Half the squared error of the value head over the tokens of the mask; inputs [B, R], outputs scalars.
 
     With a clip range the larger of the errors of V and of clip(V, V_old - eps, V_old + eps) counts, as in the original
@@ -111,7 +100,7 @@ def value_loss(
     if clip_range is not None:
         clipped_error = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask)
-    return ValueLoss(loss, masked_mean((clipped_error > error).float(), mask).detach())
+    return ClippedLoss(loss, masked_mean((clipped_error > error).float(), mask))
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

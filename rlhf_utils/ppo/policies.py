@@ -86,17 +86,13 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: nn.Module, reward: RewardModel | None = None):
         super().__init__()
         self.policy, self.critic = policy, reward and reward.model.base_model.train()
-        if reward is None:
-            self.value_head = nn.Linear(language_model(policy).width, 1)
-            # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
-            for parameter in self.value_head.parameters():
-                nn.init.zeros_(parameter)
-        else:
-            score = reward.model.score
-            self.value_head = nn.Linear(score.in_features, 1)
-            self.value_head.weight.data = score.weight.detach().float() / reward.std
-            bias = torch.zeros_like(self.value_head.bias) if score.bias is None else score.bias.detach().float()
-            self.value_head.bias.data = (bias.to(score.weight.device) - reward.mean) / reward.std
+        self.value_head = nn.Linear(reward.model.score.in_features if reward else language_model(policy).width, 1)
+        # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
+        for parameter in self.value_head.parameters():
+            nn.init.zeros_(parameter)
+        if reward is not None:
+            self.value_head.weight.data = reward.model.score.weight.detach().float() / reward.std
+            self.value_head.bias.data = self.value_head.weight.new_full((1,), -reward.mean) / reward.std
 
     def forward(
         self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
@@ -124,11 +120,9 @@ def learning_weights(actor: ActorCritic) -> dict[str, Tensor]:
 
 def put_back(actor: ActorCritic, weights: dict[str, Tensor]) -> None:
     """Give `actor` the weights that `learning_weights` copied."""
-    parameters = {name: p for name, p in actor.named_parameters() if p.requires_grad}
-    if parameters.keys() != weights.keys():
+    if {name for name, p in actor.named_parameters() if p.requires_grad} != weights.keys():
         raise ValueError(f"{WEIGHTS_FILE} holds other weights than this training's")
-    for name, parameter in parameters.items():
-        parameter.data.copy_(weights[name])
+    actor.load_state_dict(weights, strict=False)
 
 
 class CheckpointStore:
@@ -136,19 +130,9 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, keep: int, accelerator: Accelerator, actor: ActorCritic):
         self.folder, self.keep, self.accelerator, self.actor = folder, keep, accelerator, actor
-
-        # In place of whole models: frozen weights, which may be in 4 bits, are the policy's own and need no copy.
-        def save(models: list, weights: list, training: str) -> None:
-            weights.clear()
-            if processes.is_main():
-                save_file(learning_weights(actor), Path(training) / WEIGHTS_FILE)
-
-        def load(models: list, training: str) -> None:
-            models.clear()
-            put_back(actor, load_file(Path(training) / WEIGHTS_FILE))
-
-        accelerator.register_save_state_pre_hook(save)
-        accelerator.register_load_state_pre_hook(load)
+        # Whole models are not saved: frozen weights, which may be in 4 bits, are the policy's own and need no copy.
+        accelerator.register_save_state_pre_hook(lambda models, weights, training: weights.clear())
+        accelerator.register_load_state_pre_hook(lambda models, training: models.clear())
 
     def save(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
         """Write the checkpoint after `state["update"]` updates; `state` is the JSON-able rest of the loop's state.
@@ -163,6 +147,8 @@ class CheckpointStore:
                 save_file(head, folder / "policy" / "value_head.safetensors")
             folder = processes.from_main(folder)
             self.accelerator.save_state(str(folder / "training"))
+            if main:
+                save_file(learning_weights(self.actor), folder / "training" / WEIGHTS_FILE)
             processes.wait()
             if main:
                 write_json(folder / "state.json", state)
@@ -176,22 +162,24 @@ class CheckpointStore:
         A damaged one is passed over with a warning. Raises InputError for one that was made with other `settings`.
         """
         for folder in reversed([path for path in self.policies() if (path / "training").is_dir()]):
-            failure = None
+            failure, changed = None, []
             try:
                 state = read_json(folder / "state.json")
-                before = state.get("settings", {})
+                before = state["settings"]
                 changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in settings.items() if before.get(k) != v]
                 if not changed:
+                    put_back(self.actor, load_file(folder / "training" / WEIGHTS_FILE))
                     self.accelerator.load_state(str(folder / "training"))
             except Exception as error:  # whatever a half-written file makes a reader raise
-                failure, changed = repr(error), []
+                failure = repr(error)
             if changed:
                 raise InputError(
                     f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
                     "or resume=False to train anew"
                 )
             # Where any process failed to read it, all of them have to go on from the one before.
-            if not (failures := [*filter(None, processes.gathered(failure))]):
+            failures = [told for told in processes.gathered(failure) if told]
+            if not failures:
                 return state
             if processes.is_main():
                 warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)

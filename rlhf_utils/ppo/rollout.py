@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,15 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
-from rlhf_utils.models.generation import Answer, Sampled, left_padded, sample, to_answers
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, end_ids
+from rlhf_utils.models.generation import Answer, Sampled, sample_answers
+from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
 from rlhf_utils.ppo.policies import ActorCritic, Policy
 from rlhf_utils.rewards.terms import RewardFunction, RewardMixture
-from rlhf_utils.runs.finite import not_finite
 from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, Template
 
@@ -70,20 +68,18 @@ def sample_episodes(
 ) -> tuple[list[Answer], Episodes, Sampled]:
     """One response to each of this process's `prompts`, with the random numbers of `config.seed` and `update`: as text
     with its tokens, as token rows after their prompts, and what the sampler knows of every token."""
-    device, ends = next(policy.parameters()).device, end_ids(tokenizer, policy)
-    rows = _tokens(tokenizer, prompts, template)
-    tokens, mask = left_padded(rows, tokenizer.pad_token_id, device)
+    rows = start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
     place = (processes.index() * len(prompts), processes.count() * len(prompts))
-    generator, most = seeded(config.seed, 2, update), config.max_new_tokens
-    sampled = sample(policy, tokens, mask, most, config.temperature, ends, generator, place=place, **more)
-    answers = to_answers(rows, sampled, tokenizer, template)
-    return answers, Episodes.of(rows, [a.tokens for a in answers], tokenizer.pad_token_id, device), sampled
+    how = (config.max_new_tokens, config.temperature, seeded(config.seed, 2, update), template)
+    answers, sampled = sample_answers(policy, tokenizer, rows, *how, place=place, **more)
+    episodes = Episodes.of(rows, [a.tokens for a in answers], tokenizer.pad_token_id, sampled.tokens.device)
+    return answers, episodes, sampled
 
 
 @dataclass
 class RolloutCollector:
     """Makes rollouts. Which prompts update `u` answers and which random numbers it draws depend on the seed and `u`
-    alone, not on how many processes share the work. Responses whose reward is not finite are left in `folder`."""
+    alone, not on how many processes share the work."""
 
     prompts: list[str]
     tokenizer: PreTrainedTokenizerBase
@@ -92,7 +88,6 @@ class RolloutCollector:
     policy: Policy
     config: PPOConfig
     template: Template
-    folder: Path
 
     @torch.no_grad()
     def collect(self, actor: ActorCritic, update: int, kl_coefficient: float) -> Rollout:
@@ -106,10 +101,15 @@ class RolloutCollector:
         rows = [row for part in processes.gathered(mine) for row in part]
         prompts, answers, scores, gold, terms, *columns = map(list, zip(*rows, strict=True))
         logprobs, reference_logprobs, values, entropy = (pad_sequence(c, batch_first=True).to(device) for c in columns)
-        starts, ends = _tokens(self.tokenizer, prompts, self.template), [answer.tokens for answer in answers]
-        episodes = Episodes.of(starts, ends, self.tokenizer.pad_token_id, device)
+        starts = start_tokens(self.tokenizer, [self.template.format(prompt) for prompt in prompts])
+        episodes = Episodes.of(starts, [a.tokens for a in answers], self.tokenizer.pad_token_id, device)
         mask, scores = episodes.mask, torch.stack(scores).to(device)
-        paid = self._paid(scores, answers)
+        # What the policy is paid: scaled, clipped, and less where the response does not end.
+        paid = scores * config.reward_scale
+        if config.reward_clip is not None:
+            paid = paid.clamp(-config.reward_clip, config.reward_clip)
+        unfinished = torch.tensor([not answer.ended for answer in answers], device=device)
+        paid = paid - config.missing_eos_penalty * unfinished.float()
         if update == 0 and actor.critic is None:
             # A critic that knows nothing expects the mean of the first rewards: raw scores may lie far from 0, and that
             # distance would be the larger part of every advantage until the critic has learnt it.
@@ -138,14 +138,21 @@ class RolloutCollector:
         how = (actor.policy, self.tokenizer, prompts, config, update, self.template)
         answers, episodes, sampled = sample_episodes(*how, keep_hidden=actor.critic is None)
         clock.append(time.perf_counter())
-        scores, terms = self._scores(prompts, answers, update)
+        texts, terms = [answer.text for answer in answers], {}
+        if isinstance(self.reward_function, RewardMixture):
+            terms = self.reward_function.terms(prompts, texts)
+            scores = self.reward_function.total(terms)
+        else:
+            scores = self.reward_function(prompts, texts)
+        scores = _checked(scores, prompts, texts, update)
         clock.append(time.perf_counter())
         with self.policy.reference() as reference:
             reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
         clock.append(time.perf_counter())
         seconds = dict(zip(("sampling", "scoring", "reference"), np.diff(clock).tolist(), strict=True))
-        judged = self.judge(prompts, [a.text for a in answers]) if self.judge else [math.nan] * len(prompts)
+        seconds["learning"] = 0.0
+        judged = self.judge(prompts, texts) if self.judge else [math.nan] * len(prompts)
         gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
             # Copies: a view would take the whole column along to the other processes.
@@ -153,36 +160,7 @@ class RolloutCollector:
             for column in (sampled.logprobs, reference_logprobs, values, sampled.entropy)
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
-        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds | {
-            "learning": 0.0
-        }
-
-    def _scores(self, prompts: list[str], answers: list[Answer], update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reward function's scores [B], and the terms of a mixture."""
-        texts, reward = [answer.text for answer in answers], self.reward_function
-        terms = reward.terms(prompts, texts) if isinstance(reward, RewardMixture) else {}
-        returned = reward.total(terms) if terms else reward(prompts, texts)
-        told = f"update {update}: the reward function returned"
-        try:
-            scores = torch.as_tensor(returned, dtype=torch.float32)
-            wrong = f"shape {tuple(scores.shape)}" if scores.shape != (len(prompts),) else None
-        except (TypeError, ValueError, RuntimeError) as error:
-            wrong = f"what is no list of numbers ({str(error)[:100]})"
-        if wrong:
-            raise TrainingError(f"{told} {wrong} for {len(prompts)} responses; it must return one float per response")
-        if not (finite := scores.isfinite()).all():
-            i, kept = int((~finite).nonzero()[0]), {"scores": scores, **terms}
-            told += f" {scores[i].item()} for the response {texts[i][:80]!r} to the prompt {prompts[i][:80]!r}"
-            raise not_finite(told, "a reward must be finite", self.folder, kept, {"prompt": prompts, "response": texts})
-        return scores, terms
-
-    def _paid(self, scores: Tensor, answers: list[Answer]) -> Tensor:
-        """Scores [B] as the policy is paid them: scaled, clipped, and less where the response does not end."""
-        paid, limit = scores * self.config.reward_scale, self.config.reward_clip
-        if limit is not None:
-            paid = paid.clamp(-limit, limit)
-        unfinished = torch.tensor([not answer.ended for answer in answers], device=scores.device)
-        return paid - self.config.missing_eos_penalty * unfinished.float()
+        return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
 
     def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
         """`compute` of all episodes [B, R], in minibatches by length, with the memory of an update step."""
@@ -198,8 +176,16 @@ class RolloutCollector:
         return fitting("scoring answers", self.config.microbatch_size or self.config.minibatch_size, parts)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], template: Template) -> list[list[int]]:
-    return start_tokens(tokenizer, [template.format(prompt) for prompt in prompts])
+def _checked(returned, prompts: list[str], texts: list[str], update: int) -> Tensor:
+    """What a reward function returned, as a tensor [B]; raises TrainingError where it is no finite number for each."""
+    scores, told = torch.as_tensor(returned, dtype=torch.float32), f"update {update}: the reward function returned"
+    if scores.shape != (len(texts),):
+        raise TrainingError(f"{told} shape {tuple(scores.shape)} for {len(texts)} responses; one float each is wanted")
+    for score, prompt, text in zip(scores.tolist(), prompts, texts, strict=True):
+        if not math.isfinite(score):
+            where = f"the response {text[:80]!r} to the prompt {prompt[:80]!r}"
+            raise TrainingError(f"{told} {score} for {where}; a reward must be finite")
+    return scores
 
 
 def seeded(*numbers: int) -> torch.Generator:

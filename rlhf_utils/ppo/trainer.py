@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,16 +16,15 @@ from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
-from rlhf_utils.models.loading import checkpoint_gradients, padding
+from rlhf_utils.models.loading import padding
 from rlhf_utils.platforms import processes
-from rlhf_utils.platforms.errors import InputError, TrainingError, visible
-from rlhf_utils.platforms.files import disk_errors
-from rlhf_utils.platforms.memory import add_seconds
+from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import append_text, disk_errors
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learning_weights, put_back
-from rlhf_utils.ppo.record import Record, progress, samples_of, samples_table, times_of, warnings_of
+from rlhf_utils.ppo.record import METRICS, SAMPLES, cut_to, figures_of, progress, samples_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.reward_model import RewardModel, check_critic
 from rlhf_utils.rewards.terms import RewardFunction
@@ -85,7 +83,6 @@ class PPOTrainer:
         self.on_update, self.output_dir, self.device = on_update, Path(output_dir), detect_device(config.precision)
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.files = Record(self.output_dir)
         self._build()
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
         longest = max(map(len, start_tokens(self.tokenizer, [template.format(prompt) for prompt in prompts])))
@@ -116,26 +113,31 @@ class PPOTrainer:
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.
         self._begin(resume)
-        with safe_points(), self._tracking():
-            while not self.finished:
-                asked = stop_asked()
-                if not asked and len(self.history) < self.config.updates:
-                    yield len(self.history)
-                else:
-                    rollout = self.collect()
-                    if self.over_budget:
-                        self.record(rollout, self.learn(rollout))
+        settings = {key: str(value) for key, value in flat(self.config.model_dump(mode="json"), "/").items()}
+        self.accelerator.init_trackers("rlhf-gpt2-ppo", settings, {"wandb": {"dir": str(self.output_dir)}})
+        try:
+            with safe_points():
+                yield from self._updates()
+        finally:
+            while self.accelerator.trackers:
+                self.accelerator.trackers.pop().finish()
+
+    def _updates(self) -> Iterator[int]:
+        while not self.finished:
+            if not (asked := stop_asked()) and len(self.history) < self.config.updates:
+                yield len(self.history)
+            else:
+                rollout = self.collect()
                 if self.over_budget:
-                    # The figures of the policy that has left the budget are written down; the one before it is saved.
-                    update, kl, weights = self._within
-                    put_back(self.actor, weights)
-                    self.finished = True
-                    self._save(update, kl, on_request=False)
-                elif asked:
-                    break
-        for line in self.history:
-            for name, seconds in line["phase_seconds"].items():
-                add_seconds(name, seconds)  # of all updates, those of earlier processes among them
+                    self.record(rollout, NOT_LEARNT)
+            if self.over_budget:
+                # The figures of the policy that has left the budget are written down; the one before it is saved.
+                update, kl, weights = self._within
+                put_back(self.actor, weights)
+                self.finished = True
+                self._save(update, kl, on_request=False)
+            elif asked:
+                break
 
     def collect(self) -> Rollout:
         """Sample, score and shape a batch with the present policy, and measure the policy by it: `rollout.figures`.
@@ -143,16 +145,20 @@ class PPOTrainer:
         A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
         is not finite.
         """
-        update, budget, self._touched = len(self.history), self.config.kl_budget, True
+        update, budget = len(self.history), self.config.kl_budget
         self.actor.eval()
         with self.accelerator.autocast():
             rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
-        if update == 0:
-            self._check_first(rollout)
-        if processes.is_main():
-            rollout.figures = self.files.figures(rollout, update, self.kl_coefficient)
+        squares = (rollout.logprobs - rollout.reference_logprobs).square()
+        difference = masked_mean(squares, rollout.episodes.mask).item() ** 0.5
+        # Before the first step policy and reference are the same model, so the KL of every token has to be 0.
+        if update == 0 and difference > SAME[self.device.precision]:
+            raise TrainingError(
+                f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
+                "model; padding, positions or dropout are handled differently in sampling and in scoring"
+            )
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
-        rollout.figures = processes.from_main(rollout.figures)
+        rollout.figures = processes.from_main(figures_of(rollout, update, self.kl_coefficient))
         kl = rollout.figures["kl"]
         # At update 0 policy and reference are one model, whatever rounding says of their KL.
         self.over_budget = budget is not None and update > 0 and kl > budget
@@ -179,20 +185,21 @@ class PPOTrainer:
     def record(self, rollout: Rollout, losses: dict) -> None:
         """Write the update down, say what is newly wrong with it, and adapt the KL coefficient."""
         config, known = self.config, self.history[-1]["warnings"] if self.history else {}
-        line = {**rollout.figures, **losses, **times_of(rollout)}
+        tokens, seconds = int(rollout.episodes.mask.sum()), sum(rollout.seconds.values())
+        timing = {"tokens_per_second": tokens / seconds, "seconds": seconds, "phase_seconds": rollout.seconds}
+        line = {**rollout.figures, **losses, **timing}
         self.history.append(line)
         line["warnings"], done = warnings_of(self.history, config), len(self.history)
         shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
         samples = samples_of(rollout, done - 1) if shown else []
         self.samples_written += len(samples)
         if processes.is_main():
-            self.files.add(line, samples)
+            for name, rows in ((METRICS, [line]), (SAMPLES, samples)):
+                append_text(self.output_dir / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
             numbers = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=line["update"])
             for name in [name for name in line["warnings"] if name not in known]:
-                print(visible(f"update {done}: {line['warnings'][name]}"), flush=True)
-            if samples:
-                print(samples_table(samples), flush=True)
+                print(f"update {done}: {line['warnings'][name]}", flush=True)
             if done == 1 or done % max(1, config.updates // 8) == 0:
                 print(f"update {done:>4}/{config.updates}   {progress(line)}", flush=True)
             if self.on_update:
@@ -215,33 +222,33 @@ class PPOTrainer:
         self.actor = ActorCritic(self.trained.model, critic).to(device.kind)
         if config.gradient_checkpointing:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
-                checkpoint_gradients(model)
-        self.learner = Learner(self.actor, self.accelerator, config, device.precision, folder)
+                # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.learner = Learner(self.actor, self.accelerator, config, device.precision)
         self.store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, self.accelerator, self.actor)
-        how = (self.trained, config, self.template, folder)
+        how = (self.trained, config, self.template)
         self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
         self._touched = False
 
     def _begin(self, resume: bool) -> None:
         """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
-        if self._touched:  # by an earlier training
-            self._build()
         state = self.store.restore(self._settings()) if resume else None
-        self._touched = state is not None
         if state is None:
-            if resume and self.store.policies():  # a damaged checkpoint may have been read in part
+            # What an earlier training of this trainer has changed, or a damaged checkpoint that was read in part.
+            if self._touched or self.store.policies():
                 self._build()
             if processes.is_main():
                 shutil.rmtree(self.store.folder, ignore_errors=True)
+            processes.wait()
             state = {"lines": 0, "samples_written": 0, "finished": False, "update": None}
             state["kl_coefficient"] = self.config.kl_coefficient
-            processes.wait()
+        self._touched = True
         self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
         self.finished, self.over_budget = state["finished"], False
         # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
         self._saved_at: int | None = state["update"]
         self._within: tuple[int, float, dict] | None = None
-        lines = self.files.cut(state["lines"], self.samples_written) if processes.is_main() else []
+        lines = cut_to(self.output_dir, state["lines"], self.samples_written) if processes.is_main() else []
         self.history: list[dict] = processes.from_main(lines)
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
@@ -255,27 +262,6 @@ class PPOTrainer:
         """What a resumed training may not change."""
         prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
         return {**self.config.model_dump(mode="json", exclude=_FREE), "prompts": prompts}
-
-    def _check_first(self, rollout: Rollout) -> None:
-        """Before the first step policy and reference are the same model, so the KL of every token has to be 0."""
-        squares = (rollout.logprobs - rollout.reference_logprobs).square()
-        if (difference := masked_mean(squares, rollout.episodes.mask) ** 0.5) > SAME[self.device.precision]:
-            raise TrainingError(
-                f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
-                "model; padding, positions or dropout are handled differently in sampling and in scoring"
-            )
-
-    @contextmanager
-    def _tracking(self) -> Iterator[None]:
-        """In the block accelerate's trackers take the numbers of every update."""
-        settings = {key: str(value) for key, value in flat(self.config.model_dump(mode="json"), "/").items()}
-        self.accelerator.init_trackers("rlhf-gpt2-ppo", settings, {"wandb": {"dir": str(self.output_dir)}})
-        try:
-            yield
-        finally:
-            for tracker in self.accelerator.trackers:
-                tracker.finish()
-            self.accelerator.trackers.clear()
 
 
 def _accelerator(device: Device, **how) -> Accelerator:

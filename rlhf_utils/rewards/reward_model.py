@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,9 +46,8 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
             with device.autocast():
                 states = model.base_model(input_ids=tokens).last_hidden_state[torch.arange(len(batch)), lengths - 1]
         with torch.autocast(device.kind, enabled=False):
-            logits[batch] = (
-                model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
-            ).cpu()
+            found = model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
+        logits[batch] = found.cpu()
     model.train(was_training)
     return logits
 
@@ -62,35 +60,17 @@ def positions(model: PreTrainedModel) -> int | None:
     return limit - first - 1 if limit and first is not None else limit
 
 
-class _Reader:
-    """A sequence classifier with its own tokenizer. `cut` counts the texts that were longer than it reads: these lose
-    the beginning of their prompt."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device):
-        self.model, self.tokenizer, self.device, self.cut = model.eval(), tokenizer, device, 0
-
-    def _read(self, starts: Sequence[str], ends: Sequence[str]) -> Tensor:
-        """Logits [n, labels] of texts, each a start and the end that continues it."""
-        rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
-        if most and (long := sum(len(row) > most for row in rows)):
-            if not self.cut:
-                told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
-                print(f"{told}; they and later ones are cut from the left of the prompt", file=sys.stderr)
-            self.cut += long
-            rows = cut_tokens(self.tokenizer, rows, most)
-        return class_logits(self.model, rows, self.device)
-
-
-class RewardModel(_Reader):
+class RewardModel:
     """A trained reward model as a reward function, in units of the SFT model's own spread.
 
     `scores = (logit - mean) / std`, mean and std taken over responses of the SFT model: 0 is an average SFT response
-    and 1 is one standard deviation better. A logit has no unit of its own: only differences were trained.
+    and 1 is one standard deviation better. A logit has no unit of its own: only differences were trained. `cut` counts
+    the texts that were longer than the model reads: these lose the beginning of their prompt.
     """
 
     def __init__(self, model, tokenizer, device: Device, mean: float = 0.0, std: float = 1.0):
-        super().__init__(model, tokenizer, device)
-        self.mean, self.std = mean, std
+        self.model, self.tokenizer, self.device, self.mean, self.std = model.eval(), tokenizer, device, mean, std
+        self.cut = 0
 
     @classmethod
     def load(cls, folder: str | Path, device: Device) -> RewardModel:
@@ -112,15 +92,21 @@ class RewardModel(_Reader):
 
     def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """The model's own logits [n], before scaling."""
-        if len(prompts) != len(responses):
-            raise ValueError(f"{len(responses)} responses to {len(prompts)} prompts")
-        return self._read([TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses]).squeeze(1)
+        return self._read([TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses])[:, 0]
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return (self.logits(prompts, responses) - self.mean) / self.std
 
+    def _read(self, starts: Sequence[str], ends: Sequence[str]) -> Tensor:
+        """Logits [n, labels] of texts, each a start and the end that continues it."""
+        rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
+        if most:
+            self.cut += sum(len(row) > most for row in rows)
+            rows = cut_tokens(self.tokenizer, rows, most)
+        return class_logits(self.model, rows, self.device)
 
-class ClassifierReward(_Reader):
+
+class ClassifierReward(RewardModel):
     """The logit of one label of a text classifier, read from prompt and response as one text; `joint` stands between
     them: nothing, where the response is a continuation as it was sampled. It keeps rising where the probability is
     already 1. Raises InputError for a label that is not in the model's `id2label`."""
@@ -139,15 +125,14 @@ class ClassifierReward(_Reader):
         model, tokenizer = loading.load_classifier(folder, device), load_classifier_tokenizer(folder)
         return cls(model, tokenizer, about["label"], device, about["joint"])
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return self._logits(prompts, responses)[:, self.label]
+    def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """The label's logits [n]."""
+        return self._read(prompts, [self.joint + response for response in responses])[:, self.label]
 
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Probability of the label [n]."""
-        return self._logits(prompts, responses).softmax(dim=1)[:, self.label]
-
-    def _logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return self._read(prompts, [self.joint + response for response in responses])
+        read = self._read(prompts, [self.joint + response for response in responses])
+        return read.softmax(dim=1)[:, self.label]
 
 
 def load_reward(source: Source, device: Device) -> RewardModel | ClassifierReward:
@@ -158,7 +143,10 @@ def load_reward(source: Source, device: Device) -> RewardModel | ClassifierRewar
 
 def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
     """Raise InputError where the reward model at `source` cannot become the critic of a policy with `tokenizer`."""
-    ahead = loading.reads_ahead(loading.load_config(source, base))
-    if ahead or load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
-        why = "reads a text as a whole, and not token by token" if ahead else "has another vocabulary than the policy"
-        raise InputError(f"ppo.critic separate: the reward model {source} {why}; set ppo.critic=shared")
+    if loading.reads_ahead(loading.load_config(source, base)):
+        trouble = "reads a text as a whole, and not token by token"
+    elif load_classifier_tokenizer(source, base).get_vocab() != tokenizer.get_vocab():
+        trouble = "has another vocabulary than the policy"
+    else:
+        return
+    raise InputError(f"ppo.critic separate: the reward model {source} {trouble}; set ppo.critic=shared")

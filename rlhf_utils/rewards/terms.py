@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from rlhf_utils.data.tokens import continued_tokens, words_of
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
-from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.template import TEMPLATE, Template
@@ -68,8 +67,6 @@ class RewardMixture:
     """
 
     def __init__(self, **parts: tuple[float, RewardFunction]):
-        if not parts:
-            raise InputError("a reward mixture needs at least one part: name=(weight, reward_function)")
         self.parts = parts
 
     def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from trl import RewardTrainer, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data.tokens import continued_tokens, read_tokens
-from rlhf_utils.models.loading import fp32_trainables, parameter_counts
+from rlhf_utils.models.loading import fp32_trainables
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json, write_json, write_jsonl
@@ -130,7 +130,9 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
         write_jsonl(run.work(stage) / LOG, lines)
     taken = {"peak_memory_bytes": peak_memory_bytes(), "seconds": round(history[-1]["seconds"], 1)}
-    return {**parameter_counts(trainer.model), **taken}
+    model = trainer.model  # a 4-bit weight counts as the number it stands for
+    trainable = model.num_parameters(only_trainable=True)
+    return {"trainable_parameters": trainable, "total_parameters": model.num_parameters(), **taken}
 
 
 def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:

@@ -225,7 +225,7 @@ class PPOConfig(Section):
     missing_eos_penalty: taken from the reward of a response that does not end with EOS
     reward_clip: rewards are cut to plus or minus this, after `reward_scale`
     save_every: updates from checkpoint to checkpoint
-    sample_every: updates from table to table of sampled responses
+    sample_every: updates from one to the next whose first responses are written down
     """
 
     multiples = (("rollout_batch_size", "minibatch_size"), ("minibatch_size", "microbatch_size"))
