@@ -81,7 +81,7 @@ def test_model_text_cannot_become_markup_and_is_shown_as_it_is(run):
 def test_what_was_not_measured_is_not_invented(tmp_path):
     run = make_run(tmp_path, gold=False)
     (run / "evaluation" / "overoptimise.json").unlink()
-    change(run, "summary", lambda s: s.update(reward_range=None, kl_budget=None))
+    change(run, "summary", lambda s: s.update(kl_budget=None))
     text, tags = page_of(run)
     assert "No gold judge here" in text and "Judged by the reward model, PPO wins" in text
     assert "None" not in text and "nan" not in text and "<th>gold</th>" not in text and tags.count("img") == 1
@@ -119,7 +119,6 @@ WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by
     [
         ({"hacking": {"level": "suspected", "text": "the verdict"}}, "the verdict", True),
         ({"kl_budget": {"stopped": "it was stopped"}}, "PPO and its KL budget: it was stopped.", True),
-        ({"reward_range": {"above_data": {"ppo": 0.6}}}, "60% of PPO's responses get a higher reward than 99%", True),
         ({"judge": JUDGE}, "trained on other pairs; it agrees with the first on 80.0% [75.0%, 85.0%].", False),
     ],
 )

@@ -4,7 +4,6 @@ recipe asks for it, also the score of an assistant: on a fixed set of prompts, a
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,11 +19,10 @@ from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.frontier import frontier
-from rlhf_utils.evaluation.hacking import distinct_n, is_refusal, judge_gain, repetition, reward_range
+from rlhf_utils.evaluation.hacking import distinct_n, is_refusal, judge_gain, repetition
 from rlhf_utils.evaluation.judge import about_judge
 from rlhf_utils.evaluation.judging import write_pairs
 from rlhf_utils.evaluation.statistics import figures, paired_difference, win_rate
@@ -32,7 +30,7 @@ from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json, read_jsonl, write_json, write_text
 from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, local_path
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs.run import Run
@@ -73,7 +71,6 @@ def evaluate_models(run: Run) -> dict:
             write_pairs(run.evaluation, prompts, texts, ("ppo", before), seed)
             labels = (LABELS[before], LABELS["ppo"])
             summary["hacking"] = judge_gain(prompts, *pair, evaluator.reward, evaluator.judge, labels, seed)
-            summary["reward_range"] = reward_range(evaluator, answered)
         if run.recipe.evaluation.assistant:
             score_assistants(run, evaluator, models, summary)
         write_json(run.evaluation / "summary.json", summary)
@@ -86,7 +83,7 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     recipe, reward_model = run.recipe, read_json(run.evaluation / "reward_model.json")
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.seed}
     kept = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
-    paired, wins = {}, {}
+    trained, paired, wins = "ppo" in run.stages and not run.ready_model("ppo"), {}, {}
     for other in ("sft", "base"):
         if not {"ppo", other} <= answered.keys():
             continue
@@ -104,9 +101,9 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         "prompts": len(split),
         "judge": about_judge(run),
         "decoding": recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
-        # Of `kl_to_sft` in `models`; the budget is about another KL.
+        # Of `kl_to_sft` in `models`; the budget is about the KL at `ppo.temperature`.
         "kl_to_sft_temperature": recipe.generation.temperature,
-        "kl_budget": _kl_budget(run),
+        "kl_budget": {"nats": recipe.ppo.kl_budget, "stopped": run.results("ppo")["stopped"]} if trained else None,
         "reward_model": {key: reward_model[key] for key in kept},
         "models": {name: _of_model(found, settings) for name, found in answered.items()},
         "paired": paired,
@@ -128,16 +125,6 @@ def _of_model(found: Answered, settings: dict) -> dict:
         "kl_to_sft": sum(found.kl) / len(found.kl),
         "mean_tokens": fmean(found.tokens),
     }
-
-
-def _kl_budget(run: Run) -> dict | None:
-    """The budget in nats per response (None for no limit) at a temperature, the KL of the published policy as training
-    measured it, and what the budget did; None where no PPO was trained."""
-    if "ppo" not in run.stages or run.ready_model("ppo"):
-        return None
-    found, settings = run.results("ppo"), run.recipe.ppo
-    budget = {"nats": settings.kl_budget, "temperature": settings.temperature}
-    return budget | {"published": found["published_kl"], "stopped": found["stopped"]}
 
 
 def _scores(found: Answered) -> dict[str, list[float] | None]:
@@ -255,50 +242,35 @@ def _fluency(
 
 
 def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
-    """Sentence embeddings where they are asked for and installed, else mean states of the SFT model; and their name."""
-    name, tokenizer = run.recipe.evaluation.assistant.embedder, evaluator.tokenizer
-    if name in PACKAGED:
-        return sentence_encoder(local_path(name), evaluator.device), f"sentence embeddings ({name})"
-    if name and importlib.util.find_spec("sentence_transformers"):
-        from sentence_transformers import SentenceTransformer
-
-        safe, device = {"use_safetensors": True}, evaluator.device.kind
-        encoder = SentenceTransformer(str(model_folder(name)), device=device, model_kwargs=safe)
-        return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
-
-    def rows(texts: Sequence[str]) -> list[list[int]]:
-        # An empty response still needs a state: that of the end of text.
-        return [ids or [tokenizer.eos_token_id] for ids in start_tokens(tokenizer, texts)]
-
+    """Sentence embeddings where the recipe names an encoder, else mean states of the SFT model; and what they are."""
+    if name := run.recipe.evaluation.assistant.embedder:
+        return sentence_encoder(model_folder(name), evaluator.device), f"sentence embeddings ({name})"
     trunk = language_model(evaluator.reference).trunk
-    embed = _mean_states(lambda tokens, mask: trunk(input_ids=tokens), rows, tokenizer.pad_token_id, evaluator.device)
-    return embed, "mean-pooled states of the SFT model"
+    # A causal model does not see the padding on the right.
+    states = partial(_mean_states, lambda tokens, mask: trunk(input_ids=tokens), evaluator.tokenizer, evaluator.device)
+    return states, "mean-pooled states of the SFT model"
 
 
 def sentence_encoder(folder: Path, device: Device) -> Embed:
     """Sentence embeddings [n, D] of unit length by the encoder in `folder`: the mean of its last states over the tokens
-    of each text (Reimers and Gurevych 2019, arXiv:1908.10084), of which it reads 256 at most, as MiniLM was trained."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).to(device.kind).eval()
-    embed = _mean_states(
-        lambda tokens, mask: encoder(input_ids=tokens, attention_mask=mask),
-        lambda texts: tokenizer(texts, truncation=True, max_length=256)["input_ids"],
-        tokenizer.pad_token_id,
-        device,
+    of each text (Reimers and Gurevych 2019, arXiv:1908.10084)."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = AutoModel.from_pretrained(folder, use_safetensors=True).to(device.kind).eval()
+    states = partial(
+        _mean_states, lambda tokens, mask: encoder(input_ids=tokens, attention_mask=mask), tokenizer, device
     )
-    return lambda texts: normalize(embed(texts), dim=1)
+    return lambda texts: normalize(states(texts), dim=1)
 
 
-def _mean_states(forward: Callable, rows: Callable, pad: int, device: Device) -> Embed:
-    """Mean of the last states over the tokens of each text [n, D], 32 texts at a time."""
-
-    @torch.no_grad()
-    def embed(texts: Sequence[str]) -> Tensor:
-        found = []
-        for start in range(0, len(texts), 32):
-            tokens, lengths = right_padded(rows(list(texts[start : start + 32])), pad)
-            mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-            states = forward(tokens.to(device.kind), mask.to(device.kind)).last_hidden_state.float().cpu()
-            found.append((states * mask[..., None]).sum(dim=1) / lengths[:, None])
-        return torch.cat(found)
-
-    return embed
+@torch.no_grad()
+def _mean_states(forward: Callable, tokenizer, device: Device, texts: Sequence[str]) -> Tensor:
+    """Mean of the last states over the first 256 tokens of each text [n, D] (as far as MiniLM was trained), 32 texts at
+    a time; of an empty text the state of the end of text."""
+    found = []
+    for start in range(0, len(texts), 32):
+        rows = tokenizer(list(texts[start : start + 32]), truncation=True, max_length=256)["input_ids"]
+        tokens, lengths = right_padded([row or [tokenizer.eos_token_id] for row in rows], tokenizer.pad_token_id)
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        states = forward(tokens.to(device.kind), mask.to(device.kind)).last_hidden_state.float().cpu()
+        found.append((states * mask[..., None]).sum(dim=1) / lengths[:, None])
+    return torch.cat(found)

@@ -29,6 +29,10 @@ class Interval:
         """`[low, high]` as `summary.json` has it; None (null) when the spread is unknown."""
         return None if self.low is None else [self.low, self.high]
 
+    def named(self, name: str) -> dict:
+        """`{name: mean, name_ci95: [low, high]}` as the files of a run have them."""
+        return {name: self.mean, f"{name}_ci95": self.as_list()}
+
     def __format__(self, spec: str) -> str:
         """`0.53 [0.41, 0.66]`, each number by `spec`; the mean alone when the spread is unknown."""
         return f"{self.mean:{spec}}" + ("" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]")
@@ -55,10 +59,9 @@ def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -
 
 
 def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
-    """`name` and `name_ci95` as the files of a run have them: mean and interval of `values`, null where there are none;
-    `settings` are those of `mean_interval`."""
-    found = mean_interval(values, **settings) if values is not None else None
-    return {name: found and found.mean, f"{name}_ci95": found and found.as_list()}
+    """Mean and interval of `values` as `Interval.named` has them, null where there are none; `settings` are those of
+    `mean_interval`."""
+    return mean_interval(values, **settings).named(name) if values is not None else {name: None, f"{name}_ci95": None}
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:

@@ -135,9 +135,6 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     if (judge := summary.get("judge") or {}).get("agreement") is not None:
         share = shown(judge["agreement"], judge["agreement_ci95"], "z.1%")
         yield f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.", False
-    if (found := summary.get("reward_range")) and found["above_data"]["ppo"] > 0.5:
-        share = f"{found['above_data']['ppo']:.0%} of PPO's responses get a higher reward than 99% of the dataset's"
-        yield f"{share} better ones, where the reward model has almost no training data.", True
     if wins := summary.get("win_rate", {}).get(pair):
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False

@@ -65,23 +65,6 @@ def full_vs_qlora(run: Path, figure: Figure) -> str:
     return f"Same data and budget; the second by {method}. Thin: training loss; dots: held-out loss."
 
 
-@plot("02_reward_by_length", "Reward model accuracy by difference in length")
-def by_length(run: Path, figure: Figure) -> str:
-    """Accuracy on held-out pairs by the difference in length of the two responses."""
-    groups = read_object(run, "reward_model").get("by_length")
-    if not groups:
-        raise NotMeasured("a classifier has no pairs of responses to compare in length")
-    figure.set_figheight(3.6)
-    axes, values, ends = figure.add_subplot(), *zip(*[(g["accuracy"], g["accuracy_ci95"]) for g in groups], strict=True)
-    bars(axes, range(len(groups)), values, ends, [f"{value:.0%}" for value in values], color=COLORS["reward"])
-    axes.axhline(0.5, **NEUTRAL)
-    categories(axes, [f"{group['from']:+d} to {group['to']:+d}\n{group['pairs']} pairs" for group in groups])
-    axes.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 5))
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.set(xlabel="tokens: chosen − rejected", ylabel="accuracy on held-out pairs")
-    return f"Four groups of pairs, from the chosen response much shorter to much longer. {ERRORS}"
-
-
 @plot("02_reward_margins", "Reward model: margins and calibration")
 def margins(run: Path, figure: Figure) -> str:
     """Histogram of r(chosen) - r(rejected), and predicted against observed accuracy."""
@@ -225,29 +208,6 @@ def frontier(run: Path, figure: Figure) -> str:
     used = "" if chosen is None else f" Ringed: update {chosen}, the one used ({content['rule']})."
     dashed = "Dashed: best of n samples of the SFT model, labeled with n."
     return f"Each point is a PPO checkpoint; SFT, the chosen and the last one are labeled. {ERRORS}{used} {dashed}"
-
-
-@plot("04_reward_range", "Has the policy left the reward model's data?")
-def reward_range(run: Path, figure: Figure) -> str:
-    """Median, middle half and 1st to 99th percentile of the reward, for the data's own texts and the models."""
-    found = read_object(run, "summary").get("reward_range")
-    if not found:
-        raise NotMeasured("the rewards of data and models were not compared in this run")
-    names = list(found["data"]) + [f"{LABELS[m]}\n{found['above_data'][m]:.0%} beyond" for m in found["models"]]
-    colors = [COLORS["muted"]] * len(found["data"]) + [COLORS[model] for model in found["models"]]
-    table = pd.DataFrame([*found["data"].values(), *found["models"].values()], columns=found["quantiles"])
-    figure.set_figheight(1.9 + 0.45 * len(names))
-    axes = figure.add_subplot()
-    axes.hlines(table.index, table[0.01], table[0.99], color=colors, linewidth=1.3)
-    axes.hlines(table.index, table[0.25], table[0.75], color=colors, linewidth=6, alpha=0.6)
-    axes.scatter(table[0.5], table.index, s=49, color=colors, zorder=3)
-    axes.axvline(table.loc[0, 0.99], **NEUTRAL)
-    categories(axes, names, "y")
-    axes.set_xlabel("reward")
-    ranges = (
-        "Dot: median; thick: middle half; thin: 1st to 99th percentile; dashed: the 99th of the dataset's better texts"
-    )
-    return f"{ranges}, beyond which the reward model has almost no training data."
 
 
 @plot("04_rouge_comparison", "Overlap with the reference responses")
