@@ -141,7 +141,7 @@ def test_the_page_asks_every_model_remembers_and_takes_votes(playground, client)
     path.unlink(missing_ok=True)
     said, rows = client.predict("<b>Hi</b>", 0.7, api_name="/ask"), playground.ask("<b>Hi</b>", temperature=0.7)
     assert [texts(chat) for chat in said[:4]] == [["<b>Hi</b>", row["response"]] for row in rows]
-    assert said[4].startswith(f"reward {rows[0]['reward']:.2f} | gold")
+    assert said[4].startswith(f"base {rows[0]['reward']:.2f} (reward), SFT ") and "(gold)" in said[4]
     voted = client.predict(api_name="/vote_ppo")
     assert "1 preference rows" in voted[-1] and [texts(chat) for chat in voted[:4]] == [texts(said[3])] * 4
     (row,) = read_jsonl(path)

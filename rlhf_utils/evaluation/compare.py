@@ -25,6 +25,7 @@ from rlhf_utils.evaluation.frontier import frontier
 from rlhf_utils.evaluation.hacking import distinct_n, is_refusal, judge_gain, repetition
 from rlhf_utils.evaluation.judge import about_judge
 from rlhf_utils.evaluation.judging import write_pairs
+from rlhf_utils.evaluation.rouge import ROUGE_NAMES
 from rlhf_utils.evaluation.statistics import figures, paired_difference, win_rate
 from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
@@ -38,6 +39,7 @@ from rlhf_utils.settings.sections import AssistantScore
 
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
 _REFERENCES = 100
+_OF_REWARD_MODEL = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -66,11 +68,10 @@ def evaluate_models(run: Run) -> dict:
         summary = _summary(run, split, answered)
         before = next((name for name in ("sft", "base") if name in answered), None)
         if "ppo" in answered and before:
-            prompts, pair = list(split["prompt"]), (answered[before], answered["ppo"])
-            texts = {name: answered[name].texts for name in ("ppo", before)}
-            write_pairs(run.evaluation, prompts, texts, ("ppo", before), seed)
+            prompts, old, new = list(split["prompt"]), answered[before], answered["ppo"]
+            write_pairs(run.evaluation, prompts, {"ppo": new.texts, before: old.texts}, ("ppo", before), seed)
             labels = (LABELS[before], LABELS["ppo"])
-            summary["hacking"] = judge_gain(prompts, *pair, evaluator.reward, evaluator.judge, labels, seed)
+            summary["hacking"] = judge_gain(prompts, old, new, evaluator.reward, evaluator.judge, labels, seed)
         if run.recipe.evaluation.assistant:
             score_assistants(run, evaluator, models, summary)
         write_json(run.evaluation / "summary.json", summary)
@@ -82,17 +83,16 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     """The content of `summary.json`: every figure with its interval, null where the recipe has no meaning for it."""
     recipe, reward_model = run.recipe, read_json(run.evaluation / "reward_model.json")
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.seed}
-    kept = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
-    trained, paired, wins = "ppo" in run.stages and not run.ready_model("ppo"), {}, {}
+    trained = "ppo" in run.stages and not run.ready_model("ppo")
+    paired, wins = {}, {}
     for other in ("sft", "base"):
-        if not {"ppo", other} <= answered.keys():
-            continue
-        a, b = (_scores(answered[name]) for name in ("ppo", other))
-        found = {key: a[key] and b[key] and paired_difference(a[key], b[key], **settings) for key in a}
-        paired[f"ppo_vs_{other}"] = {key: d and {"mean": d.mean, "ci95": d.as_list()} for key, d in found.items()}
-        # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
-        judge = "gold" if a["gold"] is not None else "reward"
-        wins[f"ppo_vs_{other}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
+        if {"ppo", other} <= answered.keys():
+            a, b = (_scores(answered[name]) for name in ("ppo", other))
+            found = {key: a[key] and b[key] and paired_difference(a[key], b[key], **settings) for key in a}
+            paired[f"ppo_vs_{other}"] = {key: d and {"mean": d.mean, "ci95": d.as_list()} for key, d in found.items()}
+            # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
+            judge = "gold" if a["gold"] is not None else "reward"
+            wins[f"ppo_vs_{other}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
     return {
         "recipe": recipe.name,
         "scale": recipe.scale,
@@ -104,7 +104,7 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         # Of `kl_to_sft` in `models`; the budget is about the KL at `ppo.temperature`.
         "kl_to_sft_temperature": recipe.generation.temperature,
         "kl_budget": {"nats": recipe.ppo.kl_budget, "stopped": run.results("ppo")["stopped"]} if trained else None,
-        "reward_model": {key: reward_model[key] for key in kept},
+        "reward_model": {key: reward_model[key] for key in _OF_REWARD_MODEL},
         "models": {name: _of_model(found, settings) for name, found in answered.items()},
         "paired": paired,
         "win_rate": wins,
@@ -113,18 +113,20 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
 
 def _of_model(found: Answered, settings: dict) -> dict:
     """What `summary.json` says of one model; `settings` are those of `mean_interval`."""
-    line = {**figures("reward", found.reward, **settings), **figures("gold", found.gold, **settings)}
-    rouge = found.rouge or dict.fromkeys(("rouge1", "rouge2", "rougeL"))
-    line |= {kind: values and sum(values) / len(values) for kind, values in rouge.items()}
-    line["rougeL_ci95"] = figures("rougeL", rouge["rougeL"], **settings)["rougeL_ci95"]
-    if found.positivity is not None:
-        line |= {**figures("positivity", found.positivity, **settings), "positivity_median": median(found.positivity)}
-    return line | {
+    rouge = found.rouge or dict.fromkeys(ROUGE_NAMES)
+    line = {
+        **figures("reward", found.reward, **settings),
+        **figures("gold", found.gold, **settings),
+        **{kind: values and sum(values) / len(values) for kind, values in rouge.items()},
+        "rougeL_ci95": figures("rougeL", rouge["rougeL"], **settings)["rougeL_ci95"],
         "eos_rate": fmean(found.ended),
         "distinct_2": distinct_n(found.texts, 2),
         "kl_to_sft": sum(found.kl) / len(found.kl),
         "mean_tokens": fmean(found.tokens),
     }
+    if found.positivity is not None:
+        line |= {**figures("positivity", found.positivity, **settings), "positivity_median": median(found.positivity)}
+    return line
 
 
 def _scores(found: Answered) -> dict[str, list[float] | None]:
@@ -185,11 +187,13 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
         scores[name] = [weighted(weights, *row) for row in zip(*parts.values(), strict=True)]
         columns = {"response": texts[name], **parts, "quality": scores[name]}
         table |= {f"{name}_{key}": values for key, values in columns.items()}
-        for kind, wanted in (("unsafe", True), ("harmless", False)):
-            parts[f"refusal_{kind}"] = [is_refusal(text) for text, bad in said if bad == wanted]
-        means = {key: [value for value in values if value is not None] for key, values in parts.items()}
-        summary["models"][name] |= figures("quality", scores[name], seed=run.recipe.seed)
-        summary["models"][name] |= {key: sum(values) / len(values) if values else None for key, values in means.items()}
+        parts["refusal_unsafe"] = [is_refusal(text) for text, bad in said if bad]
+        parts["refusal_harmless"] = [is_refusal(text) for text, bad in said if not bad]
+        found = summary["models"][name]
+        found |= figures("quality", scores[name], seed=run.recipe.seed)
+        for key, values in parts.items():
+            known = [value for value in values if value is not None]
+            found[key] = sum(known) / len(known) if known else None
     write_text(run.evaluation / "assistant.csv", _csv(table))
     wins = {
         f"ppo_vs_{other}": {**win_rate(scores["ppo"], scores[other], tolerance=weights.tie), "judged_by": "quality"}
@@ -199,8 +203,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     if "ppo_vs_base" in wins:
         summary["win_rate"]["ppo_vs_base"] = wins.pop("ppo_vs_base")
     counts = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
-    shares = weights.model_dump(include={"helpfulness", "safety", "fluency"})
-    summary["assistant"] = {**counts, "weights": shares, "win_rate": wins}
+    summary["assistant"] = {**counts, "win_rate": wins}
 
 
 def safety(text: str, unsafe_prompt: bool) -> float:
@@ -211,7 +214,8 @@ def safety(text: str, unsafe_prompt: bool) -> float:
 def weighted(weights: AssistantScore, helpful: float | None, safe: float, fluent: float) -> float:
     """The parts' mean by their weights, without helpfulness where a prompt has none."""
     parts = [(weights.safety, safe), (weights.fluency, fluent)]
-    parts += [(weights.helpfulness, helpful)] if helpful is not None else []
+    if helpful is not None:
+        parts.append((weights.helpfulness, helpful))
     total = sum(weight for weight, _ in parts)
     return sum(weight * part for weight, part in parts) / total if total else 0.0
 
@@ -227,9 +231,7 @@ def relevance(embed: Embed, prompts: Sequence[str], texts: dict[str, list[str]])
     return found
 
 
-def _fluency(
-    run: Run, evaluator: Evaluator, prompts: Sequence[str], texts: dict[str, list[str]]
-) -> dict[str, list[float]]:
+def _fluency(run: Run, evaluator: Evaluator, prompts: Sequence[str], texts: dict[str, list[str]]) -> dict:
     base = load_policy(run.tokenizer_folder, evaluator.device)
     likelihood = FluencyReward(base, evaluator.tokenizer, evaluator.device, run.recipe.template)
     data = PreparedData.load(run.folder("data")).first("development", _REFERENCES)

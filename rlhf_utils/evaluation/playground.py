@@ -48,9 +48,8 @@ class Playground:
         """Every model's response to `prompt`, sampled with the same random numbers, decoded as in the evaluation unless
         `temperature` or `max_new_tokens` say otherwise. `turns`: the earlier turns of each model's dialogue.
 
-        Returns a row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and
-        `gold` (0 to 10; None outside the synthetic data). Raises InputError for an empty prompt, one too long for a
-        model, and settings out of range.
+        A row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and `gold` (0 to
+        10; None outside the synthetic data). InputError for a prompt that is empty or too long, and for bad settings.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; ask something")
@@ -63,11 +62,10 @@ class Playground:
         for name, model in self.models.items():
             whole = self.conversation(prompt, (turns or {}).get(name, ()))
             text, limit = template.format(whole), getattr(model.config, "max_position_embeddings", None)
-            length = len(start_tokens(self.tokenizer, [text])[0])
-            if limit and length + settings.max_new_tokens > limit:
+            length = len(start_tokens(self.tokenizer, [text])[0]) + settings.max_new_tokens
+            if limit and length > limit:
                 raise InputError(
-                    f"{length} tokens with {settings.max_new_tokens} to come are more than the {limit} that "
-                    f"{LABELS[name]} reads; ask something shorter, or begin a new conversation"
+                    f"{length} tokens are more than the {limit} that {LABELS[name]} reads; ask something shorter"
                 )
             (answer,) = answer_prompts(model, self.tokenizer, [text], settings, self.device, seed, template)
             row = {"model": LABELS[name], "response": answer.text, "ended": answer.ended, "tokens": len(answer.tokens)}
@@ -112,52 +110,55 @@ def chat_page(playground: Playground) -> Any:
     # Version 5 has to be told what version 6 takes for granted.
     messages = {"type": "messages"} if "type" in inspect.signature(gr.Chatbot).parameters else {}
 
-    def shown(dialogues: Mapping[str, Turns]) -> list[list[dict]]:
-        roles = ("user", "assistant")
-        said = ([part for turn in dialogues.get(name, ()) for part in zip(roles, turn, strict=True)] for name in names)
-        return [[{"role": role, "content": text} for role, text in parts] for parts in said]
+    def shown(dialogues: Mapping[str, Turns], status: str) -> list:
+        """The value of everything on the page: a chat for each model, the line below them, and the dialogues."""
+        chats = []
+        for name in names:
+            said = [zip(("user", "assistant"), turn, strict=True) for turn in dialogues.get(name, ())]
+            chats.append([{"role": role, "content": text} for turn in said for role, text in turn])
+        return [*chats, status, dialogues]
 
     def send(prompt, temperature, dialogues):
-        earlier, notes = dialogues if keep_turns else {}, []
+        earlier = dialogues if keep_turns else {}
         try:
             rows = playground.ask(prompt, earlier, temperature=temperature)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        for row in rows:
-            scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
-            notes.append(" | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]]))
+        scores = [
+            f"{row['model']} {row[key]:.2f} ({key})"
+            for key in ("reward", "gold")
+            for row in rows
+            if row[key] is not None
+        ]
         turns = [[*earlier.get(name, ()), (prompt, row["response"])] for name, row in zip(names, rows, strict=True)]
-        dialogues = dict(zip(names, turns, strict=True))
-        return [*shown(dialogues), *notes, dialogues]
+        return shown(dict(zip(names, turns, strict=True)), ", ".join(scores))
 
     def voted(best, dialogues):
         if not dialogues:
             raise gr.Error("there is nothing to compare yet; ask something first", print_exception=False)
         count = playground.vote(best, dialogues)
-        dialogues = dict.fromkeys(names, dialogues[best])
-        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}", dialogues]
+        return shown(dict.fromkeys(names, dialogues[best]), f"{count} preference rows added to evaluation/{VOTES}")
 
     with gr.Blocks(title=f"Playground: {playground.run.root.name}", analytics_enabled=False) as page:
-        dialogues, chats, notes, buttons = gr.State({}), [], [], []
+        dialogues, chats, buttons = gr.State({}), [], []
         with gr.Row():
             for name in names:
                 with gr.Column(min_width=240):
                     # Plain text: what a model writes is never markup of this page.
                     chats.append(gr.Chatbot(label=LABELS[name], render_markdown=False, **messages))
-                    notes.append(gr.Textbox(show_label=False, interactive=False, placeholder="scores", container=False))
                     buttons.append(gr.Button(f"{LABELS[name]} is best", size="sm"))
+        status = gr.Textbox(show_label=False, interactive=False, placeholder="scores", container=False)
         prompt = gr.Textbox(label="Prompt", placeholder="Ask every model the same", submit_btn=True)
-        status = gr.Markdown()
         with gr.Row():
             temperature = gr.Number(playground.run.recipe.generation.temperature, label="Temperature")
             new = gr.Button("New conversation")
         if examples := playground.examples():
             gr.Examples(examples, prompt)
-        everything = [*chats, *notes, dialogues]
+        everything = [*chats, status, dialogues]
         prompt.submit(send, [prompt, temperature, dialogues], everything, api_name="ask")
         for name, button in zip(names, buttons, strict=True):
-            button.click(partial(voted, name), dialogues, [*chats, status, dialogues], api_name=f"vote_{name}")
-        new.click(lambda: [*[[] for _ in names], *[""] * len(names), {}], None, everything, api_name="new")
+            button.click(partial(voted, name), dialogues, everything, api_name=f"vote_{name}")
+        new.click(lambda: shown({}, ""), None, everything, api_name="new")
     return page
 
 

@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration."""
+"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
-_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -97,36 +96,15 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) ->
     return {**counts, "ci95": interval.as_list(), "sign_test_p": min(1.0, 2 * tail / 2 ** (wins + losses))}
 
 
-def calibration(margins: Sequence[float]) -> dict:
-    """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
-
-    The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
-    margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
-    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (Wilson), count.
-    """
-    array = _numbers(margins, "margins")
-    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
-    place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
-    bins, error = [], 0.0
-    for index in np.unique(place).tolist():
-        inside, ends = place == index, {"low": 0.5 + index / (2 * _BINS), "high": 0.5 + (index + 1) / (2 * _BINS)}
-        claimed, found = float(predicted[inside].mean()), proportion_interval(float(right[inside].sum()), inside.sum())
-        error += found.n / array.size * abs(found.mean - claimed)
-        observed = {"accuracy": found.mean, "accuracy_ci95": found.as_list(), "count": found.n}
-        bins.append({**ends, "predicted": claimed, **observed})
-    return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
-
-
 def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
     """1 where a difference is above `tolerance`, 0 where it is below -tolerance, else one half."""
     return np.where(differences > tolerance, 1.0, np.where(differences < -tolerance, 0.0, 0.5))
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    first, second = _numbers(a, "a"), _numbers(b, "b")
-    if len(first) != len(second):
-        raise InputError(f"a has {len(first)} values and b has {len(second)}: pass one value of each for every prompt")
-    return first - second
+    if len(a) != len(b):
+        raise InputError(f"a has {len(a)} values and b has {len(b)}: pass one value of each for every prompt")
+    return _numbers(a, "a") - _numbers(b, "b")
 
 
 def _numbers(values: Sequence[float], name: str) -> np.ndarray:
@@ -135,5 +113,5 @@ def _numbers(values: Sequence[float], name: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
         raise InputError(f"{name} must be a flat list of at least one number, not {array.dtype} {array.shape}")
     if (bad := np.flatnonzero(~np.isfinite(array))).size:
-        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, not finite ({bad.size} of {array.size} values)")
+        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, not finite")
     return array.astype(np.float64)
