@@ -12,7 +12,6 @@ from statistics import fmean
 from types import SimpleNamespace as Result
 
 import jinja2
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,15 +20,15 @@ from rlhf_utils.evaluation.judging import KEY, outcome
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.report import findings
-from rlhf_utils.report.findings import NotMeasured, read_object, read_samples, run_caption, shown
+from rlhf_utils.report.findings import NotMeasured, existing, read_object, read_samples, run_caption, shown
 from rlhf_utils.report.plots import draw
-from rlhf_utils.report.style import COLORS, NEUTRAL, PLOTS, categories, dots, save
+from rlhf_utils.report.style import COLORS, PLOTS, categories, dots, save
 from rlhf_utils.settings.sections import flat
 
-# Figures that runs are compared by: decimals, and the value where there is no effect.
+# Figures that runs are compared by, and their decimals.
 FIGURES = {
-    "reward model accuracy": (3, 0.5), "reward gain": (2, 0), "gold gain": (2, 0), "ROUGE-L gain": (3, 0),
-    "win rate": (2, 0.5), "KL, nats": (2, None), "EOS rate": (2, None), "tokens": (1, None),
+    "reward model accuracy": 3, "reward gain": 2, "gold gain": 2, "ROUGE-L gain": 3, "win rate": 2, "KL, nats": 2,
+    "EOS rate": 2, "tokens": 1,
 }  # fmt: skip
 # What makes two runs two seeds of one thing.
 _SEEDS = ("seed", "ppo.seed")
@@ -67,10 +66,7 @@ def _render(template: str, **values) -> str:
 def read_result(folder: Path) -> Result:
     """What the run in `folder` found: settings as dotted keys, each measured figure with its 95% CI or None. InputError
     where it is no run, or one that was not evaluated."""
-    for name, file in (("a run", "run.json"), ("evaluated", "evaluation/summary.json")):
-        if not (folder / file).is_file():
-            raise InputError(f"{folder} is not {name}: {file} is missing; give folders such as outputs/instruct-tiny")
-    settings, summary = read_json(folder / "run.json").get("settings"), read_json(folder / "evaluation/summary.json")
+    settings, summary = read_json(existing(folder, "run.json")).get("settings"), read_object(folder, "summary")
     if not settings or not summary.get("paired"):
         raise InputError(f"{folder} was not made by this version; rerun the comparison notebook")
     pair, gains = next(iter(summary["paired"].items()))
@@ -100,31 +96,30 @@ def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
     rows = []
     for name, runs in groups.items():
         row = {"run": name, "seeds": f"{len(runs)}", "against": runs[0].against}
-        for title, (digits, _) in FIGURES.items():
+        for title, digits in FIGURES.items():
             values, ends = zip(*[run.figures.get(title, (None, None)) for run in runs], strict=True)
-            spread = ends[0] if len(runs) == 1 else None if None in values else (min(values), max(values))
-            row[title] = shown(None if None in values else fmean(values), spread, f"z.{digits}f")
+            if None in values:
+                row[title] = shown(None)
+            else:
+                spread = ends[0] if len(runs) == 1 else (min(values), max(values))
+                row[title] = shown(fmean(values), spread, f"z.{digits}f")
         rows.append(row | {"hacking": " / ".join(sorted({run.hacking for run in runs}))})
     return rows
 
 
 def _side_by_side(groups: dict[str, list[Result]], figure: Figure) -> str:
-    """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over seeds."""
+    """A panel for each figure: a dot with its 95% CI for every run."""
     figure.set_size_inches(10, 2.7 + 0.84 * len(groups))
     names = [textwrap.fill(name, 30) for name in groups]
-    for place, (title, (_, neutral)) in enumerate(FIGURES.items()):
+    for place, title in enumerate(FIGURES):
         axes = figure.add_subplot(2, 4, place + 1)
         for row, runs in enumerate(groups.values()):
             if found := [run.figures[title] for run in runs if title in run.figures]:
                 values, ends = zip(*found, strict=True)
-                rows = np.linspace(row - 0.15, row + 0.15, len(found)) if len(found) > 1 else [row]
-                dots(axes, values, rows, ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
-                axes.plot(fmean(values), row, "D", color="black", fillstyle="none")
-        if neutral is not None:
-            axes.axvline(neutral, **NEUTRAL)
+                dots(axes, values, [row] * len(found), ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
         axes.set_title(title, fontsize=9)
         categories(axes, [""] * len(groups) if place % 4 else names, "y")
-    return "A dot for each run with its 95% CI, a diamond at the mean over seeds; dashed: no effect."
+    return "A dot for each run with its 95% CI."
 
 
 def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
