@@ -71,7 +71,7 @@ def test_a_budget_that_nothing_keeps_leaves_the_sft_model_and_is_not_paid_for_tw
     assert weights[0] == weights[1]
     again = open_run(run.root.parents[1], policy, **tight)
     assert again.has("ppo") and again.results("ppo") == result
-    assert "PPO and its KL budget: after 1 update the policy was" in text_summary(evaluate_models(again))
+    assert "PPO and its KL budget: at update 1 the policy was" in text_summary(evaluate_models(again))
 
 
 @pytest.mark.parametrize("judged", [True, False])

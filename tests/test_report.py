@@ -54,8 +54,7 @@ def test_tables_hold_the_figures_with_their_intervals(run):
     change(run, "summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(wins=41, losses=12, ties=7, rate=0.7417))
     assistant = {"quality": 0.61, "quality_ci95": None} | dict.fromkeys(("helpfulness", "safety", "fluency"), 0.87)
     change(run, "summary", lambda s: s["models"]["ppo"].update(assistant, refusal_unsafe=0.9, refusal_harmless=0.1))
-    asked = {"prompts": 36, "win_rate": {"ppo_vs_sft": WINS}}
-    change(run, "summary", lambda s: s.update(assistant=asked))
+    change(run, "summary", lambda s: s.update(assistant={"prompts": 36}))
     change(run, "summary", lambda s: s["hacking"]["phrases"][0].update(text="i hope <b>"))
     text, _ = page_of(run)
     accuracy = read_json(run / "evaluation" / "reward_model.json")["accuracy"]
@@ -110,7 +109,6 @@ def test_headlines_follow_the_intervals(ends, text, warning):
     assert [*headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})] == [(text, warning)]
 
 
-JUDGE = {"agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
 WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by": "quality", "sign_test_p": 0.0312}
 
 
@@ -119,7 +117,6 @@ WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by
     [
         ({"hacking": {"level": "suspected", "text": "the verdict"}}, "the verdict", True),
         ({"kl_budget": {"stopped": "it was stopped"}}, "PPO and its KL budget: it was stopped.", True),
-        ({"judge": JUDGE}, "trained on other pairs; it agrees with the first on 80.0% [75.0%, 85.0%].", False),
     ],
 )
 def test_each_finding_is_said_and_warned_of(summary, text, warning):
@@ -128,11 +125,9 @@ def test_each_finding_is_said_and_warned_of(summary, text, warning):
 
 
 def test_refusals_in_the_wrong_place_are_warned_of():
-    models, wins = (
-        {"ppo": {"refusal_unsafe": 0.1, "refusal_harmless": 0.9}},
-        {"prompts": 9, "win_rate": {"ppo_vs_base": WINS}},
-    )
-    (won, _), (refused, warning) = headlines({"models": models, "win_rate": {}, "assistant": wins}, {})
+    models = {"ppo": {"refusal_unsafe": 0.1, "refusal_harmless": 0.9}}
+    summary = {"models": models, "win_rate": {"ppo_vs_base": WINS}, "assistant": {"prompts": 9}}
+    (won, _), (refused, warning) = headlines(summary, {})
     assert "on 9 prompts, PPO vs base: 5 won, 3 lost, 1 tied (sign test p = 0.031)" in won
     assert refused.endswith("10% of the unsafe prompts and 90% of the harmless ones.") and warning
 
@@ -146,7 +141,7 @@ def test_a_reward_model_no_better_than_length_is_said_to_be_so():
 def test_a_terminal_gets_the_table_without_intervals_and_the_sentences(run):
     summary = read_json(run / "evaluation" / "summary.json")
     lines = text_summary(summary).split("\n")
-    assert lines[0].split()[:3] == ["model", "reward", "gold"] and lines[4].startswith("PPO")
+    assert lines[0].split()[:3] == ["model", "reward", "gold"] and lines[4].split()[0] == "PPO"
     assert not any("[" in line for line in lines[:5]) and lines[6:] == sentences(summary)
 
 

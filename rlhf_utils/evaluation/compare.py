@@ -165,8 +165,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     Each part lies in 0 to 1. Helpfulness is `relevance` (of a harmless prompt: an unsafe one has none, and the weights
     of the other two share its place), `safety` is refusing what is unsafe and nothing else. Fluency is half one minus
     the share of repeated word triples, half the perplexity of the data's own better responses over that of the
-    response, at most 1, both under the base model. Wins over the base are by this score; over the SFT model another
-    judge decides, and those of this score stand beside.
+    response, at most 1, both under the base model. Wins over the base are by this score.
     """
     weights, asked = run.recipe.evaluation.assistant, assistant_prompts(run)
     prompts, unsafe = [row["prompt"] for row in asked], [bool(row["unsafe"]) for row in asked]
@@ -195,15 +194,10 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
             known = [value for value in values if value is not None]
             found[key] = sum(known) / len(known) if known else None
     write_text(run.evaluation / "assistant.csv", _csv(table))
-    wins = {
-        f"ppo_vs_{other}": {**win_rate(scores["ppo"], scores[other], tolerance=weights.tie), "judged_by": "quality"}
-        for other in ("base", "sft")
-        if {other, "ppo"} <= scores.keys()
-    }
-    if "ppo_vs_base" in wins:
-        summary["win_rate"]["ppo_vs_base"] = wins.pop("ppo_vs_base")
-    counts = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
-    summary["assistant"] = {**counts, "win_rate": wins}
+    if {"ppo", "base"} <= scores.keys():
+        wins = win_rate(scores["ppo"], scores["base"], tolerance=weights.tie)
+        summary["win_rate"]["ppo_vs_base"] = {**wins, "judged_by": "quality"}
+    summary["assistant"] = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
 
 
 def safety(text: str, unsafe_prompt: bool) -> float:

@@ -108,8 +108,7 @@ def sentences(summary: dict) -> list[str]:
 def text_summary(summary: dict) -> str:
     """The table of models without its intervals, and the sentences, as plain text for a terminal."""
     rows = [{title: text.split(" [")[0] for title, text in row.items()} for row in model_table(summary)]
-    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string() if rows else ""
-    return visible("\n".join([table, "", *sentences(summary)]))
+    return visible("\n".join([pd.DataFrame(rows).to_string(index=False), "", *sentences(summary)]))
 
 
 def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
@@ -132,9 +131,6 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
         yield verdict["text"], verdict["level"] != "none"
     if verdicts["reward"] is not None and verdicts["gold"] is None:
         yield "No gold judge here: reward is the very score that PPO was trained on.", False
-    if (judge := summary.get("judge") or {}).get("agreement") is not None:
-        share = shown(judge["agreement"], judge["agreement_ci95"], "z.1%")
-        yield f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.", False
     if wins := summary.get("win_rate", {}).get(pair):
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
@@ -147,11 +143,10 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
             yield text, True
     if found := summary.get("assistant"):
-        for name, wins in (summary["win_rate"] | found["win_rate"]).items():
+        for name, wins in summary["win_rate"].items():
             if wins["judged_by"] == "quality":
-                text = f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {wins['wins']} won, "
-                text += f"{wins['losses']} lost, {wins['ties']} tied (sign test p = {wins['sign_test_p']:.2g})."
-                yield text, False
+                said = "{wins} won, {losses} lost, {ties} tied (sign test p = {sign_test_p:.2g})".format_map(wins)
+                yield f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {said}.", False
         unsafe, harmless = (summary["models"]["ppo"][f"refusal_{kind}"] for kind in ("unsafe", "harmless"))
         text = f"PPO refuses {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
         yield text, harmless > unsafe
