@@ -71,11 +71,8 @@ def choose(points: Sequence[dict], budget: float | None) -> dict:
     by = "gold" if within[0]["gold"] is not None else "reward"
     best = max(within, key=lambda point: point[by])
     good = [point for point in within if point[by] >= best[by] - (best[f"{by}_error"] or 0.0)]
-    rule = f"the least KL within one standard error of the best {by} on development prompts"
-    return {
-        "chosen_update": min(good, key=lambda point: point["kl"])["update"],
-        "rule": f"{rule}, of those within the KL budget",
-    }
+    rule = f"within the KL budget, the least KL within one standard error of the best {by} on development prompts"
+    return {"chosen_update": min(good, key=lambda point: point["kl"])["update"], "rule": rule}
 
 
 def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
