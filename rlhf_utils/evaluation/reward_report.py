@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,19 +55,21 @@ def publish_reward(run: Run, model, tokenizer, untrained: PreTrainedModel | None
     if run.recipe.form == "continuation":
         about = {"label": run.recipe.reward_model.label, "joint": run.recipe.template.joint}
         ClassifierReward(model, tokenizer, about["label"], device)  # InputError where it has no such label
-        labels, (rows, cut) = torch.tensor(held_out["label"]), _beginnings(run, model, tokenizer, held_out["text"])
+        labels = torch.tensor(held_out["label"])
         if (largest := int(labels.max())) >= (known := model.config.num_labels):
             raise InputError(f"the texts have label {largest}, but the classifier knows {known} labels")
+        most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
+        rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
         found, fresh = (one and label_margins(class_logits(one, rows, device), labels) for one in (model, untrained))
         extra = lambda folder: write_json(folder / LABEL_FILE, about)  # noqa: E731
     else:
         reward = RewardModel(model, tokenizer, device)
         fresh = untrained and margins(RewardModel(untrained, tokenizer, device), held_out)
-        found, cut, extra = margins(reward, held_out), reward.cut, reward.save_scale
+        found, extra = margins(reward, held_out), reward.save_scale
         calibrate_on_sft(run, reward)
     report = reward_report(found, fresh, train, held_out, tokenizer)
     if processes.is_main():
-        write_json(run.evaluation / "reward_model.json", report | {"texts_cut": cut})
+        write_json(run.evaluation / "reward_model.json", report)
     results |= {key: report[key] for key in _REPORTED}
     run.publish("reward_model", model, tokenizer, fill=extra, **results)
 
@@ -95,13 +96,6 @@ def label_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the true label minus the largest other logit [n], from logits [n, labels] and labels [n]."""
     true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[true] - logits.masked_fill(true, -torch.inf).max(dim=1).values
-
-
-def _beginnings(run: Run, model: PreTrainedModel, tokenizer, texts: Sequence[str]) -> tuple[list[list[int]], int]:
-    """Texts as far as the classifier reads, at most `data.max_response_tokens` tokens, and how many were cut there."""
-    most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
-    cut = sum(len(row) > most for row in tokenizer(list(texts), verbose=False)["input_ids"])
-    return tokenizer(list(texts), truncation=True, max_length=most)["input_ids"], cut
 
 
 def reward_report(found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:

@@ -108,7 +108,8 @@ def sentences(summary: dict) -> list[str]:
 def text_summary(summary: dict) -> str:
     """The table of models without its intervals, and the sentences, as plain text for a terminal."""
     rows = [{title: text.split(" [")[0] for title, text in row.items()} for row in model_table(summary)]
-    return visible("\n".join([pd.DataFrame(rows).to_string(index=False), "", *sentences(summary)]))
+    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string()
+    return visible("\n".join([table, "", *sentences(summary)]))
 
 
 def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
