@@ -1,4 +1,4 @@
-"""Pages that hold everything themselves: one about a run, and one about several runs side by side."""
+"""A page about a run that holds everything itself, and several runs side by side in a table and a picture."""
 
 from __future__ import annotations
 
@@ -49,18 +49,15 @@ def write_report(run: Path) -> Path:
     values["judged"] = outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}}
     # Up to eight prompts at even steps.
     values["samples"] = samples.iloc[:: -(-len(samples) // 8)].to_dict("records")
-    write_text(run / "report.html", _render("report.html.j2", pictures=pictures, colors=COLORS, **values))
-    return run / "report.html"
-
-
-def _render(template: str, **values) -> str:
-    """A page of `report/templates/`, with all text of data and models escaped."""
+    # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     templates.globals |= vars(findings)
-    templates.filters["shown"] = findings.shown
+    templates.filters["shown"] = shown
     templates.filters["embedded"] = lambda picture: base64.b64encode(picture.read_bytes()).decode("ascii")
-    return templates.get_template(template).render(**values)
+    page = templates.get_template("report.html.j2").render(pictures=pictures, colors=COLORS, **values)
+    write_text(run / "report.html", page)
+    return run / "report.html"
 
 
 def read_result(folder: Path) -> Result:
@@ -76,7 +73,7 @@ def read_result(folder: Path) -> Result:
     found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
     figures = {title: figure for title, figure in zip(FIGURES, found, strict=True) if figure}
     about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
-    return Result(folder=folder, settings=flat(settings), figures=figures, **about)
+    return Result(settings=flat(settings), figures=figures, **about)
 
 
 def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -110,26 +107,22 @@ def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
 def _side_by_side(groups: dict[str, list[Result]], figure: Figure) -> str:
     """A panel for each figure: a dot with its 95% CI for every run."""
     figure.set_size_inches(10, 2.7 + 0.84 * len(groups))
-    names = [textwrap.fill(name, 30) for name in groups]
-    for place, title in enumerate(FIGURES):
-        axes = figure.add_subplot(2, 4, place + 1)
+    for axes, title in zip(figure.subplots(2, 4, sharey=True).flat, FIGURES, strict=True):
         for row, runs in enumerate(groups.values()):
-            if found := [run.figures[title] for run in runs if title in run.figures]:
-                values, ends = zip(*found, strict=True)
-                dots(axes, values, [row] * len(found), ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
+            for value, ends in (run.figures[title] for run in runs if title in run.figures):
+                dots(axes, [value], [row], [ends], COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
         axes.set_title(title, fontsize=9)
-        categories(axes, [""] * len(groups) if place % 4 else names, "y")
+        categories(axes, [textwrap.fill(name, 30) for name in groups], "y")
     return "A dot for each run with its 95% CI."
 
 
 def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
-    """Compare the runs in `folders`; writes `comparison.{csv,png,html}` into `output` and returns the table's rows."""
+    """Compare the runs in `folders`; writes `comparison.{csv,png}` into `output` and returns the table's rows."""
     folders, output = [Path(folder) for folder in folders], Path(output)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("compare was given the same run twice; give each folder once")
     groups = grouped([read_result(folder) for folder in folders])
     rows = comparison_table(groups)
     write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    picture = save(output / "comparison.png", "Runs side by side", partial(_side_by_side, groups))
-    write_text(output / "comparison.html", _render("comparison.html.j2", rows=rows, groups=groups, picture=picture))
+    save(output / "comparison.png", "Runs side by side", partial(_side_by_side, groups))
     return rows
