@@ -117,13 +117,14 @@ def _of_model(found: Answered, settings: dict) -> dict:
     line = {
         **figures("reward", found.reward, **settings),
         **figures("gold", found.gold, **settings),
-        **{kind: values and sum(values) / len(values) for kind, values in rouge.items()},
-        "rougeL_ci95": figures("rougeL", rouge["rougeL"], **settings)["rougeL_ci95"],
         "eos_rate": fmean(found.ended),
         "distinct_2": distinct_n(found.texts, 2),
         "kl_to_sft": sum(found.kl) / len(found.kl),
         "mean_tokens": fmean(found.tokens),
     }
+    for kind, values in rouge.items():
+        line |= figures(kind, values, **settings)
+        line[kind] = values and sum(values) / len(values)  # as the metric itself adds up
     if found.positivity is not None:
         line |= {**figures("positivity", found.positivity, **settings), "positivity_median": median(found.positivity)}
     return line

@@ -50,11 +50,7 @@ def read_samples(run: Path) -> pd.DataFrame:
 def read_metrics(run: Path, stage: str) -> tuple[pd.DataFrame, dict]:
     """`checkpoints/<stage>/metrics.jsonl`: the logged lines, and the closing one (`"summary": true`) or {}. Raises
     NotMeasured where nothing was trained."""
-    path = existing(run, f"checkpoints/{stage}/metrics.jsonl")
-    try:
-        rows = read_jsonl(path)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); make the stage anew with --fresh") from None
+    rows = read_jsonl(existing(run, f"checkpoints/{stage}/metrics.jsonl"))
     closing = rows.pop() if rows and rows[-1].get("summary") else {}
     if not rows:
         raise NotMeasured(f"{stage} was not trained in this run")

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.evaluation.rouge import Rouge
-from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.report import findings
 from rlhf_utils.report.findings import NotMeasured, curve, read_metrics, read_object, shown
@@ -194,16 +192,14 @@ def frontier(run: Path, figure: Figure) -> str:
 
 @plot("04_rouge_comparison", "Overlap with the reference responses")
 def rouge(run: Path, figure: Figure) -> str:
-    """ROUGE-1/2/L of each model; the intervals are bootstrapped from the responses in samples.csv."""
-    summary, samples = read_object(run, "summary"), findings.read_samples(run)
+    """ROUGE-1/2/L of each model."""
+    summary = read_object(run, "summary")
     models = {name: found for name, found in summary["models"].items() if found["rougeL"] is not None}
     if not models:
         raise NotMeasured("this recipe has no reference responses, so ROUGE has no meaning here")
     axes, width = figure.add_subplot(), 0.84 / len(models)
     for index, (name, found) in enumerate(models.items()):
-        texts = {"predictions": list(samples[f"{name}_response"]), "references": list(samples["reference"])}
-        scores = Rouge().compute(**texts, use_aggregator=False)
-        values, intervals = [found[key] for key in ROUGE], [mean_interval(scores[key]).as_list() for key in ROUGE]
+        values, intervals = [found[key] for key in ROUGE], [found.get(f"{key}_ci95") for key in ROUGE]
         places = np.arange(len(ROUGE)) + (index - (len(models) - 1) / 2) * width
         look = {"width": width * 0.9, "color": COLORS[name], "label": LABELS[name]}
         bars(axes, places, values, intervals, [f"{value:.2f}" for value in values], **look)
