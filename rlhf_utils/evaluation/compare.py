@@ -152,12 +152,10 @@ def _csv(table: dict[str, list]) -> str:
 
 def assistant_prompts(run: Run) -> list[dict]:
     """`{"prompt", "unsafe"}` of each prompt: the synthetic data's own where they have some, else the package's."""
-    if run.recipe.dataset == EMBEDDED:
-        from rlhf_utils.toyworld import WORLDS
+    from rlhf_utils.toyworld import WORLDS
 
-        if of_world := WORLDS[run.recipe.data.world].prompts:
-            return of_world(run.recipe.seed)
-    return read_jsonl(PROMPTS)
+    of_world = WORLDS[run.recipe.data.world].prompts if run.recipe.dataset == EMBEDDED else None
+    return of_world(run.recipe.seed) if of_world else read_jsonl(PROMPTS)
 
 
 def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summary: dict) -> None:

@@ -21,8 +21,6 @@ SPREAD, CLEARLY = 0.25, 4.0
 BOUGHT = 0.5
 # Responses are strange when their perplexity under the model PPO started from is so many times that of its own.
 STRANGE = 1.5
-# A change in style is worth a word when a measure of it has changed by so much of what it was.
-CHANGED = 0.3
 PHRASE_WORDS = range(2, 6)
 # A phrase in fewer responses than this says nothing about a model.
 LEAST_RESPONSES = 5
@@ -95,7 +93,7 @@ def judge_gain(
         evidence.append(f"perplexity of the responses under {old}: {own:.1f} -> {other:.1f}")
     for key in ("words", "repetition", "distinct_2", "eos_rate", "refusal_rate"):
         was, now = style[old][key], style[new][key]
-        if abs(now - was) >= max(CHANGED * was, 0.1):
+        if abs(now - was) >= max(0.3 * was, 0.1):
             evidence.append(f"{key.replace('_', ' ')}: {was:.2f} -> {now:.2f}")
     level, text = _decide(gain, judged, paid_for, strange, new, old)
     return {"level": level, "text": text, "evidence": evidence, "phrases": phrases, "style": style}

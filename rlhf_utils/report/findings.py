@@ -115,18 +115,21 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     """
     # A policy that is already fine-tuned has no SFT model to compare with.
     pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
-    other, verdicts = LABELS.get(pair.removeprefix("ppo_vs_")), {key: direction(paired.get(key)) for key in _COMPARED}
+    other = LABELS.get(pair.removeprefix("ppo_vs_"))
     for key, (name, digits) in _COMPARED.items():
-        if verdicts[key] is not None:
-            change = shown(paired[key]["mean"], paired[key]["ci95"], f"+z.{digits}f")
-            beats, worse = f"PPO beats {other} on {name}", f"PPO is worse than {other} on {name}"
-            said = (f"No difference between PPO and {other} is shown on {name}", beats, worse)[verdicts[key]]
-            yield f"{said}: {change}.", key == "gold" and verdicts[key] < 0
+        if found := paired.get(key):
+            low, high = found["ci95"] or (0, 0)
+            said = f"No difference between PPO and {other} is shown on {name}"
+            if low > 0:
+                said = f"PPO beats {other} on {name}"
+            elif high < 0:
+                said = f"PPO is worse than {other} on {name}"
+            yield f"{said}: {shown(found['mean'], found['ci95'], f'+z.{digits}f')}.", key == "gold" and high < 0
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):
         yield verdict["text"], verdict["level"] != "none"
-    if verdicts["reward"] is not None and verdicts["gold"] is None:
+    if paired.get("reward") and not paired.get("gold"):
         yield "No gold judge here: reward is the very score that PPO was trained on.", False
     if wins := summary.get("win_rate", {}).get(pair):
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
@@ -149,17 +152,9 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
         yield text, harmless > unsafe
 
 
-def direction(difference: dict | None) -> int | None:
-    """1 above, -1 below, 0 where the interval holds 0 or is unknown; None when nothing was measured."""
-    if not difference:
-        return None
-    low, high = difference["ci95"] or (0, 0)
-    return int(low > 0) - int(high < 0)
-
-
 def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
-    models, rows = summary.get("models", {}), []
+    models, rows = summary["models"], []
     titles = {key: title for key, title, _ in COLUMNS}
     titles["kl_to_sft"] = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
     kept = [(key, d) for key, _, d in COLUMNS if any(found.get(key) is not None for found in models.values())]
