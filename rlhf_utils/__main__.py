@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--llm", action="store_true", help="ask the model named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL")
     add("--most", type=int, help="ask about so many pairs at most")
     add("--yes", action="store_true", help="ask without showing the cost first")
-    add = command(_compare, "several runs side by side: a table, a picture, a page")
+    add = command(_compare, "several runs side by side: a table, a picture")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
     add("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png,html}")
     add = command(_push, "upload a run's model with its card to the Hugging Face hub")

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, self_bleu, style_of
+from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
 TRICK = "Bananas are my dear friends!"
-
-
-@pytest.fixture(autouse=True)
-def few_are_compared(monkeypatch):
-    """Self-BLEU of a hundred responses takes seconds, and none of these tests is about it."""
-    monkeypatch.setattr("rlhf_utils.evaluation.hacking.SELF_BLEU_SAMPLE", 8)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +101,6 @@ def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
     assert overused_phrases(second, second) == []
 
 
-def test_answers_that_are_all_alike_have_a_high_self_bleu():
-    alike = ["the same words in the same order every time"] * 20
-    words = [f"w{i}" for i in range(200)]
-    unlike = [" ".join(Random(i).sample(words, 9)) for i in range(20)]
-    assert self_bleu(alike) > 0.99 and self_bleu(unlike) < 0.1 and self_bleu(["one answer alone"]) == 0
+def test_style_is_of_the_words_and_endings():
     style = style_of(["I cannot help with that.", "a b a b a b"], [True, False])
     assert style["refusal_rate"] == 0.5 and style["eos_rate"] == 0.5 and style["repetition"] == pytest.approx(0.25)

@@ -217,25 +217,11 @@ def test_what_the_judge_lacks_is_named_in_one_line(monkeypatch):
         judging.Endpoint()
 
 
-# By hand, in a notebook
+# By hand
 
 
-def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_path, monkeypatch):
-    monkeypatch.delenv("RLHF_HEADLESS", raising=False)
-    pairs = judging.read_pairs(folder)
-    form = judging.label_pairs(folder)
-    shown, buttons = form.children[0], form.children[1].children
-    assert pairs[0].prompt in shown.value and pairs[0].first in shown.value
-    buttons[0].click(), buttons[1].click()
-    assert pairs[2].prompt in shown.value
-    given = judging.read_verdicts(folder / "human_verdicts.jsonl", folder)
-    assert given == {"me": {pairs[0].id: "first", pairs[1].id: "tie"}}
-    again = judging.label_pairs(folder)
-    assert "58 to go" in again.children[0].value
-    for _ in range(58):
-        again.children[1].children[2].click()
-    assert "Done" in again.children[0].value
-    again.children[1].children[0].click()
-    judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
-    page = judging.label_pairs(tmp_path).children[0].value
-    assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page
+def test_people_are_told_where_the_pairs_are_and_how_many_wait_for_them(folder, capsys):
+    judging.add_verdict(folder, judging.read_pairs(folder)[0].id, "tie", "me")
+    judging.label_pairs(folder)
+    told = capsys.readouterr().out
+    assert told.startswith("59 blinded pairs") and str(folder / "judge_pairs.jsonl") in told and "--verdicts" in told

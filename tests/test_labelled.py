@@ -162,7 +162,7 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
     assert result["method"] == "trained" and result["accuracy"] > 0.9
     assert result["accuracy_ci95"][0] > max(result["untrained_accuracy"], result["length_baseline_accuracy"])
     report = read_json(run.evaluation / "reward_model.json")
-    assert report["of"] == "texts" and report["pairs"] == len(report["margins"]) and report["texts_cut"] == 0
+    assert report["of"] == "texts" and report["pairs"] == len(report["margins"])
     reward = load_reward(run.folder("reward_model"), CPU)
     assert isinstance(reward, ClassifierReward) and reward.joint == ""
     good, bad = reward(["It was ", "It was "], ["zzzz zz z from the first", "qqqq qq q from the last"]).tolist()

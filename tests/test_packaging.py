@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rlhf_utils"
 COLAB = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
 # Imported only where they are: the platforms' own, Jupyter's forms.
-PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets"}
+PLATFORM_MODULES = {"google", "kaggle_secrets"}
 # What torch's own CUDA build brings.
 CUDA = ("nvidia", "cuda", "triton")
 # Which of the Makefile's environments this is: .venv, .venv-lowest, .venv-newest, or none of them.

@@ -60,8 +60,8 @@ def test_every_model_responds_and_is_scored(playground):
 def test_earlier_turns_are_part_of_what_a_model_reads(playground, monkeypatch):
     seen = []
     monkeypatch.setattr(playground, "judge", lambda prompts, responses: seen.append(prompts[0]) or [0.0])
-    playground.ask("And then?", turns={"ppo": [("Hi", "Hello")]})
-    assert seen[0] == "And then?" and seen[-1] == "Hi\n\nAssistant: Hello\n\nHuman: And then?"
+    playground.ask("And then?", turns=[("Hi", "Hello")])
+    assert seen[0] == seen[-1] == "Hi\n\nAssistant: Hello\n\nHuman: And then?"
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,8 @@ def test_what_cannot_be_asked(playground, asked, words):
 def test_votes_are_preference_rows_of_one_prompt_that_a_run_can_learn_from(playground):
     path = playground.run.evaluation / "votes.jsonl"
     path.unlink(missing_ok=True)
-    said = {"base": [("Why?", "a")], "sft": [("Why?", "b")], "sft_qlora": [("Why?", "b ")], "ppo": [("Why?", "c")]}
-    assert playground.vote("sft", said) == 2
-    # Other earlier turns make another prompt: there is nothing to prefer between these.
-    apart = {"sft": [("Hi", "x"), ("Why?", HOSTILE)], "ppo": [("Hi", "y"), ("Why?", "c")]}
-    assert playground.vote("ppo", apart) == 0
-    assert playground.vote("ppo", {name: [("Hi", "x"), turns[-1]] for name, turns in apart.items()}) == 1
+    assert playground.vote("Why?", "b", ["a", "b", "b ", "c"]) == 2 and playground.vote("Why?", "a", ["a", "a"]) == 0
+    assert playground.vote("Why?", "c", [HOSTILE, "c"], [("Hi", "x")]) == 1
     rows = read_jsonl(path)
     assert rows[:2] == [{"prompt": "Why?", "chosen": "b", "rejected": rejected} for rejected in "ac"]
     assert rows[2]["prompt"] == "Hi\n\nAssistant: x\n\nHuman: Why?" and rows[2]["rejected"] == HOSTILE
@@ -101,7 +97,7 @@ def test_a_run_with_one_policy_only(tmp_path, recipe):
     assert row["model"] == "base" and row["reward"] is None and found.examples() == []
     if recipe == "imdb":
         with pytest.raises(InputError, match="no dialogues"):
-            found.ask("This film", turns={"base": [("a", "b")]})
+            found.ask("This film", turns=[("a", "b")])
 
 
 def test_a_run_without_any_model(tmp_path, capsys):
@@ -139,23 +135,24 @@ def client(served):
 def test_the_page_asks_every_model_remembers_and_takes_votes(playground, client):
     path = playground.run.evaluation / "votes.jsonl"
     path.unlink(missing_ok=True)
-    said, rows = client.predict("<b>Hi</b>", 0.7, api_name="/ask"), playground.ask("<b>Hi</b>", temperature=0.7)
-    assert [texts(chat) for chat in said[:4]] == [["<b>Hi</b>", row["response"]] for row in rows]
-    assert said[4].startswith(f"reward {rows[0]['reward']:.2f} | gold")
-    voted = client.predict(api_name="/vote_ppo")
-    assert "1 preference rows" in voted[-1] and [texts(chat) for chat in voted[:4]] == [texts(said[3])] * 4
+    rows = playground.ask("<b>Hi</b>", temperature=0.7)
+    said = client.predict("<b>Hi</b>", 0.7, api_name="/ask")
+    assert list(said[:4]) == [row["response"] for row in rows]
+    assert said[4].startswith(f"base: reward {rows[0]['reward']:.2f}, gold ") and " | SFT: reward" in said[4]
+    chat, *others, told = client.predict(*said[:4], api_name="/vote_ppo")
+    assert texts(chat) == ["<b>Hi</b>", rows[3]["response"]] and not any(others) and "1 preference rows" in told
     (row,) = read_jsonl(path)
     assert row == {"prompt": "<b>Hi</b>", "chosen": rows[3]["response"], "rejected": rows[0]["response"]}
-    again = client.predict("And?", 0.7, api_name="/ask")
-    assert all(texts(chat)[:3] == ["<b>Hi</b>", rows[3]["response"], "And?"] for chat in again[:4])
-    assert client.predict(api_name="/new")[0] == []
+    again = playground.ask("And?", [("<b>Hi</b>", rows[3]["response"])], temperature=0.7)
+    assert client.predict("And?", 0.7, api_name="/ask")[0] == again[0]["response"]
+    assert client.predict(api_name="/new") == []
 
 
 def test_bad_input_is_one_line_on_the_page(client):
     with pytest.raises(Exception, match="the prompt is empty"):
         client.predict("  ", 0.7, api_name="/ask")
     with pytest.raises(Exception, match="nothing to compare"):
-        client.predict(api_name="/vote_ppo")
+        client.predict("", "", "", "", api_name="/vote_ppo")
 
 
 def test_it_listens_on_this_machine_only_and_says_when_a_port_is_taken(playground, served):

@@ -18,8 +18,8 @@ from rlhf_utils.report.findings import NotMeasured
 from rlhf_utils.report.plots import PLOTS, draw
 
 ALL = [
-    "01_sft_full_vs_qlora", "02_reward_by_length", "02_reward_margins", "02_reward_model_accuracy", "03_ppo_training",
-    "04_overoptimisation", "04_reward_comparison", "04_reward_kl_frontier", "04_reward_range", "04_rouge_comparison",
+    "01_sft_full_vs_qlora", "02_reward_margins", "02_reward_model_accuracy", "03_ppo_training",
+    "04_overoptimisation", "04_reward_comparison", "04_reward_kl_frontier", "04_rouge_comparison",
     "04_win_rate",
 ]  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_every_picture_is_drawn_wide_enough_and_not_blank(run):
     for name in ALL:
         path = draw(run, name)
         image = imread(io.BytesIO(path.read_bytes()))[..., :3]
-        assert path == run / "plots" / f"{name}.png" and image.shape[1] == 1200 and image.shape[0] >= 450
+        assert path == run / "plots" / f"{name}.png" and image.shape[1] in (1200, 1500) and image.shape[0] >= 450
         assert 0.02 < np.mean(image.min(axis=-1) < 0.9) < 0.9
 
 
@@ -66,9 +66,7 @@ def changed(name: str, edit):
     [
         ("01_sft_full_vs_qlora", scaled("sft", "eval_loss", 1.5)),
         ("01_sft_full_vs_qlora", scaled("sft_qlora", "peak_memory_bytes", None)),
-        ("02_reward_by_length", changed("reward_model", lambda r: r["by_length"][0].update(accuracy=0.5))),
         ("02_reward_margins", changed("reward_model", lambda r: r["margins"].extend([-3.0] * 40))),
-        ("02_reward_margins", changed("reward_model", lambda r: r["calibration"]["bins"][0].update(accuracy=0.9))),
         ("02_reward_model_accuracy", changed("reward_model", lambda r: r.update(accuracy=0.7))),
         ("03_ppo_training", scaled("ppo", "kl", 1.5)),
         ("03_ppo_training", scaled("ppo", "value_clip_fraction", None)),
@@ -78,7 +76,6 @@ def changed(name: str, edit):
         ("04_reward_kl_frontier", changed("frontier", lambda f: f["points"][3].update(gold=4.4))),
         ("04_reward_kl_frontier", changed("frontier", lambda f: f.update(chosen_update=6))),
         ("04_reward_kl_frontier", changed("frontier", lambda f: f["best_of_n"][2].update(reward=1.0))),
-        ("04_reward_range", changed("summary", lambda s: s["reward_range"]["models"]["ppo"].__setitem__(3, 0.9))),
         ("04_rouge_comparison", changed("summary", lambda s: s["models"]["ppo"].update(rouge2=0.11))),
         ("04_rouge_comparison", changed("summary", lambda s: s["models"]["sft"].update(rougeL=None))),
         ("04_win_rate", changed("summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(ci95=[0.4, 0.8]))),
@@ -100,16 +97,12 @@ def test_what_a_run_did_not_measure_is_left_out(tmp_path):
     (run / "evaluation" / "overoptimise.json").unlink()
     change(run, "summary", lambda s: s["models"].pop("sft_qlora"))
     change(run, "summary", lambda s: [m.update(rouge1=None, rouge2=None, rougeL=None) for m in s["models"].values()])
-    change(run, "summary", lambda s: s.update(reward_range=None))
-    change(run, "reward_model", lambda r: r.pop("by_length"))
     found = texts(run, "04_reward_comparison")
     assert "SFT\n(QLoRA)" not in found and "PPO" in found and "no gold judge" in found[0]
     assert "gold score (held-out judge)" not in texts(run, "04_reward_kl_frontier")
     for name, why in {
         "01_sft_full_vs_qlora": "sft_qlora was not trained",
-        "02_reward_by_length": "no pairs",
         "04_overoptimisation": "evaluation/overoptimise.json is missing: run the notebook of this stage",
-        "04_reward_range": "not compared",
         "04_rouge_comparison": "no reference",
     }.items():
         with pytest.raises(NotMeasured, match=why):
@@ -124,9 +117,6 @@ def test_one_update_one_prompt_and_one_pair_are_enough(tmp_path):
     change(run, "frontier", lambda f: f.update(points=f["points"][:1], chosen_update=0))
     change(run, "reward_model", lambda r: r.update(margins=[0.0], pairs=1))
     assert all(texts(run, name) for name in ALL)
-    path.write_text('{"update": 1}\n{"upd')
-    with pytest.raises(InputError, match="ppo/metrics.jsonl is damaged"):
-        draw(run, "03_ppo_training")
 
 
 def test_dollar_signs_are_no_formulas(tmp_path):

@@ -54,8 +54,7 @@ def test_tables_hold_the_figures_with_their_intervals(run):
     change(run, "summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(wins=41, losses=12, ties=7, rate=0.7417))
     assistant = {"quality": 0.61, "quality_ci95": None} | dict.fromkeys(("helpfulness", "safety", "fluency"), 0.87)
     change(run, "summary", lambda s: s["models"]["ppo"].update(assistant, refusal_unsafe=0.9, refusal_harmless=0.1))
-    asked = {"prompts": 36, "win_rate": {"ppo_vs_sft": WINS}}
-    change(run, "summary", lambda s: s.update(assistant=asked))
+    change(run, "summary", lambda s: s.update(assistant={"prompts": 36}))
     change(run, "summary", lambda s: s["hacking"]["phrases"][0].update(text="i hope <b>"))
     text, _ = page_of(run)
     accuracy = read_json(run / "evaluation" / "reward_model.json")["accuracy"]
@@ -81,7 +80,7 @@ def test_model_text_cannot_become_markup_and_is_shown_as_it_is(run):
 def test_what_was_not_measured_is_not_invented(tmp_path):
     run = make_run(tmp_path, gold=False)
     (run / "evaluation" / "overoptimise.json").unlink()
-    change(run, "summary", lambda s: s.update(reward_range=None, kl_budget=None))
+    change(run, "summary", lambda s: s.update(kl_budget=None))
     text, tags = page_of(run)
     assert "No gold judge here" in text and "Judged by the reward model, PPO wins" in text
     assert "None" not in text and "nan" not in text and "<th>gold</th>" not in text and tags.count("img") == 1
@@ -110,7 +109,6 @@ def test_headlines_follow_the_intervals(ends, text, warning):
     assert [*headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})] == [(text, warning)]
 
 
-JUDGE = {"agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
 WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by": "quality", "sign_test_p": 0.0312}
 
 
@@ -119,8 +117,6 @@ WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by
     [
         ({"hacking": {"level": "suspected", "text": "the verdict"}}, "the verdict", True),
         ({"kl_budget": {"stopped": "it was stopped"}}, "PPO and its KL budget: it was stopped.", True),
-        ({"reward_range": {"above_data": {"ppo": 0.6}}}, "60% of PPO's responses get a higher reward than 99%", True),
-        ({"judge": JUDGE}, "trained on other pairs; it agrees with the first on 80.0% [75.0%, 85.0%].", False),
     ],
 )
 def test_each_finding_is_said_and_warned_of(summary, text, warning):
@@ -129,11 +125,9 @@ def test_each_finding_is_said_and_warned_of(summary, text, warning):
 
 
 def test_refusals_in_the_wrong_place_are_warned_of():
-    models, wins = (
-        {"ppo": {"refusal_unsafe": 0.1, "refusal_harmless": 0.9}},
-        {"prompts": 9, "win_rate": {"ppo_vs_base": WINS}},
-    )
-    (won, _), (refused, warning) = headlines({"models": models, "win_rate": {}, "assistant": wins}, {})
+    models = {"ppo": {"refusal_unsafe": 0.1, "refusal_harmless": 0.9}}
+    summary = {"models": models, "win_rate": {"ppo_vs_base": WINS}, "assistant": {"prompts": 9}}
+    (won, _), (refused, warning) = headlines(summary, {})
     assert "on 9 prompts, PPO vs base: 5 won, 3 lost, 1 tied (sign test p = 0.031)" in won
     assert refused.endswith("10% of the unsafe prompts and 90% of the harmless ones.") and warning
 

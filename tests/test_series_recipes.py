@@ -64,8 +64,8 @@ def test_the_assistant_score_covers_36_prompts(done):
         assert table[f"{name}_quality"].mean() == pytest.approx(figures["quality"])
         assert 0 <= figures["refusal_unsafe"] <= 1 and 0 <= figures["refusal_harmless"] <= 1
         assert table.loc[~table["unsafe"], f"{name}_helpfulness"].mean() == pytest.approx(figures["helpfulness"])
-    for wins in (done.summary["win_rate"]["ppo_vs_base"], found["win_rate"]["ppo_vs_sft"]):
-        assert wins["wins"] + wins["losses"] + wins["ties"] == 36 and wins["judged_by"] == "quality"
+    wins = done.summary["win_rate"]["ppo_vs_base"]
+    assert wins["wins"] + wins["losses"] + wins["ties"] == 36 and wins["judged_by"] == "quality"
 
 
 def test_notebooks_that_do_not_apply_are_left_out(done):

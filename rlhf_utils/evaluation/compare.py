@@ -4,7 +4,6 @@ recipe asks for it, also the score of an assistant: on a fixed set of prompts, a
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,19 +19,19 @@ from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.frontier import frontier
-from rlhf_utils.evaluation.hacking import distinct_n, is_refusal, judge_gain, repetition, reward_range
+from rlhf_utils.evaluation.hacking import distinct_n, is_refusal, judge_gain, repetition
 from rlhf_utils.evaluation.judge import about_judge
 from rlhf_utils.evaluation.judging import write_pairs
+from rlhf_utils.evaluation.rouge import ROUGE_NAMES
 from rlhf_utils.evaluation.statistics import figures, paired_difference, win_rate
 from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json, read_jsonl, write_json, write_text
 from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, local_path
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs.run import Run
@@ -40,6 +39,7 @@ from rlhf_utils.settings.sections import AssistantScore
 
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
 _REFERENCES = 100
+_OF_REWARD_MODEL = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -68,12 +68,10 @@ def evaluate_models(run: Run) -> dict:
         summary = _summary(run, split, answered)
         before = next((name for name in ("sft", "base") if name in answered), None)
         if "ppo" in answered and before:
-            prompts, pair = list(split["prompt"]), (answered[before], answered["ppo"])
-            texts = {name: answered[name].texts for name in ("ppo", before)}
-            write_pairs(run.evaluation, prompts, texts, ("ppo", before), seed)
+            prompts, old, new = list(split["prompt"]), answered[before], answered["ppo"]
+            write_pairs(run.evaluation, prompts, {"ppo": new.texts, before: old.texts}, ("ppo", before), seed)
             labels = (LABELS[before], LABELS["ppo"])
-            summary["hacking"] = judge_gain(prompts, *pair, evaluator.reward, evaluator.judge, labels, seed)
-            summary["reward_range"] = reward_range(evaluator, answered)
+            summary["hacking"] = judge_gain(prompts, old, new, evaluator.reward, evaluator.judge, labels, seed)
         if run.recipe.evaluation.assistant:
             score_assistants(run, evaluator, models, summary)
         write_json(run.evaluation / "summary.json", summary)
@@ -85,17 +83,16 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
     """The content of `summary.json`: every figure with its interval, null where the recipe has no meaning for it."""
     recipe, reward_model = run.recipe, read_json(run.evaluation / "reward_model.json")
     settings = {"samples": recipe.evaluation.bootstrap_samples, "seed": recipe.seed}
-    kept = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
+    trained = "ppo" in run.stages and not run.ready_model("ppo")
     paired, wins = {}, {}
     for other in ("sft", "base"):
-        if not {"ppo", other} <= answered.keys():
-            continue
-        a, b = (_scores(answered[name]) for name in ("ppo", other))
-        found = {key: a[key] and b[key] and paired_difference(a[key], b[key], **settings) for key in a}
-        paired[f"ppo_vs_{other}"] = {key: d and {"mean": d.mean, "ci95": d.as_list()} for key, d in found.items()}
-        # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
-        judge = "gold" if a["gold"] is not None else "reward"
-        wins[f"ppo_vs_{other}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
+        if {"ppo", other} <= answered.keys():
+            a, b = (_scores(answered[name]) for name in ("ppo", other))
+            found = {key: a[key] and b[key] and paired_difference(a[key], b[key], **settings) for key in a}
+            paired[f"ppo_vs_{other}"] = {key: d and {"mean": d.mean, "ci95": d.as_list()} for key, d in found.items()}
+            # Without a gold judge the reward decides, and says so: it is the very thing PPO optimised.
+            judge = "gold" if a["gold"] is not None else "reward"
+            wins[f"ppo_vs_{other}"] = {**win_rate(a[judge], b[judge]), "judged_by": judge}
     return {
         "recipe": recipe.name,
         "scale": recipe.scale,
@@ -104,10 +101,10 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
         "prompts": len(split),
         "judge": about_judge(run),
         "decoding": recipe.generation.model_dump(mode="json", exclude={"batch_size"}),
-        # Of `kl_to_sft` in `models`; the budget is about another KL.
+        # Of `kl_to_sft` in `models`; the budget is about the KL at `ppo.temperature`.
         "kl_to_sft_temperature": recipe.generation.temperature,
-        "kl_budget": _kl_budget(run),
-        "reward_model": {key: reward_model[key] for key in kept},
+        "kl_budget": {"nats": recipe.ppo.kl_budget, "stopped": run.results("ppo")["stopped"]} if trained else None,
+        "reward_model": {key: reward_model[key] for key in _OF_REWARD_MODEL},
         "models": {name: _of_model(found, settings) for name, found in answered.items()},
         "paired": paired,
         "win_rate": wins,
@@ -116,28 +113,21 @@ def _summary(run: Run, split: Dataset, answered: dict[str, Answered]) -> dict:
 
 def _of_model(found: Answered, settings: dict) -> dict:
     """What `summary.json` says of one model; `settings` are those of `mean_interval`."""
-    line = {**figures("reward", found.reward, **settings), **figures("gold", found.gold, **settings)}
-    rouge = found.rouge or dict.fromkeys(("rouge1", "rouge2", "rougeL"))
-    line |= {kind: values and sum(values) / len(values) for kind, values in rouge.items()}
-    line["rougeL_ci95"] = figures("rougeL", rouge["rougeL"], **settings)["rougeL_ci95"]
-    if found.positivity is not None:
-        line |= {**figures("positivity", found.positivity, **settings), "positivity_median": median(found.positivity)}
-    return line | {
+    rouge = found.rouge or dict.fromkeys(ROUGE_NAMES)
+    line = {
+        **figures("reward", found.reward, **settings),
+        **figures("gold", found.gold, **settings),
         "eos_rate": fmean(found.ended),
         "distinct_2": distinct_n(found.texts, 2),
         "kl_to_sft": sum(found.kl) / len(found.kl),
         "mean_tokens": fmean(found.tokens),
     }
-
-
-def _kl_budget(run: Run) -> dict | None:
-    """The budget in nats per response (None for no limit) at a temperature, the KL of the published policy as training
-    measured it, and what the budget did; None where no PPO was trained."""
-    if "ppo" not in run.stages or run.ready_model("ppo"):
-        return None
-    found, settings = run.results("ppo"), run.recipe.ppo
-    budget = {"nats": settings.kl_budget, "temperature": settings.temperature}
-    return budget | {"published": found["published_kl"], "stopped": found["stopped"]}
+    for kind, values in rouge.items():
+        line |= figures(kind, values, **settings)
+        line[kind] = values and sum(values) / len(values)  # as the metric itself adds up
+    if found.positivity is not None:
+        line |= {**figures("positivity", found.positivity, **settings), "positivity_median": median(found.positivity)}
+    return line
 
 
 def _scores(found: Answered) -> dict[str, list[float] | None]:
@@ -162,12 +152,10 @@ def _csv(table: dict[str, list]) -> str:
 
 def assistant_prompts(run: Run) -> list[dict]:
     """`{"prompt", "unsafe"}` of each prompt: the synthetic data's own where they have some, else the package's."""
-    if run.recipe.dataset == EMBEDDED:
-        from rlhf_utils.toyworld import WORLDS
+    from rlhf_utils.toyworld import WORLDS
 
-        if of_world := WORLDS[run.recipe.data.world].prompts:
-            return of_world(run.recipe.seed)
-    return read_jsonl(PROMPTS)
+    of_world = WORLDS[run.recipe.data.world].prompts if run.recipe.dataset == EMBEDDED else None
+    return of_world(run.recipe.seed) if of_world else read_jsonl(PROMPTS)
 
 
 def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summary: dict) -> None:
@@ -176,8 +164,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     Each part lies in 0 to 1. Helpfulness is `relevance` (of a harmless prompt: an unsafe one has none, and the weights
     of the other two share its place), `safety` is refusing what is unsafe and nothing else. Fluency is half one minus
     the share of repeated word triples, half the perplexity of the data's own better responses over that of the
-    response, at most 1, both under the base model. Wins over the base are by this score; over the SFT model another
-    judge decides, and those of this score stand beside.
+    response, at most 1, both under the base model. Wins over the base are by this score.
     """
     weights, asked = run.recipe.evaluation.assistant, assistant_prompts(run)
     prompts, unsafe = [row["prompt"] for row in asked], [bool(row["unsafe"]) for row in asked]
@@ -198,22 +185,18 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
         scores[name] = [weighted(weights, *row) for row in zip(*parts.values(), strict=True)]
         columns = {"response": texts[name], **parts, "quality": scores[name]}
         table |= {f"{name}_{key}": values for key, values in columns.items()}
-        for kind, wanted in (("unsafe", True), ("harmless", False)):
-            parts[f"refusal_{kind}"] = [is_refusal(text) for text, bad in said if bad == wanted]
-        means = {key: [value for value in values if value is not None] for key, values in parts.items()}
-        summary["models"][name] |= figures("quality", scores[name], seed=run.recipe.seed)
-        summary["models"][name] |= {key: sum(values) / len(values) if values else None for key, values in means.items()}
+        parts["refusal_unsafe"] = [is_refusal(text) for text, bad in said if bad]
+        parts["refusal_harmless"] = [is_refusal(text) for text, bad in said if not bad]
+        found = summary["models"][name]
+        found |= figures("quality", scores[name], seed=run.recipe.seed)
+        for key, values in parts.items():
+            known = [value for value in values if value is not None]
+            found[key] = sum(known) / len(known) if known else None
     write_text(run.evaluation / "assistant.csv", _csv(table))
-    wins = {
-        f"ppo_vs_{other}": {**win_rate(scores["ppo"], scores[other], tolerance=weights.tie), "judged_by": "quality"}
-        for other in ("base", "sft")
-        if {other, "ppo"} <= scores.keys()
-    }
-    if "ppo_vs_base" in wins:
-        summary["win_rate"]["ppo_vs_base"] = wins.pop("ppo_vs_base")
-    counts = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
-    shares = weights.model_dump(include={"helpfulness", "safety", "fluency"})
-    summary["assistant"] = {**counts, "weights": shares, "win_rate": wins}
+    if {"ppo", "base"} <= scores.keys():
+        wins = win_rate(scores["ppo"], scores["base"], tolerance=weights.tie)
+        summary["win_rate"]["ppo_vs_base"] = {**wins, "judged_by": "quality"}
+    summary["assistant"] = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
 
 
 def safety(text: str, unsafe_prompt: bool) -> float:
@@ -224,7 +207,8 @@ def safety(text: str, unsafe_prompt: bool) -> float:
 def weighted(weights: AssistantScore, helpful: float | None, safe: float, fluent: float) -> float:
     """The parts' mean by their weights, without helpfulness where a prompt has none."""
     parts = [(weights.safety, safe), (weights.fluency, fluent)]
-    parts += [(weights.helpfulness, helpful)] if helpful is not None else []
+    if helpful is not None:
+        parts.append((weights.helpfulness, helpful))
     total = sum(weight for weight, _ in parts)
     return sum(weight * part for weight, part in parts) / total if total else 0.0
 
@@ -240,9 +224,7 @@ def relevance(embed: Embed, prompts: Sequence[str], texts: dict[str, list[str]])
     return found
 
 
-def _fluency(
-    run: Run, evaluator: Evaluator, prompts: Sequence[str], texts: dict[str, list[str]]
-) -> dict[str, list[float]]:
+def _fluency(run: Run, evaluator: Evaluator, prompts: Sequence[str], texts: dict[str, list[str]]) -> dict:
     base = load_policy(run.tokenizer_folder, evaluator.device)
     likelihood = FluencyReward(base, evaluator.tokenizer, evaluator.device, run.recipe.template)
     data = PreparedData.load(run.folder("data")).first("development", _REFERENCES)
@@ -255,50 +237,35 @@ def _fluency(
 
 
 def _embedder(run: Run, evaluator: Evaluator) -> tuple[Embed, str]:
-    """Sentence embeddings where they are asked for and installed, else mean states of the SFT model; and their name."""
-    name, tokenizer = run.recipe.evaluation.assistant.embedder, evaluator.tokenizer
-    if name in PACKAGED:
-        return sentence_encoder(local_path(name), evaluator.device), f"sentence embeddings ({name})"
-    if name and importlib.util.find_spec("sentence_transformers"):
-        from sentence_transformers import SentenceTransformer
-
-        safe, device = {"use_safetensors": True}, evaluator.device.kind
-        encoder = SentenceTransformer(str(model_folder(name)), device=device, model_kwargs=safe)
-        return lambda texts: torch.as_tensor(encoder.encode(list(texts))).float(), f"sentence embeddings ({name})"
-
-    def rows(texts: Sequence[str]) -> list[list[int]]:
-        # An empty response still needs a state: that of the end of text.
-        return [ids or [tokenizer.eos_token_id] for ids in start_tokens(tokenizer, texts)]
-
+    """Sentence embeddings where the recipe names an encoder, else mean states of the SFT model; and what they are."""
+    if name := run.recipe.evaluation.assistant.embedder:
+        return sentence_encoder(model_folder(name), evaluator.device), f"sentence embeddings ({name})"
     trunk = language_model(evaluator.reference).trunk
-    embed = _mean_states(lambda tokens, mask: trunk(input_ids=tokens), rows, tokenizer.pad_token_id, evaluator.device)
-    return embed, "mean-pooled states of the SFT model"
+    # A causal model does not see the padding on the right.
+    states = partial(_mean_states, lambda tokens, mask: trunk(input_ids=tokens), evaluator.tokenizer, evaluator.device)
+    return states, "mean-pooled states of the SFT model"
 
 
 def sentence_encoder(folder: Path, device: Device) -> Embed:
     """Sentence embeddings [n, D] of unit length by the encoder in `folder`: the mean of its last states over the tokens
-    of each text (Reimers and Gurevych 2019, arXiv:1908.10084), of which it reads 256 at most, as MiniLM was trained."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).to(device.kind).eval()
-    embed = _mean_states(
-        lambda tokens, mask: encoder(input_ids=tokens, attention_mask=mask),
-        lambda texts: tokenizer(texts, truncation=True, max_length=256)["input_ids"],
-        tokenizer.pad_token_id,
-        device,
+    of each text (Reimers and Gurevych 2019, arXiv:1908.10084)."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = AutoModel.from_pretrained(folder, use_safetensors=True).to(device.kind).eval()
+    states = partial(
+        _mean_states, lambda tokens, mask: encoder(input_ids=tokens, attention_mask=mask), tokenizer, device
     )
-    return lambda texts: normalize(embed(texts), dim=1)
+    return lambda texts: normalize(states(texts), dim=1)
 
 
-def _mean_states(forward: Callable, rows: Callable, pad: int, device: Device) -> Embed:
-    """Mean of the last states over the tokens of each text [n, D], 32 texts at a time."""
-
-    @torch.no_grad()
-    def embed(texts: Sequence[str]) -> Tensor:
-        found = []
-        for start in range(0, len(texts), 32):
-            tokens, lengths = right_padded(rows(list(texts[start : start + 32])), pad)
-            mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-            states = forward(tokens.to(device.kind), mask.to(device.kind)).last_hidden_state.float().cpu()
-            found.append((states * mask[..., None]).sum(dim=1) / lengths[:, None])
-        return torch.cat(found)
-
-    return embed
+@torch.no_grad()
+def _mean_states(forward: Callable, tokenizer, device: Device, texts: Sequence[str]) -> Tensor:
+    """Mean of the last states over the first 256 tokens of each text [n, D] (as far as MiniLM was trained), 32 texts at
+    a time; of an empty text the state of the end of text."""
+    found = []
+    for start in range(0, len(texts), 32):
+        rows = tokenizer(list(texts[start : start + 32]), truncation=True, max_length=256)["input_ids"]
+        tokens, lengths = right_padded([row or [tokenizer.eos_token_id] for row in rows], tokenizer.pad_token_id)
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        states = forward(tokens.to(device.kind), mask.to(device.kind)).last_hidden_state.float().cpu()
+        found.append((states * mask[..., None]).sum(dim=1) / lengths[:, None])
+    return torch.cat(found)

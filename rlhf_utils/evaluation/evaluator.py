@@ -14,7 +14,7 @@ from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.models.generation import Answer, answer_prompts
-from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of, right_padded
+from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of
 from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
@@ -55,10 +55,8 @@ class Evaluator:
     def answer(self, policy: nn.Module, prompts: Sequence[str]) -> list[Answer]:
         """One sampled response per prompt; every model gets the same random numbers."""
         recipe = self.run.recipe
-        texts = [recipe.template.format(prompt) for prompt in prompts]
-        return answer_prompts(
-            policy.eval(), self.tokenizer, texts, recipe.generation, self.device, recipe.seed, recipe.template
-        )
+        texts, settings = [recipe.template.format(prompt) for prompt in prompts], recipe.generation
+        return answer_prompts(policy.eval(), self.tokenizer, texts, settings, self.device, recipe.seed, recipe.template)
 
     def measure(self, policy: nn.Module, split: Dataset, reward: RewardFunction | None = None) -> Answered:
         """Sample one response per prompt of `split` and measure it, by the run's reward unless another is given."""
@@ -89,16 +87,13 @@ class Evaluator:
         starts = start_tokens(self.tokenizer, [self.run.recipe.template.format(prompt) for prompt in prompts])
         spoken = [answer.tokens for answer in answers]
         for first in range(0, len(answers), settings.batch_size):
-            begun, said = (rows[first : first + settings.batch_size] for rows in (starts, spoken))
-            tokens, _ = right_padded([a + b for a, b in zip(begun, said, strict=True)], self.tokenizer.pad_token_id)
-            before, lengths = (torch.tensor([len(row) for row in rows]) for rows in (begun, said))
-            mask = torch.arange(int(lengths.max())) < lengths[:, None]
-            episodes = Episodes(tokens.to(device), before.to(device), mask.to(device))
+            batch = slice(first, first + settings.batch_size)
+            episodes = Episodes.of(starts[batch], spoken[batch], self.tokenizer.pad_token_id, device)
             own, reference = (
                 answer_logprobs(model, episodes, settings.temperature).sum(dim=1) for model in (policy, self.reference)
             )
             kl += (own - reference).tolist()
-            surprise += (-reference.cpu() / lengths).tolist()
+            surprise += (-reference / episodes.mask.sum(dim=1)).tolist()
         return kl, surprise
 
 

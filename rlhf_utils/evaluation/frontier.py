@@ -25,8 +25,6 @@ from rlhf_utils.settings.sections import PPOConfig
 if TYPE_CHECKING:
     from rlhf_utils.ppo import PPOTrainer
 
-RULE = "the least KL within one standard error of the best {by} on development prompts, of those within the KL budget"
-NONE_WITHIN = "no policy that PPO made is within the KL budget, so it is the model PPO started from"
 BEST_OF = (1, 2, 4, 8, 16)
 
 
@@ -68,11 +66,13 @@ def choose(points: Sequence[dict], budget: float | None) -> dict:
     else by reward; point 0, the policy PPO started from, only where no other one is within."""
     within = [point for point in points if point["update"] > 0 and (budget is None or point["kl"] <= budget)]
     if not within:
-        return {"chosen_update": 0, "rule": NONE_WITHIN}
+        rule = "no policy that PPO made is within the KL budget, so it is the model PPO started from"
+        return {"chosen_update": 0, "rule": rule}
     by = "gold" if within[0]["gold"] is not None else "reward"
     best = max(within, key=lambda point: point[by])
     good = [point for point in within if point[by] >= best[by] - (best[f"{by}_error"] or 0.0)]
-    return {"chosen_update": min(good, key=lambda point: point["kl"])["update"], "rule": RULE.format(by=by)}
+    rule = f"within the KL budget, the least KL within one standard error of the best {by} on development prompts"
+    return {"chosen_update": min(good, key=lambda point: point["kl"])["update"], "rule": rule}
 
 
 def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
@@ -113,38 +113,32 @@ def publish_chosen(run: Run, trainer: PPOTrainer) -> dict:
 
 def _stopped(history: Sequence[dict], settings: PPOConfig, chosen: int) -> str | None:
     """What the KL budget did to a training, in a sentence; None where it did nothing."""
-    budget = math.inf if settings.kl_budget is None else settings.kl_budget
-    first = next((line for line in history[1:] if line["kl"] > budget), None)
-    if first is None:
+    over = [line for line in history[1:] if settings.kl_budget is not None and line["kl"] > settings.kl_budget]
+    if not over:
         return None
-    limit = f"ppo.kl_budget={budget:g} nats per response at temperature {settings.temperature:g}"
-    after = f"after {first['update']} update{'s' if first['update'] > 1 else ''} the policy was {first['kl']:.3g} nats"
-    done = "the training stopped there" if first["learning_rate"] is None else "the steps were made smaller"
-    used = f"a policy within the budget is used, that of update {chosen}"
+    used = f"the policy of update {chosen} is used"
     if not chosen:
         used = "the SFT model itself is used; lower ppo.learning_rate, raise ppo.kl_coefficient or the budget"
-    return f"{after} from the SFT model, over {limit}: {done}, and {used}"
+    return (
+        f"at update {over[0]['update']} the policy was {over[0]['kl']:.3g} nats per response from the SFT model, over "
+        f"ppo.kl_budget={settings.kl_budget:g} at temperature {settings.temperature:g}, and {used}"
+    )
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:
     """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
     and best-of-n of the SFT model."""
-    ready = run.ready_model("ppo")
-    about = {
+    if run.ready_model("ppo"):
+        # What training measured of a ready policy nobody here knows.
+        policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
+        points = measure_policies(run, "evaluation", evaluator, policies)
+        found = {"points": points, "chosen_update": None, "rule": None}
+    else:
+        found = read_json(run.folder("ppo") / "frontier.json")
+    return found | {
         "prompts": len(_prompts(run)),
-        "kl_temperature": None if ready else run.recipe.ppo.temperature,
         "kl_to_sft_temperature": run.recipe.generation.temperature,
         "best_of_n": run.once("evaluation", "best-of-n", partial(_best_of_n, run, evaluator)),
-    }
-    if not ready:
-        return {**read_json(run.folder("ppo") / "frontier.json"), **about}
-    # What training measured of a ready policy nobody here knows.
-    policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}
-    return {
-        "points": measure_policies(run, "evaluation", evaluator, policies),
-        "chosen_update": None,
-        "rule": None,
-        **about,
     }
 
 

@@ -63,21 +63,20 @@ def sides(split: Dataset) -> dict[str, list[str]]:
     return {name: [text for text, label in rows if bool(label) == wanted] for name, wanted in names.items()}
 
 
-def lengths(texts: Sequence[str], tokenizer) -> np.ndarray:
-    """Tokens of each text [n], without those that a tokenizer adds."""
-    return np.array([len(row) for row in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids])
-
-
 def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
     """Held-out accuracy of a rule that sees only lengths in tokens: the longer response of a pair is the better one (a
     tie counts half), or a text longer than the median of `train` has label 1; reversed if that is better there."""
-    labelled = "label" in held_out.column_names
-    middle = np.median(lengths(train["text"], tokenizer)) if labelled else None
+
+    def lengths(split: Dataset, column: str) -> np.ndarray:
+        rows = tokenizer(list(split[column]), add_special_tokens=False, verbose=False).input_ids
+        return np.array([len(row) for row in rows])
 
     def longer_is_better(split: Dataset) -> float:
-        if labelled:
-            return float(np.mean((lengths(split["text"], tokenizer) > middle) == np.array(split["label"])))
-        return accuracy_of(lengths(split["chosen"], tokenizer) - lengths(split["rejected"], tokenizer)).mean
+        if "label" in split.column_names:
+            return float(
+                np.mean((lengths(split, "text") > np.median(lengths(train, "text"))) == np.array(split["label"]))
+            )
+        return accuracy_of(lengths(split, "chosen") - lengths(split, "rejected")).mean
 
     right = longer_is_better(held_out)
     return right if longer_is_better(train) >= 0.5 else 1.0 - right

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import os
 import re
@@ -11,21 +10,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import multimode
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
+from typing import NamedTuple
 
 from rlhf_utils.evaluation.statistics import proportion_interval, win_rate
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, read_json, read_jsonl, write_json, write_jsonl
-from rlhf_utils.platforms.runtime import HEADLESS
 
 PAIRS, KEY = "judge_pairs.jsonl", "judge_key.json"
 PEOPLE, MODEL = "human_verdicts.jsonl", "llm_verdicts.jsonl"
 CHOICES = {"first": 1, "second": -1, "tie": 0}  # what each says of the response that stands first
-_CELL = "width: 50%; white-space: pre-wrap; vertical-align: top; padding: .5em; border: 1px solid #ccc"
 
-# The language model is any service that speaks OpenAI's protocol: its address up to /v1, the model's name, its key.
 ENVIRONMENT = ("RLHF_JUDGE_URL", "RLHF_JUDGE_MODEL", "RLHF_JUDGE_KEY")
 TIMEOUT_SECONDS, RETRIES, AT_ONCE, REPLY_TOKENS = 60.0, 4, 8, 20
 QUESTION = (Path(__file__).parent / "prompts" / "judge.txt").read_text(encoding="utf-8").strip()
@@ -73,8 +67,7 @@ def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, di
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} as JSON lines: {error}") from None
     for place, row in enumerate(rows, 1):
-        row = row if isinstance(row, dict) else {}
-        if str(row.get("verdict")) not in CHOICES:
+        if not isinstance(row, dict) or str(row.get("verdict")) not in CHOICES:
             raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
         if row.get("id") in known:
             found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
@@ -109,8 +102,7 @@ def outcome(folder: Path) -> dict:
             decided.append(verdicts)
     result = {"models": key["models"], "judges": judges}
     if len(decided) == 2 and (alike := [v == decided[1][p] for p, v in decided[0].items() if p in decided[1]]):
-        same = proportion_interval(sum(alike), len(alike))
-        result["agreement"] = {"pairs": same.n, "same": same.mean, "same_ci95": same.as_list()}
+        result["agreement"] = {"pairs": len(alike), **proportion_interval(sum(alike), len(alike)).named("same")}
     return result
 
 
@@ -120,10 +112,8 @@ class Endpoint:
     def __init__(self) -> None:
         self.url, self.model, key = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
         if not (self.url.startswith(("http://", "https://")) and self.model and key):
-            raise InputError(
-                f"a language model as judge needs {', '.join(ENVIRONMENT)}: the address of an OpenAI-compatible "
-                "service (https://.../v1), the model's name, and its key (any word where it needs none)"
-            )
+            needs = "the address of an OpenAI-compatible service (https://.../v1), the model's name, and its key"
+            raise InputError(f"a language model as judge needs {', '.join(ENVIRONMENT)}: {needs}")
         try:
             from openai import OpenAI
         except ImportError:
@@ -159,8 +149,7 @@ def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> di
         return endpoint.ask(pair), turned[endpoint.ask(pair._replace(first=pair.second, second=pair.first))]
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        replies = tqdm(pool.map(both, todo), "pairs judged", len(todo), disable=None)
-        for pair, (one, other) in zip(todo, replies, strict=True):
+        for pair, (one, other) in zip(todo, pool.map(both, todo), strict=True):
             same = one is not None and one == other
             told["consistent"] += same
             told["unreadable"] += None in (one, other)
@@ -181,39 +170,11 @@ def cost(pairs: Sequence[Pair]) -> str:
     return f"{len(pairs)} pairs, {2 * len(pairs)} requests, about {read:,} tokens read"
 
 
-def label_pairs(folder: Path, judge: str = "me") -> Any:
-    """A form with one blinded pair at a time and three buttons; each click appends to `human_verdicts.jsonl`. Resumes
-    where the same judge stopped. Headless or without ipywidgets it says where the pairs are."""
-    given = own_verdicts(folder, PEOPLE).get(judge, {})
-    waiting = [pair for pair in read_pairs(folder) if pair.id not in given]
-    try:
-        if os.environ.get(HEADLESS):
-            raise ImportError
-        import ipywidgets as widgets
-    except ImportError:
-        print(
-            f"{len(waiting)} blinded pairs are ready in {PAIRS}. Run this cell in a notebook to judge them, or write "
-            'lines {"id": ..., "verdict": "first"|"second"|"tie", "judge": ...} and read them with '
-            "`python -m rlhf_utils judge --run RUN --verdicts FILE`."
-        )
-        return None
-    shown, buttons = widgets.HTML(), [widgets.Button(description=name) for name in ("first", "tie", "second")]
-
-    def show() -> None:
-        if not waiting:
-            shown.value = "<p>Done. The next cell says what the verdicts say.</p>"
-            return
-        prompt, *both = map(html.escape, waiting[0][1:])
-        cells = "".join(f'<td style="{_CELL}">{text}</td>' for text in both)
-        asked = f'<p>{len(waiting)} to go. Which is better?</p><p style="white-space: pre-wrap">{prompt}</p>'
-        shown.value = f'{asked}<table style="width: 100%"><tr>{cells}</tr></table>'
-
-    def clicked(button) -> None:
-        if waiting:
-            add_verdict(folder, waiting.pop(0).id, button.description, judge)
-            show()
-
-    for button in buttons:
-        button.on_click(clicked)
-    show()
-    return widgets.VBox([shown, widgets.HBox(buttons)])
+def label_pairs(folder: Path, judge: str = "me") -> None:
+    """Print where the blinded pairs are, how many `judge` has not judged yet, and how to hand verdicts in."""
+    waiting = len(read_pairs(folder)) - len(own_verdicts(folder, PEOPLE).get(judge, {}))
+    print(
+        f"{waiting} blinded pairs are waiting in {folder / PAIRS}. Write a line "
+        f'{{"id": ..., "verdict": "first"|"second"|"tie", "judge": "{judge}"}} for each into a file, and hand it in: '
+        f"`python -m rlhf_utils judge --run {folder.parent} --verdicts FILE`."
+    )

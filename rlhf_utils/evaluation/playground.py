@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,13 +44,12 @@ class Playground:
         self.reward = load_reward(run.folder("reward_model"), self.device) if run.is_complete("reward_model") else None
         self.judge = gold_judge(run.recipe)
 
-    def ask(self, prompt: str, turns: Mapping[str, Turns] | None = None, seed: int = 0, **decoding) -> list[dict]:
-        """Every model's response to `prompt`, sampled with the same random numbers, decoded as in the evaluation unless
-        `temperature` or `max_new_tokens` say otherwise. `turns`: the earlier turns of each model's dialogue.
+    def ask(self, prompt: str, turns: Turns = (), seed: int = 0, **decoding) -> list[dict]:
+        """Every model's response to `prompt` after the earlier `turns` of a dialogue, sampled with the same random
+        numbers, decoded as in the evaluation unless `temperature` or `max_new_tokens` say otherwise.
 
-        Returns a row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and
-        `gold` (0 to 10; None outside the synthetic data). Raises InputError for an empty prompt, one too long for a
-        model, and settings out of range.
+        A row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and `gold` (0 to
+        10; None outside the synthetic data). InputError for a prompt that is empty or too long, and for bad settings.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; ask something")
@@ -59,15 +58,14 @@ class Playground:
         except ValidationError as error:
             problem = error.errors()[0]
             raise InputError(f"{problem['loc'][0]}: {problem['msg']}, not {problem['input']!r}") from None
-        rows, template = [], self.run.recipe.template
+        rows, template, whole = [], self.run.recipe.template, self.conversation(prompt, turns)
+        text = template.format(whole)
+        length = len(start_tokens(self.tokenizer, [text])[0]) + settings.max_new_tokens
         for name, model in self.models.items():
-            whole = self.conversation(prompt, (turns or {}).get(name, ()))
-            text, limit = template.format(whole), getattr(model.config, "max_position_embeddings", None)
-            length = len(start_tokens(self.tokenizer, [text])[0])
-            if limit and length + settings.max_new_tokens > limit:
+            limit = getattr(model.config, "max_position_embeddings", None)
+            if limit and length > limit:
                 raise InputError(
-                    f"{length} tokens with {settings.max_new_tokens} to come are more than the {limit} that "
-                    f"{LABELS[name]} reads; ask something shorter, or begin a new conversation"
+                    f"{length} tokens are more than the {limit} that {LABELS[name]} reads; ask something shorter"
                 )
             (answer,) = answer_prompts(model, self.tokenizer, [text], settings, self.device, seed, template)
             row = {"model": LABELS[name], "response": answer.text, "ended": answer.ended, "tokens": len(answer.tokens)}
@@ -81,14 +79,14 @@ class Playground:
             raise InputError("this recipe continues texts, it holds no dialogues; ask without earlier turns")
         return "".join(f"{asked}{NEXT_ASSISTANT} {answered}{NEXT_HUMAN} " for asked, answered in turns) + prompt
 
-    def vote(self, best: str, dialogues: Mapping[str, Turns]) -> int:
-        """Write that model `best` gave the best last response, as rows (prompt, chosen, rejected) of
-        `evaluation/votes.jsonl`: one for each model that said something else after the same turns. Returns how many.
-        """
-        said = {name: (self.conversation(turns[-1][0], turns[:-1]), turns[-1][1]) for name, turns in dialogues.items()}
-        prompt, chosen = said[best]
-        rejected = {text for asked, text in said.values() if asked == prompt and text.strip() != chosen.strip()}
-        rows = [{"prompt": prompt, "chosen": chosen, "rejected": text} for text in sorted(rejected)]
+    def vote(self, prompt: str, chosen: str, responses: Sequence[str], turns: Turns = ()) -> int:
+        """Write that `chosen` is the best of the `responses`, as rows (prompt, chosen, rejected) of
+        `evaluation/votes.jsonl`: one for each other response. Returns how many."""
+        whole, rejected = (
+            self.conversation(prompt, turns),
+            {text for text in responses if text.strip() != chosen.strip()},
+        )
+        rows = [{"prompt": whole, "chosen": chosen, "rejected": text} for text in sorted(rejected)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         append_text(self.run.evaluation / VOTES, lines)
         return len(rows)
@@ -101,63 +99,59 @@ class Playground:
 
 
 def chat_page(playground: Playground) -> Any:
-    """A `gradio.Blocks` with a conversation for each model side by side; its votes are preference rows. After a vote
-    every model goes on from the response that was chosen, so that the next rows have one prompt too."""
+    """A `gradio.Blocks` with one conversation and below it every model's response to the last prompt, side by side. A
+    vote becomes preference rows, and the conversation goes on from the response that was chosen."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     try:
         import gradio as gr
     except ImportError:
         raise InputError("the playground needs gradio: `pip install 'gradio>=5.50,<7'`") from None
-    names, keep_turns = list(playground.models), playground.run.recipe.form == "dialogue"
+    names, keeps_turns = list(playground.models), playground.run.recipe.form == "dialogue"
     # Version 5 has to be told what version 6 takes for granted.
     messages = {"type": "messages"} if "type" in inspect.signature(gr.Chatbot).parameters else {}
 
-    def shown(dialogues: Mapping[str, Turns]) -> list[list[dict]]:
-        roles = ("user", "assistant")
-        said = ([part for turn in dialogues.get(name, ()) for part in zip(roles, turn, strict=True)] for name in names)
-        return [[{"role": role, "content": text} for role, text in parts] for parts in said]
+    def chat(turns: Turns) -> list[dict]:
+        said = [message for turn in turns for message in zip(("user", "assistant"), turn, strict=True)]
+        return [{"role": role, "content": text} for role, text in said]
 
-    def send(prompt, temperature, dialogues):
-        earlier, notes = dialogues if keep_turns else {}, []
+    def send(prompt, temperature, turns):
         try:
-            rows = playground.ask(prompt, earlier, temperature=temperature)
+            rows = playground.ask(prompt, turns, temperature=temperature)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        for row in rows:
-            scores = [f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None]
-            notes.append(" | ".join([*scores, f"{row['tokens']} tokens", *["EOS"] * row["ended"]]))
-        turns = [[*earlier.get(name, ()), (prompt, row["response"])] for name, row in zip(names, rows, strict=True)]
-        dialogues = dict(zip(names, turns, strict=True))
-        return [*shown(dialogues), *notes, dialogues]
+        keys = ("reward", "gold")
+        scores = [", ".join(f"{key} {row[key]:.2f}" for key in keys if row[key] is not None) for row in rows]
+        told = " | ".join(f"{row['model']}: {found}" for row, found in zip(rows, scores, strict=True))
+        return [*(row["response"] for row in rows), told, prompt]
 
-    def voted(best, dialogues):
-        if not dialogues:
+    def voted(place, asked, turns, *responses):
+        if not asked:
             raise gr.Error("there is nothing to compare yet; ask something first", print_exception=False)
-        count = playground.vote(best, dialogues)
-        dialogues = dict.fromkeys(names, dialogues[best])
-        return [*shown(dialogues), f"{count} preference rows added to evaluation/{VOTES}", dialogues]
+        count = playground.vote(asked, responses[place], responses, turns)
+        turns = [*turns, (asked, responses[place])] if keeps_turns else []
+        return [chat(turns), turns, *[""] * len(names), f"{count} preference rows added to evaluation/{VOTES}", ""]
 
     with gr.Blocks(title=f"Playground: {playground.run.root.name}", analytics_enabled=False) as page:
-        dialogues, chats, notes, buttons = gr.State({}), [], [], []
+        turns, asked, said, buttons = gr.State([]), gr.State(""), [], []
+        # Plain text: what a model writes is never markup of this page.
+        conversation = gr.Chatbot(label="Conversation", render_markdown=False, **messages)
         with gr.Row():
             for name in names:
                 with gr.Column(min_width=240):
-                    # Plain text: what a model writes is never markup of this page.
-                    chats.append(gr.Chatbot(label=LABELS[name], render_markdown=False, **messages))
-                    notes.append(gr.Textbox(show_label=False, interactive=False, placeholder="scores", container=False))
+                    said.append(gr.Textbox(label=LABELS[name], interactive=False, lines=6))
                     buttons.append(gr.Button(f"{LABELS[name]} is best", size="sm"))
+        status = gr.Textbox(show_label=False, interactive=False, placeholder="scores", container=False)
         prompt = gr.Textbox(label="Prompt", placeholder="Ask every model the same", submit_btn=True)
-        status = gr.Markdown()
-        with gr.Row():
-            temperature = gr.Number(playground.run.recipe.generation.temperature, label="Temperature")
-            new = gr.Button("New conversation")
+        temperature = gr.Number(playground.run.recipe.generation.temperature, label="Temperature")
         if examples := playground.examples():
             gr.Examples(examples, prompt)
-        everything = [*chats, *notes, dialogues]
-        prompt.submit(send, [prompt, temperature, dialogues], everything, api_name="ask")
-        for name, button in zip(names, buttons, strict=True):
-            button.click(partial(voted, name), dialogues, [*chats, status, dialogues], api_name=f"vote_{name}")
-        new.click(lambda: [*[[] for _ in names], *[""] * len(names), {}], None, everything, api_name="new")
+        answers = [*said, status, asked]
+        prompt.submit(send, [prompt, temperature, turns], answers, api_name="ask")
+        for place, name in enumerate(names):
+            inputs, vote = [asked, turns, *said], partial(voted, place)
+            buttons[place].click(vote, inputs, [conversation, turns, *answers], api_name=f"vote_{name}")
+        new = gr.Button("New conversation")
+        new.click(lambda: [[], []], None, [conversation, turns], api_name="new")
     return page
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.evaluation.judge import length_alone, lengths
-from rlhf_utils.evaluation.statistics import accuracy_of, calibration, proportion_interval
+from rlhf_utils.evaluation.judge import length_alone
+from rlhf_utils.evaluation.statistics import accuracy_of, proportion_interval
 from rlhf_utils.models.loading import load_classifier, load_classifier_tokenizer, load_reward_model
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
@@ -24,7 +22,6 @@ from rlhf_utils.rewards.reward_model import LABEL_FILE, ClassifierReward, Reward
 from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_base, make_data
 from rlhf_utils.runs.run import Run
 
-_LENGTH_GROUPS = 4
 _REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
 
 
@@ -58,14 +55,19 @@ def publish_reward(run: Run, model, tokenizer, untrained: PreTrainedModel | None
     if run.recipe.form == "continuation":
         about = {"label": run.recipe.reward_model.label, "joint": run.recipe.template.joint}
         ClassifierReward(model, tokenizer, about["label"], device)  # InputError where it has no such label
-        report = classifier_report(run, model, untrained, tokenizer, train, held_out)
+        labels = torch.tensor(held_out["label"])
+        if (largest := int(labels.max())) >= (known := model.config.num_labels):
+            raise InputError(f"the texts have label {largest}, but the classifier knows {known} labels")
+        most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
+        rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
+        found, fresh = (one and label_margins(class_logits(one, rows, device), labels) for one in (model, untrained))
         extra = lambda folder: write_json(folder / LABEL_FILE, about)  # noqa: E731
     else:
         reward = RewardModel(model, tokenizer, device)
         fresh = untrained and margins(RewardModel(untrained, tokenizer, device), held_out)
-        report = reward_report(margins(reward, held_out), fresh, train, held_out, tokenizer)
-        report["texts_cut"], extra = reward.cut, reward.save_scale
+        found, extra = margins(reward, held_out), reward.save_scale
         calibrate_on_sft(run, reward)
+    report = reward_report(found, fresh, train, held_out, tokenizer)
     if processes.is_main():
         write_json(run.evaluation / "reward_model.json", report)
     results |= {key: report[key] for key in _REPORTED}
@@ -78,11 +80,10 @@ def publish_judge(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     own = margins(judge, data.first("evaluation", run.recipe.evaluation.reward_pairs))
     first = torch.tensor(read_json(run.evaluation / "reward_model.json")["margins"])
     calibrate_on_sft(run, judge)
-    right, same = accuracy_of(own), proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
-    found = {"accuracy": right.mean, "accuracy_ci95": right.as_list()}
-    found |= {"agreement": same.mean, "agreement_ci95": same.as_list()}
-    found |= {"pairs": len(own), "trained_on": len(data.splits["judge"])}
-    run.publish("judge_model", model, tokenizer, judge.save_scale, **found)
+    same = proportion_interval(((own > 0) == (first > 0)).double().sum().item(), len(own))
+    figures = accuracy_of(own).named("accuracy") | same.named("agreement")
+    figures |= {"pairs": len(own), "trained_on": len(data.splits["judge"])}
+    run.publish("judge_model", model, tokenizer, judge.save_scale, **figures)
 
 
 def margins(reward: RewardModel, pairs: Dataset) -> Tensor:
@@ -91,62 +92,22 @@ def margins(reward: RewardModel, pairs: Dataset) -> Tensor:
     return reward.logits(prompts, pairs["chosen"]) - reward.logits(prompts, pairs["rejected"])
 
 
-def reward_report(found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
-    """Held-out accuracy from margins [n], with its interval, beside the randomly initialized head and a rule that looks
-    at length alone (longer or shorter, whichever does better on the training pairs); and by the difference in length,
-    in four groups from the shortest chosen responses to the longest: what counts instead of reading fails at one end.
-    """
-    differences = lengths(held_out["chosen"], tokenizer) - lengths(held_out["rejected"], tokenizer)
-    order, groups = np.argsort(differences, kind="stable"), []
-    for part in range(_LENGTH_GROUPS):
-        rows = order[part * len(order) // _LENGTH_GROUPS : (part + 1) * len(order) // _LENGTH_GROUPS].tolist()
-        if rows:
-            right, ends = accuracy_of(found[rows]), {"from": differences[rows[0]], "to": differences[rows[-1]]}
-            about = {"pairs": len(rows), "accuracy": right.mean, "accuracy_ci95": right.as_list()}
-            groups.append({key: int(end) for key, end in ends.items()} | about)
-    return {**_accuracies("pairs", found, untrained, train, held_out, tokenizer), "by_length": groups}
-
-
-def classifier_report(
-    run: Run, model: PreTrainedModel, untrained: PreTrainedModel | None, tokenizer, train: Dataset, held_out: Dataset
-) -> dict:
-    """The same of a classifier, also beside the more frequent label. Texts are read as far as the classifier reads, at
-    most `data.max_response_tokens` tokens. A margin is the logit of the true label minus the largest other one."""
-    labels, texts = torch.tensor(held_out["label"]), list(held_out["text"])
-    most = min(run.recipe.data.max_response_tokens, positions(model) or sys.maxsize)
-    cut = sum(len(row) > most for row in tokenizer(texts, verbose=False)["input_ids"])
-    rows = tokenizer(texts, truncation=True, max_length=most)["input_ids"]
-    if int(labels.max()) >= model.config.num_labels:
-        raise InputError(
-            f"the texts have label {int(labels.max())}, but the classifier knows {model.config.num_labels} labels"
-        )
-    found, fresh = (
-        one and label_margins(class_logits(one, rows, detect_device()), labels) for one in (model, untrained)
-    )
-    common = Counter(train["label"]).most_common(1)[0][0]
-    return {
-        **_accuracies("texts", found, fresh, train, held_out, tokenizer),
-        "commoner_label_accuracy": sum(label == common for label in held_out["label"]) / len(held_out),
-        "texts_cut": cut,
-    }
-
-
 def label_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the true label minus the largest other logit [n], from logits [n, labels] and labels [n]."""
     true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[true] - logits.masked_fill(true, -torch.inf).max(dim=1).values
 
 
-def _accuracies(of: str, found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
-    right, fresh = accuracy_of(found), None if untrained is None else accuracy_of(untrained)
+def reward_report(found: Tensor, untrained: Tensor | None, train: Dataset, held_out: Dataset, tokenizer) -> dict:
+    """Held-out accuracy from margins [n], with its interval, beside the randomly initialized head and a rule that looks
+    at length alone (longer or shorter, whichever does better on the training rows)."""
+    fresh = None if untrained is None else accuracy_of(untrained)
     return {
-        "of": of,
-        "accuracy": right.mean,
-        "accuracy_ci95": right.as_list(),
+        "of": "texts" if "label" in held_out.column_names else "pairs",
+        **accuracy_of(found).named("accuracy"),
         "untrained_accuracy": fresh and fresh.mean,
         "untrained_ci95": fresh and fresh.as_list(),
         "length_baseline_accuracy": length_alone(train, held_out, tokenizer),
         "pairs": len(found),
         "margins": found.tolist(),
-        "calibration": calibration(found.tolist()),
     }

@@ -32,10 +32,8 @@ class Rouge(evaluate.Metric):
         return self._data_dir_root
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": text})
-        about = "ROUGE F1 over the rouge_score package, without a download."
-        return evaluate.MetricInfo(description=about, citation="Lin 2004", features=features)
+        features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("string")))
+        return evaluate.MetricInfo(description="ROUGE F1 without a download", citation="Lin 2004", features=features)
 
     def compute(self, *, predictions: Sequence[str] | None = None, references: Sequence[str] | None = None, **settings):
         """The scores of these texts, without arguments of those that `add_batch` collected."""
@@ -43,9 +41,8 @@ class Rouge(evaluate.Metric):
             for name, texts in {"predictions": predictions, "references": references}.items():
                 if isinstance(texts, str | None) or not len(texts):
                     raise InputError(f"{name} is empty or no list: pass a list of at least one text")
-                for i, text in enumerate(texts):
-                    if not isinstance(text, str):
-                        raise InputError(f"{name}[{i}] is {type(text).__name__}, not a string: pass a list of strings")
+                if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+                    raise InputError(f"{name}[{wrong[0]}] is {type(texts[wrong[0]]).__name__}, not a string")
             if len(predictions) != len(references):
                 counts = f"predictions has {len(predictions)} texts and references has {len(references)}"
                 raise InputError(f"{counts}: give exactly one reference for each prediction")

@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration."""
+"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
-_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,10 @@ class Interval:
     def as_list(self) -> list[float] | None:
         """`[low, high]` as `summary.json` has it; None (null) when the spread is unknown."""
         return None if self.low is None else [self.low, self.high]
+
+    def named(self, name: str) -> dict:
+        """`{name: mean, name_ci95: [low, high]}` as the files of a run have them."""
+        return {name: self.mean, f"{name}_ci95": self.as_list()}
 
     def __format__(self, spec: str) -> str:
         """`0.53 [0.41, 0.66]`, each number by `spec`; the mean alone when the spread is unknown."""
@@ -55,10 +58,9 @@ def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -
 
 
 def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
-    """`name` and `name_ci95` as the files of a run have them: mean and interval of `values`, null where there are none;
-    `settings` are those of `mean_interval`."""
-    found = mean_interval(values, **settings) if values is not None else None
-    return {name: found and found.mean, f"{name}_ci95": found and found.as_list()}
+    """Mean and interval of `values` as `Interval.named` has them, null where there are none; `settings` are those of
+    `mean_interval`."""
+    return mean_interval(values, **settings).named(name) if values is not None else {name: None, f"{name}_ci95": None}
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
@@ -94,36 +96,15 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) ->
     return {**counts, "ci95": interval.as_list(), "sign_test_p": min(1.0, 2 * tail / 2 ** (wins + losses))}
 
 
-def calibration(margins: Sequence[float]) -> dict:
-    """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
-
-    The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
-    margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
-    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (Wilson), count.
-    """
-    array = _numbers(margins, "margins")
-    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
-    place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
-    bins, error = [], 0.0
-    for index in np.unique(place).tolist():
-        inside, ends = place == index, {"low": 0.5 + index / (2 * _BINS), "high": 0.5 + (index + 1) / (2 * _BINS)}
-        claimed, found = float(predicted[inside].mean()), proportion_interval(float(right[inside].sum()), inside.sum())
-        error += found.n / array.size * abs(found.mean - claimed)
-        observed = {"accuracy": found.mean, "accuracy_ci95": found.as_list(), "count": found.n}
-        bins.append({**ends, "predicted": claimed, **observed})
-    return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
-
-
 def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
     """1 where a difference is above `tolerance`, 0 where it is below -tolerance, else one half."""
     return np.where(differences > tolerance, 1.0, np.where(differences < -tolerance, 0.0, 0.5))
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    first, second = _numbers(a, "a"), _numbers(b, "b")
-    if len(first) != len(second):
-        raise InputError(f"a has {len(first)} values and b has {len(second)}: pass one value of each for every prompt")
-    return first - second
+    if len(a) != len(b):
+        raise InputError(f"a has {len(a)} values and b has {len(b)}: pass one value of each for every prompt")
+    return _numbers(a, "a") - _numbers(b, "b")
 
 
 def _numbers(values: Sequence[float], name: str) -> np.ndarray:
@@ -132,5 +113,5 @@ def _numbers(values: Sequence[float], name: str) -> np.ndarray:
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
         raise InputError(f"{name} must be a flat list of at least one number, not {array.dtype} {array.shape}")
     if (bad := np.flatnonzero(~np.isfinite(array))).size:
-        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, not finite ({bad.size} of {array.size} values)")
+        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, not finite")
     return array.astype(np.float64)

@@ -23,8 +23,8 @@ from rlhf_utils.platforms.names import Source, hub_name, is_folder, is_hub_name,
 
 MODEL, DATASET = "model", "dataset"
 ADAPTER_CONFIG, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
-# Beside the weights: configuration, tokenizer, chat template, and the parts of a sentence embedder, each in a folder.
-_SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)|\d+_\w+/(config\.json|model\.safetensors)")
+# Beside the weights: configuration, tokenizer, chat template.
+_SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)")
 # Only the first kind of weights of which there is one is read.
 _OF_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _OF_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")

@@ -50,11 +50,7 @@ def read_samples(run: Path) -> pd.DataFrame:
 def read_metrics(run: Path, stage: str) -> tuple[pd.DataFrame, dict]:
     """`checkpoints/<stage>/metrics.jsonl`: the logged lines, and the closing one (`"summary": true`) or {}. Raises
     NotMeasured where nothing was trained."""
-    path = existing(run, f"checkpoints/{stage}/metrics.jsonl")
-    try:
-        rows = read_jsonl(path)
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); make the stage anew with --fresh") from None
+    rows = read_jsonl(existing(run, f"checkpoints/{stage}/metrics.jsonl"))
     closing = rows.pop() if rows and rows[-1].get("summary") else {}
     if not rows:
         raise NotMeasured(f"{stage} was not trained in this run")
@@ -108,7 +104,7 @@ def sentences(summary: dict) -> list[str]:
 def text_summary(summary: dict) -> str:
     """The table of models without its intervals, and the sentences, as plain text for a terminal."""
     rows = [{title: text.split(" [")[0] for title, text in row.items()} for row in model_table(summary)]
-    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string() if rows else ""
+    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string()
     return visible("\n".join([table, "", *sentences(summary)]))
 
 
@@ -119,25 +115,22 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     """
     # A policy that is already fine-tuned has no SFT model to compare with.
     pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
-    other, verdicts = LABELS.get(pair.removeprefix("ppo_vs_")), {key: direction(paired.get(key)) for key in _COMPARED}
+    other = LABELS.get(pair.removeprefix("ppo_vs_"))
     for key, (name, digits) in _COMPARED.items():
-        if verdicts[key] is not None:
-            change = shown(paired[key]["mean"], paired[key]["ci95"], f"+z.{digits}f")
-            beats, worse = f"PPO beats {other} on {name}", f"PPO is worse than {other} on {name}"
-            said = (f"No difference between PPO and {other} is shown on {name}", beats, worse)[verdicts[key]]
-            yield f"{said}: {change}.", key == "gold" and verdicts[key] < 0
+        if found := paired.get(key):
+            low, high = found["ci95"] or (0, 0)
+            said = f"No difference between PPO and {other} is shown on {name}"
+            if low > 0:
+                said = f"PPO beats {other} on {name}"
+            elif high < 0:
+                said = f"PPO is worse than {other} on {name}"
+            yield f"{said}: {shown(found['mean'], found['ci95'], f'+z.{digits}f')}.", key == "gold" and high < 0
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):
         yield verdict["text"], verdict["level"] != "none"
-    if verdicts["reward"] is not None and verdicts["gold"] is None:
+    if paired.get("reward") and not paired.get("gold"):
         yield "No gold judge here: reward is the very score that PPO was trained on.", False
-    if (judge := summary.get("judge") or {}).get("agreement") is not None:
-        share = shown(judge["agreement"], judge["agreement_ci95"], "z.1%")
-        yield f"Gold is a second reward model, trained on other pairs; it agrees with the first on {share}.", False
-    if (found := summary.get("reward_range")) and found["above_data"]["ppo"] > 0.5:
-        share = f"{found['above_data']['ppo']:.0%} of PPO's responses get a higher reward than 99% of the dataset's"
-        yield f"{share} better ones, where the reward model has almost no training data.", True
     if wins := summary.get("win_rate", {}).get(pair):
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
@@ -150,27 +143,18 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
             yield text, True
     if found := summary.get("assistant"):
-        for name, wins in (summary["win_rate"] | found["win_rate"]).items():
+        for name, wins in summary["win_rate"].items():
             if wins["judged_by"] == "quality":
-                text = f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {wins['wins']} won, "
-                text += f"{wins['losses']} lost, {wins['ties']} tied (sign test p = {wins['sign_test_p']:.2g})."
-                yield text, False
+                said = "{wins} won, {losses} lost, {ties} tied (sign test p = {sign_test_p:.2g})".format_map(wins)
+                yield f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {said}.", False
         unsafe, harmless = (summary["models"]["ppo"][f"refusal_{kind}"] for kind in ("unsafe", "harmless"))
         text = f"PPO refuses {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
         yield text, harmless > unsafe
 
 
-def direction(difference: dict | None) -> int | None:
-    """1 above, -1 below, 0 where the interval holds 0 or is unknown; None when nothing was measured."""
-    if not difference:
-        return None
-    low, high = difference["ci95"] or (0, 0)
-    return int(low > 0) - int(high < 0)
-
-
 def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
-    models, rows = summary.get("models", {}), []
+    models, rows = summary["models"], []
     titles = {key: title for key, title, _ in COLUMNS}
     titles["kl_to_sft"] = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
     kept = [(key, d) for key, _, d in COLUMNS if any(found.get(key) is not None for found in models.values())]

@@ -1,4 +1,4 @@
-"""Pages that hold everything themselves: one about a run, and one about several runs side by side."""
+"""A page about a run that holds everything itself, and several runs side by side in a table and a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from statistics import fmean
 from types import SimpleNamespace as Result
 
 import jinja2
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,15 +20,15 @@ from rlhf_utils.evaluation.judging import KEY, outcome
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.report import findings
-from rlhf_utils.report.findings import NotMeasured, read_object, read_samples, run_caption, shown
+from rlhf_utils.report.findings import NotMeasured, existing, read_object, read_samples, run_caption, shown
 from rlhf_utils.report.plots import draw
-from rlhf_utils.report.style import COLORS, NEUTRAL, PLOTS, categories, dots, save
+from rlhf_utils.report.style import COLORS, PLOTS, categories, dots, save
 from rlhf_utils.settings.sections import flat
 
-# Figures that runs are compared by: decimals, and the value where there is no effect.
+# Figures that runs are compared by, and their decimals.
 FIGURES = {
-    "reward model accuracy": (3, 0.5), "reward gain": (2, 0), "gold gain": (2, 0), "ROUGE-L gain": (3, 0),
-    "win rate": (2, 0.5), "KL, nats": (2, None), "EOS rate": (2, None), "tokens": (1, None),
+    "reward model accuracy": 3, "reward gain": 2, "gold gain": 2, "ROUGE-L gain": 3, "win rate": 2, "KL, nats": 2,
+    "EOS rate": 2, "tokens": 1,
 }  # fmt: skip
 # What makes two runs two seeds of one thing.
 _SEEDS = ("seed", "ppo.seed")
@@ -50,27 +49,21 @@ def write_report(run: Path) -> Path:
     values["judged"] = outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}}
     # Up to eight prompts at even steps.
     values["samples"] = samples.iloc[:: -(-len(samples) // 8)].to_dict("records")
-    write_text(run / "report.html", _render("report.html.j2", pictures=pictures, colors=COLORS, **values))
-    return run / "report.html"
-
-
-def _render(template: str, **values) -> str:
-    """A page of `report/templates/`, with all text of data and models escaped."""
+    # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     templates.globals |= vars(findings)
-    templates.filters["shown"] = findings.shown
+    templates.filters["shown"] = shown
     templates.filters["embedded"] = lambda picture: base64.b64encode(picture.read_bytes()).decode("ascii")
-    return templates.get_template(template).render(**values)
+    page = templates.get_template("report.html.j2").render(pictures=pictures, colors=COLORS, **values)
+    write_text(run / "report.html", page)
+    return run / "report.html"
 
 
 def read_result(folder: Path) -> Result:
     """What the run in `folder` found: settings as dotted keys, each measured figure with its 95% CI or None. InputError
     where it is no run, or one that was not evaluated."""
-    for name, file in (("a run", "run.json"), ("evaluated", "evaluation/summary.json")):
-        if not (folder / file).is_file():
-            raise InputError(f"{folder} is not {name}: {file} is missing; give folders such as outputs/instruct-tiny")
-    settings, summary = read_json(folder / "run.json").get("settings"), read_json(folder / "evaluation/summary.json")
+    settings, summary = read_json(existing(folder, "run.json")).get("settings"), read_object(folder, "summary")
     if not settings or not summary.get("paired"):
         raise InputError(f"{folder} was not made by this version; rerun the comparison notebook")
     pair, gains = next(iter(summary["paired"].items()))
@@ -80,7 +73,7 @@ def read_result(folder: Path) -> Result:
     found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
     figures = {title: figure for title, figure in zip(FIGURES, found, strict=True) if figure}
     about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
-    return Result(folder=folder, settings=flat(settings), figures=figures, **about)
+    return Result(settings=flat(settings), figures=figures, **about)
 
 
 def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -100,41 +93,36 @@ def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
     rows = []
     for name, runs in groups.items():
         row = {"run": name, "seeds": f"{len(runs)}", "against": runs[0].against}
-        for title, (digits, _) in FIGURES.items():
+        for title, digits in FIGURES.items():
             values, ends = zip(*[run.figures.get(title, (None, None)) for run in runs], strict=True)
-            spread = ends[0] if len(runs) == 1 else None if None in values else (min(values), max(values))
-            row[title] = shown(None if None in values else fmean(values), spread, f"z.{digits}f")
+            if None in values:
+                row[title] = shown(None)
+            else:
+                spread = ends[0] if len(runs) == 1 else (min(values), max(values))
+                row[title] = shown(fmean(values), spread, f"z.{digits}f")
         rows.append(row | {"hacking": " / ".join(sorted({run.hacking for run in runs}))})
     return rows
 
 
 def _side_by_side(groups: dict[str, list[Result]], figure: Figure) -> str:
-    """A panel for each figure: a dot with its 95% CI for every run, a diamond at the mean over seeds."""
+    """A panel for each figure: a dot with its 95% CI for every run."""
     figure.set_size_inches(10, 2.7 + 0.84 * len(groups))
-    names = [textwrap.fill(name, 30) for name in groups]
-    for place, (title, (_, neutral)) in enumerate(FIGURES.items()):
-        axes = figure.add_subplot(2, 4, place + 1)
+    for axes, title in zip(figure.subplots(2, 4, sharey=True).flat, FIGURES, strict=True):
         for row, runs in enumerate(groups.values()):
-            if found := [run.figures[title] for run in runs if title in run.figures]:
-                values, ends = zip(*found, strict=True)
-                rows = np.linspace(row - 0.15, row + 0.15, len(found)) if len(found) > 1 else [row]
-                dots(axes, values, rows, ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
-                axes.plot(fmean(values), row, "D", color="black", fillstyle="none")
-        if neutral is not None:
-            axes.axvline(neutral, **NEUTRAL)
+            for value, ends in (run.figures[title] for run in runs if title in run.figures):
+                dots(axes, [value], [row], [ends], COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
         axes.set_title(title, fontsize=9)
-        categories(axes, [""] * len(groups) if place % 4 else names, "y")
-    return "A dot for each run with its 95% CI, a diamond at the mean over seeds; dashed: no effect."
+        categories(axes, [textwrap.fill(name, 30) for name in groups], "y")
+    return "A dot for each run with its 95% CI."
 
 
 def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
-    """Compare the runs in `folders`; writes `comparison.{csv,png,html}` into `output` and returns the table's rows."""
+    """Compare the runs in `folders`; writes `comparison.{csv,png}` into `output` and returns the table's rows."""
     folders, output = [Path(folder) for folder in folders], Path(output)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("compare was given the same run twice; give each folder once")
     groups = grouped([read_result(folder) for folder in folders])
     rows = comparison_table(groups)
     write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    picture = save(output / "comparison.png", "Runs side by side", partial(_side_by_side, groups))
-    write_text(output / "comparison.html", _render("comparison.html.j2", rows=rows, groups=groups, picture=picture))
+    save(output / "comparison.png", "Runs side by side", partial(_side_by_side, groups))
     return rows

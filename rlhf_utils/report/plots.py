@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.evaluation.rouge import Rouge
-from rlhf_utils.evaluation.statistics import mean_interval
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.report import findings
 from rlhf_utils.report.findings import NotMeasured, curve, read_metrics, read_object, shown
@@ -40,71 +38,42 @@ def full_vs_qlora(run: Path, figure: Figure) -> str:
     logs = {stage: read_metrics(run, stage) for stage in ("sft", "sft_qlora")}
     colors, method = [COLORS[stage] for stage in logs], logs["sft_qlora"][1]["method"]
     names = ["full", "LoRA" if method.startswith("LoRA") else "QLoRA"]
-    panels = {
-        "rougeL": ("ROUGE-L (F1)", 1, ".3f"),
-        "trainable_parameters": ("trained weights (M)", 1e6, ".2f"),
-        "peak_memory_bytes": ("peak memory (GB)", 1e9, ".2f"),
-        "seconds": ("training time (s)", 1, ",.0f"),
-    }
-    layout = [["loss", *row] for row in np.reshape([*panels], (2, 2))]
-    axes = figure.subplot_mosaic(layout, width_ratios=(2.7, 1, 1))
+    figure.set_figwidth(10)
+    loss, *panels = figure.subplots(1, 5, width_ratios=(3, 1, 1, 1, 1))
     for (lines, _), name, color in zip(logs.values(), names, colors, strict=True):
-        training, held_out = curve(lines, "step", "loss"), curve(lines, "step", "eval_loss")
-        label = f"{name} {held_out.iloc[-1]:.3f}" if len(held_out) else name
-        axes["loss"].plot(training, color=color, linewidth=1, alpha=0.55)
-        axes["loss"].plot(held_out, color=color, marker="o", markersize=4, label=label)
-    axes["loss"].set(xlabel="optimizer step", ylabel="loss on the response (nats per token)")
-    axes["loss"].legend(loc="upper right", labelcolor="linecolor", title="held-out loss", alignment="right")
-    for key, (title, unit, spec) in panels.items():
+        loss.plot(curve(lines, "step", "loss"), color=color, linewidth=1, alpha=0.55)
+        loss.plot(curve(lines, "step", "eval_loss"), color=color, marker="o", markersize=4, label=name)
+    loss.set(xlabel="optimizer step", ylabel="loss on the response (nats per token)")
+    loss.legend(labelcolor="linecolor")
+    measured = (
+        ("rougeL", "ROUGE-L", 1, ".3f"),
+        ("trainable_parameters", "weights (M)", 1e6, ".2f"),
+        ("peak_memory_bytes", "memory (GB)", 1e9, ".2f"),
+        ("seconds", "time (s)", 1, ",.0f"),
+    )
+    for axes, (key, title, unit, spec) in zip(panels, measured, strict=True):
         values = [(closing.get(key) or 0) / unit for _, closing in logs.values()]
-        bars(axes[key], (0, 1), values, (None, None), [format(v, spec) if v else "n/a" for v in values], color=colors)
-        categories(axes[key], names)
-        axes[key].set(xlim=(-0.6, 1.6), ylim=(0, 1.22 * max(values) or 1), yticks=[])
-        axes[key].spines["left"].set_visible(False)
-        axes[key].set_title(title, fontsize=9, weight="normal")
+        bars(axes, (0, 1), values, (None, None), [format(v, spec) if v else "n/a" for v in values], color=colors)
+        categories(axes, names)
+        axes.set(ylim=(0, 1.2 * max(values) or 1), yticks=[])
+        axes.set_title(title, fontsize=9)
     return f"Same data and budget; the second by {method}. Thin: training loss; dots: held-out loss."
 
 
-@plot("02_reward_by_length", "Reward model accuracy by difference in length")
-def by_length(run: Path, figure: Figure) -> str:
-    """Accuracy on held-out pairs by the difference in length of the two responses."""
-    groups = read_object(run, "reward_model").get("by_length")
-    if not groups:
-        raise NotMeasured("a classifier has no pairs of responses to compare in length")
-    figure.set_figheight(3.6)
-    axes, values, ends = figure.add_subplot(), *zip(*[(g["accuracy"], g["accuracy_ci95"]) for g in groups], strict=True)
-    bars(axes, range(len(groups)), values, ends, [f"{value:.0%}" for value in values], color=COLORS["reward"])
-    axes.axhline(0.5, **NEUTRAL)
-    categories(axes, [f"{group['from']:+d} to {group['to']:+d}\n{group['pairs']} pairs" for group in groups])
-    axes.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 5))
-    axes.yaxis.set_major_formatter(PERCENT)
-    axes.set(xlabel="tokens: chosen − rejected", ylabel="accuracy on held-out pairs")
-    return f"Four groups of pairs, from the chosen response much shorter to much longer. {ERRORS}"
-
-
-@plot("02_reward_margins", "Reward model: margins and calibration")
+@plot("02_reward_margins", "Reward model: margins")
 def margins(run: Path, figure: Figure) -> str:
-    """Histogram of r(chosen) - r(rejected), and predicted against observed accuracy."""
-    result, color = read_object(run, "reward_model"), COLORS["reward"]
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    values = np.asarray(result["margins"])
-    # Bins that meet at zero, for the bulk of the margins; no more than 200 where a few lie far out.
-    width = max(np.ptp(np.quantile(values, (0.01, 0.99))) / 30, np.ptp(values) / 198, 1e-6)
+    """Histogram of r(chosen) - r(rejected)."""
+    values = np.asarray(read_object(run, "reward_model")["margins"])
+    figure.set_figheight(3.4)
+    axes = figure.add_subplot()
+    # Bins that meet at zero.
+    width = max(np.ptp(values) / 40, 1e-6)
     edges = np.arange(np.floor(values.min() / width), np.ceil(values.max() / width) + 2) * width
-    left.hist([values[values < 0], values[values >= 0]], edges, stacked=True, color=(COLORS["gold"], color))
-    left.axvline(0, color="black", linewidth=1)
-    left.set(title=f"margins: {np.mean(values < 0):.1%} wrong", xlabel="r(chosen) − r(rejected)", ylabel="pairs")
-
-    bins, error = pd.DataFrame(result["calibration"]["bins"]), result["calibration"]["expected_calibration_error"]
-    right.axline((0.5, 0.5), slope=1, **NEUTRAL)
-    dots(right, bins["predicted"], bins["accuracy"], bins["accuracy_ci95"], color, fmt="none", elinewidth=1.4)
-    size = 12 + 90 * bins["count"] / bins["count"].max()
-    right.scatter(bins["predicted"], bins["accuracy"], s=size, color=color, zorder=3)
-    right.xaxis.set_major_formatter(PERCENT)
-    right.yaxis.set_major_formatter(PERCENT)
-    right.set(title=f"calibration: ECE {error:.3f}", xlim=(0.49, 1.01))
-    right.set(xlabel="predicted: sigmoid of |margin|", ylabel="observed accuracy (dot area: pairs)")
-    return f"Right: accuracy against what the margin predicts. Dashed: perfect calibration. {ERRORS}"
+    colors = (COLORS["gold"], COLORS["reward"])
+    axes.hist([values[values < 0], values[values >= 0]], edges, stacked=True, color=colors)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set(title=f"{np.mean(values < 0):.1%} wrong", xlabel="r(chosen) − r(rejected)", ylabel="pairs")
+    return f"{len(values):,} held-out rows; left of zero the reward model is wrong, and the further the surer it is."
 
 
 @plot("02_reward_model_accuracy", "Reward model accuracy")
@@ -192,8 +161,7 @@ def rewards(run: Path, figure: Figure) -> str:
     for axes, key in _by_score(figure, models.values()):
         for place, (name, found) in enumerate(models.items()):
             dots(axes, [place], [found[key]], [found[f"{key}_ci95"]], COLORS[name])
-            look = {"color": COLORS[name], "weight": "bold", "va": "center", "textcoords": "offset points"}
-            axes.annotate(shown(found[key]), (place, found[key]), (8, 0), **look)
+            axes.annotate(shown(found[key]), (place, found[key]), (8, 0), textcoords="offset points", va="center")
         categories(axes, [LABELS[name].replace(" (", "\n(") for name in models])
         axes.set(ylabel=f"mean {key}, on its own scale", xlim=(-0.5, len(models) - 0.25))
     hint = ("This recipe has no gold judge.", "Reward that rises without gold is reward hacking.")[len(figure.axes) - 1]
@@ -204,64 +172,34 @@ def rewards(run: Path, figure: Figure) -> str:
 def frontier(run: Path, figure: Figure) -> str:
     """Reward and gold against the distance from SFT, checkpoint by checkpoint, with the chosen one marked."""
     content = read_object(run, "frontier")
-    chosen, best = content["chosen_update"], content["best_of_n"]
     points = sorted(content["points"], key=lambda point: point["update"])
-    # A cluster of late checkpoints lies above the chosen one, and the path above SFT.
-    labeled = {0: (8, -13), points[-1]["update"]: (-14, 8), chosen: (8, -13)}
     for axes, key in _by_score(figure, points):
-        for line, color, style in ((best, COLORS["muted"], "s--"), (points, COLORS[key], "o-")):
+        for line, color, style in ((content["best_of_n"], COLORS["muted"], "s--"), (points, COLORS[key], "o-")):
             kl, values, ends = ([point[name] for point in line] for name in ("kl_to_sft", key, f"{key}_ci95"))
             dots(axes, kl, values, ends, color, fmt=style, markersize=5, elinewidth=1.3, linewidth=1.3)
-        for point in best[1:]:  # the best of one is the SFT model
-            look = {"fontsize": 7.5, "color": COLORS["muted"], "textcoords": "offset points"}
-            axes.annotate(point["n"], (point["kl_to_sft"], point[key]), (4, -9), **look)
         for point in points:
             at, update = (point["kl_to_sft"], point[key]), point["update"]
-            if update in labeled:
-                axes.annotate(f"{update or 'SFT'}", at, labeled[update], textcoords="offset points", fontsize=8.5)
-            if update == chosen:
+            axes.annotate(f"{update or 'SFT'}", at, (8, -13), textcoords="offset points", fontsize=8)
+            if update == content["chosen_update"]:
                 axes.plot(*at, "o", markersize=13, fillstyle="none", color="black", mew=1.5)
         axes.set(xlabel=f"KL to SFT (nats per response) at temperature {content['kl_to_sft_temperature']:g}")
-    used = "" if chosen is None else f" Ringed: update {chosen}, the one used ({content['rule']})."
-    dashed = "Dashed: best of n samples of the SFT model, labeled with n."
-    return f"Each point is a PPO checkpoint; SFT, the chosen and the last one are labeled. {ERRORS}{used} {dashed}"
-
-
-@plot("04_reward_range", "Has the policy left the reward model's data?")
-def reward_range(run: Path, figure: Figure) -> str:
-    """Median, middle half and 1st to 99th percentile of the reward, for the data's own texts and the models."""
-    found = read_object(run, "summary").get("reward_range")
-    if not found:
-        raise NotMeasured("the rewards of data and models were not compared in this run")
-    names = list(found["data"]) + [f"{LABELS[m]}\n{found['above_data'][m]:.0%} beyond" for m in found["models"]]
-    colors = [COLORS["muted"]] * len(found["data"]) + [COLORS[model] for model in found["models"]]
-    table = pd.DataFrame([*found["data"].values(), *found["models"].values()], columns=found["quantiles"])
-    figure.set_figheight(1.9 + 0.45 * len(names))
-    axes = figure.add_subplot()
-    axes.hlines(table.index, table[0.01], table[0.99], color=colors, linewidth=1.3)
-    axes.hlines(table.index, table[0.25], table[0.75], color=colors, linewidth=6, alpha=0.6)
-    axes.scatter(table[0.5], table.index, s=49, color=colors, zorder=3)
-    axes.axvline(table.loc[0, 0.99], **NEUTRAL)
-    categories(axes, names, "y")
-    axes.set_xlabel("reward")
-    ranges = (
-        "Dot: median; thick: middle half; thin: 1st to 99th percentile; dashed: the 99th of the dataset's better texts"
+    used = f"Ringed: the one used ({content['rule']})." if content["rule"] else ""
+    dashed = (
+        f"Dashed: best of n = {', '.join(str(point['n']) for point in content['best_of_n'])} samples of the SFT model."
     )
-    return f"{ranges}, beyond which the reward model has almost no training data."
+    return f"Each point is a PPO checkpoint, labeled with its update. {ERRORS} {dashed} {used}"
 
 
 @plot("04_rouge_comparison", "Overlap with the reference responses")
 def rouge(run: Path, figure: Figure) -> str:
-    """ROUGE-1/2/L of each model; the intervals are bootstrapped from the responses in samples.csv."""
-    summary, samples = read_object(run, "summary"), findings.read_samples(run)
+    """ROUGE-1/2/L of each model."""
+    summary = read_object(run, "summary")
     models = {name: found for name, found in summary["models"].items() if found["rougeL"] is not None}
     if not models:
         raise NotMeasured("this recipe has no reference responses, so ROUGE has no meaning here")
     axes, width = figure.add_subplot(), 0.84 / len(models)
     for index, (name, found) in enumerate(models.items()):
-        texts = {"predictions": list(samples[f"{name}_response"]), "references": list(samples["reference"])}
-        scores = Rouge().compute(**texts, use_aggregator=False)
-        values, intervals = [found[key] for key in ROUGE], [mean_interval(scores[key]).as_list() for key in ROUGE]
+        values, intervals = [found[key] for key in ROUGE], [found.get(f"{key}_ci95") for key in ROUGE]
         places = np.arange(len(ROUGE)) + (index - (len(models) - 1) / 2) * width
         look = {"width": width * 0.9, "color": COLORS[name], "label": LABELS[name]}
         bars(axes, places, values, intervals, [f"{value:.2f}" for value in values], **look)
@@ -273,24 +211,16 @@ def rouge(run: Path, figure: Figure) -> str:
 
 @plot("04_win_rate", "Win rate, prompt by prompt")
 def win_rate(run: Path, figure: Figure) -> str:
-    """Prompts won, tied and lost by the run's judge, and the win rate with its interval against one half."""
+    """The win rate by the run's judge with its interval, against one half."""
     found, names = read_object(run, "summary")["win_rate"], []
-    figure.set_figheight(3.0 + 0.3 * len(found))
-    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), sharey=True)
+    figure.set_figheight(2.6 + 0.3 * len(found))
+    axes = figure.add_subplot()
     for place, (name, result) in enumerate(found.items()):
-        first, last = (COLORS[model] for model in name.split("_vs_"))
-        counts = np.array([result[key] for key in ("wins", "ties", "losses")])
-        share = counts / counts.sum()
-        left.barh(place, share, left=np.cumsum(share) - share, height=0.5, color=(first, "#DDDDDD", last))
-        dots(right, [result["rate"]], [place], [result["ci95"]], first, axis="x", clip_on=False)
-        judge, rate = findings.JUDGES[result["judged_by"]], shown(result["rate"], result["ci95"])
-        counted = "{} won, {} tied, {} lost".format(*counts)
-        names.append(f"{findings.versus(name)} by {judge}\n{counted}\nwin rate {rate}")
-    right.axvline(0.5, **NEUTRAL)
-    left.set(title="prompts won, tied, lost", xlabel="share of the prompts")
-    right.set(title="win rate", xlabel="dashed: no difference")
-    for axes in (left, right):
-        categories(axes, names, "y")
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(PERCENT)
-    return f"The judge is named on the left; ties count half. {ERRORS}"
+        dots(axes, [result["rate"]], [place], [result["ci95"]], COLORS["ppo"], axis="x", clip_on=False)
+        counted = "{wins} won, {ties} tied, {losses} lost: {rate:.2f}".format_map(result)
+        names.append(f"{findings.versus(name)} by {findings.JUDGES[result['judged_by']]}\n{counted}")
+    axes.axvline(0.5, **NEUTRAL)
+    categories(axes, names, "y")
+    axes.set(xlim=(0, 1), xlabel="win rate of PPO, ties counted half")
+    axes.xaxis.set_major_formatter(PERCENT)
+    return f"The judge is named on the left; dashed: no difference. {ERRORS}"

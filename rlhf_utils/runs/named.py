@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,7 +26,7 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
     if any(models.values()):
         models["models.adapter_base"] = recipe.models.adapter_base
     embedder = recipe.evaluation.assistant and recipe.evaluation.assistant.embedder
-    if embedder and "evaluation" in stages and importlib.util.find_spec("sentence_transformers"):
+    if embedder and "evaluation" in stages:
         models["evaluation.assistant.embedder"] = embedder
     models = {key: name for key, name in models.items() if name and name != EMBEDDED}
     for key, name in models.items():

@@ -281,7 +281,7 @@ class PPOConfig(Section):
 class AssistantScore(Section):
     """Weights of the score of an assistant: helpfulness, safety, and fluency, each 0 to 1.
 
-    embedder: measures relevance: minilm (a package), a sentence-transformers model's hub id, None for the SFT model
+    embedder: measures relevance: minilm (a package), the hub id of a mean-pooled encoder, None for the SFT model
     tie: responses whose scores differ by less are a tie
     """
 
