@@ -164,6 +164,17 @@ def test_sign_test_against_all_outcomes():
     assert p(3000, 2000) < 1e-40
 
 
+def test_calibration_known_answer():
+    margin = math.log(3)  # sigma = 0.75, in bin [0.75, 0.80) of ten
+    got = statistics.calibration([margin + 1e-9] * 3 + [-margin - 1e-9] + [0.0, 0.0])
+    assert [b["count"] for b in got["bins"]] == [2, 4]
+    assert [b["accuracy"] for b in got["bins"]] == pytest.approx([0.5, 0.75])
+    assert [b["predicted"] for b in got["bins"]] == pytest.approx([0.5, 0.75])
+    assert got["expected_calibration_error"] == pytest.approx(0.0, abs=1e-6)
+    overconfident = statistics.calibration([10.0, -10.0, 10.0, -10.0])
+    assert overconfident["expected_calibration_error"] == pytest.approx(0.5, abs=1e-4)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("call", [statistics.mean_interval, lambda v: statistics.win_rate([0.0] * 3, v)])
 def test_not_finite_values_are_named_by_position(call, bad):

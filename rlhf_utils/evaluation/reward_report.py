@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.judge import length_alone
-from rlhf_utils.evaluation.statistics import accuracy_of, proportion_interval
+from rlhf_utils.evaluation.statistics import accuracy_of, calibration, proportion_interval
 from rlhf_utils.models.loading import load_classifier, load_classifier_tokenizer, load_reward_model
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
@@ -110,4 +110,5 @@ def reward_report(found: Tensor, untrained: Tensor | None, train: Dataset, held_
         "length_baseline_accuracy": length_alone(train, held_out, tokenizer),
         "pairs": len(found),
         "margins": found.tolist(),
+        "calibration": calibration(found.tolist()),
     }

@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test."""
+"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,26 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) ->
     counts = {"wins": wins, "losses": losses, "ties": ties, "rate": won / outcomes.size}
     tail = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1))
     return {**counts, "ci95": interval.as_list(), "sign_test_p": min(1.0, 2 * tail / 2 ** (wins + losses))}
+
+
+def calibration(margins: Sequence[float]) -> dict:
+    """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
+
+    The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
+    margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
+    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (Wilson), count.
+    """
+    array = _numbers(margins, "margins")
+    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
+    place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    bins, error = [], 0.0
+    for index in np.unique(place).tolist():
+        inside, ends = place == index, {"low": 0.5 + index / (2 * _BINS), "high": 0.5 + (index + 1) / (2 * _BINS)}
+        claimed, found = float(predicted[inside].mean()), proportion_interval(float(right[inside].sum()), inside.sum())
+        error += found.n / array.size * abs(found.mean - claimed)
+        observed = {"accuracy": found.mean, "accuracy_ci95": found.as_list(), "count": found.n}
+        bins.append({**ends, "predicted": claimed, **observed})
+    return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
 
 
 def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:

@@ -38,42 +38,54 @@ def full_vs_qlora(run: Path, figure: Figure) -> str:
     logs = {stage: read_metrics(run, stage) for stage in ("sft", "sft_qlora")}
     colors, method = [COLORS[stage] for stage in logs], logs["sft_qlora"][1]["method"]
     names = ["full", "LoRA" if method.startswith("LoRA") else "QLoRA"]
-    figure.set_figwidth(10)
-    loss, *panels = figure.subplots(1, 5, width_ratios=(3, 1, 1, 1, 1))
+    panels = {
+        "rougeL": ("ROUGE-L (F1)", 1, ".3f"),
+        "trainable_parameters": ("trained weights (M)", 1e6, ".2f"),
+        "peak_memory_bytes": ("peak memory (GB)", 1e9, ".2f"),
+        "seconds": ("training time (s)", 1, ",.0f"),
+    }
+    layout = [["loss", *row] for row in np.reshape([*panels], (2, 2))]
+    axes = figure.subplot_mosaic(layout, width_ratios=(2.7, 1, 1))
     for (lines, _), name, color in zip(logs.values(), names, colors, strict=True):
-        loss.plot(curve(lines, "step", "loss"), color=color, linewidth=1, alpha=0.55)
-        loss.plot(curve(lines, "step", "eval_loss"), color=color, marker="o", markersize=4, label=name)
-    loss.set(xlabel="optimizer step", ylabel="loss on the response (nats per token)")
-    loss.legend(labelcolor="linecolor")
-    measured = (
-        ("rougeL", "ROUGE-L", 1, ".3f"),
-        ("trainable_parameters", "weights (M)", 1e6, ".2f"),
-        ("peak_memory_bytes", "memory (GB)", 1e9, ".2f"),
-        ("seconds", "time (s)", 1, ",.0f"),
-    )
-    for axes, (key, title, unit, spec) in zip(panels, measured, strict=True):
+        training, held_out = curve(lines, "step", "loss"), curve(lines, "step", "eval_loss")
+        label = f"{name} {held_out.iloc[-1]:.3f}" if len(held_out) else name
+        axes["loss"].plot(training, color=color, linewidth=1, alpha=0.55)
+        axes["loss"].plot(held_out, color=color, marker="o", markersize=4, label=label)
+    axes["loss"].set(xlabel="optimizer step", ylabel="loss on the response (nats per token)")
+    axes["loss"].legend(loc="upper right", labelcolor="linecolor", title="held-out loss", alignment="right")
+    for key, (title, unit, spec) in panels.items():
         values = [(closing.get(key) or 0) / unit for _, closing in logs.values()]
-        bars(axes, (0, 1), values, (None, None), [format(v, spec) if v else "n/a" for v in values], color=colors)
-        categories(axes, names)
-        axes.set(ylim=(0, 1.2 * max(values) or 1), yticks=[])
-        axes.set_title(title, fontsize=9)
+        bars(axes[key], (0, 1), values, (None, None), [format(v, spec) if v else "n/a" for v in values], color=colors)
+        categories(axes[key], names)
+        axes[key].set(xlim=(-0.6, 1.6), ylim=(0, 1.22 * max(values) or 1), yticks=[])
+        axes[key].spines["left"].set_visible(False)
+        axes[key].set_title(title, fontsize=9, weight="normal")
     return f"Same data and budget; the second by {method}. Thin: training loss; dots: held-out loss."
 
 
-@plot("02_reward_margins", "Reward model: margins")
+@plot("02_reward_margins", "Reward model: margins and calibration")
 def margins(run: Path, figure: Figure) -> str:
-    """Histogram of r(chosen) - r(rejected)."""
-    values = np.asarray(read_object(run, "reward_model")["margins"])
-    figure.set_figheight(3.4)
-    axes = figure.add_subplot()
-    # Bins that meet at zero.
-    width = max(np.ptp(values) / 40, 1e-6)
+    """Histogram of r(chosen) - r(rejected), and predicted against observed accuracy."""
+    result, color = read_object(run, "reward_model"), COLORS["reward"]
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    values = np.asarray(result["margins"])
+    # Bins that meet at zero, for the bulk of the margins; no more than 200 where a few lie far out.
+    width = max(np.ptp(np.quantile(values, (0.01, 0.99))) / 30, np.ptp(values) / 198, 1e-6)
     edges = np.arange(np.floor(values.min() / width), np.ceil(values.max() / width) + 2) * width
-    colors = (COLORS["gold"], COLORS["reward"])
-    axes.hist([values[values < 0], values[values >= 0]], edges, stacked=True, color=colors)
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set(title=f"{np.mean(values < 0):.1%} wrong", xlabel="r(chosen) − r(rejected)", ylabel="pairs")
-    return f"{len(values):,} held-out rows; left of zero the reward model is wrong, and the further the surer it is."
+    left.hist([values[values < 0], values[values >= 0]], edges, stacked=True, color=(COLORS["gold"], color))
+    left.axvline(0, color="black", linewidth=1)
+    left.set(title=f"margins: {np.mean(values < 0):.1%} wrong", xlabel="r(chosen) − r(rejected)", ylabel="pairs")
+
+    bins, error = pd.DataFrame(result["calibration"]["bins"]), result["calibration"]["expected_calibration_error"]
+    right.axline((0.5, 0.5), slope=1, **NEUTRAL)
+    dots(right, bins["predicted"], bins["accuracy"], bins["accuracy_ci95"], color, fmt="none", elinewidth=1.4)
+    size = 12 + 90 * bins["count"] / bins["count"].max()
+    right.scatter(bins["predicted"], bins["accuracy"], s=size, color=color, zorder=3)
+    right.xaxis.set_major_formatter(PERCENT)
+    right.yaxis.set_major_formatter(PERCENT)
+    right.set(title=f"calibration: ECE {error:.3f}", xlim=(0.49, 1.01))
+    right.set(xlabel="predicted: sigmoid of |margin|", ylabel="observed accuracy (dot area: pairs)")
+    return f"Right: accuracy against what the margin predicts. Dashed: perfect calibration. {ERRORS}"
 
 
 @plot("02_reward_model_accuracy", "Reward model accuracy")
@@ -172,22 +184,27 @@ def rewards(run: Path, figure: Figure) -> str:
 def frontier(run: Path, figure: Figure) -> str:
     """Reward and gold against the distance from SFT, checkpoint by checkpoint, with the chosen one marked."""
     content = read_object(run, "frontier")
+    chosen, best = content["chosen_update"], content["best_of_n"]
     points = sorted(content["points"], key=lambda point: point["update"])
+    # A cluster of late checkpoints lies above the chosen one, and the path above SFT.
+    labeled = {0: (8, -13), points[-1]["update"]: (-14, 8), chosen: (8, -13)}
     for axes, key in _by_score(figure, points):
-        for line, color, style in ((content["best_of_n"], COLORS["muted"], "s--"), (points, COLORS[key], "o-")):
+        for line, color, style in ((best, COLORS["muted"], "s--"), (points, COLORS[key], "o-")):
             kl, values, ends = ([point[name] for point in line] for name in ("kl_to_sft", key, f"{key}_ci95"))
             dots(axes, kl, values, ends, color, fmt=style, markersize=5, elinewidth=1.3, linewidth=1.3)
+        for point in best[1:]:  # the best of one is the SFT model
+            look = {"fontsize": 7.5, "color": COLORS["muted"], "textcoords": "offset points"}
+            axes.annotate(point["n"], (point["kl_to_sft"], point[key]), (4, -9), **look)
         for point in points:
             at, update = (point["kl_to_sft"], point[key]), point["update"]
-            axes.annotate(f"{update or 'SFT'}", at, (8, -13), textcoords="offset points", fontsize=8)
-            if update == content["chosen_update"]:
+            if update in labeled:
+                axes.annotate(f"{update or 'SFT'}", at, labeled[update], textcoords="offset points", fontsize=8.5)
+            if update == chosen:
                 axes.plot(*at, "o", markersize=13, fillstyle="none", color="black", mew=1.5)
         axes.set(xlabel=f"KL to SFT (nats per response) at temperature {content['kl_to_sft_temperature']:g}")
-    used = f"Ringed: the one used ({content['rule']})." if content["rule"] else ""
-    dashed = (
-        f"Dashed: best of n = {', '.join(str(point['n']) for point in content['best_of_n'])} samples of the SFT model."
-    )
-    return f"Each point is a PPO checkpoint, labeled with its update. {ERRORS} {dashed} {used}"
+    used = "" if chosen is None else f" Ringed: update {chosen}, the one used ({content['rule']})."
+    dashed = "Dashed: best of n samples of the SFT model, labeled with n."
+    return f"Each point is a PPO checkpoint; SFT, the chosen and the last one are labeled. {ERRORS}{used} {dashed}"
 
 
 @plot("04_rouge_comparison", "Overlap with the reference responses")
