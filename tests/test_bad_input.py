@@ -72,7 +72,7 @@ def test_data_that_is_no_file(cli, tmp_path):  # noqa: F811
     (tmp_path / "empty").mkdir()
     refused(cli("run", "--set", f"dataset={tmp_path / 'empty'}"), "empty", "no data files")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    refused(cli("run", "--set", f"dataset={tmp_path / 'pipe.jsonl'}"), "pipe.jsonl", "neither a file nor a folder")
+    refused(cli("run", "--set", f"dataset={tmp_path / 'pipe.jsonl'}"), "no file", "pipe.jsonl")
 
 
 @pytest.mark.parametrize("assignments", SETTINGS)

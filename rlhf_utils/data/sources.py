@@ -5,16 +5,18 @@ What is wrong with a file is said with its name and, where there is one, its lin
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-import io
 import json
 import re
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas
+from pyarrow import parquet
 
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
@@ -58,25 +60,24 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
         return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
     path = local_path(dataset)
     where = path / settings.data_dir if settings.data_dir and path.is_dir() else path
-    with _readable(where, only=OSError):
-        train, test = _read_folder(where, settings) if where.is_dir() else (_read_file(where), None)
+    with _readable(where, "check the path and its permissions"):
+        train, test = _folder_rows(where, settings) if where.is_dir() else (_file_rows(where), None)
         fingerprint = content_hash(where)
     if not train:
-        raise InputError(
-            f"{where} is empty: it holds no rows; give a file with rows (a csv has a line of names before)"
-        )
+        raise InputError(f"{where} is empty: it holds no rows; give a file with rows")
     return Rows(train, test, str(path), fingerprint)
 
 
 @contextmanager
-def _readable(where: object, help: str = "check the path and its permissions", only: type[Exception] = Exception):
-    """InputError, in one line, for what libraries raise of files that they cannot read: errors of many kinds."""
+def _readable(where: object, help: str):
+    """InputError, in one line, for what libraries raise of files that they cannot read."""
     try:
         yield
     except InputError:
         raise
-    except only as error:
-        raise InputError(f"{where} cannot be read ({type(error).__name__}: {str(error)[:160]}); {help}") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}"[:200].split())
+        raise InputError(f"{where} cannot be read ({reason}); {help}") from error
 
 
 def is_local(dataset: str) -> bool:
@@ -101,50 +102,48 @@ def _hub_rows(folder: Path, subfolder: str | None, settings: DataSettings, where
     return train, test or None
 
 
-def _read_folder(folder: Path, settings: DataSettings) -> tuple[list[dict], list[dict] | None]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES))
-    files = [path for path in files if path.name not in ("state.json", "dataset_info.json", "dataset_dict.json")]
-    # train.jsonl, train-00000-of-00002.parquet, train_1.csv
+def _folder_rows(folder: Path, settings: DataSettings) -> tuple:
+    """(train rows, test rows or None) of the files in a folder: `train.jsonl`, `test-00000-of-00002.parquet`."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES))
     train, test = (
-        [path for path in files if re.match(rf"{re.escape(split)}[-_.]", path.name, re.IGNORECASE)]
+        [name for name in names if re.match(rf"{re.escape(split)}[-_.]", name, re.IGNORECASE)]
         for split in (settings.split, settings.test_split)
     )
-    train = train or [path for path in files if path not in test]
+    train = train or [name for name in names if name not in test]
     if not train:
         raise InputError(
-            f"folder {folder} holds no data files{' but those of the test split' if test else ''}; put "
-            f"{settings.split}.jsonl there (or {', '.join(SUFFIXES[1:])}), or name another"
+            f"folder {folder} holds no data files, or only a test split; put {settings.split}.jsonl there (or "
+            f"{', '.join(SUFFIXES[1:])}), or name another"
         )
-    rows, tested = ([row for path in paths for row in _read_file(path)] for paths in (train, test))
+    rows, tested = ([row for name in names for row in _file_rows(folder / name)] for names in (train, test))
     return rows, tested or None
 
 
-def _read_file(path: Path) -> list[dict]:
+def _file_rows(path: Path) -> list[dict]:
     if not path.is_file():
-        what = f"{path} is neither a file nor a folder" if path.exists() else f"no file {path}"
-        raise InputError(f"{what}; check the path given as dataset")
-    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-    if suffix is None:
+        raise InputError(f"no file {path}; check the path given as dataset")
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
         raise InputError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)}")
     with _readable(path, "save text as UTF-8, and all else whole and in the format that its name says"):
-        if suffix == ".parquet":
-            import pyarrow.parquet
-
-            return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-        data = gzip.decompress(path.read_bytes()) if suffix.endswith(".gz") else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    if suffix == ".csv":
-        return _read_csv(text, path)
-    if suffix == ".json" and text.lstrip().startswith("["):
-        values = [(f"{path}, element {number}", value) for number, value in enumerate(_parse(text, path, 1), start=1)]
+        if name.endswith(".parquet"):
+            return parquet.ParquetFile(path).read().to_pylist()
+        if name.endswith(".csv"):
+            return _csv_rows(path)
+        with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            text = file.read()
+    if name.endswith(".json") and text.lstrip().startswith("["):
+        numbered = enumerate(_parse(text, path, 1), start=1)
     else:
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        values = [(f"{path}:{number}", _parse(line, path, number)) for number, line in lines]
-    for where, value in values:
-        if not isinstance(value, dict):
-            kind = type(value).__name__
-            raise InputError(f'{where}: expected an object such as {{"prompt": …}}, not {kind}; mend it')
-    return [value for _, value in values]
+        lines = enumerate(text.split("\n"), start=1)
+        numbered = ((number, _parse(line, path, number)) for number, line in lines if line.strip())
+    rows = []
+    for number, row in numbered:
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            raise InputError(f'{path}, row {number}: expected an object such as {{"prompt": …}}, not {kind}; mend it')
+        rows.append(row)
+    return rows
 
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
@@ -155,19 +154,12 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
         raise InputError(f"{path}:{line}: broken JSON ({reason}); mend or remove it, and save it as UTF-8") from error
 
 
-def _read_csv(text: str, path: Path) -> list[dict]:
-    # The default limit of 128 KiB a cell is a safeguard of the module, not of the format.
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))
-    reader, rows = csv.DictReader(io.StringIO(text, newline=""), strict=True), []
-    try:
-        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: a column name occurs twice ({shown(names)}); rename one")
-        # A short row is a row with empty cells, and is counted as such by the filters.
-        for row in reader:
-            if None in row:
-                raise csv.Error("more cells than column names")
-            rows.append(row)
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: broken CSV ({error}); mend the quotes there") from error
-    return rows
+def _csv_rows(path: Path) -> list[dict]:
+    """Every cell is text; a short row has empty cells, which the filters count."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)  # a first row with more cells than names
+        try:
+            table = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+        except pandas.errors.EmptyDataError:
+            return []
+    return table.rename(columns=str.strip).to_dict("records")
