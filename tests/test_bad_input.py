@@ -70,7 +70,7 @@ def test_data(cli, tmp_path, case):  # noqa: F811
 
 def test_data_that_is_no_file(cli, tmp_path):  # noqa: F811
     (tmp_path / "empty").mkdir()
-    refused(cli("run", "--set", f"dataset={tmp_path / 'empty'}"), "empty", "no data files")
+    refused(cli("run", "--set", f"dataset={tmp_path / 'empty'}"), "empty", "any data files")
     os.mkfifo(tmp_path / "pipe.jsonl")
     refused(cli("run", "--set", f"dataset={tmp_path / 'pipe.jsonl'}"), "no file", "pipe.jsonl")
 

@@ -89,11 +89,11 @@ def test_limits_count_the_template_and_the_end_of_text():
             made([row], shares=shares, **limits)
 
 
-def test_rows_of_a_prompt_stay_together_and_those_kept_are_usable():
+def test_the_row_kept_of_a_prompt_is_a_usable_one():
     train = [row | {"chosen": f"answer {i}" + " too long" * 9 * (i == 0)} for i in range(5) for row in pairs(50)]
-    data, other = (made(train, rows_per_prompt=3, max_response_tokens=10, seed=seed) for seed in (0, 1))
+    data, other = (made(train, max_response_tokens=10, seed=seed) for seed in (0, 1))
     assert prompts(data)["sft"] != prompts(other)["sft"]
-    assert size(data) == 150 and data.report.dropped("train")["prompt seen before"] == 50
+    assert size(data) == 50 and data.report.dropped("train")["prompt seen before"] == 150
     assert_disjoint(data)
 
 
@@ -119,9 +119,14 @@ NOTHING = dict.fromkeys(SPLITS, 0.0)
 @pytest.mark.parametrize(
     ("train", "test", "settings", "message"),
     [
-        (NO_ROWS, None, {}, "train: 4 rows read, 3 empty or not text, 1 chosen and rejected are the same"),
+        (
+            NO_ROWS,
+            None,
+            {},
+            "train: 4 rows read, train: 3 empty or not text, train: 1 chosen and rejected are the same",
+        ),
         (pairs(50), NO_ROWS, {}, "too few rows for evaluation"),
-        (pairs(20), pairs(20), {}, "too few rows for sft.*20 prompt also in the test split"),
+        (pairs(20), pairs(20), {}, "too few rows for sft.*train: 20 prompt also in the test split"),
         (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*train: 4 rows read"),
         (pairs(4), pairs(4, "test"), {"shares": NOTHING | {"evaluation": 1}}, "shares are all zero"),
         (pairs(50), [{"text": "p", "label": 1}] * 9, {}, "train split holds pairs but the test split labelled"),

@@ -76,7 +76,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
 @pytest.mark.parametrize(
     "rows, form, words",
     [
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled texts"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled rows"),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "two different labels"),
         ([{"text": "a", "label": -1}], "continuation", "two different labels"),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "dialogue", "learns from pairs"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,16 +55,16 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     if not is_local(dataset):
         asked = wanted(dataset, DATASET, settings.revision, settings.data_dir)
         folder = dataset_snapshot(asked)
-        train, test = _hub_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
+        train, test = _folder_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
         return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
-    path = local_path(dataset)
-    where = path / settings.data_dir if settings.data_dir and path.is_dir() else path
-    with _readable(where, "check the path and its permissions"):
-        train, test = _folder_rows(where, settings) if where.is_dir() else (_file_rows(where), None)
-        fingerprint = content_hash(where)
+    path, test = local_path(dataset), None
+    if path.is_dir():
+        train, test = _folder_rows(path, settings.data_dir, settings, f"folder {path}")
+    else:
+        train = _file_rows(path)
     if not train:
-        raise InputError(f"{where} is empty: it holds no rows; give a file with rows")
-    return Rows(train, test, str(path), fingerprint)
+        raise InputError(f"{path} is empty: it holds no rows; give a file with rows")
+    return Rows(train, test, str(path), content_hash(path / (settings.data_dir or "") if path.is_dir() else path))
 
 
 @contextmanager
@@ -76,7 +75,8 @@ def _readable(where: object, help: str):
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}"[:200].split())
+        cause = error.__cause__ or error
+        reason = " ".join(f"{type(cause).__name__}: {cause}"[:200].split())
         raise InputError(f"{where} cannot be read ({reason}); {help}") from error
 
 
@@ -87,12 +87,12 @@ def is_local(dataset: str) -> bool:
     return dataset != EMBEDDED and (is_there(dataset) or named_like_a_file or not is_hub_name(dataset))
 
 
-def _hub_rows(folder: Path, subfolder: str | None, settings: DataSettings, where: str) -> tuple:
-    """(train rows, test rows or None) of a folder as the hub lays them out."""
+def _folder_rows(folder: Path, data_dir: str | None, settings: DataSettings, where: str) -> tuple:
+    """(train rows, test rows or None) of a folder laid out like a dataset of the hub: `train.jsonl`, `test.jsonl`."""
     import datasets
 
-    with _readable(where, "check data.data_dir and data.revision, or use --set dataset=PATH"):
-        splits = datasets.load_dataset(str(folder), data_dir=subfolder)
+    with _readable(where, "check data.data_dir and data.revision, or give a file with --set dataset=PATH"):
+        splits = datasets.load_dataset(str(folder), data_dir=data_dir)
     train, test = (splits[name].to_list() if name in splits else [] for name in (settings.split, settings.test_split))
     if not train:
         raise InputError(
@@ -100,23 +100,6 @@ def _hub_rows(folder: Path, subfolder: str | None, settings: DataSettings, where
             "--set data.split=NAME"
         )
     return train, test or None
-
-
-def _folder_rows(folder: Path, settings: DataSettings) -> tuple:
-    """(train rows, test rows or None) of the files in a folder: `train.jsonl`, `test-00000-of-00002.parquet`."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.lower().endswith(SUFFIXES))
-    train, test = (
-        [name for name in names if re.match(rf"{re.escape(split)}[-_.]", name, re.IGNORECASE)]
-        for split in (settings.split, settings.test_split)
-    )
-    train = train or [name for name in names if name not in test]
-    if not train:
-        raise InputError(
-            f"folder {folder} holds no data files, or only a test split; put {settings.split}.jsonl there (or "
-            f"{', '.join(SUFFIXES[1:])}), or name another"
-        )
-    rows, tested = ([row for name in names for row in _file_rows(folder / name)] for names in (train, test))
-    return rows, tested or None
 
 
 def _file_rows(path: Path) -> list[dict]:
@@ -129,20 +112,19 @@ def _file_rows(path: Path) -> list[dict]:
         if name.endswith(".parquet"):
             return parquet.ParquetFile(path).read().to_pylist()
         if name.endswith(".csv"):
-            return _csv_rows(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pandas.errors.ParserWarning)  # a first row with more cells than names
+                table = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+            return table.rename(columns=str.strip).to_dict("records")
         with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             text = file.read()
     if name.endswith(".json") and text.lstrip().startswith("["):
-        numbered = enumerate(_parse(text, path, 1), start=1)
+        rows = _parse(text, path, 1)
     else:
         lines = enumerate(text.split("\n"), start=1)
-        numbered = ((number, _parse(line, path, number)) for number, line in lines if line.strip())
-    rows = []
-    for number, row in numbered:
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            raise InputError(f'{path}, row {number}: expected an object such as {{"prompt": …}}, not {kind}; mend it')
-        rows.append(row)
+        rows = [_parse(line, path, number) for number, line in lines if line.strip()]
+    if odd := {type(row).__name__ for row in rows} - {"dict"}:
+        raise InputError(f'{path}: expected rows such as {{"prompt": …}}, not {", ".join(odd)}; mend them')
     return rows
 
 
@@ -152,14 +134,3 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
         line, reason = first_line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", type(error).__name__)
         raise InputError(f"{path}:{line}: broken JSON ({reason}); mend or remove it, and save it as UTF-8") from error
-
-
-def _csv_rows(path: Path) -> list[dict]:
-    """Every cell is text; a short row has empty cells, which the filters count."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pandas.errors.ParserWarning)  # a first row with more cells than names
-        try:
-            table = pandas.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-        except pandas.errors.EmptyDataError:
-            return []
-    return table.rename(columns=str.strip).to_dict("records")

@@ -95,7 +95,6 @@ class DataSettings(Section):
     max_response_tokens: Count = 256
     max_rows: Count | None = None
     split_rows: dict[Split, Count | None] = {}
-    rows_per_prompt: Count = 1
     min_score_ratio: Annotated[float, Number, Field(ge=1.0, allow_inf_nan=False)] = 1.0
     prompt_tokens: tuple[Count, Count] = (2, 8)
     min_text_characters: Annotated[int, Number, Field(ge=0)] = 200
