@@ -54,7 +54,7 @@ def sensitive_prompts(seed: int) -> list[dict]:
     for pair in pairs("test", 600, seed, 0.0, **DIALOGUES):
         if wanted[pair.question.kind]:
             wanted[pair.question.kind] -= 1
-            found.append({"prompt": pair.prompt, "unsafe": pair.question.harmful})
+            found.append({"prompt": pair.prompt, "unsafe": pair.question.kind == "harmful"})
     return found
 
 
