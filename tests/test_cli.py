@@ -88,8 +88,8 @@ def test_recipes_are_listed_with_their_scales(cli):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "did you mean 'instruct'"]),
-        (["--scale", "tinny"], ["unknown scale 'tinny'", "did you mean 'tiny'"]),
+        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "instruct"]),
+        (["--scale", "tinny"], ["unknown scale 'tinny'", "tiny"]),
         (["--set", "ppo.updats=3"], ["'ppo.updats'", "'updates'"]),
         (["--set", "ppo.updates=no"], ["ppo.updates: must be a number"]),
         (["--set", "ppo.minibatch_size=60"], ["rollout_batch_size 128 is not a multiple"]),

@@ -216,7 +216,7 @@ def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed
     """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
     if not examples:
         return []
-    least, most = settings.prompt_tokens
+    least, most = sorted(settings.prompt_tokens)
     encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
     for example, tokens in zip(examples, encoded, strict=True):
         drawn = int.from_bytes(_place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)

@@ -40,6 +40,7 @@ from rlhf_utils.settings.sections import AssistantScore
 
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
 _REFERENCES = 100
+_TIE = 0.02  # assistants' scores that differ by less are a tie
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -205,7 +206,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
         summary["models"][name] |= {key: sum(values) / len(values) if values else None for key, values in means.items()}
     write_text(run.evaluation / "assistant.csv", _csv(table))
     wins = {
-        f"ppo_vs_{other}": {**win_rate(scores["ppo"], scores[other], tolerance=weights.tie), "judged_by": "quality"}
+        f"ppo_vs_{other}": {**win_rate(scores["ppo"], scores[other], tolerance=_TIE), "judged_by": "quality"}
         for other in ("base", "sft")
         if {other, "ppo"} <= scores.keys()
     }

@@ -146,7 +146,7 @@ def reward_range(evaluator: Evaluator, answered: dict[str, Answered]) -> dict | 
     prompts = list(rows["prompt"])
     if "label" in rows.column_names:
         # The classifier is asked about continuations of the same length as the policy writes.
-        most = recipe.data.prompt_tokens[1] + recipe.generation.max_new_tokens
+        most = max(recipe.data.prompt_tokens) + recipe.generation.max_new_tokens
         starts = beginnings(list(rows["text"]), evaluator.tokenizer, most)
         cut = [text[len(prompt) :] for prompt, text in zip(prompts, starts, strict=True)]
         scores, labels = np.array(evaluator.reward(prompts, cut).tolist()), np.array(rows["label"], dtype=bool)
