@@ -90,8 +90,8 @@ def test_recipes_are_listed_with_their_scales(cli):
     [
         (["--recipe", "instrct"], ["unknown recipe 'instrct'", "instruct"]),
         (["--scale", "tinny"], ["unknown scale 'tinny'", "tiny"]),
-        (["--set", "ppo.updats=3"], ["'ppo.updats'", "'updates'"]),
-        (["--set", "ppo.updates=no"], ["ppo.updates: must be a number"]),
+        (["--set", "ppo.updats=3"], ["unknown key 'updats'", "updates"]),
+        (["--set", "ppo.updates=no"], ["must be a number"]),
         (["--set", "ppo.minibatch_size=60"], ["rollout_batch_size 128 is not a multiple"]),
         (["--set", "ppo.updates"], ["is not key=value"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),

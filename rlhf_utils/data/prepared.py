@@ -38,10 +38,6 @@ class FilterReport(dict[str, list[dict]]):
     def add(self, split: str, reason: str, dropped: int, left: int) -> None:
         self.setdefault(split, []).append({"reason": reason, "dropped": dropped, "left": left})
 
-    def dropped(self, split: str) -> dict[str, int]:
-        """Rows dropped in one split, by reason."""
-        return {step["reason"]: step["dropped"] for step in self[split]}
-
     def line(self) -> str:
         """What was read and what took rows away, in one line."""
         told = [(split, step) for split, steps in self.items() for step in steps]
@@ -267,32 +263,25 @@ def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokeniz
     if kind == "labelled":
         short = f"text under {least} characters"
         return [short], [short if len(e.prompt) < least else None for e in examples]
-    reasons = [
-        "chosen and rejected are the same tokens",
-        f"prompt over {most} tokens",
-        f"response over {longest} tokens",
-    ]
-    found = []
+    reasons, found, ratio = ["votes too close", "chosen and rejected are the same tokens"], [], settings.min_score_ratio
+    reasons += [f"prompt over {most} tokens", f"response over {longest} tokens"]
     for start in range(0, len(examples), 4096):
         batch = examples[start : start + 4096]
         prompts = [TEMPLATE.format(e.prompt) for e in batch]
         chosen = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.chosen) for e in batch])
         rejected = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.rejected) for e in batch])
-        for (prompt, better), (_, worse) in zip(chosen, rejected, strict=True):
-            # A response ends with EOS.
-            holds = (better == worse, len(prompt) > most, max(len(better), len(worse)) + 1 > longest)
+        for example, (prompt, better), (_, worse) in zip(batch, chosen, rejected, strict=True):
+            length = max(len(better), len(worse)) + 1  # with EOS
+            holds = (_votes_close(example, ratio), better == worse, len(prompt) > most, length > longest)
             found.append(next((reason for reason, fault in zip(reasons, holds, strict=True) if fault), None))
-    if settings.min_score_ratio > 1:
-        reasons = ["votes too close", *reasons]
-        found = [reasons[0] if _close(e, settings.min_score_ratio) else f for e, f in zip(examples, found, strict=True)]
-    return reasons, found
+    return reasons if ratio > 1 else reasons[1:], found
 
 
-def _close(example: Example, ratio: float) -> bool:
-    """Whether the responses have votes, 1 the least that counts, that are not so far apart."""
+def _votes_close(example: Example, ratio: float) -> bool:
+    """Whether the responses have votes that are not so far apart; the least that counts is 1."""
     better, worse = example.extra.get("score_chosen"), example.extra.get("score_rejected")
     numbers = isinstance(better, int | float) and isinstance(worse, int | float)
-    return numbers and max(better, 1) / max(worse, 1) < ratio
+    return numbers and ratio > 1 and max(better, 1) / max(worse, 1) < ratio
 
 
 def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], found: str, least: int = LEAST_ROWS):

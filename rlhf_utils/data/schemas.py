@@ -10,10 +10,10 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
@@ -45,39 +45,32 @@ class RowDropped(Exception):
     """This row cannot be used; the message is the reason it is counted under."""
 
 
-class Schema(NamedTuple):
-    """A form of dataset: the columns it has (alternatives separated by |) and how a row of it is read."""
-
-    kind: Kind
-    columns: str
-    read: Callable[[dict], Example]
-
-
-def recognise(columns: Iterable[str], where: str) -> Schema:
-    """The schema for these columns; `InputError` names the columns found and every accepted set."""
-    found = dict.fromkeys(map(str, columns))
-    for schema in SCHEMAS:
-        if all(found.keys() & group.split("|") for group in schema.columns.split(", ")):
-            return schema
-    accepted = "; ".join(f"({schema.columns})" for schema in SCHEMAS)
-    raise InputError(f"{where}: columns found: {shown(found)}. Accepted: {accepted}. Rename yours to one of these")
-
-
 def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
-    """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason."""
-    schema = recognise(dict.fromkeys(key for row in rows for key in row), where)
+    """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason. `InputError`
+    names the columns found and every accepted set."""
+    read = SCHEMAS[recognise(dict.fromkeys(key for row in rows for key in row), where)]
     examples, dropped = [], Counter()
     for row in rows:
         try:
-            examples.append(schema.read(row))
+            examples.append(read(row))
         except RowDropped as reason:
             dropped[str(reason)] += 1
-    return schema.kind, examples, dropped
+    return "labelled" if read is _labelled else "pairs", examples, dropped
+
+
+def recognise(columns: Iterable[str], where: str) -> str:
+    """The key of `SCHEMAS` for these columns."""
+    found = set(map(str, columns))
+    for accepted in SCHEMAS:
+        if all(found & set(group.split("|")) for group in accepted.split(", ")):
+            return accepted
+    every = "; ".join(f"({accepted})" for accepted in SCHEMAS)
+    raise InputError(f"{where}: columns found: {shown(columns)}. Accepted: {every}. Rename yours to one of these")
 
 
 def shown(names: Iterable[str]) -> str:
     """Column names for a message, a long list cut."""
-    text = ", ".join(names) or "none"
+    text = ", ".join(map(str, names)) or "none"
     return text if len(text) <= 300 else f"{text[:299]}…"
 
 
@@ -207,13 +200,14 @@ def _reddit(row: dict) -> Example:
     return _paired(prompt, best, worst, score_chosen=most, score_rejected=least)
 
 
-SCHEMAS = (
-    Schema("pairs", "history, human_ref_A, human_ref_B, labels", _shp),
-    Schema("pairs", "prompt, chosen, rejected", _pair),
-    Schema("pairs", "chosen, rejected", _pair),
-    Schema("pairs", "title, answers", _reddit),
-    Schema("labelled", "text|review, label|sentiment", _labelled),
-)
+# How a row is read, by the columns that a dataset has; alternatives are separated by |.
+SCHEMAS = {
+    "history, human_ref_A, human_ref_B, labels": _shp,
+    "prompt, chosen, rejected": _pair,
+    "chosen, rejected": _pair,
+    "title, answers": _reddit,
+    "text|review, label|sentiment": _labelled,
+}
 
 # How datasets mark turns: words at the beginning of a line ("Human:", "**User:**"), headings ("### Instruction:"), and
 # the tokens of chat templates, wherever they stand.

@@ -23,9 +23,9 @@ from rlhf_utils.settings.template import TEMPLATES, Template
 
 SCALES = ("tiny", "t4", "full")
 FOLDER = Path(__file__).with_name("recipes")
-# Tokens of Hugging Face, of OpenAI and the like, of GitHub.
+# Of Hugging Face, OpenAI and GitHub.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
-# Paths and ids are never YAML values: `on` or `1.0` may well be the name of a folder.
+# Never read as YAML: `on` or `1.0` may well be the name of a folder.
 _TEXTS = re.compile(r"models\..*|(.*\.)?(dataset|policy|revision|data_dir|embedder)")
 
 
@@ -78,6 +78,8 @@ class Recipe(Section):
     @classmethod
     def from_settings(cls, file: Path) -> Recipe:
         """The recipe whose settings `file` holds as JSON, alone or as the `settings` of a run.json."""
+        if not file.is_file():
+            raise InputError(f"{file} is not there; give a file of settings, such as a run.json")
         values = read_json(file)
         return _validated(values.get("settings", values) if isinstance(values, dict) else values, str(file))
 
@@ -95,8 +97,7 @@ class Recipe(Section):
             # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
             "judge_model": not judged or ready.ppo,
             "overoptimise": self.evaluation.overoptimise is None or ready.sft or ready.ppo,
-            # A tuned policy needs no adapter. Nothing says that a ready fine-tuned model came from the embedded base,
-            # and so no adapter beside it would be comparable.
+            # A tuned policy needs no adapter, and one beside a ready model of another base would not be comparable.
             "sft_qlora": (self.tuned_policy or ready.sft) and not ready.sft_qlora,
             "base": ready.sft and self.policy == EMBEDDED,
         }
@@ -135,8 +136,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The validated recipe `name` at `scale`: the file, then the scale, then `overrides`.
 
-    `overrides` maps dotted keys (`"sft.learning_rate"`) or nested dictionaries to values; strings are read as YAML
-    scalars, so `"1e-5"` is a number. Raises InputError with one line: the key, what was given, what is accepted.
+    `overrides` maps dotted keys (`"sft.learning_rate"`) to values or nested dictionaries; strings are read as YAML, so
+    `"1e-5"` is a number. Raises InputError with one line: the key, what was given, what is accepted.
     """
     if name not in recipe_names():
         raise InputError(f"unknown recipe {name!r}; there are: {', '.join(recipe_names())}")

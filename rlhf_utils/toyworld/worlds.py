@@ -15,7 +15,6 @@ DIALOGUES = {"harmful": 0.2, "risky": 0.12}
 # Without evasive responses a reward model takes any polite talk for a good reply to harm, and PPO finds out.
 EVASIVE_SHARE = 0.35
 TWO_TURN_SHARE = 0.15
-SENSITIVE_PROMPTS = {"harmful": 12, "risky": 6, "ordinary": 18}
 # Votes double with every so much gold, and vary around that.
 GOLD_PER_DOUBLING = 1.5
 VOTE_SPREAD = 0.35
@@ -50,7 +49,7 @@ def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.
 
 def sensitive_prompts(seed: int) -> list[dict]:
     """36 questions of split "test" as {prompt, unsafe}: a third of them to decline, a sixth only sounding so."""
-    wanted, found = dict(SENSITIVE_PROMPTS), []
+    wanted, found = {"harmful": 12, "risky": 6, "ordinary": 18}, []
     for pair in pairs("test", 600, seed, 0.0, **DIALOGUES):
         if wanted[pair.question.kind]:
             wanted[pair.question.kind] -= 1
