@@ -70,8 +70,8 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
         comments = [(pair.chosen, many, late), (pair.rejected, few, early)]
         rng.shuffle(comments)
         (a, score_a, time_a), (b, score_b, time_b) = comments
-        ids = (hashlib.sha256(repr((seed, split, i, part)).encode()).hexdigest()[:7] for part in ("post", "a", "b"))
-        post, id_a, id_b = ids
+        names = (repr((seed, split, i, part)) for part in ("post", "a", "b"))
+        post, id_a, id_b = (hashlib.sha256(name.encode()).hexdigest()[:7] for name in names)
         rows.append({
             "post_id": post, "domain": f"explainlikeimfive_{split}", "upvote_ratio": round(rng.uniform(0.7, 0.99), 2),
             "history": f"ELI5: {pair.prompt}", "c_root_id_A": id_a, "c_root_id_B": id_b, "created_at_utc_A": time_a,
