@@ -112,6 +112,7 @@ REFUSED = [
     ({"ppo.kl_controller": "adaptive", "ppo.kl_horizon": 64}, ["kl_horizon 64 is shorter than one rollout of 128"]),
     ({"ppo.lora.dropout": 0.1}, ["lora.dropout must be 0 in PPO"]),
     ({"form": "continuation", "ppo.critic": "separate", "evaluation.overoptimise": None}, ["ppo.critic separate"]),
+    ({"policy": "none"}, ["policy is None: Input should be a valid string"]),
     ({"base.context": 64}, ["base.context is 64", "raise base.context"]),
     ({"ppo.max_new_tokens": 500}, ["base.context is 256"]),
 ]
