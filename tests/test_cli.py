@@ -101,7 +101,7 @@ def test_recipes_are_listed_with_their_scales(cli):
         (["--output-dir", "/dev/null"], ["/dev/null", "not a folder"]),
         (["--output-dir", "/dev/null/x"], ["/dev/null/x", "not a folder"]),
         (["--output-dir", "x" * 300], ["too long"]),
-        (["--set", "dataset="], ["dataset is ''", "at least 1 character"]),
+        (["--set", "dataset="], ["dataset is None", "valid string"]),
     ],
 )
 def test_bad_settings_of_a_run(cli, arguments, words):
