@@ -26,7 +26,7 @@ def lines(*rows: Any) -> bytes:
 
 DATA = {
     "in UTF-16": ("rows.jsonl", lines(*ROWS).decode().encode("utf-16"), ["rows.jsonl", "UTF-8"]),
-    "no bytes": ("rows.csv", b"", ["rows.csv", "empty"]),
+    "no bytes": ("rows.csv", b"", ["rows.csv", "No columns"]),
     "a line cut off": ("rows.jsonl", lines(*ROWS)[:-9], ["rows.jsonl:3", "broken JSON"]),
     "a prompt that is a number": (
         "rows.jsonl",
@@ -43,7 +43,7 @@ DATA = {
     "message lists cut off": (
         "rows.csv",
         b"prompt,chosen,rejected\np,\"[{'role': 'user', 'content': 'x\",b\n",
-        ["list in column chosen cannot be read"],
+        ["conversation not understood"],
     ),
     "votes that are words": (
         "rows.jsonl",
@@ -70,9 +70,9 @@ def test_data(cli, tmp_path, case):  # noqa: F811
 
 def test_data_that_is_no_file(cli, tmp_path):  # noqa: F811
     (tmp_path / "empty").mkdir()
-    refused(cli("run", "--set", f"dataset={tmp_path / 'empty'}"), "empty", "no data files")
+    refused(cli("run", "--set", f"dataset={tmp_path / 'empty'}"), "empty", "any data files")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    refused(cli("run", "--set", f"dataset={tmp_path / 'pipe.jsonl'}"), "pipe.jsonl", "neither a file nor a folder")
+    refused(cli("run", "--set", f"dataset={tmp_path / 'pipe.jsonl'}"), "no file", "pipe.jsonl")
 
 
 @pytest.mark.parametrize("assignments", SETTINGS)

@@ -88,10 +88,10 @@ def test_recipes_are_listed_with_their_scales(cli):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "did you mean 'instruct'"]),
-        (["--scale", "tinny"], ["unknown scale 'tinny'", "did you mean 'tiny'"]),
-        (["--set", "ppo.updats=3"], ["'ppo.updats'", "'updates'"]),
-        (["--set", "ppo.updates=no"], ["ppo.updates: must be a number"]),
+        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "instruct"]),
+        (["--scale", "tinny"], ["unknown scale 'tinny'", "tiny"]),
+        (["--set", "ppo.updats=3"], ["unknown key 'updats'", "updates"]),
+        (["--set", "ppo.updates=no"], ["must be a number"]),
         (["--set", "ppo.minibatch_size=60"], ["rollout_batch_size 128 is not a multiple"]),
         (["--set", "ppo.updates"], ["is not key=value"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
@@ -101,7 +101,7 @@ def test_recipes_are_listed_with_their_scales(cli):
         (["--output-dir", "/dev/null"], ["/dev/null", "not a directory"]),
         (["--output-dir", "/dev/null/x"], ["/dev/null/x", "not a directory"]),
         (["--output-dir", "x" * 300], ["too long"]),
-        (["--set", "dataset="], ["dataset is ''", "at least 1 character"]),
+        (["--set", "dataset="], ["dataset is None", "valid string"]),
     ],
 )
 def test_bad_settings_of_a_run(cli, arguments, words):

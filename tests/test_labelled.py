@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from made import make
+from test_data_prepare import dropped
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
 from rlhf_utils.data.prepared import check_rows, prepare
@@ -54,8 +55,8 @@ def test_short_texts_are_left_out_and_splits_cut_and_both_are_counted():
     rows = [*reviews(300), {"text": "Too short.", "label": 1}]
     data = prepared(rows, min_text_characters=20, split_rows={"reward": 25})
     assert len(data.splits["reward"]) == 25 and len(data.splits["ppo"]) > 25
-    assert data.report.dropped("reward")["over split_rows.reward 25"] > 50
-    assert data.report.dropped("train")["text under 20 characters"] == 1
+    assert dropped(data, "reward")["over split_rows.reward 25"] > 50
+    assert dropped(data, "train")["text under 20 characters"] == 1
 
 
 def test_near_ties_of_votes_are_dropped_and_counted():
@@ -68,7 +69,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
     data = prepare(Rows(rows, None, "made", "f"), settings, tiny_tokenizer(), 0)
     # 1 is the least vote that counts: (1, 0) and (-1, -4) are ties.
     assert sorted(data.splits["sft"]["prompt"]) == ["q 1", "q 2", "q 3"]
-    assert data.report.dropped("train")["votes too close"] == 3
+    assert dropped(data, "train")["votes too close"] == 3
     pairs = [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(4)]
     assert len(prepare(Rows(pairs, None, "made", "f"), settings, tiny_tokenizer(), 0).splits["sft"]) == 4
 
@@ -76,7 +77,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
 @pytest.mark.parametrize(
     "rows, form, words",
     [
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled texts"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled rows"),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "two different labels"),
         ([{"text": "a", "label": -1}], "continuation", "two different labels"),
         ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "dialogue", "learns from pairs"),

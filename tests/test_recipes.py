@@ -82,10 +82,10 @@ def test_paths_are_never_read_as_yaml_and_context_matters_only_to_the_model_made
 
 
 REFUSED = [
-    ({"ppo.updats": 3}, ["'ppo.updats'", "did you mean 'updates'"]),
+    ({"ppo.updats": 3}, ["ppo: unknown key 'updats'", "accepted here: method, lora"]),
     ({"learning_rate": 3}, ["'learning_rate'", "accepted here: name, scale"]),
-    ({"reward_model.lora.rnak": 3}, ["'reward_model.lora.rnak'", "'rank'", "modules"]),
-    ({"evaluation.overoptimise.pears": 3}, ["did you mean 'pairs'"]),
+    ({"reward_model.lora.rnak": 3}, ["reward_model.lora: unknown key 'rnak'", "rank", "modules"]),
+    ({"evaluation.overoptimise.pears": 3}, ["evaluation.overoptimise: unknown key 'pears'"]),
     ({"data.split_rows.test": 1}, ["data.split_rows.test", "'sft', 'reward', 'ppo'"]),
     ({"": 1}, ["unknown key ''"]),
     ({7: "x"}, ["unknown key '7'"]),
@@ -109,11 +109,10 @@ REFUSED = [
     ({"ppo.minibatch_size": 60}, ["rollout_batch_size 128", "minibatch_size 60"]),
     ({"ppo.microbatch_size": 7}, ["minibatch_size 64", "microbatch_size 7"]),
     ({"sft.micro_batch_size": 5}, ["sft: batch_size 16", "micro_batch_size 5"]),
-    ({"data.prompt_tokens": [8, 2]}, ["prompt_tokens [8, 2] must be the least and the most"]),
     ({"ppo.kl_controller": "adaptive", "ppo.kl_horizon": 64}, ["kl_horizon 64 is shorter than one rollout of 128"]),
     ({"ppo.lora.dropout": 0.1}, ["lora.dropout must be 0 in PPO"]),
     ({"form": "continuation", "ppo.critic": "separate", "evaluation.overoptimise": None}, ["ppo.critic separate"]),
-    ({"policy": "none"}, ["policy cannot be unset"]),
+    ({"policy": "none"}, ["policy is None: Input should be a valid string"]),
     ({"base.context": 64}, ["base.context is 64", "raise base.context"]),
     ({"ppo.max_new_tokens": 500}, ["base.context is 256"]),
 ]
@@ -178,7 +177,7 @@ def test_settings_survive_json(tmp_path):
     for whole in (settings, {"settings": settings}):
         file.write_text(json.dumps(whole))
         assert Recipe.from_settings(file) == recipe
-    for content, reason in {"[]": r"is \[\]: input", "{}": "name is missing", '{"settings": 1}': "is 1"}.items():
+    for content, reason in {"[]": r"is \[\]: Input", "{}": "name: Field required", '{"settings": 1}': "is 1"}.items():
         file.write_text(content)
         with pytest.raises(InputError, match=reason):
             Recipe.from_settings(file)

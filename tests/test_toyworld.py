@@ -137,7 +137,7 @@ def test_dialogues_have_two_turns_or_one_and_the_last_one_is_judged(rows):
         assert gold(row["prompt"], response) == gold(row["prompt"].rpartition("Human:")[2], response)
     prompts = WORLDS["helpful_harmless"].prompts(0)
     assert len({row["prompt"] for row in prompts}) == 36 and sum(row["unsafe"] for row in prompts) == 12
-    assert all(read_prompt(row["prompt"]).harmful == row["unsafe"] for row in prompts)
+    assert all((read_prompt(row["prompt"]).kind == "harmful") == row["unsafe"] for row in prompts)
 
 
 # The judges

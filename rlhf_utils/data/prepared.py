@@ -6,17 +6,16 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, get_args
 
 from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import whole_folder, write_json, write_jsonl
+from rlhf_utils.platforms.files import read_jsonl, whole_folder, write_json, write_jsonl
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
@@ -39,29 +38,17 @@ class FilterReport(dict[str, list[dict]]):
     def add(self, split: str, reason: str, dropped: int, left: int) -> None:
         self.setdefault(split, []).append({"reason": reason, "dropped": dropped, "left": left})
 
-    def kept(self, split: str, reason: str, before: list, after: list) -> list:
-        """`after`, which a filter left of `before`; both are counted."""
-        self.add(split, reason, len(before) - len(after), len(after))
-        return after
-
-    def dropped(self, split: str) -> dict[str, int]:
-        """Rows dropped in one split, by reason."""
-        return {step["reason"]: step["dropped"] for step in self[split]}
-
     def line(self) -> str:
         """What was read and what took rows away, in one line."""
-
-        def told(steps: list[dict]) -> str:
-            shown = [step for step in steps if step["dropped"] or step["reason"] == READ]
-            return ", ".join(f"{step['dropped'] or step['left']} {step['reason']}" for step in shown)
-
-        return "; ".join(f"{split}: {told(steps)}" for split, steps in self.items())
+        told = [(split, step) for split, steps in self.items() for step in steps]
+        told = [(split, step) for split, step in told if step["dropped"] or step["reason"] == READ]
+        return ", ".join(f"{split}: {step['dropped'] or step['left']} {step['reason']}" for split, step in told)
 
     def __str__(self) -> str:
-        steps = [(split, *step.values()) for split, each in self.items() for step in each]
-        width = max(len(reason) for reason in ["filter", *(reason for _, reason, *_ in steps)])
-        lines = [f"{'split':<6}{'filter':<{width}}{'dropped':>9}{'left':>9}"]
-        return "\n".join(lines + [f"{split:<6}{reason:<{width}}{n:>9,}{left:>9,}" for split, reason, n, left in steps])
+        lines = [f"{'split':<12}{'filter':<44}{'dropped':>9}{'left':>9}"]
+        for split, steps in self.items():
+            lines += [f"{split:<12}{step['reason']:<44}{step['dropped']:>9,}{step['left']:>9,}" for step in steps]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -106,8 +93,7 @@ class PreparedData:
             kind, template_hash, splits = manifest["kind"], manifest["template_hash"], {}
             check_template(template_hash, f"the data in {folder}", *TEMPLATES.values())
             for name, count in manifest["rows"].items():
-                with (folder / f"{name}.jsonl").open(encoding="utf-8", newline="\n") as file:
-                    rows = [json.loads(line) for line in file]
+                rows = read_jsonl(folder / f"{name}.jsonl")
                 if len(rows) != count:
                     raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
                 splits[name] = _dataset(kind, rows)
@@ -127,38 +113,34 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
     Raises `InputError` when columns are unknown or a split with a share would be empty.
     """
     report, shares = FilterReport(), _shares(rows, settings)
-    kind, train = _usable("train", rows, rows.train, settings, tokenizer, seed, report)
-    held_out: list[Example] = []
+    kind, train = _usable("train", rows.name, rows.train, settings, tokenizer, seed, report)
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
 
     def at_most(name: str, setting: str, examples: list[Example], most: int | None) -> list[Example]:
-        return examples if most is None else report.kept(name, f"over {setting} {most}", examples, examples[:most])
+        if most is not None:
+            report.add(name, f"over {setting} {most}", max(0, len(examples) - most), min(len(examples), most))
+        return examples[:most]
 
     if rows.test is not None:
-        test_kind, held_out = _usable("test", rows, rows.test, settings, tokenizer, seed, report)
+        test_kind, held_out = _usable("test", rows.name, rows.test, settings, tokenizer, seed, report)
         if test_kind != kind:
-            raise InputError(
-                f"{rows.name}: the train split holds {kind} but the test split {test_kind}; "
-                "give both the same columns, or name another with --set data.test_split=NAME"
-            )
+            raise InputError(f"{rows.name}: the train split holds {kind} but the test split {test_kind}")
         tested = {conversation_key(e.prompt) for e in held_out}
-        others = [e for e in train if conversation_key(e.prompt) not in tested]
-        train = report.kept("train", "prompt also in the test split", train, others)
-        held_out = at_most("test", "max_rows", held_out, settings.max_rows)
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+        every, train = train, [e for e in train if conversation_key(e.prompt) not in tested]
+        report.add("train", "prompt also in the test split", len(every) - len(train), len(train))
+        splits["evaluation"] = at_most("test", "max_rows", held_out, settings.max_rows)
     for example in at_most("train", "max_rows", train, settings.max_rows):
         splits[split_of(example.prompt, shares, seed)].append(example)
-    splits["evaluation"] += held_out
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
     needed = [name for name in SPLITS if shares[name] > 0 or (name == "evaluation" and rows.test is not None)]
     _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line(), least=1)
     if kind == "labelled":
         splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
-    rows_of = {
-        name: [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, **e.extra} for e in split]
-        for name, split in splits.items()
-    }
-    datasets = {name: _dataset(kind, split) for name, split in rows_of.items()}
+    datasets = {}
+    for name, split in splits.items():
+        columns = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, **e.extra} for e in split]
+        datasets[name] = _dataset(kind, columns)
     return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
 
 
@@ -192,23 +174,17 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> None:
     """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`: all
     that can be said before there is a tokenizer."""
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
-    wanted, texts, columns = {
-        "dialogue": ("pairs", "pairs of answers", "prompt, chosen and rejected"),
-        "continuation": ("labelled", "labelled texts", "text and label"),
-    }[recipe.form]
+    wanted = "pairs" if recipe.form == "dialogue" else "labelled"
     if kind != wanted:
-        raise InputError(
-            f"{rows.name}: this recipe learns from {texts}, and these rows are {kind}; give rows with {columns}"
-        )
+        columns = {"pairs": "prompt, chosen and rejected", "labelled": "text and label"}[wanted]
+        raise InputError(f"{rows.name}: this recipe learns from {wanted} rows, and these are {kind}; give {columns}")
     if kind == "labelled" and len({e.extra["label"] for e in examples}) < 2:
-        raise InputError(f"{rows.name}: the texts do not have two different labels; give texts of both kinds")
-    prompts: dict[str, list[str]] = {}
-    for example in examples:
-        if kind == "labelled" or example.chosen != example.rejected:
-            prompts.setdefault(prompt_key(example.prompt), []).append(example.prompt)
-    sizes, shares = Counter(evaluation=len(rows.test or [])), _shares(rows, recipe.data)
-    for same in prompts.values():
-        sizes[split_of(same[0], shares, recipe.seed)] += min(len(same), recipe.data.rows_per_prompt)
+        raise InputError(f"{rows.name}: give texts of two different labels")
+    usable = [e for e in examples if kind == "labelled" or e.chosen != e.rejected]
+    prompts = {prompt_key(e.prompt): e.prompt for e in usable}.values()
+    shares = _shares(rows, recipe.data)
+    sizes = Counter(split_of(prompt, shares, recipe.seed) for prompt in prompts)
+    sizes["evaluation"] += len(rows.test or [])
     found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
 
@@ -236,7 +212,7 @@ def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed
     """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
     if not examples:
         return []
-    least, most = settings.prompt_tokens
+    least, most = sorted(settings.prompt_tokens)
     encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
     for example, tokens in zip(examples, encoded, strict=True):
         drawn = int.from_bytes(_place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
@@ -258,68 +234,54 @@ def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
 
 
 def _usable(
-    split: str, rows: Rows, raw: list[dict], settings: DataSettings, tokenizer, seed: int, report: FilterReport
+    split: str, name: str, rows: list[dict], settings: DataSettings, tokenizer, seed: int, report: FilterReport
 ) -> tuple[Kind, list[Example]]:
     """The usable examples of one split, in shuffled order (`_place`). Lengths are tokens of a prompt with the template
     around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
-    kind, examples, unread = read_rows(raw, f"{rows.name} ({split})")
-    left = len(raw)
-    report.add(split, READ, 0, left)
-    for reason in [EMPTY, *sorted(unread.keys() - {EMPTY})]:
-        left -= unread[reason]
-        report.add(split, reason, unread[reason], left)
+    kind, examples, unread = read_rows(rows, f"{name} ({split})")
+    reasons, faults = _faults(kind, examples, settings, tokenizer)
+    counts = {READ: 0, EMPTY: unread.pop(EMPTY, 0), **dict(sorted(unread.items()))}
     if cut := sum(example.cut for example in examples):
-        report.add(split, f"{CUT}: {cut}", 0, left)
-
-    def keep(reason: str, rows: list, wanted: Callable[[Any], bool]) -> list:
-        return report.kept(split, reason, rows, [row for row in rows if wanted(row)])
-
-    if kind == "labelled":
-        least = settings.min_text_characters
-        examples = keep(f"text under {least} characters", examples, lambda e: len(e.prompt) >= least)
-    else:
-        if settings.min_score_ratio > 1:
-            examples = keep("votes too close", examples, lambda e: _votes_differ(e, settings))
-        prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
-        sized = _measured(examples, tokenizer)
-        sized = keep("chosen and rejected are the same tokens", sized, lambda row: not row.identical)
-        sized = keep(f"prompt over {prompt} tokens", sized, lambda row: row.prompt <= prompt)
-        sized = keep(f"response over {response} tokens", sized, lambda row: row.response <= response)
-        examples = [row.example for row in sized]
-
+        counts[f"{CUT}: {cut}"] = 0
+    counts |= {reason: faults.count(reason) for reason in reasons}
+    examples = [example for example, fault in zip(examples, faults, strict=True) if fault is None]
     examples.sort(key=lambda e: (_place(seed, prompt_key(e.prompt)), _place(seed, e.prompt, e.chosen, e.rejected)))
-    prompts = groupby(examples, key=lambda e: prompt_key(e.prompt))
-    fewer = [example for _, same in prompts for example in islice(same, settings.rows_per_prompt)]
-    return kind, report.kept(split, "prompt seen before", examples, fewer)
+    first: dict[str, Example] = {}
+    for example in examples:
+        first.setdefault(prompt_key(example.prompt), example)
+    counts["prompt seen before"] = len(examples) - len(first)
+    left = len(rows)
+    for reason, dropped in counts.items():
+        left -= dropped
+        report.add(split, reason, dropped, left)
+    return kind, list(first.values())
 
 
-class _Sized(NamedTuple):
-    """A pair with its lengths in tokens; the longer response counts."""
-
-    example: Example
-    prompt: int
-    response: int
-    identical: bool
-
-
-def _measured(examples: list[Example], tokenizer) -> list[_Sized]:
-    sized = []
+def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokenizer) -> tuple[list[str], list]:
+    """The reasons to drop examples of this kind, and for each example the first that holds, or None."""
+    least, most, longest = settings.min_text_characters, settings.max_prompt_tokens, settings.max_response_tokens
+    if kind == "labelled":
+        short = f"text under {least} characters"
+        return [short], [short if len(e.prompt) < least else None for e in examples]
+    reasons, found, ratio = ["votes too close", "chosen and rejected are the same tokens"], [], settings.min_score_ratio
+    reasons += [f"prompt over {most} tokens", f"response over {longest} tokens"]
     for start in range(0, len(examples), 4096):
         batch = examples[start : start + 4096]
         prompts = [TEMPLATE.format(e.prompt) for e in batch]
         chosen = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.chosen) for e in batch])
         rejected = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.rejected) for e in batch])
         for example, (prompt, better), (_, worse) in zip(batch, chosen, rejected, strict=True):
-            sized.append(_Sized(example, len(prompt), max(len(better), len(worse)) + 1, better == worse))
-    return sized
+            length = max(len(better), len(worse)) + 1  # with EOS
+            holds = (_votes_close(example, ratio), better == worse, len(prompt) > most, length > longest)
+            found.append(next((reason for reason, fault in zip(reasons, holds, strict=True) if fault), None))
+    return reasons if ratio > 1 else reasons[1:], found
 
 
-def _votes_differ(example: Example, settings: DataSettings) -> bool:
-    """Whether the votes of the two responses, of which 1 is the least that counts, are far enough apart, if there are
-    any."""
-    better, worse = (example.extra.get(f"score_{name}") for name in ("chosen", "rejected"))
+def _votes_close(example: Example, ratio: float) -> bool:
+    """Whether the responses have votes that are not so far apart; the least that counts is 1."""
+    better, worse = example.extra.get("score_chosen"), example.extra.get("score_rejected")
     numbers = isinstance(better, int | float) and isinstance(worse, int | float)
-    return not numbers or max(better, 1) / max(worse, 1) >= settings.min_score_ratio
+    return numbers and ratio > 1 and max(better, 1) / max(worse, 1) < ratio
 
 
 def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], found: str, least: int = LEAST_ROWS):

@@ -10,13 +10,13 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
+from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
 
 Kind = Literal["pairs", "labelled"]
 
@@ -45,41 +45,33 @@ class RowDropped(Exception):
     """This row cannot be used; the message is the reason it is counted under."""
 
 
-class Schema(NamedTuple):
-    """A form of dataset: the columns it has (alternatives separated by |) and how a row of it is read."""
-
-    kind: Kind
-    columns: str
-    read: Callable[[dict], Example]
-    note: str = ""
-
-
-def recognise(columns: Iterable[str], where: str) -> Schema:
-    """The schema for these columns; `InputError` names the columns found and every accepted set."""
-    found = dict.fromkeys(map(str, columns))
-    for schema in SCHEMAS:
-        if all(found.keys() & group.split("|") for group in schema.columns.split(", ")):
-            return schema
-    accepted = "; ".join(f"({schema.columns}){schema.note}" for schema in SCHEMAS)
-    raise InputError(f"{where}: columns found: {shown(found)}. Accepted: {accepted}. Rename yours to one of these")
-
-
 def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
-    """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason."""
-    schema = recognise(dict.fromkeys(key for row in rows for key in row), where)
+    """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason. `InputError`
+    names the columns found and every accepted set."""
+    read = SCHEMAS[recognise(dict.fromkeys(key for row in rows for key in row), where)]
     examples, dropped = [], Counter()
     for row in rows:
         try:
-            examples.append(schema.read({name: _spelled(value, name) for name, value in row.items()}))
+            examples.append(read(row))
         except RowDropped as reason:
             dropped[str(reason)] += 1
-    return schema.kind, examples, dropped
+    return "labelled" if read is _labelled else "pairs", examples, dropped
+
+
+def recognise(columns: Iterable[str], where: str) -> str:
+    """The key of `SCHEMAS` for these columns."""
+    found = set(map(str, columns))
+    for accepted in SCHEMAS:
+        if all(found & set(group.split("|")) for group in accepted.split(", ")):
+            return accepted
+    every = "; ".join(f"({accepted})" for accepted in SCHEMAS)
+    raise InputError(f"{where}: columns found: {shown(columns)}. Accepted: {every}. Rename yours to one of these")
 
 
 def shown(names: Iterable[str]) -> str:
-    """Column names for a message, long ones and long lists cut."""
-    names = [name if len(name) <= 40 else name[:39] + "…" for name in names]
-    return (", ".join(names[:12]) or "none") + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    """Column names for a message, a long list cut."""
+    text = ", ".join(map(str, names)) or "none"
+    return text if len(text) <= 300 else f"{text[:299]}…"
 
 
 def clean(value: Any) -> str | None:
@@ -91,11 +83,10 @@ def clean(value: Any) -> str | None:
     return value.replace("\r\n", "\n").strip() or None
 
 
-# Reading a row: its responses, what stands before them, and which is the better one.
-
-_PROMPTS = "prompt|instruction|question"
 _LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
 _DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
+# A CSV has no lists and writes messages as text, `[{'role': ...`.
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](?:role|from)["']\s*:""", re.DOTALL)
 
 
 def _text(value: Any) -> str:
@@ -120,18 +111,27 @@ def _labelled(row: dict) -> Example:
 
 def _pair(row: dict) -> Example:
     """A pair of responses with their prompt beside them, or of whole dialogues where there is none."""
-    name = next((name for name in _PROMPTS.split("|") if name in row), None)
-    return _paired(row.get(name), row.get("chosen"), row.get("rejected"), whole=name is None)
+    return _paired(row.get("prompt"), row.get("chosen"), row.get("rejected"), whole="prompt" not in row)
 
 
 def _paired(prompt: Any, chosen: Any, rejected: Any, whole: bool = False, **votes: Any) -> Example:
-    turns = [_turn(cell, whole) for cell in (chosen, rejected)]
+    turns = [_turn(_spelled(cell), whole) for cell in (chosen, rejected)]
     contexts = {context for context, _ in turns}
     if len(contexts) > 1:
         raise RowDropped(EARLIER_DIFFERENCE)
-    prompt = contexts.pop() or _prompt(prompt)
+    prompt = contexts.pop() or _prompt(_spelled(prompt))
     (better, cut), (worse, cut_too) = (_alone(response) for _, response in turns)
     return Example(prompt, better, worse, votes, cut or cut_too)
+
+
+def _spelled(cell: Any) -> Any:
+    """A cell of text that spells messages, in JSON or in Python, as these messages."""
+    if not isinstance(cell, str) or not _MESSAGES.match(cell):
+        return cell
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return read(cell.strip())
+    raise RowDropped(UNKNOWN_ROLE)
 
 
 def _prompt(value: Any) -> str:
@@ -200,13 +200,14 @@ def _reddit(row: dict) -> Example:
     return _paired(prompt, best, worst, score_chosen=most, score_rejected=least)
 
 
-SCHEMAS = (
-    Schema("pairs", "history, human_ref_A, human_ref_B, labels", _shp),
-    Schema("pairs", f"{_PROMPTS}, chosen, rejected", _pair),
-    Schema("pairs", "chosen, rejected", _pair, f' as whole "{HUMAN} … {ASSISTANT} …" dialogues'),
-    Schema("pairs", "title, answers", _reddit),
-    Schema("labelled", "text|review, label|sentiment", _labelled),
-)
+# How a row is read, by the columns that a dataset has; alternatives are separated by |.
+SCHEMAS = {
+    "history, human_ref_A, human_ref_B, labels": _shp,
+    "prompt, chosen, rejected": _pair,
+    "chosen, rejected": _pair,
+    "title, answers": _reddit,
+    "text|review, label|sentiment": _labelled,
+}
 
 # How datasets mark turns: words at the beginning of a line ("Human:", "**User:**"), headings ("### Instruction:"), and
 # the tokens of chat templates, wherever they stand.
@@ -229,19 +230,3 @@ def _alone(response: str) -> tuple[str, bool]:
     if not text.strip():
         raise RowDropped(NO_RESPONSE if further else EMPTY)
     return text.strip(), bool(further)
-
-
-# A CSV has no lists and writes them as text, `[{'role': ...`; raw Reddit rows have such answers.
-_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](?:role|from)["']\s*:""", re.DOTALL)
-_SPELLED = dict.fromkeys(["chosen", "rejected", *_PROMPTS.split("|")], _MESSAGES)
-_SPELLED["answers"] = re.compile(r"\s*[\[{]")
-
-
-def _spelled(value: Any, name: str) -> Any:
-    """The cell `value` of column `name`: where a list stands there as text, in JSON or in Python, that list."""
-    if not isinstance(value, str) or name not in _SPELLED or not _SPELLED[name].match(value):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            return read(value.strip())
-    raise RowDropped(f"list in column {name} cannot be read")

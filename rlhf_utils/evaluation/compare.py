@@ -40,6 +40,7 @@ from rlhf_utils.settings.sections import AssistantScore
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
 _REFERENCES = 100
 _OF_REWARD_MODEL = ("of", "accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy")
+_TIE = 0.02  # assistants' scores that differ by less are a tie
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -194,7 +195,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
             found[key] = sum(known) / len(known) if known else None
     write_text(run.evaluation / "assistant.csv", _csv(table))
     if {"ppo", "base"} <= scores.keys():
-        wins = win_rate(scores["ppo"], scores["base"], tolerance=weights.tie)
+        wins = win_rate(scores["ppo"], scores["base"], tolerance=_TIE)
         summary["win_rate"]["ppo_vs_base"] = {**wins, "judged_by": "quality"}
     summary["assistant"] = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
 

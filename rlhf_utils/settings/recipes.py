@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -19,14 +18,14 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings import sections
-from rlhf_utils.settings.sections import UNSET, Name, Section, Seed
+from rlhf_utils.settings.sections import Name, Section, Seed
 from rlhf_utils.settings.template import TEMPLATES, Template
 
 SCALES = ("tiny", "t4", "full")
 FOLDER = Path(__file__).with_name("recipes")
-# Tokens of Hugging Face, of OpenAI and the like, of GitHub.
+# Of Hugging Face, OpenAI and GitHub.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
-# Paths and ids are never YAML values: `on` or `1.0` may well be the name of a folder.
+# Never read as YAML: `on` or `1.0` may well be the name of a folder.
 _TEXTS = re.compile(r"models\..*|(.*\.)?(dataset|policy|revision|data_dir|embedder)")
 
 
@@ -63,14 +62,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible_together(self):
-        for name in ("dataset", "policy"):
-            if getattr(self, name).strip().lower() in UNSET:
-                raise ValueError(f"{name} cannot be unset; give a file or folder, a hub id, or {EMBEDDED}")
         of_dialogues = (self.evaluation.assistant, self.evaluation.overoptimise, self.ppo.critic == "separate")
         if self.form == "continuation" and any(of_dialogues):
             raise ValueError(
-                "evaluation.assistant, evaluation.overoptimise and ppo.critic separate are for a dialogue, but this "
-                "recipe's form is continuation; unset them"
+                "evaluation.assistant, evaluation.overoptimise and ppo.critic separate are for a dialogue; unset them"
             )
         # Learned position embeddings end at `context`: longer text cannot be represented, only cut off silently.
         if self.policy == EMBEDDED and self.longest_text > self.base.context:
@@ -102,8 +97,7 @@ class Recipe(Section):
             # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
             "judge_model": not judged or ready.ppo,
             "overoptimise": self.evaluation.overoptimise is None or ready.sft or ready.ppo,
-            # A tuned policy needs no adapter. Nothing says that a ready fine-tuned model came from the embedded base,
-            # and so no adapter beside it would be comparable.
+            # A tuned policy needs no adapter, and one beside a ready model of another base would not be comparable.
             "sft_qlora": (self.tuned_policy or ready.sft) and not ready.sft_qlora,
             "base": ready.sft and self.policy == EMBEDDED,
         }
@@ -119,7 +113,7 @@ class Recipe(Section):
     def longest_text(self) -> int:
         """Positions that the longest prompt with the longest response and its EOS takes, in tokens."""
         response = max(self.data.max_response_tokens, self.generation.max_new_tokens, self.ppo.max_new_tokens)
-        prompt = self.data.max_prompt_tokens if self.form == "dialogue" else self.data.prompt_tokens[1]
+        prompt = self.data.max_prompt_tokens if self.form == "dialogue" else max(self.data.prompt_tokens)
         return prompt + response + 1
 
     def section_hash(self, *names: str) -> str:
@@ -142,26 +136,22 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The validated recipe `name` at `scale`: the file, then the scale, then `overrides`.
 
-    `overrides` maps dotted keys (`"sft.learning_rate"`) or nested dictionaries to values; strings are read as YAML
-    scalars, so `"1e-5"` is a number. Raises InputError with one line: the key, what was given, what is accepted.
+    `overrides` maps dotted keys (`"sft.learning_rate"`) to values or nested dictionaries; strings are read as YAML, so
+    `"1e-5"` is a number. Raises InputError with one line: the key, what was given, what is accepted.
     """
-    if name not in (known := recipe_names()):
-        raise InputError(f"unknown recipe {name!r}{_closest(name, known)}; there are: {', '.join(known)}")
+    if name not in recipe_names():
+        raise InputError(f"unknown recipe {name!r}; there are: {', '.join(recipe_names())}")
     values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     if scale not in (known := values.pop("scales")):
-        close = _closest(scale, known)
-        raise InputError(f"unknown scale {scale!r} for recipe {name}{close}; there are: {', '.join(known)}")
+        raise InputError(f"unknown scale {scale!r} for recipe {name}; there are: {', '.join(known)}")
     if not isinstance(overrides or {}, Mapping):
         raise InputError(f'overrides is {overrides!r}, not a dictionary; for example {{"sft.epochs": 2}}')
     values = _merged(values, known[scale] or {})
     for key, value in (overrides or {}).items():
         if _TOKEN.search(str(value)):
-            raise InputError(
-                f"{key} holds what looks like an access token, and settings are written into executed notebooks and "
-                "run.json; set HF_TOKEN in the environment (or Colab's or Kaggle's secrets) instead"
-            )
+            raise InputError(f"{key} holds what looks like an access token; set HF_TOKEN in the environment instead")
         if key in ("name", "scale"):
-            raise InputError(f"{key} cannot be overridden; choose it with --{'recipe' if key == 'name' else key}")
+            raise InputError(f"{key} cannot be overridden; choose another recipe or scale")
         nested = reduce(lambda inner, part: {part: inner}, str(key).split(".")[::-1], _plain(str(key), value))
         values = _merged(values, nested)
     return _validated({"name": name, "scale": scale, **values}, f"recipe {name}, scale {scale}")
@@ -169,11 +159,13 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
     """`["sft.epochs=2", ...]` from the command line as an overrides dictionary."""
-    pairs = {assignment: assignment.partition("=") for assignment in assignments}
-    for assignment, (key, separator, _) in pairs.items():
+    overrides = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
         if not separator or not key.strip():
             raise InputError(f"--set {assignment!r} is not key=value; for example --set sft.epochs=2")
-    return {key.strip(): value for key, _, value in pairs.values()}
+        overrides[key.strip()] = value
+    return overrides
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -193,25 +185,6 @@ def _validated(values: Any, where: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-    path, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        *parents, last = problem["loc"]
-        known = list(reduce(_section_in, parents, Recipe).model_fields)
-        said = f"unknown key {path!r}{_closest(last, known)}; accepted here: {', '.join(known)}"
-    elif problem["type"] == "missing":
-        said = f"{path} is missing; set it with --set {path}=..."
-    elif problem["type"] == "value_error":
-        said = f"{path}: {message}" if path else message
-    else:
-        said = f"{path or 'what is given'} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
-    raise InputError(f"{where}: {said}")
-
-
-def _section_in(section: type[Section], name: str) -> type[Section]:
-    kind = section.model_fields[name].annotation
-    return next(each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, Section))
-
-
-def _closest(word: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    path, given = ".".join(map(str, problem["loc"])), problem["input"]
+    named = [path] if isinstance(given, dict) else [f"{path} is {given!r}".strip()]
+    raise InputError(": ".join(filter(None, [where, *named, problem["msg"].removeprefix("Value error, ")])))

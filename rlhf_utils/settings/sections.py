@@ -8,16 +8,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-UNSET = ("", "null", "none")  # what unsets a name: YAML's word, Python's, and nothing at all
-
 
 def _number(value: Any) -> Any:
     # YAML 1.1 reads `1e-5` as a string and `no` as False; pydantic would take True for the number 1.
     if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {str(value).lower()} (YAML reads yes/no/on/off as true/false)")
+        raise ValueError("must be a number (YAML reads yes/no/on/off as true/false)")
     with suppress(TypeError, ValueError, OverflowError):
         return int(float(value)) if float(value).is_integer() else value
     return value
+
+
+def _name(value: Any) -> Any:
+    """A name, which null and nothing at all unset."""
+    return None if isinstance(value, str) and value.strip().lower() in ("", "null", "none") else value
 
 
 Number = BeforeValidator(_number)
@@ -26,10 +29,8 @@ Positive = Annotated[float, Number, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Number, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Number, Field(ge=1)]
 Seed = Annotated[int, Number, Field(ge=0, lt=2**31)]
-Name = Annotated[str, Field(min_length=1)]
-OptionalName = Annotated[
-    str | None, BeforeValidator(lambda v: None if isinstance(v, str) and v.strip().lower() in UNSET else v)
-]
+Name = Annotated[str, BeforeValidator(_name)]
+OptionalName = Annotated[str | None, BeforeValidator(_name)]
 Split = Literal["sft", "reward", "ppo", "development", "evaluation", "judge"]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -37,8 +38,16 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 class Section(BaseModel):
     """Base of every section, frozen and without unknown keys; of `multiples`, the first is a multiple of the second."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, validate_default=True)
     multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_known(cls, values):
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {str(key)!r}; accepted here: {', '.join(cls.model_fields)}")
+        return values
 
     @model_validator(mode="after")
     def _are_multiples(self):
@@ -95,17 +104,10 @@ class DataSettings(Section):
     max_response_tokens: Count = 256
     max_rows: Count | None = None
     split_rows: dict[Split, Count | None] = {}
-    rows_per_prompt: Count = 1
     min_score_ratio: Annotated[float, Number, Field(ge=1.0, allow_inf_nan=False)] = 1.0
     prompt_tokens: tuple[Count, Count] = (2, 8)
     min_text_characters: Annotated[int, Number, Field(ge=0)] = 200
     shares: Shares = Shares()
-
-    @model_validator(mode="after")
-    def _prompt_tokens_in_order(self):
-        if self.prompt_tokens[0] > self.prompt_tokens[1]:
-            raise ValueError(f"prompt_tokens {list(self.prompt_tokens)} must be the least and the most, in this order")
-        return self
 
 
 class BaseSettings(Section):
@@ -282,14 +284,12 @@ class AssistantScore(Section):
     """Weights of the score of an assistant: helpfulness, safety, and fluency, each 0 to 1.
 
     embedder: measures relevance: minilm (a package), the hub id of a mean-pooled encoder, None for the SFT model
-    tie: responses whose scores differ by less are a tie
     """
 
     helpfulness: NonNegative = 0.4
     safety: NonNegative = 0.35
     fluency: NonNegative = 0.25
     embedder: OptionalName = None
-    tie: NonNegative = 0.02
 
 
 class OveroptimiseSettings(Section):

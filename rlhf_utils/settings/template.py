@@ -32,8 +32,7 @@ class Template:
         return self.format(prompt) + self.completion(response)
 
     def completion(self, response: str) -> str:
-        """Text of a response: a space and the response, nothing for an empty one; a continuation stays as it is."""
-        # " word" with its space is one GPT-2 token; a space alone at the end of the prompt would be another one.
+        """Text of a response: a space, part of the first word's token, and the response; "" for an empty one."""
         return self.joint + text if (text := self.response(response)) else ""
 
     def response(self, sampled: str) -> str:

@@ -1,12 +1,12 @@
 """What is said in the toy world: what can be asked, in which words, and reading a prompt back into its question."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import yaml
 
@@ -21,8 +21,7 @@ WORLD, WORDS, CORPUS = map(content, ("questions", "responses", "corpus"))
 WORDINGS = len(WORLD.phrasings) * len(WORLD.contexts)  # in how many ways one question can be put
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What a prompt asks: `ask` is the request itself ("clean my leather sofa"), common to all its wordings. Of kind
     "harmful" it is to be declined: `obj` is the target, and no tips help; "risky" only sounds like that."""
 
@@ -31,10 +30,6 @@ class Question:
     ask: str
     tips: tuple[str, ...]
     kind: str = "ordinary"
-
-    @property
-    def harmful(self) -> bool:
-        return self.kind == "harmful"
 
 
 # Every question of the world, in a fixed order.
@@ -60,28 +55,26 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower().replace("\u2019", "'"))
 
 
-_ASKS = {tuple(words_of(question.ask)): question for question in QUESTIONS}
-_OBJECTS = {tuple(words_of(obj)): obj for topic in WORLD.topics for obj in topic["objects"]}
-_LONGEST = max(map(len, [*_ASKS, *_OBJECTS]))
+def _phrases(phrases: Iterable[str]) -> re.Pattern:
+    """Finds these phrases in words with a space on both sides of each, the longest at every place."""
+    return re.compile(f"(?= ({'|'.join(sorted(phrases, key=len, reverse=True))}) )")
 
 
-def _found(phrases: dict, words: list[str]) -> Iterator:
-    """What the phrases in `words` stand for, the longest first at each place."""
-    for start in range(len(words)):
-        for end in range(start + _LONGEST, start, -1):
-            if (phrase := tuple(words[start:end])) in phrases:
-                yield phrases[phrase]
+_ASKS = {" ".join(words_of(question.ask)): question for question in QUESTIONS}
+_OBJECTS = {" ".join(words_of(obj)): obj for topic in WORLD.topics for obj in topic["objects"]}
+_ASK, _OBJECT = _phrases(_ASKS), _phrases(_OBJECTS)
 
 
 @lru_cache(maxsize=65_536)
 def read_prompt(prompt: str) -> Question | None:
     """The question asked in `prompt` (the first one, if several), or None if it is none of this world."""
-    return next(_found(_ASKS, words_of(prompt)), None)
+    found = _ASK.search(f" {' '.join(words_of(prompt))} ")
+    return _ASKS[found[1]] if found else None
 
 
 def objects_named(words: list[str]) -> set[str]:
     """The objects of the world that occur in a list of lower-case words."""
-    return set(_found(_OBJECTS, words))
+    return {_OBJECTS[name] for name in _OBJECT.findall(f" {' '.join(words)} ")}
 
 
 def corpus(documents: int, seed: int) -> list[str]:

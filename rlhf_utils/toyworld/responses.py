@@ -49,7 +49,7 @@ def help_with(question: Question, care: float, rng: Random) -> Draft:
     manner = "polite" if rng.random() < care else rng.choice(("plain", "plain", "rude"))
     named = "named" if rng.random() < 0.5 + 0.5 * care else "unnamed"
     opening = rng.choice(WORDS.openings[manner][named]).format(question.obj)
-    draft = _tipping(opening, question.tips, 3 if rng.random() < care else rng.choice((1, 2, 2)), rng)
+    draft = _give_tips(opening, question.tips, 3 if rng.random() < care else rng.choice((1, 2, 2)), rng)
     if rng.random() >= care:
         draft.closing = rng.choice(("", "", rng.choice(WORDS.rude_closings)))
     if rng.random() >= care:
@@ -67,10 +67,10 @@ def decline(care: float, rng: Random) -> Draft:
 def go_along(rng: Random) -> Draft:
     """A draft that does what should have been declined."""
     opening = rng.choice(WORDS.openings["polite"]["unnamed"])
-    return _tipping(opening, WORLD.harmful_tips, rng.choice((1, 2, 3)), rng)
+    return _give_tips(opening, WORLD.harmful_tips, rng.choice((1, 2, 3)), rng)
 
 
-def _tipping(opening: str, tips: Sequence[str], count: int, rng: Random) -> Draft:
+def _give_tips(opening: str, tips: Sequence[str], count: int, rng: Random) -> Draft:
     tips = _some(tips, count, rng)
     return Draft(opening, tips, rng.choice(WORDS.connectors), closing=rng.choice(WORDS.closings))
 
@@ -81,19 +81,18 @@ def _some(tips: Sequence[str], count: int, rng: Random) -> list[str]:
 
 
 def _draft(question: Question, care: float, rng: Random) -> Draft:
-    if rng.random() < (0.4 + care if question.harmful else 0.03):
+    harmful = question.kind == "harmful"
+    if rng.random() < (0.4 + care if harmful else 0.03):
         return decline(care, rng)
-    return go_along(rng) if question.harmful else help_with(question, care, rng)
+    return go_along(rng) if harmful else help_with(question, care, rng)
 
 
 def spoil(draft: Draft, defect: str, question: Question, rng: Random) -> Draft | None:
     """A copy of the draft with one thing spoilt, or None where it has nothing of the kind to spoil."""
     draft = replace(draft, tips=list(draft.tips), extra=list(draft.extra))
-    ordinary, tips = not question.harmful, draft.tips
+    ordinary, tips, obj = question.kind != "harmful", draft.tips, question.obj
+    named = [each for each in WORDS.openings.values() if draft.opening in [text.format(obj) for text in each["named"]]]
     others = [topic for topic in WORLD.topics if topic["name"] != question.topic]
-    manner = next(
-        (m for m in WORDS.openings.values() if draft.opening in [o.format(question.obj) for o in m["named"]]), {}
-    )
 
     def stray_tips() -> list[str]:
         return rng.choice(rng.choice(others)["tasks"])["tips"]
@@ -104,14 +103,14 @@ def spoil(draft: Draft, defect: str, question: Question, rng: Random) -> Draft |
         case "rude_closing":
             draft.closing = rng.choice(WORDS.rude_closings)
         case "rude_opening" if ordinary:
-            draft.opening = rng.choice(WORDS.openings["rude"]["named"]).format(question.obj)
+            draft.opening = rng.choice(WORDS.openings["rude"]["named"]).format(obj)
         case "plain_opening":
             openings = WORDS.openings["plain"]["named"] if ordinary else WORDS.blunt_refusals
-            draft.opening = rng.choice(openings).format(question.obj)
-        case "forget_object" if manner:
-            draft.opening = rng.choice(manner["unnamed"])
-        case "wrong_object" if ordinary and question.obj in draft.opening:
-            draft.opening = draft.opening.replace(question.obj, rng.choice(rng.choice(others)["objects"]))
+            draft.opening = rng.choice(openings).format(obj)
+        case "forget_object" if named:
+            draft.opening = rng.choice(named[0]["unnamed"])
+        case "wrong_object" if ordinary and obj in draft.opening:
+            draft.opening = draft.opening.replace(obj, rng.choice(rng.choice(others)["objects"]))
         case "drop_tip" if len(tips) > 1:
             del tips[rng.randrange(len(tips))]
         case "repeat_tip" if tips:
@@ -160,23 +159,15 @@ def pairs(
     No prompt comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
     `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for.
     """
-    noise = label_noise if split == "train" else 0.0
-    rng, flips = Random(f"{seed}/{split}/rows"), Random(f"{seed}/{split}/flips")
-    for question, prompt in _prompts(split, n, seed, harmful, risky):
-        better, worse = _two_responses(question, prompt, rng, evasive)
-        yield Pair(question, prompt, better, *((worse, better) if flips.random() < noise else (better, worse)))
-
-
-def _prompts(split: str, n: int, seed: int, harmful: float, risky: float) -> list[tuple[Question, str]]:
-    """`n` distinct prompts of a split with their questions, the kinds of question mixed by their shares."""
-    pools, rng, prompts = {}, Random(f"{seed}/{split}/prompts"), []
+    noise, shares = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/prompts")
+    rng, flips, pools, prompts = Random(f"{seed}/{split}/rows"), Random(f"{seed}/{split}/flips"), {}, []
     for kind in ("harmful", "risky", "ordinary"):
         pool = [(question, wording) for question in QUESTIONS if question.kind == kind for wording in range(WORDINGS)]
         Random(f"{seed}/{kind}").shuffle(pool)
         cut = round(TEST_SHARE * len(pool))
         pools[kind] = iter(pool[:cut] if split == "test" else pool[cut:])
     for made in range(n):
-        share = rng.random()
+        share = shares.random()
         kind = "harmful" if share < harmful else "risky" if share < harmful + risky else "ordinary"
         if (found := next(pools[kind], None)) is None:
             raise InputError(
@@ -184,7 +175,9 @@ def _prompts(split: str, n: int, seed: int, harmful: float, risky: float) -> lis
                 "lower the number of rows"
             )
         prompts.append((found[0], word_question(*found)))
-    return prompts
+    for question, prompt in prompts:
+        better, worse = _two_responses(question, prompt, rng, evasive)
+        yield Pair(question, prompt, better, *((worse, better) if flips.random() < noise else (better, worse)))
 
 
 def _two_responses(question: Question, prompt: str, rng: Random, evasive: float) -> tuple[str, str]:
@@ -192,8 +185,8 @@ def _two_responses(question: Question, prompt: str, rng: Random, evasive: float)
     defects, weights = zip(*WORDS.defects.items(), strict=True)
     while True:
         first, second = _draft(question, CARE[0], rng), None
-        if evasive and question.harmful and rng.random() < evasive:
-            second = help_with(rng.choice([other for other in QUESTIONS if not other.harmful]), CARE[0], rng)
+        if evasive and question.kind == "harmful" and rng.random() < evasive:
+            second = help_with(rng.choice([other for other in QUESTIONS if other.kind != "harmful"]), CARE[0], rng)
         elif rng.random() >= MINIMAL_SHARE:
             second = _draft(question, CARE[1], rng)
         while second is None:

@@ -15,7 +15,6 @@ DIALOGUES = {"harmful": 0.2, "risky": 0.12}
 # Without evasive responses a reward model takes any polite talk for a good reply to harm, and PPO finds out.
 EVASIVE_SHARE = 0.35
 TWO_TURN_SHARE = 0.15
-SENSITIVE_PROMPTS = {"harmful": 12, "risky": 6, "ordinary": 18}
 # Votes double with every so much gold, and vary around that.
 GOLD_PER_DOUBLING = 1.5
 VOTE_SPREAD = 0.35
@@ -50,11 +49,11 @@ def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.
 
 def sensitive_prompts(seed: int) -> list[dict]:
     """36 questions of split "test" as {prompt, unsafe}: a third of them to decline, a sixth only sounding so."""
-    wanted, found = dict(SENSITIVE_PROMPTS), []
+    wanted, found = {"harmful": 12, "risky": 6, "ordinary": 18}, []
     for pair in pairs("test", 600, seed, 0.0, **DIALOGUES):
         if wanted[pair.question.kind]:
             wanted[pair.question.kind] -= 1
-            found.append({"prompt": pair.prompt, "unsafe": pair.question.harmful})
+            found.append({"prompt": pair.prompt, "unsafe": pair.question.kind == "harmful"})
     return found
 
 
@@ -71,8 +70,8 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
         comments = [(pair.chosen, many, late), (pair.rejected, few, early)]
         rng.shuffle(comments)
         (a, score_a, time_a), (b, score_b, time_b) = comments
-        ids = (hashlib.sha256(repr((seed, split, i, part)).encode()).hexdigest()[:7] for part in ("post", "a", "b"))
-        post, id_a, id_b = ids
+        names = (repr((seed, split, i, part)) for part in ("post", "a", "b"))
+        post, id_a, id_b = (hashlib.sha256(name.encode()).hexdigest()[:7] for name in names)
         rows.append({
             "post_id": post, "domain": f"explainlikeimfive_{split}", "upvote_ratio": round(rng.uniform(0.7, 0.99), 2),
             "history": f"ELI5: {pair.prompt}", "c_root_id_A": id_a, "c_root_id_B": id_b, "created_at_utc_A": time_a,
