@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,8 +101,11 @@ class RewardModel:
     def _read(self, starts: Sequence[str], ends: Sequence[str]) -> Tensor:
         """Logits [n, labels] of texts, each a start and the end that continues it."""
         rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
-        if most:
-            self.cut += sum(len(row) > most for row in rows)
+        if most and (long := sum(len(row) > most for row in rows)):
+            if not self.cut:
+                told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
+                print(f"{told}; they and later ones are cut from the left of the prompt", file=sys.stderr)
+            self.cut += long
             rows = cut_tokens(self.tokenizer, rows, most)
         return class_logits(self.model, rows, self.device)
 

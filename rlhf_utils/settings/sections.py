@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -46,7 +47,9 @@ class Section(BaseModel):
     def _are_known(cls, values):
         for key in values if isinstance(values, Mapping) else ():
             if key not in cls.model_fields:
-                raise ValueError(f"unknown key {str(key)!r}; accepted here: {', '.join(cls.model_fields)}")
+                near = [f" (did you mean {name!r}?)" for name in get_close_matches(str(key), cls.model_fields, 1)]
+                accepted = f"accepted here: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {str(key)!r}{''.join(near)}; {accepted}")
         return values
 
     @model_validator(mode="after")
