@@ -22,7 +22,7 @@ from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_notebo
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
-from rlhf_utils.runs.stopping import series_lock
+from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import LORA_PLACES, flat
 
@@ -106,7 +106,7 @@ def run_series(
     begun = [folder for folder in (run.root, *run.root.parents) if not os.path.exists(folder)]
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
-    with series_lock(run.root):
+    with run_lock(run.root):
         try:
             _execute_all(run, chosen, dict(zip(PARAMETERS, values, strict=True)))
         except InputError:
@@ -127,7 +127,8 @@ def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
             print(f"{label}: complete, skipped", file=sys.stderr)
             continue
         seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
-        run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=seconds)
+        about = {"state": "complete", "key": _key(run, notebook), "seconds": seconds}
+        run.note("notebooks", notebook.name, about)
         print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
 
 

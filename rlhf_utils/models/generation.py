@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
-from rlhf_utils.platforms.memory import fitting, phase
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
@@ -167,7 +167,7 @@ def answer_prompts(
         batch = order[start : start + settings.batch_size]
         asked = [encoded[i] for i in batch]
         tokens, mask = left_padded(asked, tokenizer.pad_token_id, device.kind)
-        with phase("sample"), device.autocast():
+        with device.autocast():
             sampled = sample(model, tokens, mask, settings.max_new_tokens, settings.temperature, ending, generator)
         answers |= dict(zip(batch, to_answers(asked, sampled, tokenizer, template), strict=True))
     model.train(was_training)

@@ -21,7 +21,6 @@ from rlhf_utils.models.loading import checkpoint_gradients, padding
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import disk_errors
-from rlhf_utils.platforms.memory import add_seconds
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
@@ -133,9 +132,6 @@ class PPOTrainer:
                     self._save(update, kl, on_request=False)
                 elif asked:
                     break
-        for line in self.history:
-            for name, seconds in line["phase_seconds"].items():
-                add_seconds(name, seconds)  # of all updates, those of earlier processes among them
 
     def collect(self) -> Rollout:
         """Sample, score and shape a batch with the present policy, and measure the policy by it: `rollout.figures`.

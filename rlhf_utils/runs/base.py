@@ -30,7 +30,6 @@ from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import whole_folder, write_jsonl
-from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
 from rlhf_utils.rewards.reward_model import RewardModel
@@ -62,8 +61,7 @@ def make_base(run: Run) -> dict:
             check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
         run.progress("training the small base model (once per machine)")
         texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
-        with phase("train"):
-            source = cached_base(texts, recipe.base, recipe.seed, run.progress)
+        source = cached_base(texts, recipe.base, recipe.seed, run.progress)
         run.publish("base", fill=partial(copy_model, source), documents=len(texts), policy=recipe.policy)
     return run.results("base")
 

@@ -69,14 +69,14 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
         running.unlink(missing_ok=True)
         if listener.asked is not None:
             # A kernel that hears of it while it starts dies before nbclient knows it.
-            run.note_notebook(name, state="interrupted")
+            run.note("notebooks", name, {"state": "interrupted"})
             raise Stopped(listener.asked) from None
         if not told:
             raise
         place, text = "", "the kernel died, most likely for want of memory"
         if isinstance(error, PapermillExecutionError):
             place, text = f", cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
-        run.note_notebook(name, state="failed", error=text[:500])
+        run.note("notebooks", name, {"state": "failed", "error": text[:500]})
         if place and error.ename == "InputError":
             raise InputError(error.evalue) from None
         again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"

@@ -22,7 +22,7 @@ from rlhf_utils.models.loading import fp32_trainables, parameter_counts
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json, write_json, write_jsonl
-from rlhf_utils.platforms.memory import fitting, phase
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
 from rlhf_utils.runs.run import LOG, Run
@@ -241,7 +241,7 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
         trainer.train(resume_from_checkpoint=newest)
 
     try:
-        with phase("train"), safe_points():
+        with safe_points():
             fitting(work.name, micro, attempt, whole=batch)
     except BaseException:
         # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
