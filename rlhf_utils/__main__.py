@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        processes.let_main_speak()
         print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(2)
 

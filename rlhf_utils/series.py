@@ -18,7 +18,7 @@ from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
-from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_notebook, run_python
+from rlhf_utils.runs.launch import check_launcher, execute, run_notebook, run_python
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
@@ -78,7 +78,7 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
         choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
         for key, value in located(overrides).items():
             choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        run_python(["-m", "rlhf_utils", "run", *choice, "--only", ",".join(names)], all_gpus())
+        run_python("-m", "rlhf_utils", "run", *choice, "--only", ",".join(names))
     processes.wait()
     run.require(*needed)
 

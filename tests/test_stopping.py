@@ -18,7 +18,7 @@ from rlhf_utils.__main__ import main
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs import stopping
-from rlhf_utils.runs.launch import Listener
+from rlhf_utils.runs.launch import attended
 from rlhf_utils.runs.stopping import HELD, Stopped, run_lock, safe_points, stop_asked, terminable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,9 +70,8 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_listener_asks_first_and_ends_then(signals):
+def test_what_is_attended_is_asked_first_and_ended_then(signals):
     heard, may_end = [], threading.Event()
-    listener = Listener(lambda: heard.append("ask"), lambda: (heard.append("end"), may_end.set()))
 
     def work():
         for _ in range(signals):
@@ -81,11 +80,15 @@ def test_a_listener_asks_first_and_ends_then(signals):
         if signals == 1:
             may_end.set()
         may_end.wait(10)
-        raise ValueError("handed on")
+        raise ValueError("comes of the signal")
 
-    with pytest.raises(ValueError, match="handed on"):
-        listener.run(work)
-    assert listener.asked == signal.SIGTERM
+    def end():
+        heard.append("end")
+        may_end.set()
+
+    with pytest.raises(Stopped) as stopped:
+        attended(work, lambda: heard.append("ask"), end, lambda: None)
+    assert stopped.value.number == signal.SIGTERM
     assert heard[0] == "ask" and ("end" in heard) == (signals == 2)
 
 

@@ -40,4 +40,3 @@ def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None
             )
         size = _known[name] = size // 2
         print(f"{name}: out of memory; continuing with {size} rows at once, the result stays the same", flush=True)
-

@@ -35,7 +35,7 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
             asked[key] = (name,)
         elif name and name not in (EMBEDDED, *PACKAGED) and not local_path(name).is_dir():
             raise InputError(f"{key}: there is no folder {name}; name a folder, or an id on the Hugging Face hub")
-    on_hub = {name for name, in asked.values()}
+    on_hub = {name for (name,) in asked.values()}
     reads_data = "data" in stages or ("base" in stages and recipe.policy == EMBEDDED)
     if reads_data and recipe.dataset != EMBEDDED and not is_local(recipe.dataset):
         asked["dataset"] = (recipe.dataset, DATASET, recipe.data.revision, recipe.data.data_dir)
@@ -90,7 +90,9 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
             if tokenizer.get_vocab() != policies[0].get_vocab():
                 raise InputError(f"{key} {source} has another vocabulary; all policies of a run share one")
         if len(tokenizer) > config.vocab_size:
-            raise InputError(f"{key} {source} embeds {config.vocab_size} tokens, and its tokenizer has {len(tokenizer)}")
+            raise InputError(
+                f"{key} {source} embeds {config.vocab_size} tokens, and its tokenizer has {len(tokenizer)}"
+            )
         if is_folder(source):
             load(source, loading.SHAPES_ONLY, base=base)
     if config := configs.get("models.sft", configs.get("policy")):

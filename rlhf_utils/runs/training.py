@@ -32,6 +32,12 @@ from rlhf_utils.settings.template import TEMPLATE
 
 Progress = Callable[[str, int, int], None]
 _LINES_LOGGED = 40
+_RANDOM = (
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+    (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all),
+)
 _KEPT = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
 
 
@@ -46,8 +52,10 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
     share = processes.divided(settings.batch_size, "batch_size")
     micro = min(settings.micro_batch_size or share, share)
     if share % micro:
-        each = f"batch_size {settings.batch_size} is {share} rows for each process"
-        raise InputError(f"{each}, which is not a multiple of micro_batch_size {micro}; change one of them")
+        raise InputError(
+            f"batch_size {settings.batch_size} is {share} rows for each process, which is not a multiple of "
+            f"micro_batch_size {micro}; change one of them"
+        )
     return micro, share // micro
 
 
@@ -103,8 +111,12 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     """A split as trl's reward trainer takes it tokenized: `chosen_ids`, `rejected_ids`. Without EOS: the score is read
     at the response's last token, in training as in every later use."""
     starts = [TEMPLATE.format(prompt) for prompt in split["prompt"]]
-    ends = {side: [TEMPLATE.completion(response) for response in split[side]] for side in ("chosen", "rejected")}
-    return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, texts) for side, texts in ends.items()})
+    chosen, rejected = ([TEMPLATE.completion(said) for said in split[side]] for side in ("chosen", "rejected"))
+    rows = {
+        "chosen_ids": read_tokens(tokenizer, starts, chosen),
+        "rejected_ids": read_tokens(tokenizer, starts, rejected),
+    }
+    return Dataset.from_dict(rows)
 
 
 def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
@@ -153,8 +165,8 @@ def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
 
 
 class RunCallback(TrainerCallback):
-    """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, stops
-    it when asked to, and at the first loss or gradient that is not finite.
+    """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, puts
+    it back to where it began, stops it when asked to, and at the first loss or gradient that is not finite.
 
     Under fp16 a gradient that overflows is stepped over by the scaler; only `MOST_SKIPPED` of them in a row stop the
     training.
@@ -164,6 +176,21 @@ class RunCallback(TrainerCallback):
         self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
         self.started, self.skipped, self.inputs = 0.0, 0, {}
         self.compute, trainer.compute_loss = trainer.compute_loss, self.compute_loss
+        # Several processes do not try again (`memory.fitting`).
+        learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
+        self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
+        self.random = [(put, get()) for get, put in _RANDOM]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make the trainer as it was when this was made: its weights, the random numbers, and no optimizer."""
+        self.trainer.optimizer = self.trainer.lr_scheduler = None
+        self.trainer.model_wrapped = self.trainer.model
+        self.trainer.model.zero_grad()
+        for parameter, weight in self.weights:
+            parameter.copy_(weight)
+        for put, state in self.random:
+            put(state)
 
     def on_train_begin(self, args, state, control, **_):
         # A training that goes on has taken what its checkpoint says already.
@@ -211,24 +238,24 @@ class RunCallback(TrainerCallback):
 
     def failure(self, what: str) -> TrainingError:
         """The error for a figure of this step."""
-        tokenizer, ids, advice = self.trainer.processing_class, self.inputs.get("input_ids"), "lower the learning_rate"
+        tokenizer, ids = self.trainer.processing_class, self.inputs.get("input_ids")
         texts = {"input_ids": tokenizer.batch_decode(ids)} if tokenizer is not None and ids is not None else {}
         what = f"{self.title}, step {self.trainer.state.global_step + 1}: {what}"
-        return not_finite(what, f"{advice}; under fp16 also try fp32 or bf16", self.work, self.inputs, texts)
+        advice = "lower the learning_rate; under fp16 also try fp32 or bf16"
+        return not_finite(what, advice, self.work, self.inputs, texts)
 
 
 def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
     """Train from the newest whole checkpoint in `work`, or from where the trainer stood when it first came here. Where
     memory runs out, the training goes on from there with half the micro-batch and the same batch."""
     arguments = trainer.args
-    micro = arguments.per_device_train_batch_size
-    batch = micro * arguments.gradient_accumulation_steps
-    # Kept with the trainer: a notebook's cell may run again after it was interrupted.
-    start = getattr(trainer, "rlhf_start", None)
-    if start is None:
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    # A notebook's cell may run again after it was interrupted.
+    ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
+    if not ours:
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(RunCallback(trainer, work, title, progress))
-        start = trainer.rlhf_start = _Start(trainer)
+        ours = [RunCallback(trainer, work, title, progress)]
+        trainer.add_callback(ours[0])
 
     def attempt(size: int) -> None:
         if size != arguments.per_device_train_batch_size:
@@ -237,37 +264,14 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
             # Read from the arguments only once, when the trainer was made.
             trainer._train_batch_size = arguments.train_batch_size
         newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
-        start.restore(trainer)
+        ours[0].put_back()
         trainer.train(resume_from_checkpoint=newest)
 
     try:
         with safe_points():
-            fitting(work.name, micro, attempt, whole=batch)
+            fitting(work.name, arguments.per_device_train_batch_size, attempt, whole=batch)
     except BaseException:
         # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
         if processes.is_main():
             newest_complete(work)
         raise
-
-
-class _Start:
-    """Where a training begins, for a second attempt: the weights that learn, on the host, and the random numbers."""
-
-    def __init__(self, trainer: Trainer):
-        # Several processes do not try again (`memory.fitting`).
-        parameters = trainer.model.named_parameters() if processes.count() == 1 else ()
-        self.weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad}
-        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
-        self.used = False
-
-    def restore(self, trainer: Trainer) -> None:
-        """From the second attempt on make `trainer` as it was; what is left of its optimizer is dropped."""
-        if self.used:
-            trainer.optimizer = trainer.lr_scheduler = None
-            trainer.model_wrapped = trainer.model
-            trainer.model.zero_grad()
-            trainer.model.load_state_dict(self.weights, strict=False)
-            setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
-            for setter, state in zip(setters, self.random, strict=True):
-                setter(state)
-        self.used = True
