@@ -200,7 +200,8 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
     if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
-        runtime.check_cache()
+        with runtime.cache_entry("check"):
+            pass  # InputError where nothing can be written there
     named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
     adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
     asked = any(value and value != EMBEDDED and (is_folder(value) or value in on_hub) for value in named)

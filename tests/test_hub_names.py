@@ -65,7 +65,7 @@ ANONYMOUS = {
     ("look up", "nested/gpt2:tiny"): r"nested/gpt2:tiny: nested/gpt2 has no folder tiny; its folders: small",
     ("look up", "gated/gpt2"): rf"gated/gpt2: {GATED}/gated/gpt2, and log in .*HF_TOKEN",
     ("look up", "only/readme"): "only/readme is no model: it has no config.json",
-    ("look up", "only/config"): r"only/config has no weights that can be read .*tf_model.h5.*NAME@REVISION",
+    ("look up", "only/config"): r"only/config has no weights that can be read .*NAME@REVISION",
     ("look up", "adapters/lost"): f"me/typo: {PRIVATE}",
     ("look up", "a--b"): "a--b: it is no id of the Hugging Face hub",
     ("look up data", "me/typo"): f"^dataset me/typo: {PRIVATE}",

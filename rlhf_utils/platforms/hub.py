@@ -29,7 +29,6 @@ _SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)|\d+_\w+/(config\.json|model\
 _OF_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _OF_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _DATA = re.compile(r".+\.(parquet|jsonl|json|ndjson|csv|tsv|txt|arrow|zip)(\.(gz|zst|bz2|xz))?", re.IGNORECASE)
-_OTHER = re.compile(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$")
 _TOKENS = "https://huggingface.co/settings/tokens"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a token that may read it"
 _REFUSED = {
@@ -197,10 +196,9 @@ def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict]
             # Beside an adapter the configuration would be that of its base.
             small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
             return [prefix + name for name in sorted(small.union(weights))]
-    others = ", ".join(sorted(name for name in inside if _OTHER.search(name))) or "none"
     raise InputError(
-        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin), but {others}; name a "
-        "revision that has them (NAME@REVISION), or convert them and give the folder"
+        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin); name a revision that has "
+        "them (NAME@REVISION), or convert them and give the folder"
     )
 
 

@@ -58,16 +58,17 @@ def reach_drive(folder: Path) -> None:
     """
     if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
         return
-    said, again = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
-    if is_attended():
+    try:
         from google.colab import drive  # type: ignore[import-not-found]
 
-        try:
-            return drive.mount(str(DRIVE))
-        except Exception as error:  # of Colab, of its page and of pexpect
-            said = str(error)
-    instead = "choose an output_dir outside of it, which is lost when the session ends"
-    raise InputError(f"{folder} is on Google Drive, which is not mounted ({said}): run {again}, or {instead}")
+        if not is_attended():
+            raise RuntimeError("nobody is here to allow it")
+        drive.mount(str(DRIVE))
+    except Exception as error:  # of Colab, of its page and of pexpect
+        raise InputError(
+            f"{folder} is on Google Drive, which is not mounted ({error}): run `from google.colab import drive; "
+            f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it"
+        ) from None
 
 
 def prepare_environment() -> None:
@@ -142,11 +143,6 @@ class Device:
 
         return torch.autocast(self.kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    @property
-    def trainer_flags(self) -> dict[str, bool]:
-        """`bf16`, `fp16`, `use_cpu` for transformers and trl; trl's default bf16=True fails on CPUs and old GPUs."""
-        return {"bf16": self.precision == "bf16", "fp16": self.precision == "fp16", "use_cpu": self.kind == "cpu"}
-
 
 def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
@@ -203,12 +199,6 @@ def cache_entry(name: str) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             yield folder
-
-
-def check_cache() -> None:
-    """Raise InputError where nothing can be written into the cache."""
-    with cache_entry("check"):
-        pass
 
 
 def peak_memory_bytes() -> int:

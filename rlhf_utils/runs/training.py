@@ -61,7 +61,7 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
 
 def bookkeeping(run: Run, stage: str, settings: TrainingSettings, rows: int) -> dict[str, Any]:
     """The arguments of a trainer that say nothing about learning: where it writes, how often it logs, evaluates and
-    saves, the seed, and the precision of this device (trl's own default, bf16, fails on CPUs and old GPUs)."""
+    saves, the seed, and the precision of this device."""
     steps = total_steps(settings, rows)
     logged = max(1, steps // _LINES_LOGGED)
     # Where a line is logged: it holds the mean loss since the line before, which no checkpoint keeps.
@@ -93,7 +93,10 @@ def checkpointing(work: Path, seed: int, logging_steps: int, save_steps: int) ->
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device.kind == "cuda",
-        **device.trainer_flags,
+        # trl's own default, bf16, fails on CPUs and old GPUs.
+        bf16=device.precision == "bf16",
+        fp16=device.precision == "fp16",
+        use_cpu=device.kind == "cpu",
     )
 
 
