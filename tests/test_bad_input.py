@@ -176,7 +176,7 @@ def test_a_lora_module_that_the_policy_does_not_have(cli, setting):  # noqa: F81
 
 def test_a_language_model_as_reward_model(cli, tmp_path):  # noqa: F811
     save_tiny(tmp_path / "policy")
-    refused(cli(*run_with(tmp_path / "policy", "models.reward_model")), "no trained head", "saved as a sequence classifier")
+    refused(cli(*run_with(tmp_path / "policy", "models.reward_model")), "has no trained head")
 
 
 def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811

@@ -16,6 +16,8 @@ import psutil
 
 from rlhf_utils.platforms.errors import InputError
 
+# What a checkpoint of transformers' trainer is given once it is whole.
+COMPLETE = "COMPLETE"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 # How safetensors, and torch.save where the write or where closing the file fails, tell of a full disk.
@@ -149,20 +151,12 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-_COMPLETE = "COMPLETE"
-
-
-def mark_complete(work: Path, step: int) -> None:
-    """Say that the checkpoint of `step` that transformers' trainer wrote in `work` is whole."""
-    (work / f"checkpoint-{step}" / _COMPLETE).touch()
-
-
 def newest_complete(work: Path) -> str | None:
     """The newest whole checkpoint of transformers' trainer in `work`; those cut off while they were written are
     removed. The trainer itself would raise on one, go on without its optimizer state, or count it among those kept."""
     newest = None
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        if (folder / _COMPLETE).exists():
+        if (folder / COMPLETE).exists():
             newest = str(folder)
         else:
             shutil.rmtree(folder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -51,24 +50,16 @@ def is_on_drive(folder: Path) -> bool:
     return DRIVE in folder.parents
 
 
-def reach_drive(folder: Path) -> None:
-    """Mount Google Drive where `folder` lies in it and this is Colab; raises InputError where it cannot be mounted.
+def check_drive(folder: Path) -> None:
+    """Raise InputError where `folder` lies on Google Drive, this is Colab, and Drive is not mounted.
 
     A folder made there without Drive would be lost with the session, and would keep Drive from being mounted later.
     """
-    if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
-        return
-    try:
-        from google.colab import drive  # type: ignore[import-not-found]
-
-        if not is_attended():
-            raise RuntimeError("nobody is here to allow it")
-        drive.mount(str(DRIVE))
-    except Exception as error:  # of Colab, of its page and of pexpect
+    if platform_name() == "colab" and is_on_drive(folder) and not (DRIVE / "MyDrive").is_dir():
         raise InputError(
-            f"{folder} is on Google Drive, which is not mounted ({error}): run `from google.colab import drive; "
+            f"{folder} is on Google Drive, which is not mounted: run `from google.colab import drive; "
             f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it"
-        ) from None
+        )
 
 
 def prepare_environment() -> None:
@@ -148,7 +139,7 @@ def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
     Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32, which is the same
-    on every CPU. GPUs below 7.0 (P100) and those that this build of PyTorch has no kernels for are refused.
+    on every CPU. GPUs below 7.0 (P100) are refused.
     """
     import psutil
     import torch
@@ -159,20 +150,11 @@ def detect_device(precision: str = "auto") -> Device:
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
-    with warnings.catch_warnings():
-        # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
-        warnings.simplefilter("ignore", UserWarning)
-        found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    here, built_for = found.major * 10 + found.minor, " ".join(torch.cuda.get_arch_list())
-    # Binaries (sm_75) run within a major version, PTX (compute_90) on everything newer.
-    has_kernels = any(
-        int(made) <= here and (kind == "compute" or int(made) // 10 == found.major)
-        for kind, made in re.findall(r"(sm|compute)_(\d+)", built_for)
-    )
-    if found.major < 7 or not has_kernels:
+    found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if found.major < 7:
         raise InputError(
-            f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch "
-            f"{torch.__version__} has no kernels; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
+            f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch has no kernels; "
+            "choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
         )
     if precision == "bf16" and found.major < 8:
         raise InputError(f"{found.name} only emulates bf16; use precision auto or fp16")

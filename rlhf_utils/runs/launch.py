@@ -66,7 +66,7 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
 
     try:
         with disk_errors(running), processes.environment(**_KERNEL):
-            # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
+            # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of it.
             attended(work, lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL), tell)
         os.replace(running, target)
     except Stopped:
@@ -97,8 +97,8 @@ def unformatted(path: Path) -> str:
 def attended(
     work: Callable[[], None], ask: Callable[[], None], end: Callable[[], None], tell: Callable[[], None]
 ) -> None:
-    """Run `work` in a thread while this one listens for signals: `ask` at the first, repeated until the work ends, `end`
-    at the second; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
+    """Run `work` in a thread while this one listens for signals: `ask` at the first, repeated until it ends, `end` at
+    the second; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
     asked: list[int] = []
 
     def heard(number: int, _) -> None:

@@ -24,7 +24,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from rlhf_utils.platforms.hub import recording
 from rlhf_utils.platforms.names import check_packaged, local_path
-from rlhf_utils.platforms.runtime import detect_device, peak_host_bytes, reach_drive
+from rlhf_utils.platforms.runtime import check_drive, detect_device, peak_host_bytes
 from rlhf_utils.runs.stages import STAGES, Plan
 from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
@@ -66,7 +66,7 @@ class Run(Plan):
 
     def make_folders(self) -> None:
         """Make the run's folders; InputError where nothing can be written."""
-        reach_drive(self.root)
+        check_drive(self.root)
         with disk_errors(self.root):
             for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
                 folder.mkdir(parents=True, exist_ok=True)

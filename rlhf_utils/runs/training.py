@@ -21,7 +21,7 @@ from rlhf_utils.data.tokens import continued_tokens, read_tokens
 from rlhf_utils.models.loading import fp32_trainables, parameter_counts
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json, write_json, write_jsonl
+from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
 from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
@@ -32,12 +32,6 @@ from rlhf_utils.settings.template import TEMPLATE
 
 Progress = Callable[[str, int, int], None]
 _LINES_LOGGED = 40
-_RANDOM = (
-    (random.getstate, random.setstate),
-    (np.random.get_state, np.random.set_state),
-    (torch.get_rng_state, torch.set_rng_state),
-    (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all),
-)
 _KEPT = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
 
 
@@ -182,7 +176,7 @@ class RunCallback(TrainerCallback):
         # Several processes do not try again (`memory.fitting`).
         learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
         self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
-        self.random = [(put, get()) for get, put in _RANDOM]
+        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -192,8 +186,9 @@ class RunCallback(TrainerCallback):
         self.trainer.model.zero_grad()
         for parameter, weight in self.weights:
             parameter.copy_(weight)
-        for put, state in self.random:
-            put(state)
+        setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
+        for setter, state in zip(setters, self.random, strict=True):
+            setter(state)
 
     def on_train_begin(self, args, state, control, **_):
         # A training that goes on has taken what its checkpoint says already.
@@ -219,7 +214,7 @@ class RunCallback(TrainerCallback):
     def on_save(self, args, state, control, **_):
         processes.wait()  # every process has written its random state
         if processes.is_main():
-            mark_complete(Path(args.output_dir), state.global_step)
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def compute_loss(self, model, inputs, *rest, **how):
         """The trainer's own loss, looked at."""
