@@ -137,7 +137,7 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
         own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
         raise InputError(
             f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the "
-            f"network and HF_TOKEN, try again later, or use what is on this machine ({own}), or --scale tiny, which needs no network"
+            f"network and HF_TOKEN, or use what is on this machine ({own}), or --scale tiny, which needs no network"
         ) from None
 
 
