@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> None:
         from rlhf_utils.report.findings import text_summary
 
         print(text_summary(read_json(run.evaluation / "summary.json")))
-    print(f"Everything is in {run.root}: notebooks, plots, evaluation, checkpoints")
+    print(f"Everything is in {run.root}")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -15,8 +15,9 @@ from rlhf_utils.data.prepared import check_rows
 from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
-from rlhf_utils.runs.launch import check_launcher, execute, run_notebook, run_python
+from rlhf_utils.runs.launch import check_launcher, run_notebook, run_python
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
@@ -97,7 +98,7 @@ def run_series(
     chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
-    is_new = not run.root.exists()
+    is_new = not os.path.exists(run.root)
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
     with run_lock(run.root):
@@ -121,9 +122,8 @@ def run_series(
 
 def _key(run: Run, notebook: Notebook) -> str:
     """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
-    cells = json.loads((ROOT / notebook.path).read_text(encoding="utf-8"))["cells"]
     # The outputs that are stored with it are not part of what it does.
-    parts = ["".join(cell["source"]) for cell in cells]
+    parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
     parts += [run.fingerprint(stage) for stage in [*_makes(run, notebook), *_reads(run, notebook)]]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -229,8 +229,18 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
 
 
 def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
-    """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables."""
+    """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables.
+
+    The first cell, which installs, is left out. What a cell would display is only printed where it says so.
+    """
     recipe, texts = run.recipe, {"title", "description", "reading", "needs"}
     settings = recipe.model_dump(mode="json", exclude={"name", "scale", *texts})
     values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)
-    return execute(ROOT / entry.path, dict(zip(PARAMETERS, values, strict=True)))
+    variables: dict[str, Any] = {"__name__": "__main__", "display": lambda *shown: None}
+    for number, cell in enumerate(read_json(ROOT / entry.path)["cells"]):
+        tags = cell["metadata"].get("tags", ())
+        if "parameters" in tags:
+            variables |= zip(PARAMETERS, values, strict=True)
+        elif cell["cell_type"] == "code" and "setup" not in tags:
+            exec(compile("".join(cell["source"]), f"{entry.name}[{number}]", "exec"), variables)
+    return variables

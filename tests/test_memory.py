@@ -148,5 +148,3 @@ def test_a_trl_training_continues_with_the_same_losses(tmp_path, after):
         train_resumably(small, tmp_path / "small")
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert memory._known == {"work": 2}
-
-

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -130,12 +131,12 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`; one that
     was killed just before its last step has moved the folder aside, and it is put back."""
     for path in folder.parent.glob(f".{folder.name}.*.*"):
-        process, _, what = path.name.removeprefix(f".{folder.name}.").partition(".")
-        if not process.isdigit() or (int(process) != os.getpid() and psutil.pid_exists(int(process))):
+        found = re.fullmatch(r"\.(\d+)\.(partial|replaced)", path.name.removeprefix(f".{folder.name}"))
+        if found is None or (int(found[1]) != os.getpid() and psutil.pid_exists(int(found[1]))):
             continue
-        if what == "replaced" and not folder.exists():
+        if found[2] == "replaced" and not folder.exists():
             os.replace(path, folder)
-        elif what in ("partial", "replaced"):
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 

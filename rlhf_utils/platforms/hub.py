@@ -64,7 +64,7 @@ def recording(commits: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _recorders[:] = [recorder for recorder in _recorders if recorder is not commits]
+        _recorders.pop()
 
 
 def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_dir: str | None = None) -> Wanted:
@@ -121,9 +121,8 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
             elif wanted.kind == DATASET:
                 # Anybody may read the list of a gated one.
                 HfApi().auth_check(wanted.name, repo_type=DATASET)
-            # What is small comes first: where there are weights in the cache, the rest of the model is there too.
             light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
-            for files in filter(None, [light, needed if large else []]):
+            if files := needed if large else light:
                 root = Path(snapshot_download(**where, allow_patterns=files))
                 # Versions of the library give back what little there is where the hub stops serving in between.
                 if not all((root / file).is_file() for file in files):

@@ -1,13 +1,12 @@
-"""A notebook with nobody there: through papermill, or its code cells in this process or in several.
+"""A notebook with nobody there, through papermill; and Python in processes of its own, with all GPUs.
 
-`accelerate launch -m rlhf_utils train 01_02` comes to `execute` in every process. `on_all_gpus` starts such a command
-from inside a notebook: a kernel that has touched its GPU can no longer divide itself among several.
+`on_all_gpus` starts `accelerate launch -m rlhf_utils train` from inside a notebook: a kernel that has touched its GPU
+can no longer divide itself among several.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -54,7 +53,8 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     progress.unlink(missing_ok=True)
 
     def work() -> None:
-        paths = unformatted(notebook), unformatted(running)
+        # It puts the parameters into paths by `str.format`.
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, running)]
         # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
         how = {"cwd": str(root), "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
         papermill.execute_notebook(*paths, parameters=parameters, kernel_name="python3", **how)
@@ -89,11 +89,6 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
     return round(time.time() - started, 1)
 
 
-def unformatted(path: Path) -> str:
-    """`path` for papermill, which puts its parameters into paths by `str.format`."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 def attended(
     work: Callable[[], None], ask: Callable[[], None], end: Callable[[], None], tell: Callable[[], None]
 ) -> None:
@@ -125,21 +120,6 @@ def _signal_kernels(number: int) -> None:
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
-
-
-def execute(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the code cells of `notebook` in this process, with `parameters` in place of its own; returns its variables.
-
-    The first cell, which installs, is left out. What a cell would display is only printed where it says so.
-    """
-    variables: dict[str, Any] = {"__name__": "__main__", "display": lambda *shown: None}
-    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
-        tags = cell["metadata"].get("tags", ())
-        if "parameters" in tags:
-            variables |= parameters
-        elif cell["cell_type"] == "code" and "setup" not in tags:
-            exec(compile("".join(cell["source"]), f"{notebook.name}[{number}]", "exec"), variables)
-    return variables
 
 
 def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:

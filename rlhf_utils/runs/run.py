@@ -70,9 +70,6 @@ class Run(Plan):
         with disk_errors(self.root):
             for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".write-test-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
