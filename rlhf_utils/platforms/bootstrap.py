@@ -56,12 +56,9 @@ def ready() -> None:
 
 
 def settle() -> None:
-    """Keep neighboring packages out of the way; called on importing rlhf_utils, in every process of a run.
-
-    peft raises ImportError at every layer it adapts where it finds an old torchao (Colab and Kaggle ship 0.10) or
-    gptqmodel, whether or not the model uses it, and nothing here does. `None` in `sys.modules` makes Python say that it
-    is not there: no network, nothing uninstalled, no restart.
-    """
+    """Keep neighboring packages out of the way: peft raises ImportError at every layer it adapts where it finds an old
+    torchao (Colab and Kaggle ship 0.10) or gptqmodel, whether or not the model uses it, and nothing here does. `None`
+    in `sys.modules` makes Python say that it is not there. Called on importing rlhf_utils, in every process."""
     for name in ("torchao", "gptqmodel"):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     # On CPUs with AVX512-BF16 it warns that it finds no faster kernel on the hub; what it falls back on is right.

@@ -1,8 +1,5 @@
-"""Several processes of one training: who writes, who waits, and what all of them know.
-
-The main process alone writes and prints. A process that no launcher started is the only one, and then nothing here
-imports torch.
-"""
+"""Several processes of one training, of which the main one alone writes and prints. A process that no launcher started
+is the only one, and then nothing here imports torch."""
 
 from __future__ import annotations
 

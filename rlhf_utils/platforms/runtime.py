@@ -1,7 +1,5 @@
-"""Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders.
-
-Importing this module does not import torch: `prepare_environment` has to come first.
-"""
+"""Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders. Does not import torch:
+`prepare_environment` has to come first."""
 
 from __future__ import annotations
 
@@ -171,9 +169,7 @@ def cache_folder() -> Path:
 @contextmanager
 def cache_entry(name: str) -> Iterator[Path]:
     """The folder `name` of the cache, which need not be there yet; a second process that wants it waits for the block.
-
-    Raises InputError where the cache cannot be written.
-    """
+    Raises InputError where the cache cannot be written."""
     from filelock import FileLock
 
     folder = cache_folder() / name

@@ -24,7 +24,6 @@ from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
 from rlhf_utils.runs.run import LOG, Run
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
@@ -163,16 +162,11 @@ def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
 
 class RunCallback(TrainerCallback):
     """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, puts
-    it back to where it began, stops it when asked to, and at the first loss or gradient that is not finite.
-
-    Under fp16 a gradient that overflows is stepped over by the scaler; only `MOST_SKIPPED` of them in a row stop the
-    training.
-    """
+    it back to where it began, stops it when asked to, and where a loss or gradient that is logged is not finite."""
 
     def __init__(self, trainer: Trainer, work: Path, title: str, progress: Progress | None):
         self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
-        self.started, self.skipped, self.inputs = 0.0, 0, {}
-        self.compute, trainer.compute_loss = trainer.compute_loss, self.compute_loss
+        self.started = 0.0
         # Several processes do not try again (`memory.fitting`).
         learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
         self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
@@ -196,7 +190,14 @@ class RunCallback(TrainerCallback):
         self.started = time.perf_counter() - (before[-1] if before else 0.0)
 
     def on_log(self, args, state, control, logs=None, **_):
-        if self.progress and logs and "loss" in logs:
+        # Under fp16 the scaler steps over a gradient that overflows.
+        for name in ("loss",) if self.trainer.accelerator.scaler else ("loss", "grad_norm"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise TrainingError(
+                    f"{self.title}, step {state.global_step}: {name} is {logs[name]}; lower the learning_rate, or choose "
+                    "precision fp32; the same command goes on from the last checkpoint"
+                )
+        if self.progress and "loss" in logs:
             self.progress(f"{self.title}: loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
         # The trainer's own history has no clock; the comparison of methods needs one.
         if state.log_history:
@@ -215,32 +216,6 @@ class RunCallback(TrainerCallback):
         processes.wait()  # every process has written its random state
         if processes.is_main():
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-    def compute_loss(self, model, inputs, *rest, **how):
-        """The trainer's own loss, looked at."""
-        if model.training:
-            self.inputs = dict(inputs)  # the trainer takes labels out of its inputs, and cuts them up
-        found = self.compute(model, inputs, *rest, **how)
-        loss = found[0] if isinstance(found, tuple) else found
-        if model.training and not loss.isfinite().all():
-            raise self.failure(f"the loss is {loss.detach().mean().item()}")
-        return found
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        if not norm.isfinite() and self.trainer.accelerator.scaler is None:
-            raise self.failure(f"the gradient norm is {norm.item()}")
-        self.skipped = 0 if norm.isfinite() else self.skipped + 1
-        if self.skipped >= MOST_SKIPPED:
-            raise too_many_skipped(f"{self.title}, step {state.global_step + 1}")
-
-    def failure(self, what: str) -> TrainingError:
-        """The error for a figure of this step."""
-        tokenizer, ids = self.trainer.processing_class, self.inputs.get("input_ids")
-        texts = {"input_ids": tokenizer.batch_decode(ids)} if tokenizer is not None and ids is not None else {}
-        what = f"{self.title}, step {self.trainer.state.global_step + 1}: {what}"
-        advice = "lower the learning_rate; under fp16 also try fp32 or bf16"
-        return not_finite(what, advice, self.work, self.inputs, texts)
 
 
 def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
