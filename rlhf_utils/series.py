@@ -47,8 +47,8 @@ def open_run(
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
     if runtime.platform_name() == "colab" and runtime.is_attended() and not runtime.is_on_drive(run.root):
         print(
-            "Colab deletes this run with the session, and gives every notebook a machine of its own: "
-            f'output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
+            "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
+            f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'
         )
     _make_missing(run, entry, overrides)
     if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
@@ -60,7 +60,12 @@ def open_run(
 
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
     """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
-    needed = missing_before(run, entry)
+    makes = _makes(run, entry)
+    wanted, needed = [*makes, *_reads(run, entry)], set()
+    while wanted:
+        needed.add(stage := wanted.pop())
+        wanted += run.needs(stage)
+    needed = {stage for stage in needed.difference(makes) if not run.is_complete(stage)}
     if needed and runtime.HEADLESS not in os.environ and processes.is_main():
         earlier = [n for n in SERIES[: SERIES.index(entry)] if _applies(run, n) and needed & {*_makes(run, n)}]
         needs, names = run.recipe.needs, [n.name[:5] for n in earlier]
@@ -76,16 +81,6 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
         run_python("-m", "rlhf_utils", "run", *choice, "--only", ",".join(names))
     processes.wait()
     run.require(*needed)
-
-
-def missing_before(run: Run, entry: Notebook) -> set[str]:
-    """The stages that `entry` reads or that what it makes is made from, as far as they are not there."""
-    makes = _makes(run, entry)
-    wanted, needed = [*makes, *_reads(run, entry)], set()
-    while wanted:
-        needed.add(stage := wanted.pop())
-        wanted += run.needs(stage)
-    return {stage for stage in needed.difference(makes) if not run.is_complete(stage)}
 
 
 def run_series(
@@ -229,12 +224,10 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
 
 
 def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
-    """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables.
-
-    The first cell, which installs, is left out. What a cell would display is only printed where it says so.
-    """
-    recipe, texts = run.recipe, {"title", "description", "reading", "needs"}
-    settings = recipe.model_dump(mode="json", exclude={"name", "scale", *texts})
+    """Run the code cells of a notebook but the first, which installs, in this process, with the settings of `run`;
+    returns its variables. What a cell would display is only printed where it says so."""
+    recipe, others = run.recipe, {"name", "scale", "title", "description", "reading", "needs"}
+    settings = recipe.model_dump(mode="json", exclude=others)
     values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)
     variables: dict[str, Any] = {"__name__": "__main__", "display": lambda *shown: None}
     for number, cell in enumerate(read_json(ROOT / entry.path)["cells"]):

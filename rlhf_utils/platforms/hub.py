@@ -76,10 +76,8 @@ def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_
 
 
 def model_folder(source: Source, weights: bool = True) -> Path:
-    """The folder of the model or adapter that `source` names: itself, or its files of the hub at one commit.
-
-    Without `weights` only what is small is fetched. Raises InputError where the model cannot be had.
-    """
+    """The folder of the model or adapter that `source` names: itself, or its files of the hub at one commit; without
+    `weights` only what is small of them. Raises InputError where the model cannot be had."""
     if is_folder(source):
         return local_path(source)
     asked = wanted(source)

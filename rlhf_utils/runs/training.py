@@ -194,8 +194,8 @@ class RunCallback(TrainerCallback):
         for name in ("loss",) if self.trainer.accelerator.scaler else ("loss", "grad_norm"):
             if name in logs and not math.isfinite(logs[name]):
                 raise TrainingError(
-                    f"{self.title}, step {state.global_step}: {name} is {logs[name]}; lower the learning_rate, or choose "
-                    "precision fp32; the same command goes on from the last checkpoint"
+                    f"{self.title}, step {state.global_step}: {name} is {logs[name]}; lower the learning_rate, or "
+                    "choose precision fp32; the same command goes on from the last checkpoint"
                 )
         if self.progress and "loss" in logs:
             self.progress(f"{self.title}: loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
