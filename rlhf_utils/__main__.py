@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import prepare_environment
 from rlhf_utils.runs.stopping import Stopped, terminable
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns 0, 1 (failed) 2 (bad input, one line on stderr), or 128 + the signal
-    that stopped it."""
+    """Run one command; returns 0, 1 (failed), 2 (bad input, one line on stderr), or 128 + the signal that ended it."""
     options = _parser().parse_args(arguments)
     prepare_environment()
     try:
@@ -47,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        processes.let_main_speak()
         print(f"error: {message}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(2)
 
@@ -110,19 +109,13 @@ def _run(options: argparse.Namespace) -> None:
     from rlhf_utils.settings.recipes import parse_assignments
 
     only = [part.strip() for part in options.only.split(",")] if options.only is not None else None
-    run = run_series(
-        options.recipe, options.scale, options.output_dir, parse_assignments(options.assignments), only, options.fresh
-    )
-    summary = run.evaluation / "summary.json"
+    overrides = parse_assignments(options.assignments)
+    run = run_series(options.recipe, options.scale, options.output_dir, overrides, only, options.fresh)
     if run.is_complete("evaluation"):
         from rlhf_utils.report.findings import text_summary
 
-        print(text_summary(json.loads(summary.read_text(encoding="utf-8"))))
-    print(
-        f"Everything is in {run.root}",
-        *(f"  {name}/" for name in ("notebooks", "plots", "evaluation", "checkpoints")),
-        sep="\n",
-    )
+        print(text_summary(read_json(run.evaluation / "summary.json")))
+    print(f"Everything is in {run.root}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -151,9 +144,7 @@ def _recipes(_: argparse.Namespace) -> None:
             needs, memory = recipe.needs, "memory" if scale == "tiny" else "GPU memory"
             download = f"{needs.download_gb:g} GB to download" if needs.download_gb else "nothing to download"
             print(f"  --scale {scale:<5} policy {recipe.policy}, data {recipe.dataset}")
-            print(
-                f"      {needs.machine}: about {needs.minutes:.0f} min, {needs.memory_gb:g} GB of {memory}, {download}"
-            )
+            print(f"      {needs.machine}: {needs.minutes:.0f} min, {needs.memory_gb:g} GB of {memory}, {download}")
     print("Measured: instruct at scale tiny. The rest are estimates; no GPU has been timed yet.")
 
 
@@ -164,10 +155,10 @@ def _rouge(options: argparse.Namespace) -> None:
         pairs = json.loads(_read_text(options.file))
     except json.JSONDecodeError as error:
         raise InputError(f"{options.file}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    keys = ("predictions", "references")
-    if not isinstance(pairs, dict) or not all(isinstance(pairs.get(key), list) for key in keys):
-        raise InputError(f"{options.file} must hold a JSON object with the lists {' and '.join(keys)}")
-    print(json.dumps(Rouge().compute(**{key: pairs[key] for key in keys})))
+    said, wanted = (pairs.get(key) if isinstance(pairs, dict) else None for key in ("predictions", "references"))
+    if not isinstance(said, list) or not isinstance(wanted, list):
+        raise InputError(f"{options.file} must hold a JSON object with the lists predictions and references")
+    print(json.dumps(Rouge().compute(predictions=said, references=wanted)))
 
 
 def _rank(options: argparse.Namespace) -> None:
@@ -183,11 +174,9 @@ def _rank(options: argparse.Namespace) -> None:
     from rlhf_utils.rewards import load_reward
 
     reward = load_reward(run.folder("reward_model"), detect_device())
-    scores = reward([options.prompt] * len(responses), responses)
-    order = sorted(zip(scores.tolist(), responses, strict=True), key=lambda pair: -pair[0])
-    ranked = [
-        {"rank": i, "reward": round(score, 4), "response": response} for i, (score, response) in enumerate(order, 1)
-    ]
+    scores, ranked = reward([options.prompt] * len(responses), responses).tolist(), []
+    for score, response in sorted(zip(scores, responses, strict=True), key=lambda pair: -pair[0]):
+        ranked.append({"rank": len(ranked) + 1, "reward": round(score, 4), "response": response})
     print(visible(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False)))
 
 
@@ -236,10 +225,8 @@ def _push(options: argparse.Namespace) -> None:
 
     from rlhf_utils.report.cards import model_card, push_to_hub
 
-    if options.to is None:
-        print(model_card(run, options.stage))
-    else:
-        print(push_to_hub(run, options.stage, options.to, options.private))
+    push = options.to and push_to_hub(run, options.stage, options.to, options.private)
+    print(push or model_card(run, options.stage))
 
 
 def _opened(folder: Path) -> Run:

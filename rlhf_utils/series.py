@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import hashlib
 import json
 import os
@@ -17,14 +15,15 @@ from rlhf_utils.data.prepared import check_rows
 from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
-from rlhf_utils.runs.launch import all_gpus, check_launcher, execute, run_notebook, run_python
+from rlhf_utils.runs.launch import check_launcher, run_notebook, run_python
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
-from rlhf_utils.runs.stopping import series_lock
+from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
-from rlhf_utils.settings.sections import LORA_PLACES, flat
+from rlhf_utils.settings.sections import LORA_PLACES
 
 # What the one cell tagged `parameters` of every notebook holds.
 PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
@@ -37,23 +36,19 @@ def open_run(
     this notebook. Stages of earlier notebooks that are missing are made first."""
     runtime.prepare_environment()
     runtime.quiet_libraries()
-    _refuse_unknown_parameters()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
     if not _applies(run, entry):
         useful = ", ".join(n.name[:5] for n in SERIES if _applies(run, n))
-        raise InputError(
-            f"notebook {notebook} has nothing to make in recipe {recipe} with these settings ({', '.join(entry.makes)} "
-            f"is left out, or a ready model); there are: {useful}"
-        )
+        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe} here; there are: {useful}")
     if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     device = runtime.detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
     if runtime.platform_name() == "colab" and runtime.is_attended() and not runtime.is_on_drive(run.root):
         print(
-            "Colab deletes this run with the session, and gives every notebook a machine of its own: "
-            f'output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them keeps the run and lets the next one find it'
+            "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
+            f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'
         )
     _make_missing(run, entry, overrides)
     if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
@@ -65,7 +60,12 @@ def open_run(
 
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
     """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
-    needed = missing_before(run, entry)
+    makes = _makes(run, entry)
+    wanted, needed = [*makes, *_reads(run, entry)], set()
+    while wanted:
+        needed.add(stage := wanted.pop())
+        wanted += run.needs(stage)
+    needed = {stage for stage in needed.difference(makes) if not run.is_complete(stage)}
     if needed and runtime.HEADLESS not in os.environ and processes.is_main():
         earlier = [n for n in SERIES[: SERIES.index(entry)] if _applies(run, n) and needed & {*_makes(run, n)}]
         needs, names = run.recipe.needs, [n.name[:5] for n in earlier]
@@ -78,19 +78,9 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
         choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
         for key, value in located(overrides).items():
             choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-        run_python(["-m", "rlhf_utils", "run", *choice, "--only", ",".join(names)], all_gpus())
+        run_python("-m", "rlhf_utils", "run", *choice, "--only", ",".join(names))
     processes.wait()
     run.require(*needed)
-
-
-def missing_before(run: Run, entry: Notebook) -> set[str]:
-    """The stages that `entry` reads or that what it makes is made from, as far as they are not there."""
-    makes = _makes(run, entry)
-    wanted, needed = [*makes, *_reads(run, entry)], set()
-    while wanted:
-        needed.add(stage := wanted.pop())
-        wanted += run.needs(stage)
-    return {stage for stage in needed.difference(makes) if not run.is_complete(stage)}
 
 
 def run_series(
@@ -103,64 +93,51 @@ def run_series(
     chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
-    begun = [folder for folder in (run.root, *run.root.parents) if not os.path.exists(folder)]
+    is_new = not os.path.exists(run.root)
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
-    with series_lock(run.root):
+    with run_lock(run.root):
         try:
-            _execute_all(run, chosen, dict(zip(PARAMETERS, values, strict=True)))
+            for number, notebook in enumerate(chosen, 1):
+                label = f"[{number}/{len(chosen)}] {notebook.path}"
+                if not fresh and _is_done(run, notebook):
+                    print(f"{label}: complete, skipped", file=sys.stderr)
+                    continue
+                parameters = dict(zip(PARAMETERS, values, strict=True))
+                seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
+                about = {"state": "complete", "key": _key(run, notebook), "seconds": seconds}
+                run.note("notebooks", notebook.name, about)
+                print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
         except InputError:
-            if begun and not any(run.checkpoints.glob("*/stage.json")):
+            if is_new and not any(run.checkpoints.glob("*/stage.json")):
                 shutil.rmtree(run.root, ignore_errors=True)
-                # Made for this run; one that something else has been put into stays.
-                with contextlib.suppress(OSError):
-                    for folder in begun[1:]:
-                        folder.rmdir()
             raise
     return run
 
 
-def _execute_all(run: Run, chosen: list[Notebook], parameters: dict) -> None:
-    for number, notebook in enumerate(chosen, 1):
-        label = f"[{number}/{len(chosen)}] {notebook.path}"
-        if parameters["resume"] and _is_done(run, notebook):
-            print(f"{label}: complete, skipped", file=sys.stderr)
-            continue
-        seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
-        run.note_notebook(notebook.name, state="complete", key=_key(run, notebook), seconds=seconds)
-        print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
-
-
 def _key(run: Run, notebook: Notebook) -> str:
     """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
-    cells = json.loads((ROOT / notebook.path).read_text(encoding="utf-8"))["cells"]
     # The outputs that are stored with it are not part of what it does.
-    parts = ["".join(cell["source"]) for cell in cells]
-    parts += [run.fingerprint(stage) for stage in (*_makes(run, notebook), *_reads(run, notebook))]
+    parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
+    parts += [run.fingerprint(stage) for stage in [*_makes(run, notebook), *_reads(run, notebook)]]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _is_done(run: Run, notebook: Notebook) -> bool:
-    record = run.record()["notebooks"].get(notebook.name, {})
-    return (
-        (record.get("state"), record.get("key")) == ("complete", _key(run, notebook))
-        and (run.notebooks / f"{notebook.name}.ipynb").is_file()
-        and all(run.is_complete(stage) for stage in _makes(run, notebook))
-    )
+    there = (run.notebooks / f"{notebook.name}.ipynb").is_file()
+    same = run.record()["notebooks"].get(notebook.name, {}).get("key") == _key(run, notebook)
+    return there and same and all(run.is_complete(stage) for stage in _makes(run, notebook))
 
 
 def _chosen(only: list[str] | None) -> list[Notebook]:
     """The notebooks whose name starts with one of `only`."""
     missing = [notebook.path for notebook in SERIES if not (ROOT / notebook.path).is_file()]
     if missing:
-        raise InputError(
-            f"{ROOT / missing[0]} is missing; run from a clone of the repository, installed with `pip install -e .`"
-        )
+        raise InputError(f"{ROOT / missing[0]} is missing; run from a clone, installed with `pip install -e .`")
+    names = [notebook.name for notebook in SERIES]
     for wanted in only or ():
-        if not wanted or not any(notebook.name.startswith(wanted) for notebook in SERIES):
-            raise InputError(
-                f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(n.name for n in SERIES)}"
-            )
+        if not wanted or not any(name.startswith(wanted) for name in names):
+            raise InputError(f"--only {wanted!r}: no notebook starts with it; there are: {', '.join(names)}")
     return [notebook for notebook in SERIES if only is None or notebook.name.startswith(tuple(only))]
 
 
@@ -199,11 +176,11 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
     if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
-        runtime.check_cache()
-    named = [value for key, value in flat(recipe.model_dump()).items() if _names_a_path(key) and key != "dataset"]
+        with runtime.cache_entry("check"):
+            pass  # InputError where nothing can be written there
     adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
-    asked = any(value and value != EMBEDDED and (is_folder(value) or value in on_hub) for value in named)
-    if asked or any({*adapter.modules} - {*LORA_PLACES} for adapter in adapters):
+    named = [name for name in recipe.model_names if name and name != EMBEDDED and (is_folder(name) or name in on_hub)]
+    if named or any({*adapter.modules} - {*LORA_PLACES} for adapter in adapters):
         from rlhf_utils.runs.named import check_named_models  # imports torch, which takes seconds
 
         check_named_models(run, on_hub)
@@ -214,14 +191,11 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
-    there = {
-        key for key, value in overrides.items() if _names_a_path(key) and isinstance(value, str) and is_there(value)
-    }
-    return {key: _as_seen_from_root(value) if key in there else value for key, value in overrides.items()}
-
-
-def _names_a_path(key: str) -> bool:
-    return key in ("dataset", "policy") or key.startswith("models.")
+    found = dict(overrides)
+    for key, value in overrides.items():
+        if (key in ("dataset", "policy") or key.startswith("models.")) and isinstance(value, str) and is_there(value):
+            found[key] = _as_seen_from_root(value)
+    return found
 
 
 def _as_seen_from_root(folder: str) -> str:
@@ -236,42 +210,30 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     supported under this launcher."""
     run = Run(recipe, output_dir, resume)
 
-    def trained(entry: Notebook) -> list[str]:
-        own = [stage for stage in entry.makes if stage in run.stages] if _applies(run, entry) else []
-        return [stage for stage in own if stage not in ("base", "data", "evaluation")]
-
-    training = {entry.name[:5]: entry for entry in SERIES if trained(entry)}
-    if number not in training:
-        raise InputError(
-            f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {', '.join(training)}"
-        )
+    kept = {*run.stages} - {"base", "data", "evaluation"}
+    trained = {n.name[:5]: [stage for stage in n.makes if stage in kept] for n in SERIES if _applies(run, n)}
+    if not trained.get(number):
+        there = ", ".join(name for name, stages in trained.items() if stages)
+        raise InputError(f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {there}")
     check_launcher()
     if processes.is_main():
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     processes.start()
-    run_cells(run, training[number])
-    return {stage: run.results(stage) for stage in trained(training[number])}
+    run_cells(run, next(entry for entry in SERIES if entry.name.startswith(number)))
+    return {stage: run.results(stage) for stage in trained[number]}
 
 
 def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
-    """Run the code cells of a notebook in this process, with the settings of `run`; returns its variables."""
-    recipe, texts = run.recipe, {"title", "description", "reading", "needs"}
-    settings = recipe.model_dump(mode="json", exclude={"name", "scale", *texts})
+    """Run the code cells of a notebook but the first, which installs, in this process, with the settings of `run`;
+    returns its variables. What a cell would display is only printed where it says so."""
+    recipe, others = run.recipe, {"name", "scale", "title", "description", "reading", "needs"}
+    settings = recipe.model_dump(mode="json", exclude=others)
     values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)
-    return execute(ROOT / entry.path, dict(zip(PARAMETERS, values, strict=True)))
-
-
-def _refuse_unknown_parameters() -> None:
-    """papermill only warns of a parameter that no notebook has, and a misspelt one would run with the defaults. What it
-    was given is the cell that it put in, which begins with a comment of its own."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    for cell in shell.user_ns.get("In", []) if shell else []:
-        if cell.startswith("# Parameters\n"):
-            given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
-            if unknown := sorted(given - {*PARAMETERS}):
-                raise InputError(
-                    f"unknown parameter {', '.join(unknown)}; there are: {', '.join(sorted(PARAMETERS))}, and settings "
-                    'go into overrides, for example {"sft.epochs": 2}'
-                )
+    variables: dict[str, Any] = {"__name__": "__main__", "display": lambda *shown: None}
+    for number, cell in enumerate(read_json(ROOT / entry.path)["cells"]):
+        tags = cell["metadata"].get("tags", ())
+        if "parameters" in tags:
+            variables |= zip(PARAMETERS, values, strict=True)
+        elif cell["cell_type"] == "code" and "setup" not in tags:
+            exec(compile("".join(cell["source"]), f"{entry.name}[{number}]", "exec"), variables)
+    return variables

@@ -102,7 +102,7 @@ DAMAGE = {
         lambda folder: change_json(folder / "config.json", model_type="abacus"),
         ["cannot load"],
     ),
-    "a masked language model": (masked, ["is a bert model", "left to right"]),
+    "a masked language model": (masked, ["is a bert model", "name a causal language model"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
     "pickled weights": (pickled, ["its .bin file holds more than plain tensors", "never run"]),
     "no tokenizer": (
@@ -111,7 +111,7 @@ DAMAGE = {
     ),
     "a tokenizer with more tokens than the model": (
         lambda folder: change_json(folder / "config.json", vocab_size=100),
-        ["tokenizer has", "embeds 100"],
+        ["embeds 100 tokens", "its tokenizer has"],
     ),
     "a context too short": (
         lambda folder: change_json(folder / "config.json", n_positions=32),
@@ -176,7 +176,7 @@ def test_a_lora_module_that_the_policy_does_not_have(cli, setting):  # noqa: F81
 
 def test_a_language_model_as_reward_model(cli, tmp_path):  # noqa: F811
     save_tiny(tmp_path / "policy")
-    refused(cli(*run_with(tmp_path / "policy", "models.reward_model")), "is a GPT2LMHeadModel", "no trained head")
+    refused(cli(*run_with(tmp_path / "policy", "models.reward_model")), "has no trained head")
 
 
 def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811
@@ -185,4 +185,4 @@ def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811
 
     policy = save_tiny(tmp_path / "policy")
     save_model(load_classifier(policy, detect_device(), labels=["a", "b"]), load_tokenizer(policy), tmp_path / "two")
-    refused(cli(*run_with(tmp_path / "two", "models.reward_model")), "2 outputs")
+    refused(cli(*run_with(tmp_path / "two", "models.reward_model")), "score.weight has shape")

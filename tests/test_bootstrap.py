@@ -278,19 +278,12 @@ def test_the_first_cell_works_on_kaggle_with_the_internet_off(kaggle):
     assert (again.stdout.splitlines(), again.stderr) == (done.stdout.splitlines()[1:], "")
 
 
-def test_what_is_wrong_with_a_wheelhouse_is_said_in_one_line(kaggle, monkeypatch):
+def test_what_is_wrong_with_a_wheelhouse_is_said_in_one_line(kaggle):
     [marker] = (kaggle / "input").rglob(bootstrap.MARKER)
     next(marker.parent.glob("*.whl")).unlink()
     said = run_on_kaggle(kaggle).stderr.splitlines()[-1]
     assert "InputError: pip install failed (No matching distribution found for made-up" in said
     assert "lacks what is needed here: make it again" in said
-    monkeypatch.setattr(bootstrap, "ATTACHED", kaggle / "input")
-    marker.write_text(json.dumps({"python": "3.9"}))
-    with pytest.raises(InputError, match="is for Python 3.9, and this is .*: make one with"):
-        bootstrap._wheelhouse()
-    monkeypatch.setenv("RLHF_WHEELHOUSE", str(kaggle))
-    with pytest.raises(InputError, match="which holds no rlhf-wheelhouse.json"):
-        bootstrap._wheelhouse()
     marker.unlink()
     assert "without internet, attach a wheelhouse" in run_on_kaggle(kaggle).stderr.splitlines()[-1]
 

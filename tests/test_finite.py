@@ -46,17 +46,15 @@ def test_a_gradient_of_ppo_is_told(policy, tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_gradient_of_a_trl_trainer_leaves_its_rows(tmp_path, value):
+def test_a_gradient_of_a_trl_trainer_ends_it(tmp_path, value):
     trainer, model = sft(tmp_path)
     broken_gradient(model, value, on=lambda call: call == 2)
-    with pytest.raises(TrainingError, match=r"step 2: the gradient norm is (inf|nan); lower .*learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 2: grad_norm is (inf|nan); lower the learning_rate"):
         train_resumably(trainer, tmp_path)
-    tensors, told = batch(tmp_path)
-    assert tensors["input_ids"].shape == tensors["labels"].shape and len(told["texts"]["input_ids"]) == 8
-    assert all(parameter.isfinite().all() for parameter in model.parameters()), "no step was taken"
+    assert not (tmp_path / "checkpoint-2").exists()
 
 
-def test_a_loss_of_a_trl_trainer_leaves_its_rows_and_the_checkpoint_before(tmp_path):
+def test_a_loss_of_a_trl_trainer_leaves_the_checkpoint_before(tmp_path):
     trainer, model = sft(tmp_path)
     steps = []
 
@@ -66,9 +64,8 @@ def test_a_loss_of_a_trl_trainer_leaves_its_rows_and_the_checkpoint_before(tmp_p
             model.transformer.h[1].mlp.c_fc.bias.data.fill_(math.nan)
 
     model.register_forward_pre_hook(break_weights)
-    with pytest.raises(TrainingError, match=r"step 4: the loss is nan; lower .*; the batch is in"):
+    with pytest.raises(TrainingError, match=r"step 4: loss is nan; lower .*; the same command goes on"):
         train_resumably(trainer, tmp_path)
-    assert batch(tmp_path)[0]["input_ids"].shape[0] == 8
 
     # The same command goes on from step 2 and, with weights that hold, comes to its end.
     again, _ = sft(tmp_path)

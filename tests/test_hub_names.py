@@ -65,19 +65,17 @@ ANONYMOUS = {
     ("look up", "nested/gpt2:tiny"): r"nested/gpt2:tiny: nested/gpt2 has no folder tiny; its folders: small",
     ("look up", "gated/gpt2"): rf"gated/gpt2: {GATED}/gated/gpt2, and log in .*HF_TOKEN",
     ("look up", "only/readme"): "only/readme is no model: it has no config.json",
-    ("look up", "only/config"): r"only/config has no weights that can be read .*tf_model.h5.*NAME@REVISION",
+    ("look up", "only/config"): r"only/config has no weights that can be read .*NAME@REVISION",
     ("look up", "adapters/lost"): f"me/typo: {PRIVATE}",
     ("look up", "a--b"): "a--b: it is no id of the Hugging Face hub",
     ("look up data", "me/typo"): f"^dataset me/typo: {PRIVATE}",
     ("look up data", "several/pairs", "v9"): r"it has no revision 'v9'; .*/datasets/several/pairs/tree/main",
     ("look up data", "gated/pairs"): f"{GATED}/datasets/gated/pairs,",
     ("look up data", "stanfordnlp/SHP", None, "explain"): r"no folder explain; its folders: .*explainlikeimfive",
-    ("look up data", "several/configurations"): r"several configurations \(one, two\); .*data.data_dir",
     ("look up data", "several/empty"): "dataset several/empty has no data files",
 }
-NO_TOKEN = r"the hub does not accept your token \(expired or revoked\?\); renew it at \S+, or unset HF_TOKEN"
 TOKENS = {
-    "hf_expired": {"gated/gpt2": NO_TOKEN, "gpt2": NO_TOKEN},
+    "hf_expired": {"gated/gpt2": "did not serve it .*401", "gpt2": "did not serve it .*401.* HF_TOKEN"},
     OTHER_TOKEN: {"gated/gpt2": GATED, "private/gpt2": PRIVATE, "gpt2": None},
     TOKEN: {"gated/gpt2": None, "private/gpt2": None, "gpt2": None},
 }
@@ -164,7 +162,7 @@ def test_what_was_fetched_is_found_again_without_the_hub(hub, kept, way):
     for now in found[len(KEPT) :]:
         assert re.search(r"could not be reached \(.*, and it is not in the cache; ", now["told"]), now["told"]
     assert sum(now["seconds"] for now in found) < 20
-    assert err.count("is read from the cache") == len(err.splitlines()) == (way != "offline")
+    assert err.count("is read from the cache") == len(err.splitlines()) == (way != "offline") * len(KEPT)
 
 
 def test_what_other_programs_put_into_the_cache_is_found_where_it_is_whole(hub, kept, tmp_path):

@@ -251,10 +251,10 @@ def test_processes_of_a_notebook_see_the_gpus_that_it_was_not_given(monkeypatch,
 def test_a_command_that_fails_is_told_by_its_own_line(capsys):
     script = "import sys; print('a result'); print('progress', file=sys.stderr); sys.exit('failed: update 3')"
     with pytest.raises(TrainingError, match="^update 3$"):
-        launch.run_python(["-c", script], dict(os.environ))
+        launch.run_python("-c", script)
     assert capsys.readouterr().out == "progress\n"
     with pytest.raises(TrainingError, match="status 1: ZeroDivisionError: division by zero"):
-        launch.run_python(["-c", "1 / 0"], dict(os.environ))
+        launch.run_python("-c", "1 / 0")
 
 
 def test_parts_of_a_rollout_make_the_whole(tmp_path, monkeypatch):

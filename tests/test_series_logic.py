@@ -12,7 +12,6 @@ import papermill
 import pytest
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from papermill.parameterize import parameterize_path
 
 from rlhf_utils import series
 from rlhf_utils.platforms.errors import InputError, TrainingError
@@ -59,15 +58,6 @@ def fake(monkeypatch) -> FakePapermill:
     fake = FakePapermill()
     monkeypatch.setattr(papermill, "execute_notebook", fake)
     return fake
-
-
-@pytest.mark.parametrize(
-    "name", ["braces{seed}", "{0} {} }{", "50 %d of $HOME", "'quotes\"", "ü # ? [x] *", "{{twice}}"]
-)
-def test_papermill_finds_a_path_of_any_name(name):
-    """It puts the parameters of a notebook into its paths."""
-    path = Path("/somewhere") / name / "01_01.ipynb"
-    assert parameterize_path(launch.unformatted(path), {"seed": 3}) == str(path)
 
 
 def start(folder: Path, overrides: dict | None = None, only: list[str] | None = None, fresh: bool = False) -> Run:

@@ -16,15 +16,17 @@ from tiny import one_thread  # noqa: F401
 
 from rlhf_utils.__main__ import main
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs import stopping
-from rlhf_utils.runs.launch import Listener
-from rlhf_utils.runs.stopping import SERIES, Stopped, safe_points, series_lock, stage_lock, stop_asked, terminable
+from rlhf_utils.runs.launch import attended
+from rlhf_utils.runs.stopping import HELD, Stopped, run_lock, safe_points, stop_asked, terminable
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys, time, pathlib
+from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs import stopping
-with getattr(stopping, sys.argv[1])(pathlib.Path(sys.argv[2])):
+with stopping.run_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -56,7 +58,7 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
         reached.append("after the second")
     assert reached == [True] and not stop_asked()
     # A series only repeats itself; it ends the kernel where it means at once.
-    monkeypatch.setenv(SERIES, "some/run")
+    monkeypatch.setenv(HEADLESS, "1")
     with pytest.raises(Stopped), safe_points():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -68,9 +70,8 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_listener_asks_first_and_ends_then(signals):
+def test_what_is_attended_is_asked_first_and_ended_then(signals):
     heard, may_end = [], threading.Event()
-    listener = Listener(lambda: heard.append("ask"), lambda: (heard.append("end"), may_end.set()))
 
     def work():
         for _ in range(signals):
@@ -79,23 +80,27 @@ def test_a_listener_asks_first_and_ends_then(signals):
         if signals == 1:
             may_end.set()
         may_end.wait(10)
-        raise ValueError("handed on")
+        raise ValueError("comes of the signal")
 
-    with pytest.raises(ValueError, match="handed on"):
-        listener.run(work)
-    assert listener.asked == signal.SIGTERM
+    def end():
+        heard.append("end")
+        may_end.set()
+
+    with pytest.raises(Stopped) as stopped:
+        attended(work, lambda: heard.append("ask"), end, lambda: None)
+    assert stopped.value.number == signal.SIGTERM
     assert heard[0] == "ask" and ("end" in heard) == (signals == 2)
 
 
 @pytest.fixture
 def other(tmp_path, monkeypatch):
     """Starts a process that holds a lock; it is killed at the end."""
-    monkeypatch.delenv(SERIES, raising=False)
-    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.delenv(HELD, raising=False)
+    monkeypatch.setattr(stopping, "LAST_BREATH_SECONDS", 1.0)
     started = []
 
-    def start(lock: str, root: Path = tmp_path) -> subprocess.Popen:
-        command = [sys.executable, "-c", HOLDER, lock, str(root)]
+    def start(root: Path = tmp_path) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLDER, str(root)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
         assert started[-1].stdout.readline() == "held\n"
@@ -107,33 +112,30 @@ def other(tmp_path, monkeypatch):
         process.wait()
 
 
-@pytest.mark.parametrize("first", ["series_lock", "stage_lock"])
-def test_the_second_one_is_told_who_the_first_is(other, tmp_path, first, monkeypatch):
-    process = other(first)
-    for second in (series_lock, stage_lock):
-        with pytest.raises(InputError) as told, second(tmp_path):
-            pytest.fail("both hold it")
-        assert f"in use by process {process.pid} on " in str(told.value) and "\n" not in str(told.value)
+def test_the_second_one_is_told_who_the_first_is(other, tmp_path):
+    process = other()
+    with pytest.raises(InputError) as told, run_lock(tmp_path):
+        pytest.fail("both hold it")
+    assert f"in use by process {process.pid} on " in str(told.value) and "\n" not in str(told.value)
     process.kill()
-    # A series waits a moment for the kernel of one that was killed; a dead process holds nothing.
-    monkeypatch.setattr(stopping, "PATIENCE_SECONDS", 20.0)
+    process.wait()
+    # A dead process holds nothing; the next one waits a moment for the kernel that it may have left.
     started = time.monotonic()
-    with series_lock(tmp_path):
-        assert time.monotonic() - started < 10
+    with run_lock(tmp_path):
+        assert 1 <= time.monotonic() - started < 10
+    assert not list(tmp_path.glob(".lock.txt")), "the name of who held it is gone"
+    started = time.monotonic()
+    with run_lock(tmp_path):
+        assert time.monotonic() - started < 1
 
 
-def test_a_kernel_of_the_series_may_write_and_two_may_not(other, tmp_path):
-    with series_lock(tmp_path):
-        assert os.environ[SERIES] == str(tmp_path.resolve())
-        kernel = other("stage_lock")
-        with pytest.raises(InputError, match=f"in use by process {kernel.pid}"), stage_lock(tmp_path):
-            pytest.fail("both hold it")
-        kernel.kill()
-        kernel.wait()
-        with stage_lock(tmp_path), stage_lock(tmp_path):
+def test_a_kernel_of_the_series_may_write(other, tmp_path):
+    with run_lock(tmp_path):
+        assert os.environ[HELD] == str(tmp_path.resolve())
+        other()
+        with run_lock(tmp_path):
             pass  # publishing within a training
-    assert SERIES not in os.environ
-    assert not list(tmp_path.glob(".series*.txt")), "the name of who held it is gone"
+    assert HELD not in os.environ
 
 
 def test_where_there_are_no_locks_it_warns_and_goes_on(tmp_path, monkeypatch):
@@ -141,13 +143,12 @@ def test_where_there_are_no_locks_it_warns_and_goes_on(tmp_path, monkeypatch):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(stopping.FileLock, "acquire", acquire)
-    monkeypatch.setenv(SERIES, str(tmp_path.resolve()))
-    with pytest.warns(UserWarning, match="cannot be locked"), stage_lock(tmp_path):
+    with pytest.warns(UserWarning, match="cannot be locked"), run_lock(tmp_path):
         pass
 
 
 def test_a_second_run_is_refused_in_one_line(other, tmp_path, capsys):
     (tmp_path / "instruct-tiny").mkdir()
-    other("series_lock", tmp_path / "instruct-tiny")
+    other(tmp_path / "instruct-tiny")
     assert main(["run", "--output-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("in use by process") == 1

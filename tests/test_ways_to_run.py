@@ -34,12 +34,3 @@ def test_from_the_notebooks_own_folder_with_values_of_every_kind(tmp_path):
     done = papermill(tmp_path / "out.ipynb", *given, cwd=NOTEBOOK.parent)
     left = str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells)
     assert "recipe instruct, scale tiny, seed 3" in left, done.stderr[-2000:]
-
-
-def test_what_papermill_leaves_after_a_refusal_can_be_read(tmp_path):
-    done = papermill(tmp_path / "out.ipynb", "-p", "output_dir", tmp_path / "runs", "-p", "epochs", "2", cwd=ROOT)
-    assert done.returncode != 0 and "unknown parameter epochs; there are: " in done.stderr
-    left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    nbformat.validate(left)
-    assert "unknown parameter epochs" in str(left.cells)
-    assert not list(tmp_path.glob("runs/*/checkpoints/*"))

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash
-from rlhf_utils.platforms.hub import DATASET, dataset_snapshot, wanted
+from rlhf_utils.platforms.hub import DATASET, snapshot, wanted
 from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
 from rlhf_utils.settings.sections import DataSettings
 
@@ -54,7 +54,7 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
         asked = wanted(dataset, DATASET, settings.revision, settings.data_dir)
-        folder = dataset_snapshot(asked)
+        folder = snapshot(asked)
         train, test = _folder_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
         return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
     path, test = local_path(dataset), None

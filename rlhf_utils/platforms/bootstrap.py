@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import shutil
@@ -57,12 +56,9 @@ def ready() -> None:
 
 
 def settle() -> None:
-    """Keep neighboring packages out of the way; called on importing rlhf_utils, in every process of a run.
-
-    peft raises ImportError at every layer it adapts where it finds an old torchao (Colab and Kaggle ship 0.10) or
-    gptqmodel, whether or not the model uses it, and nothing here does. `None` in `sys.modules` makes Python say that it
-    is not there: no network, nothing uninstalled, no restart.
-    """
+    """Keep neighboring packages out of the way: peft raises ImportError at every layer it adapts where it finds an old
+    torchao (Colab and Kaggle ship 0.10) or gptqmodel, whether or not the model uses it, and nothing here does. `None`
+    in `sys.modules` makes Python say that it is not there. Called on importing rlhf_utils, in every process."""
     for name in ("torchao", "gptqmodel"):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     # On CPUs with AVX512-BF16 it warns that it finds no faster kernel on the hub; what it falls back on is right.
@@ -128,24 +124,13 @@ def _own_copy() -> Path:
 
 
 def _install(unmet: list[Requirement]) -> None:
-    held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
-    wheels, advice = _wheelhouse(), "without internet, attach a wheelhouse (docs/offline_and_kaggle.md)"
+    """With pip, from the wheelhouse where there is one; what a notebook service ships stays as it is."""
+    attached = (marker.parent for marker in ATTACHED.rglob(MARKER))
+    wheels, source = os.environ.get("RLHF_WHEELHOUSE") or next(attached, None), []
+    advice = "without internet, attach a wheelhouse (docs/offline_and_kaggle.md)"
     if wheels:
-        advice = f"{wheels} lacks what is needed here: make it again with `python tools/wheelhouse.py`"
-    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+        source = ["--no-index", "--find-links", os.path.expanduser(wheels)]
+        again = f"`python tools/wheelhouse.py FOLDER --python {this_python()}`"
+        advice = f"{wheels} lacks what is needed here: make it again with {again}"
+    held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
     pip("install", *source, *map(as_installed, unmet), *held, advice=advice)
-
-
-def _wheelhouse() -> Path | None:
-    """The folder of wheels to install from; None where there is none, and the package index is asked."""
-    named = os.environ.get("RLHF_WHEELHOUSE")
-    marker = Path(named).expanduser() / MARKER if named else next(ATTACHED.rglob(MARKER), None)
-    if marker is None:
-        return None
-    if not marker.is_file():
-        raise InputError(f"RLHF_WHEELHOUSE names {named}, which holds no {MARKER} and so is no wheelhouse")
-    made_for, here = json.loads(marker.read_text(encoding="utf-8"))["python"], this_python()
-    if made_for != here:
-        again = f"make one with `python tools/wheelhouse.py FOLDER --python {here}`"
-        raise InputError(f"the wheelhouse in {marker.parent} is for Python {made_for}, and this is {here}: {again}")
-    return marker.parent

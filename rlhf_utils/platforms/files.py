@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import psutil
 
 from rlhf_utils.platforms.errors import InputError
 
+# What a checkpoint of transformers' trainer is given once it is whole.
+COMPLETE = "COMPLETE"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 # How safetensors, and torch.save where the write or where closing the file fails, tell of a full disk.
@@ -128,12 +131,12 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what killed processes, or an earlier one of this very number, left of their attempts at `folder`; one that
     was killed just before its last step has moved the folder aside, and it is put back."""
     for path in folder.parent.glob(f".{folder.name}.*.*"):
-        process, _, what = path.name.removeprefix(f".{folder.name}.").partition(".")
-        if not process.isdigit() or (int(process) != os.getpid() and psutil.pid_exists(int(process))):
+        found = re.fullmatch(r"\.(\d+)\.(partial|replaced)", path.name.removeprefix(f".{folder.name}"))
+        if found is None or (int(found[1]) != os.getpid() and psutil.pid_exists(int(found[1]))):
             continue
-        if what == "replaced" and not folder.exists():
+        if found[2] == "replaced" and not folder.exists():
             os.replace(path, folder)
-        elif what in ("partial", "replaced"):
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -149,20 +152,12 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-_COMPLETE = "COMPLETE"
-
-
-def mark_complete(work: Path, step: int) -> None:
-    """Say that the checkpoint of `step` that transformers' trainer wrote in `work` is whole."""
-    (work / f"checkpoint-{step}" / _COMPLETE).touch()
-
-
 def newest_complete(work: Path) -> str | None:
     """The newest whole checkpoint of transformers' trainer in `work`; those cut off while they were written are
     removed. The trainer itself would raise on one, go on without its optimizer state, or count it among those kept."""
     newest = None
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        if (folder / _COMPLETE).exists():
+        if (folder / COMPLETE).exists():
             newest = str(folder)
         else:
             shutil.rmtree(folder)

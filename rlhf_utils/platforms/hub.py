@@ -29,8 +29,6 @@ _SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)")
 _OF_MODEL = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 _OF_ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 _DATA = re.compile(r".+\.(parquet|jsonl|json|ndjson|csv|tsv|txt|arrow|zip)(\.(gz|zst|bz2|xz))?", re.IGNORECASE)
-_OTHER = re.compile(r"\.(h5|msgpack|ot|onnx|gguf|ckpt|pth?|safetensors|bin)$")
-_TOKENS = "https://huggingface.co/settings/tokens"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a token that may read it"
 _REFUSED = {
     "RevisionNotFoundError": "it has no revision {wanted.revision!r}; its branches and tags: {page}/tree/main",
@@ -66,7 +64,7 @@ def recording(commits: dict[str, str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _recorders[:] = [recorder for recorder in _recorders if recorder is not commits]
+        _recorders.pop()
 
 
 def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_dir: str | None = None) -> Wanted:
@@ -78,25 +76,18 @@ def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_
 
 
 def model_folder(source: Source, weights: bool = True) -> Path:
-    """The folder of the model or adapter that `source` names: itself, or its files of the hub at one commit.
-
-    Without `weights` only what is small is fetched. Raises InputError where the model cannot be had.
-    """
+    """The folder of the model or adapter that `source` names: itself, or its files of the hub at one commit; without
+    `weights` only what is small of them. Raises InputError where the model cannot be had."""
     if is_folder(source):
         return local_path(source)
     asked = wanted(source)
-    return _snapshot(asked, weights) / (asked.subfolder or "")
-
-
-def dataset_snapshot(asked: Wanted) -> Path:
-    """The folder, named by its commit, of a whole dataset with its card and its data files below `asked.subfolder`."""
-    return _snapshot(asked, True)
+    return snapshot(asked, weights) / (asked.subfolder or "")
 
 
 def look_up(asked: Wanted, base_is_known: bool = False) -> None:
     """Raise InputError unless the hub, or the cache where the hub cannot serve, has what is asked and lets us read it;
     the base of an adapter is looked up too, unless `base_is_known`."""
-    folder = _snapshot(asked, False) / (asked.subfolder or "")
+    folder = snapshot(asked, False) / (asked.subfolder or "")
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file() and not base_is_known:
         settings = read_json(folder / ADAPTER_CONFIG)
         base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
@@ -104,7 +95,9 @@ def look_up(asked: Wanted, base_is_known: bool = False) -> None:
             look_up(wanted(base, revision=revision))
 
 
-def _snapshot(wanted: Wanted, large: bool) -> Path:
+def snapshot(wanted: Wanted, large: bool = True) -> Path:
+    """The folder, named by its commit, of a model, or of a dataset with its card and its data files below `subfolder`;
+    without `large` only what is small of a model, and nothing of a dataset."""
     root = _fetched(wanted, large)
     for recorder in _recorders:
         recorder[str(wanted)] = root.name
@@ -113,24 +106,21 @@ def _snapshot(wanted: Wanted, large: bool) -> Path:
 
 @lru_cache
 def _fetched(wanted: Wanted, large: bool) -> Path:
-    """The repository in the cache; without `large` only what is small of a model, and nothing of a dataset."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     where = {"repo_id": wanted.name, "repo_type": wanted.kind, "revision": wanted.revision}
     try:
         with _asking(wanted):
             info = HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-            configurations = (info.card_data or {}).get("configs") or []
-            needed = _needed(wanted, [file.rfilename for file in info.siblings or ()], configurations)
+            needed = _needed(wanted, [file.rfilename for file in info.siblings or ()])
             root = _record(wanted).parents[1] / "snapshots" / info.sha
             if large:
                 write_json(_record(wanted), needed)
             elif wanted.kind == DATASET:
                 # Anybody may read the list of a gated one.
                 HfApi().auth_check(wanted.name, repo_type=DATASET)
-            # What is small comes first: where there are weights in the cache, the rest of the model is there too.
             light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
-            for files in filter(None, [light, needed if large else []]):
+            if files := needed if large else light:
                 root = Path(snapshot_download(**where, allow_patterns=files))
                 # Versions of the library give back what little there is where the hub stops serving in between.
                 if not all((root / file).is_file() for file in files):
@@ -139,12 +129,12 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
     except _Trouble as trouble:
         if (root := _cached(wanted, where)) is not None:
             if not constants.HF_HUB_OFFLINE:
-                _tell_once(f"{str(trouble).partition(' (')[0]}; what is needed of the hub is read from the cache")
+                print(f"{str(trouble).partition(' (')[0]}; {wanted} is read from the cache", file=sys.stderr)
             return root
         own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
         raise InputError(
             f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the "
-            f"network, try again later, or use what is on this machine ({own}), or --scale tiny, which needs no network"
+            f"network and HF_TOKEN, or use what is on this machine ({own}), or --scale tiny, which needs no network"
         ) from None
 
 
@@ -173,7 +163,7 @@ def _record(wanted: Wanted) -> Path:
     return Path(HF_HUB_CACHE) / "--".join([f"{wanted.kind}s", *wanted.name.split("/")]) / "needed" / f"{key}.json"
 
 
-def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict] = ()) -> list[str]:
+def _needed(wanted: Wanted, files: Sequence[str]) -> list[str]:
     """The files that are read of a repository; raises InputError where it lacks the folder, a model or data."""
     prefix = f"{wanted.subfolder}/" if wanted.subfolder else ""
     inside = {file.removeprefix(prefix) for file in files if file.startswith(prefix)}
@@ -181,10 +171,6 @@ def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict]
         folders = ", ".join(sorted({file.split("/")[0] for file in files if "/" in file})[:8]) or "none"
         raise InputError(f"{wanted}: {wanted.name} has no folder {wanted.subfolder}; its folders: {folders}")
     if wanted.kind == DATASET:
-        names = [one.get("config_name") for one in configurations if not prefix]
-        if len(names) > 1 and "default" not in names and not any(one.get("default") for one in configurations):
-            some = ", ".join(map(str, names[:12]))
-            raise InputError(f"{wanted} has several configurations ({some}); name the folder of one with data.data_dir")
         data = sorted(prefix + name for name in inside if _DATA.fullmatch(name) and not name.startswith("."))
         if not data:
             raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
@@ -197,10 +183,9 @@ def _needed(wanted: Wanted, files: Sequence[str], configurations: Sequence[dict]
             # Beside an adapter the configuration would be that of its base.
             small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
             return [prefix + name for name in sorted(small.union(weights))]
-    others = ", ".join(sorted(name for name in inside if _OTHER.search(name))) or "none"
     raise InputError(
-        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin), but {others}; name a "
-        "revision that has them (NAME@REVISION), or convert them and give the folder"
+        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin); name a revision that has "
+        "them (NAME@REVISION), or convert them and give the folder"
     )
 
 
@@ -211,7 +196,7 @@ class _Trouble(Exception):
 @contextmanager
 def _asking(wanted: Wanted) -> Iterator[None]:
     """Raise InputError with one line for what the hub refuses in the block, _Trouble where it cannot serve for now."""
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars
 
@@ -226,33 +211,17 @@ def _asking(wanted: Wanted) -> Iterator[None]:
             error = error.__cause__
         answer = getattr(error, "response", None)
         page = f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == DATASET else ''}{wanted.name}"
-        if answer is not None and answer.status_code == 401 and get_token():
-            # Whatever comes with such a token is refused, also what everybody may read.
-            line = f"the hub does not accept your token (expired or revoked?); renew it at {_TOKENS}, or unset HF_TOKEN"
-        elif line := _REFUSED.get(type(error).__name__, ""):
+        if line := _REFUSED.get(type(error).__name__, ""):
             line = line.format(wanted=wanted, page=page)
         elif isinstance(error, OSError) and error.errno is not None:
             where = error.filename or constants.HF_HUB_CACHE
             line = f"cannot use {where}: {error.strerror}; HF_HOME names another folder for the hub's cache"
         else:
             how = "could not be reached" if answer is None else "did not serve it"
-            raise _Trouble(f"{constants.ENDPOINT} {how} ({_first_line(error)})") from None
+            raise _Trouble(f"{constants.ENDPOINT} {how} ({first_line(error)})") from None
         raise InputError(f"{wanted}: {line}") from None
 
 
-def why_not_written(error: BaseException) -> str:
-    """Why the hub did not take what was to be uploaded, and what to do."""
-    told = {
-        401: f"the hub does not accept your token (expired or revoked?); make one that may write at {_TOKENS}",
-        403: f"your token may not write there; check the owner, or give the token that right at {_TOKENS}",
-    }.get(getattr(getattr(error, "response", None), "status_code", None))
-    return told or f"{_first_line(error)}; check the name and the network, and try again"
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line."""
     return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)[:160]
-
-
-@lru_cache
-def _tell_once(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -69,17 +69,13 @@ def is_hub_name(source: Source) -> bool:
 
 
 def hub_name(source: Source) -> tuple[str, dict[str, str]]:
-    """The hub's id in `owner/name:subfolder@revision`, and `subfolder` and `revision` by these names where there are.
-
-    Raises InputError for anything else.
-    """
+    """The id in `owner/name:subfolder@revision`, and what there is of `subfolder` and `revision`; else InputError."""
     text = str(source).strip()
     found = _NAME.fullmatch(text)
     if found is None or "://" in text or ".." in text:
         raise InputError(
             f"cannot load {text[:200]} from the Hugging Face hub: it is no id (owner/name, perhaps with :FOLDER and "
-            "@REVISION; no address), and there is no file or folder of that name; check it, or use --set policy=FOLDER "
-            "or --set dataset=PATH"
+            "@REVISION; no address), and there is no file or folder of that name"
         )
     where = {key: (found[key] or "").strip("/") for key in ("subfolder", "revision")}
     return found["name"], {key: value for key, value in where.items() if value}
@@ -118,7 +114,6 @@ def local_path(source: Source) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model in a GGUF file to `folder` as transformers saves one in fp32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

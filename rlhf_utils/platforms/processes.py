@@ -1,8 +1,5 @@
-"""Several processes of one training: who writes, who waits, and what all of them know.
-
-The main process alone writes and prints. A process that no launcher started is the only one, and then nothing here
-imports torch.
-"""
+"""Several processes of one training, of which the main one alone writes and prints. A process that no launcher started
+is the only one, and then nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -21,8 +18,6 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)
 # The launcher ends every process within a fraction of a second after one has failed.
 _HEAD_START_SECONDS = 4.0
-# How the variables begin by which launchers tell a process that it is one of several.
-_LAUNCHER = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 
 def count() -> int:
@@ -105,14 +100,10 @@ def environment(**told: str) -> Iterator[None]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def without_launcher() -> dict[str, str]:
-    """This process's environment for a program that is to run alone."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
-
-
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """In the block only the main process prints, and an error that all processes meet is told once, by the main one."""
+    """In the block only the main process prints, and an error that all processes meet is told once, by the main one:
+    the others wait before they tell theirs, and are ended meanwhile."""
     with contextlib.ExitStack() as silence:
         if not is_main():
             nowhere = silence.enter_context(open(os.devnull, "w"))
@@ -122,14 +113,9 @@ def one_voice() -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if count() > 1 and is_main() and not isinstance(error, InputError | TrainingError):
+            if not is_main():
+                time.sleep(_HEAD_START_SECONDS)
+            elif count() > 1 and not isinstance(error, InputError | TrainingError):
                 # Perhaps only the end of a connection, because another process has told its own error and ended.
                 time.sleep(_HEAD_START_SECONDS / 2)
-            let_main_speak()
             raise
-
-
-def let_main_speak() -> None:
-    """Before telling an error: give the main process the time to tell the same, upon which all are ended."""
-    if not is_main():
-        time.sleep(_HEAD_START_SECONDS)

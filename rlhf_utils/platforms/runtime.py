@@ -1,13 +1,10 @@
-"""Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders.
-
-Importing this module does not import torch: `prepare_environment` has to come first.
-"""
+"""Where the code runs: Colab, Kaggle or a local machine; which device, precision and folders. Does not import torch:
+`prepare_environment` has to come first."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -51,23 +48,16 @@ def is_on_drive(folder: Path) -> bool:
     return DRIVE in folder.parents
 
 
-def reach_drive(folder: Path) -> None:
-    """Mount Google Drive where `folder` lies in it and this is Colab; raises InputError where it cannot be mounted.
+def check_drive(folder: Path) -> None:
+    """Raise InputError where `folder` lies on Google Drive, this is Colab, and Drive is not mounted.
 
     A folder made there without Drive would be lost with the session, and would keep Drive from being mounted later.
     """
-    if platform_name() != "colab" or not is_on_drive(folder) or (DRIVE / "MyDrive").is_dir():
-        return
-    said, again = "nobody is here to allow it", f"`from google.colab import drive; drive.mount('{DRIVE}')` in a cell"
-    if is_attended():
-        from google.colab import drive  # type: ignore[import-not-found]
-
-        try:
-            return drive.mount(str(DRIVE))
-        except Exception as error:  # of Colab, of its page and of pexpect
-            said = str(error)
-    instead = "choose an output_dir outside of it, which is lost when the session ends"
-    raise InputError(f"{folder} is on Google Drive, which is not mounted ({said}): run {again}, or {instead}")
+    if platform_name() == "colab" and is_on_drive(folder) and not (DRIVE / "MyDrive").is_dir():
+        raise InputError(
+            f"{folder} is on Google Drive, which is not mounted: run `from google.colab import drive; "
+            f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it"
+        )
 
 
 def prepare_environment() -> None:
@@ -142,17 +132,12 @@ class Device:
 
         return torch.autocast(self.kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    @property
-    def trainer_flags(self) -> dict[str, bool]:
-        """`bf16`, `fp16`, `use_cpu` for transformers and trl; trl's default bf16=True fails on CPUs and old GPUs."""
-        return {"bf16": self.precision == "bf16", "fp16": self.precision == "fp16", "use_cpu": self.kind == "cpu"}
-
 
 def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
     Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32, which is the same
-    on every CPU. GPUs below 7.0 (P100) and those that this build of PyTorch has no kernels for are refused.
+    on every CPU. GPUs below 7.0 (P100) are refused.
     """
     import psutil
     import torch
@@ -163,20 +148,11 @@ def detect_device(precision: str = "auto") -> Device:
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
-    with warnings.catch_warnings():
-        # torch's own notice on a GPU it has no kernels for fills the screen, and goes on as if nothing were wrong.
-        warnings.simplefilter("ignore", UserWarning)
-        found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    here, built_for = found.major * 10 + found.minor, " ".join(torch.cuda.get_arch_list())
-    # Binaries (sm_75) run within a major version, PTX (compute_90) on everything newer.
-    has_kernels = any(
-        int(made) <= here and (kind == "compute" or int(made) // 10 == found.major)
-        for kind, made in re.findall(r"(sm|compute)_(\d+)", built_for)
-    )
-    if found.major < 7 or not has_kernels:
+    found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if found.major < 7:
         raise InputError(
-            f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch "
-            f"{torch.__version__} has no kernels; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
+            f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch has no kernels; "
+            "choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
         )
     if precision == "bf16" and found.major < 8:
         raise InputError(f"{found.name} only emulates bf16; use precision auto or fp16")
@@ -193,9 +169,7 @@ def cache_folder() -> Path:
 @contextmanager
 def cache_entry(name: str) -> Iterator[Path]:
     """The folder `name` of the cache, which need not be there yet; a second process that wants it waits for the block.
-
-    Raises InputError where the cache cannot be written.
-    """
+    Raises InputError where the cache cannot be written."""
     from filelock import FileLock
 
     folder = cache_folder() / name
@@ -203,12 +177,6 @@ def cache_entry(name: str) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             yield folder
-
-
-def check_cache() -> None:
-    """Raise InputError where nothing can be written into the cache."""
-    with cache_entry("check"):
-        pass
 
 
 def peak_memory_bytes() -> int:

@@ -84,7 +84,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     """
     from huggingface_hub import HfApi, constants
 
-    from rlhf_utils.platforms.hub import why_not_written
+    from rlhf_utils.platforms.hub import first_line
 
     token = hub_token()
     if token is None:
@@ -104,7 +104,8 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     except InputError:
         raise
     except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
-        raise InputError(f"cannot push to {repository}: {why_not_written(error)}") from None
+        advice = "check the name, the network, and that your token may write there and has not expired"
+        raise InputError(f"cannot push to {repository}: {first_line(error)}; {advice}") from None
     return f"{constants.ENDPOINT}/{name}"
 
 

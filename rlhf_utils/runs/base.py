@@ -30,7 +30,6 @@ from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import whole_folder, write_jsonl
-from rlhf_utils.platforms.memory import phase
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import cache_entry, detect_device
 from rlhf_utils.rewards.reward_model import RewardModel
@@ -62,8 +61,7 @@ def make_base(run: Run) -> dict:
             check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
         run.progress("training the small base model (once per machine)")
         texts = pretraining_texts(recipe.dataset, recipe.data, recipe.base.documents, recipe.seed)
-        with phase("train"):
-            source = cached_base(texts, recipe.base, recipe.seed, run.progress)
+        source = cached_base(texts, recipe.base, recipe.seed, run.progress)
         run.publish("base", fill=partial(copy_model, source), documents=len(texts), policy=recipe.policy)
     return run.results("base")
 
@@ -146,19 +144,15 @@ def _ready_policy(run: Run, source: str) -> tuple[PreTrainedModel, PreTrainedTok
 def train_tokenizer(texts: Sequence[str], vocabulary: int, context: int = 1024) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer like GPT-2's, with at most `vocabulary` tokens; any text survives encode and decode.
 
-    EOS, BOS and padding are the one token `<|endoftext|>`, as in GPT-2. Raises InputError where `texts` hold no text.
+    EOS, BOS and padding are the one token `<|endoftext|>`, as in GPT-2.
     """
-    if not any(text.strip() for text in texts):
-        raise InputError("there is no text to train a tokenizer on; give documents that are not empty")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    how = {"special_tokens": [END_OF_TEXT], "initial_alphabet": alphabet, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, **how))
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False, **special
@@ -170,14 +164,21 @@ def train_base(
 ) -> None:
     """Train a tokenizer and a GPT-2 on `texts` and save both in `folder`, which is there whole or not at all.
 
-    The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`. An interrupted
-    training resumes from its last whole checkpoint, kept beside `folder`, when it is called again with the same
-    arguments. `progress(text, step, steps)` is called about a hundred times. Raises InputError for too little text,
-    TrainingError where the loss or a gradient is not finite.
+    The documents are joined by the end-of-text token and cut into blocks of `settings.block_tokens`; the rest is
+    dropped. An interrupted training resumes from its last whole checkpoint, kept beside `folder`, when it is called
+    again with the same arguments. `progress(text, step, steps)` is called about a hundred times. Raises InputError for
+    too little text, TrainingError where the loss or a gradient is not finite.
     """
-    work = folder.with_name(f".{folder.name}.work")
+    work, size = folder.with_name(f".{folder.name}.work"), min(settings.block_tokens, settings.context)
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.context)
-    blocks = _blocks(texts, tokenizer, settings)
+    rows = tokenizer(list(texts), verbose=False)["input_ids"]
+    ids = [token for row in rows for token in (*row, tokenizer.eos_token_id)]
+    blocks = torch.tensor(ids[: len(ids) // size * size]).view(-1, size)
+    if len(blocks) < MIN_BLOCKS:
+        raise InputError(
+            f"too little text to train a base model: {len(texts):,} documents give {len(ids):,} tokens, at least "
+            f"{MIN_BLOCKS * size:,} are needed; give more text or choose a ready model as policy"
+        )
     set_seed(seed)
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -223,20 +224,3 @@ def cached_base(texts: Sequence[str], settings: BaseSettings, seed: int, progres
         if not (folder / "model.safetensors").is_file():
             train_base(texts, settings, seed, folder, progress)
     return folder
-
-
-def _blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, settings: BaseSettings):
-    """The token ids of all documents, each ended by EOS, as int64[blocks, block_tokens]; the rest is dropped."""
-    if settings.block_tokens > settings.context:
-        raise InputError(
-            f"base.block_tokens is {settings.block_tokens}, more than base.context {settings.context}; lower it"
-        )
-    rows = tokenizer(list(texts), verbose=False)["input_ids"]
-    ids = [token for row in rows for token in (*row, tokenizer.eos_token_id)]
-    blocks = len(ids) // settings.block_tokens
-    if blocks < MIN_BLOCKS:
-        raise InputError(
-            f"too little text to train a base model: {len(texts):,} documents give {len(ids):,} tokens, at least "
-            f"{MIN_BLOCKS * settings.block_tokens:,} are needed; give more text or choose a ready model as policy"
-        )
-    return torch.tensor(ids[: blocks * settings.block_tokens]).view(blocks, settings.block_tokens)

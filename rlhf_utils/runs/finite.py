@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.files import whole_folder, write_json
 
@@ -21,12 +20,11 @@ def not_finite(
 ) -> TrainingError:
     """The error to raise: says `what`, gives `advice`, and names the folder with the batch, `not_finite` in `folder`.
 
-    `tensors` goes to batch.safetensors (what is no tensor is left out), `texts` with the message to batch.json. Under a
-    launcher each process has a folder of its own: the figure may be wrong in one of them only.
+    `tensors` goes to batch.safetensors (what is no tensor is left out), `texts` with the message to batch.json.
     """
     from safetensors.torch import save_file
 
-    where = Path(folder) / ("not_finite" if processes.count() == 1 else f"not_finite_{processes.index()}")
+    where = Path(folder) / "not_finite"
     with whole_folder(where) as whole:
         # Copies: one storage may stand behind several names, which safetensors refuses.
         kept = {

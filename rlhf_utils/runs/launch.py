@@ -1,20 +1,19 @@
-"""A notebook with nobody there: through papermill, or its code cells in this process or in several.
+"""A notebook with nobody there, through papermill; and Python in processes of its own, with all GPUs.
 
-`accelerate launch -m rlhf_utils train 01_02` comes to `execute` in every process. `on_all_gpus` starts such a command
-from inside a notebook: a kernel that has touched its GPU can no longer divide itself among several.
+`on_all_gpus` starts `accelerate launch -m rlhf_utils train` from inside a notebook: a kernel that has touched its GPU
+can no longer divide itself among several.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,12 @@ from rlhf_utils.platforms.runtime import ALL_GPUS, HEADLESS
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, handled
 
+# How the variables begin by which launchers tell a process that it is one of several.
+_LAUNCHER = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 # What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not warn
 # on stderr that Python's own frozen modules cannot be stepped into.
 _KERNEL = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+_TELL_SECONDS = 20.0
 # What the command line puts before the one line that says what is wrong, and what it stands for.
 _KINDS = {"error: ": InputError, "failed: ": TrainingError}
 
@@ -47,119 +49,77 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
 
     target, root = run.notebooks / f"{name}.ipynb", notebook.parents[1]
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    started = time.time()
+    started, progress = time.time(), run.root / ".progress.json"
+    progress.unlink(missing_ok=True)
 
     def work() -> None:
-        paths = unformatted(notebook), unformatted(running)
+        # It puts the parameters into paths by `str.format`.
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, running)]
         # At its own level the kernel warns on stderr, in every notebook, that it talks over local TCP.
         how = {"cwd": str(root), "progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=50"]}
         papermill.execute_notebook(*paths, parameters=parameters, kernel_name="python3", **how)
 
-    # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of a step.
-    listener = Listener(lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL))
-    progress = run.root / ".progress.json"
-    progress.unlink(missing_ok=True)
+    def tell() -> None:
+        state = read_json(progress) if progress.is_file() else {"text": "starting"}
+        step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
+        print(f"{label}  {state['text']}{step}  {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+
     try:
         with disk_errors(running), processes.environment(**_KERNEL):
-            listener.run(work, _progress_line(progress, label))
-    except BaseException as error:
-        told = isinstance(error, PapermillExecutionError | DeadKernelError)
-        if told:
-            os.replace(running, failed)
-        running.unlink(missing_ok=True)
-        if listener.asked is not None:
-            # A kernel that hears of it while it starts dies before nbclient knows it.
-            run.note_notebook(name, state="interrupted")
-            raise Stopped(listener.asked) from None
-        if not told:
-            raise
+            # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of it.
+            attended(work, lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL), tell)
+        os.replace(running, target)
+    except Stopped:
+        run.note("notebooks", name, {"state": "interrupted"})
+        raise
+    except (PapermillExecutionError, DeadKernelError) as error:
+        os.replace(running, failed)
         place, text = "", "the kernel died, most likely for want of memory"
         if isinstance(error, PapermillExecutionError):
             place, text = f", cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
-        run.note_notebook(name, state="failed", error=text[:500])
+        run.note("notebooks", name, {"state": "failed", "error": text[:500]})
         if place and error.ename == "InputError":
             raise InputError(error.evalue) from None
         again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
         raise TrainingError(f"{notebook.relative_to(root)}{place}: {text} (executed: {failed}); {again}") from None
     finally:
+        running.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
-        if sys.stderr.isatty():
-            print("\033[K", file=sys.stderr, end="", flush=True)
-    os.replace(running, target)
     failed.unlink(missing_ok=True)
-    if listener.asked is not None:
-        raise Stopped(listener.asked)
     return round(time.time() - started, 1)
 
 
-def unformatted(path: Path) -> str:
-    """`path` for papermill, which puts its parameters into paths by `str.format`."""
-    return str(path).replace("{", "{{").replace("}", "}}")
+def attended(
+    work: Callable[[], None], ask: Callable[[], None], end: Callable[[], None], tell: Callable[[], None]
+) -> None:
+    """Run `work` in a thread while this one listens for signals: `ask` at the first, repeated until it ends, `end` at
+    the second; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
+    asked: list[int] = []
 
+    def heard(number: int, _) -> None:
+        if asked:
+            end()
+        asked.append(number)
 
-class Listener:
-    """Runs work in a thread while this one listens for signals: `ask` at the first, repeated until the work ends, `end`
-    at the second. `asked` is the signal's number, None without one."""
-
-    def __init__(self, ask: Callable[[], None], end: Callable[[], None]):
-        self.ask, self.end, self.asked = ask, end, None
-
-    def run(self, work: Callable[[], None], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Run `work` to its end, asked or not, and `meanwhile` now and then; raises what `work` raises."""
-
-        def heard(number: int, _) -> None:
-            if self.asked is None:
-                self.asked = number
-            else:
-                self.end()
-
-        with ThreadPoolExecutor(1) as pool, handled(heard):
-            done = pool.submit(work)
-            while not done.done():
-                if self.asked is not None:
-                    self.ask()
-                meanwhile()
-                wait([done], timeout=2.0 if self.asked is not None else 0.2)
-        done.result()
+    with ThreadPoolExecutor(1) as pool, handled(heard):
+        done, told = pool.submit(work), time.monotonic()
+        while not done.done():
+            if asked:
+                ask()
+            if time.monotonic() - told > _TELL_SECONDS:
+                tell()
+                told = time.monotonic()
+            wait([done], timeout=2.0 if asked else 0.2)
+    if asked:
+        # A kernel that hears of it while it starts dies before nbclient knows it: whatever was raised comes of that.
+        raise Stopped(asked[0])
+    done.result()
 
 
 def _signal_kernels(number: int) -> None:
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
-
-
-def _progress_line(source: Path, label: str) -> Callable[[], None]:
-    """What shows, when it is called, what the kernel wrote into `source`: one live line, or a line now and then."""
-    live, last = sys.stderr.isatty(), time.perf_counter()
-    started = last
-
-    def show() -> None:
-        nonlocal last
-        if (now := time.perf_counter()) - last < (0.5 if live else 30.0):
-            return
-        last, state = now, read_json(source) if source.is_file() else {"text": "starting"}
-        step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
-        text = f"{label}  {state['text']}{step}  {now - started:.0f} s"
-        text = f"\r\033[K{text[: os.get_terminal_size(2).columns - 1]}\r" if live else f"{text}\n"
-        print(text, file=sys.stderr, end="", flush=True)
-
-    return show
-
-
-def execute(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the code cells of `notebook` in this process, with `parameters` in place of its own; returns its variables.
-
-    The first cell, which installs, is left out. What a cell would display is only printed where it says so.
-    """
-    variables: dict[str, Any] = {"__name__": "__main__", "display": lambda *shown: None}
-    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
-        tags = cell["metadata"].get("tags", ())
-        if "parameters" in tags:
-            variables |= parameters
-        elif cell["cell_type"] == "code" and "setup" not in tags:
-            exec(compile("".join(cell["source"]), f"{notebook.name}[{number}]", "exec"), variables)
-    return variables
 
 
 def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
@@ -169,7 +129,6 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
     with the line that the processes ended with; an interrupt ends them, and the next call resumes.
     """
     if count is None:
-        # What this process would see, had it not been given one of them.
         asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
         count = int(subprocess.run(asked, env=all_gpus(), capture_output=True, text=True, check=True).stdout)
     if count < 2:
@@ -181,14 +140,14 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
         settings = Path(folder) / "settings.json"
         write_json(settings, run.recipe.model_dump(mode="json"))
         command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
-        fresh = [] if run.resume else ["--fresh"]
-        run_python(["-m", *launcher, "-m", "rlhf_utils", *command, *fresh], all_gpus())
+        run_python("-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"]))
     run.note_made(*(stage for stage in run.stages if stage not in before and run.is_complete(stage)))
 
 
 def all_gpus() -> dict[str, str]:
-    """This environment with the GPUs that this process could see before it was given one of them."""
-    environment = processes.without_launcher()
+    """This environment without a launcher's variables, and with the GPUs that this process could see before it was
+    given one of them."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
     seen = environment.pop(ALL_GPUS, None)
     if seen == "all":
         environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -204,26 +163,24 @@ def check_launcher() -> None:
             raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
 
 
-def run_python(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run Python on `arguments`, and say what it says of its progress, on stderr; raises what its one line of error
-    tells."""
+def run_python(*arguments: str) -> None:
+    """Run Python on `arguments` with `all_gpus`, and print what it says on stderr of its progress; raises what its one
+    line of error tells."""
+    environment, told = all_gpus() | {"PYTHONUNBUFFERED": "1"}, ""
     # On Colab and Kaggle the package is not installed, only found.
-    found_in = [str(Path(__file__).resolve().parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
-    environment = {**environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(found_in)}
-    command, told = [sys.executable, *arguments], ""
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **streams) as process:
+    with subprocess.Popen([sys.executable, *arguments], env=environment, text=True, **streams) as process:
         try:
             for line in process.stderr:
-                kind = next((kind for sign, kind in _KINDS.items() if line.startswith(sign)), None)
-                if kind:
-                    raise kind(line.partition(": ")[2].strip())
+                for sign, kind in _KINDS.items():
+                    if line.startswith(sign):
+                        raise kind(line.removeprefix(sign).strip())
                 told = line.strip() or told
                 print(line, end="", flush=True)
         except BaseException:
             process.terminate()
             raise
-        finally:
-            process.wait()
     if process.returncode:
         raise TrainingError(f"a process ended with status {process.returncode}: {told}")

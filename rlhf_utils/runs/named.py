@@ -21,36 +21,34 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
     """
     recipe = run.recipe
     check_packaged(recipe.model_names)
-    models = {"policy": recipe.policy} if "base" in stages else {}
-    models |= {f"models.{stage}": run.ready_model(stage) for stage in stages}
+    models = {f"models.{stage}": run.ready_model(stage) for stage in stages}
+    if "base" in stages:
+        models["policy"] = recipe.policy
     if any(models.values()):
         models["models.adapter_base"] = recipe.models.adapter_base
     embedder = recipe.evaluation.assistant and recipe.evaluation.assistant.embedder
     if embedder and "evaluation" in stages:
         models["evaluation.assistant.embedder"] = embedder
-    models = {key: name for key, name in models.items() if name and name != EMBEDDED}
+    asked = {}
     for key, name in models.items():
-        if is_folder(name) and name not in PACKAGED and not local_path(name).is_dir():
+        if name and name != EMBEDDED and not is_folder(name):
+            asked[key] = (name,)
+        elif name and name not in (EMBEDDED, *PACKAGED) and not local_path(name).is_dir():
             raise InputError(f"{key}: there is no folder {name}; name a folder, or an id on the Hugging Face hub")
-    models = {key: name for key, name in models.items() if not is_folder(name)}
-    names = {key: (name,) for key, name in models.items()}
+    on_hub = {name for (name,) in asked.values()}
     reads_data = "data" in stages or ("base" in stages and recipe.policy == EMBEDDED)
     if reads_data and recipe.dataset != EMBEDDED and not is_local(recipe.dataset):
-        names["dataset"] = (recipe.dataset, DATASET, recipe.data.revision, recipe.data.data_dir)
+        asked["dataset"] = (recipe.dataset, DATASET, recipe.data.revision, recipe.data.data_dir)
 
-    def trouble(key: str) -> InputError | None:
+    def ask(key: str) -> None:
         try:
-            look_up(wanted(*names[key]), base_is_known=recipe.models.adapter_base is not None)
+            look_up(wanted(*asked[key]), base_is_known=recipe.models.adapter_base is not None)
         except InputError as error:
-            return InputError(str(error) if str(error).startswith(key) else f"{key}: {error}")
-        return None
+            raise InputError(str(error) if str(error).startswith(key) else f"{key}: {error}") from None
 
-    if names:
-        with ThreadPoolExecutor(len(names)) as threads:
-            for told in [*threads.map(trouble, names)]:
-                if told:
-                    raise told
-    return set(models.values())
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(ask, asked))
+    return on_hub
 
 
 def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
@@ -65,63 +63,40 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.rewards.reward_model import check_critic
     from rlhf_utils.runs.base import check_context
 
-    def readable(source: str | None) -> bool:
-        return bool(source) and source != EMBEDDED and (is_folder(source) or source in on_hub)
-
     quiet_libraries()
-    recipe, base, tokenizers = run.recipe, run.recipe.models.adapter_base, {}
-    policies = {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo")}
-    for key, source in {"policy": recipe.policy, **policies}.items():
-        if not readable(source):
+    recipe, base, policies = run.recipe, run.recipe.models.adapter_base, []
+    named = {"policy": recipe.policy}
+    named |= {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo", "reward_model")}
+    configs = {"policy": GPT2Config()} if recipe.policy == EMBEDDED else {}
+    for key, source in named.items():
+        if not source or source == EMBEDDED or not (is_folder(source) or source in on_hub):
             continue
-        config = loading.load_config(source, base)
-        # A masked language model would load as a causal one and look into the future.
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or loading.reads_ahead(config):
-            kind = f"a {config.model_type} model, which does not write text from left to right"
-            raise InputError(f"{key} {source} is {kind}; name a causal LM")
-        tokenizers[source] = loading.load_tokenizer(source, base)
-        _check_size(f"{key} {source}", tokenizers[source], config)
-        check_context(recipe, source)
+        config = configs[key] = loading.load_config(source, base)
+        if key == "models.reward_model":
+            load = loading.load_reward_model if recipe.form == "dialogue" else loading.load_classifier
+            tokenizer, label = loading.load_classifier_tokenizer(source, base), recipe.reward_model.label
+            if recipe.form == "continuation" and label not in config.id2label.values():
+                there = ", ".join(map(str, config.id2label.values()))
+                raise InputError(f"{key} {source} has no label {label!r}; set reward_model.label to one of {there}")
+            if recipe.ppo.critic == "separate" and not recipe.models.ppo and policies:
+                check_critic(source, policies[0], base)
+        else:
+            load, tokenizer = loading.load_policy, loading.load_tokenizer(source, base)
+            # A masked language model would load as a causal one and look into the future.
+            if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or loading.reads_ahead(config):
+                raise InputError(f"{key} {source} is a {config.model_type} model; name a causal language model")
+            check_context(recipe, source)
+            policies.append(tokenizer)
+            if tokenizer.get_vocab() != policies[0].get_vocab():
+                raise InputError(f"{key} {source} has another vocabulary; all policies of a run share one")
+        if len(tokenizer) > config.vocab_size:
+            raise InputError(
+                f"{key} {source} embeds {config.vocab_size} tokens, and its tokenizer has {len(tokenizer)}"
+            )
         if is_folder(source):
-            loading.load_policy(source, loading.SHAPES_ONLY, base=base)
-        first = next(iter(tokenizers))
-        if tokenizers[source].get_vocab() != tokenizers[first].get_vocab():
-            raise InputError(f"{key} {source} has another vocabulary than {first}; all policies of a run share one")
-    if readable(reward := run.ready_model("reward_model")):
-        _check_reward_model(run, reward)
-        if recipe.ppo.critic == "separate" and not recipe.models.ppo and tokenizers:
-            check_critic(reward, next(iter(tokenizers.values())), base)
-    source = recipe.models.sft or recipe.policy
-    if source == EMBEDDED or readable(source):
-        config = GPT2Config() if source == EMBEDDED else loading.load_config(source, base)
+            load(source, loading.SHAPES_ONLY, base=base)
+    if config := configs.get("models.sft", configs.get("policy")):
         ppo = recipe.ppo.lora if recipe.ppo.method != "full" else None
         for stage, lora in (("sft_qlora", recipe.qlora), ("reward_model", recipe.reward_model.lora), ("ppo", ppo)):
             if lora and stage in run.stages and not run.ready_model(stage):
                 lora_modules(lora, config)
-
-
-def _check_reward_model(run: Run, source: str) -> None:
-    from rlhf_utils.models import loading
-
-    recipe, base, dialogue = run.recipe, run.recipe.models.adapter_base, run.recipe.form == "dialogue"
-    name, config = f"models.reward_model {source}", loading.load_config(source, base)
-    kinds = config.architectures if loading.adapter_base(source, base) is None else None
-    labels, wanted = [*config.id2label.values()], recipe.reward_model.label
-    there = ", ".join(map(str, labels))
-    if kinds and not any("SequenceClassification" in kind for kind in kinds):
-        trouble = f"is a {kinds[0]}, which has no trained head for scores"
-        raise InputError(f"{name} {trouble}; name a model that was saved as a sequence classifier")
-    if kinds and dialogue and config.num_labels != 1:
-        raise InputError(f"{name} has {config.num_labels} outputs ({there}); the reward model of a dialogue has one")
-    if not dialogue and wanted not in labels:
-        raise InputError(f"{name} has no label {wanted!r}; choose one of {there} with --set reward_model.label=...")
-    _check_size(name, loading.load_classifier_tokenizer(source, base), config)
-    if is_folder(source):
-        load = loading.load_reward_model if dialogue else loading.load_classifier
-        load(source, loading.SHAPES_ONLY, base=base)
-
-
-def _check_size(name: str, tokenizer, config) -> None:
-    if (tokens := len(tokenizer)) > (embeds := config.vocab_size):
-        trouble = f"its tokenizer has {tokens} tokens and the model embeds {embeds}"
-        raise InputError(f"{name}: {trouble}; save the two that belong together")

@@ -15,26 +15,18 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import (
-    disk_errors,
-    read_json,
-    read_jsonl,
-    whole_folder,
-    write_json,
-    write_jsonl,
-)
+from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from rlhf_utils.platforms.hub import recording
-from rlhf_utils.platforms.memory import measuring, phase
 from rlhf_utils.platforms.names import check_packaged, local_path
-from rlhf_utils.platforms.runtime import detect_device, reach_drive
+from rlhf_utils.platforms.runtime import check_drive, detect_device, peak_host_bytes
 from rlhf_utils.runs.stages import STAGES, Plan
-from rlhf_utils.runs.stopping import stage_lock
+from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template
@@ -55,24 +47,18 @@ class Run(Plan):
     def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
         super().__init__(recipe)
         self.resume = resume
-        self._place(local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}")
+        self.root = local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
         self._made_here: set[str] = set()
-        self._about: dict[str, dict] = {}
+        # What is known of the stages that this process makes, and when each began.
+        self._begun: dict[str, tuple[dict, float]] = {}
 
-    def _place(self, root: Path) -> None:
-        self.root = root
-        self.checkpoints, self.evaluation = root / "checkpoints", root / "evaluation"
-        self.plots, self.notebooks = root / "plots", root / "notebooks"
+    checkpoints = property(lambda self: self.root / "checkpoints")
+    evaluation = property(lambda self: self.root / "evaluation")
+    plots = property(lambda self: self.root / "plots")
+    notebooks = property(lambda self: self.root / "notebooks")
 
     @classmethod
-    def open(
-        cls,
-        recipe: str,
-        scale: str = "tiny",
-        output_dir: str | Path = "outputs",
-        overrides: Mapping[str, Any] | None = None,
-        resume: bool = True,
-    ) -> Run:
+    def open(cls, recipe: str, scale="tiny", output_dir: str | Path = "outputs", overrides=None, resume=True) -> Run:
         """Validate the settings and make the run's folders; InputError where either is impossible."""
         run = cls(load_recipe(recipe, scale, overrides), output_dir, resume)
         run.make_folders()
@@ -80,13 +66,10 @@ class Run(Plan):
 
     def make_folders(self) -> None:
         """Make the run's folders; InputError where nothing can be written."""
-        reach_drive(self.root)
+        check_drive(self.root)
         with disk_errors(self.root):
             for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".write-test-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
@@ -100,7 +83,7 @@ class Run(Plan):
             run._fingerprints = {name: about["fingerprint"] for name, about in record["stages"].items()}
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{folder / 'run.json'} is not a record of this version; run the series again") from None
-        run._place(folder)
+        run.root = folder
         return run
 
     @property
@@ -136,12 +119,11 @@ class Run(Plan):
         """Whether `stage` need not be made: it is complete, and resuming is wanted or this process made it."""
         if not self.is_complete(stage) or not (self.resume or stage in self._made_here):
             return False
-        about, now = self.record()["stages"].get(stage, {}), ("complete", self.fingerprint(stage))
-        unsettled = (about.get("state"), about.get("fingerprint")) != now or self.work(stage).exists()
-        if unsettled and processes.is_main():
+        settled = self.record()["stages"].get(stage, {}).get("state") == "complete" and not self.work(stage).exists()
+        if processes.is_main() and not settled:
             # A later attempt with other settings failed, or the process died before it could say that this is done;
             # unless another process makes the stage anew at this moment.
-            with contextlib.suppress(InputError), stage_lock(self.root):
+            with contextlib.suppress(InputError), run_lock(self.root):
                 self._settle(stage)
         return True
 
@@ -169,35 +151,41 @@ class Run(Plan):
         """Make `stage` in the block, up to `publish`, which may be called in the block or later; yields a dictionary
         for figures that are published with the stage. run.json says how it goes. Several processes all run the block.
         """
+        import torch
+
         self.require(*self.needs(stage))
         check_packaged(self.recipe.model_names)
-        work, main, commits, figures = self.work(stage), processes.is_main(), {}, {}
+        work, figures, commits = self.work(stage), {}, {}
         processes.wait()
-        with contextlib.ExitStack() as stack:
-            if main:
-                stack.enter_context(stage_lock(self.root))
+        with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), disk_errors(work):
+            if processes.is_main():
                 if not self.resume and stage not in self._made_here:
                     shutil.rmtree(work, ignore_errors=True)
-                with disk_errors(work):
-                    work.mkdir(parents=True, exist_ok=True)
-            about = {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **_provenance(), "hub": commits}
-            about = self._about[stage] = {"fingerprint": self.fingerprint(stage), **about}
-            self._note("stages", stage, {"state": "running", **about})
+                work.mkdir(parents=True, exist_ok=True)
+            about = {"fingerprint": self.fingerprint(stage), **_provenance(), "hub": commits}
+            self._begun[stage] = about, time.time()
+            self.note("stages", stage, {"state": "running", **about})
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             processes.wait()
-            begun = time.time()
             try:
-                with disk_errors(work), recording(commits), measuring() as taken:
+                with recording(commits):
                     yield figures
             except BaseException as error:
-                ended = {"state": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
-                self._note("stages", stage, {**ended, **about, "error": f"{type(error).__name__}: {error}"[:500]})
+                state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                self.note("stages", stage, {"state": state, **about, "error": f"{type(error).__name__}: {error}"[:500]})
                 raise
-            taken |= {"seconds": round(time.time() - begun, 1)}
-            if main and work.is_dir():
-                write_json(work / _TRAINED, {**about, **taken, "results": figures})
-            elif main:  # published within the block
-                self._note("stages", stage, {**self.record()["stages"][stage], **taken})
+            if processes.is_main() and work.is_dir():  # not published within the block
+                write_json(work / _TRAINED, {**self._taken(stage), "results": figures})
             processes.wait()
+
+    def _taken(self, stage: str) -> dict[str, Any]:
+        import torch
+
+        about, begun = self._begun[stage]
+        device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        taken = {"seconds": round(time.time() - begun, 1), "peak_host_bytes": peak_host_bytes()}
+        return {**about, **taken, "peak_device_bytes": device}
 
     def train(self, stage: str, trainer: Trainer) -> None:
         """Train `stage` with a trainer of transformers or trl, from its newest whole checkpoint (`runs.training`)."""
@@ -225,32 +213,29 @@ class Run(Plan):
         whatever `fill(folder)` adds, and `results`. Other processes wait until the main one has done so."""
         processes.wait()
         if processes.is_main():
-            with stage_lock(self.root), phase("publish"):
-                self._publish(stage, model, tokenizer, fill, results)
+            trained, history = self.work(stage) / _TRAINED, self.work(stage) / LOG
+            made = read_json(trained) if trained.is_file() else self._taken(stage)
+            found = made.pop("results", {}) | results
+            with run_lock(self.root):
+                with whole_folder(self.folder(stage)) as folder:
+                    if model is not None:
+                        from rlhf_utils.models.loading import save_model
+
+                        save_model(model, tokenizer, folder)
+                    if fill:
+                        fill(folder)
+                    if history.is_file() and not (folder / HISTORY).is_file():
+                        write_jsonl(folder / HISTORY, [*read_jsonl(history), {"summary": True, **found}])
+                    about = {"stage": stage, "fingerprint": self.fingerprint(stage), **self._head()}
+                    write_json(folder / "stage.json", {**about, "results": found, "made": made})
                 self._settle(stage)
         self._made_here.add(stage)
         processes.wait()
 
-    def _publish(self, stage: str, model, tokenizer, fill, results: dict) -> None:
-        trained, history = self.work(stage) / _TRAINED, self.work(stage) / LOG
-        made = read_json(trained) if trained.is_file() else dict(self._about[stage])
-        found = made.pop("results", {}) | results
-        with whole_folder(self.folder(stage)) as folder:
-            if model is not None:
-                from rlhf_utils.models.loading import save_model
-
-                save_model(model, tokenizer, folder)
-            if fill:
-                fill(folder)
-            if history.is_file() and not (folder / HISTORY).is_file():
-                write_jsonl(folder / HISTORY, [*read_jsonl(history), {"summary": True, **found}])
-            about = {"stage": stage, "fingerprint": self.fingerprint(stage), **self._head()}
-            write_json(folder / "stage.json", {**about, "results": found, "made": made})
-
     def _settle(self, stage: str) -> None:
         """Record that `stage` is complete, and remove its work with what attempts with other settings left."""
         stamp = self._stamp(stage)
-        self._note("stages", stage, {"state": "complete", **stamp["made"], "results": stamp["results"]})
+        self.note("stages", stage, {"state": "complete", **stamp["made"], "results": stamp["results"]})
         for old in self.work(stage).parent.glob(f"{stage}-*"):
             shutil.rmtree(old, ignore_errors=True)
 
@@ -263,11 +248,8 @@ class Run(Plan):
         if processes.is_main():
             write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
 
-    def note_notebook(self, name: str, **about: Any) -> None:
-        """Record in run.json how notebook `name` ended."""
-        self._note("notebooks", name, about)
-
-    def _note(self, kind: str, name: str, about: dict) -> None:
+    def note(self, kind: str, name: str, about: dict) -> None:
+        """Record in run.json how one of the "stages" or "notebooks" stands."""
         if processes.is_main():
             record = {**self._head(), **{key: self.record()[key] for key in ("stages", "notebooks")}}
             record[kind][name] = about
@@ -286,7 +268,7 @@ class Run(Plan):
 
 
 def _provenance() -> dict[str, Any]:
-    """Versions, device, number of processes and git commit."""
+    """When, and with which versions, device, number of processes and git commit."""
     versions, commit, device = {"python": platform.python_version()}, None, detect_device()
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -294,5 +276,10 @@ def _provenance() -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
         where = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 10}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **where).stdout.strip() or None
-    about = {"name": device.name, "precision": device.precision}
-    return {"versions": versions, "device": about, "processes": processes.count(), "git_commit": commit}
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions,
+        "device": {"name": device.name, "precision": device.precision},
+        "processes": processes.count(),
+        "git_commit": commit,
+    }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_utils.platforms.files import content_hash
+from rlhf_utils.platforms.files import content_hash, read_json
 from rlhf_utils.platforms.names import EMBEDDED, is_there, local_path
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import EvaluationSettings, Shares
@@ -90,7 +89,7 @@ def making_code(stage: str, form: str) -> str:
     paths = [ROOT / n.path for n in SERIES if stage in n.makes and n.form in (None, form)]
     if not paths or not paths[0].is_file():
         return ""
-    cells = json.loads(paths[0].read_text(encoding="utf-8"))["cells"]
+    cells = read_json(paths[0])["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and not c["metadata"].get("tags")]
     last = max((i for i, cell in enumerate(code, 1) if re.search(r"\bpublish(_\w+)?\(", cell)), default=0)
     return "\n".join(code[:last])

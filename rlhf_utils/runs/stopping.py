@@ -1,10 +1,6 @@
 """Stopping when asked to, and one writer for each run.
 
 SIGINT and SIGTERM end a training at its next safe point, with the work saved; who asks twice is obeyed at once.
-
-A series holds `.series.lock` from beginning to end; whoever makes a stage (a kernel of the series, a notebook by
-itself) holds `.stage.lock` meanwhile: the last kernel of a series that was killed may live on for a moment. The
-operating system releases both when a process dies. Reading needs no lock.
 """
 
 from __future__ import annotations
@@ -25,14 +21,12 @@ from filelock import FileLock, Timeout
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_text
+from rlhf_utils.platforms.runtime import HEADLESS
 
-# In the environment of a series' kernels: the folder of the run that the series holds for them.
-SERIES = "RLHF_SERIES"
-_SERIES_LOCK, _STAGE_LOCK = ".series.lock", ".stage.lock"
-# How long a kernel of a series that was killed may take to notice it.
-PATIENCE_SECONDS = 5.0
-# Locks that this process holds already.
-_mine: set[Path] = set()
+# In the environment: the folder of the run that this process, or the one that started it, holds.
+HELD = "RLHF_HELD"
+# A kernel looks every second whether the series that started it is still there.
+LAST_BREATH_SECONDS = 3.0
 _asked: int | None = None
 
 
@@ -61,7 +55,7 @@ def safe_points() -> Iterator[None]:
     def ask(number: int, _) -> None:
         global _asked
         # A series repeats itself, in case the kernel was between two cells; it ends kernels that should end at once.
-        if _asked is not None and SERIES not in os.environ:
+        if _asked is not None and HEADLESS not in os.environ:
             raise Stopped(number)
         if _asked is None:
             print("stopping at the next safe point", flush=True)
@@ -103,32 +97,18 @@ def handled(handler, *numbers: int) -> Iterator[None]:
 
 
 @contextmanager
-def series_lock(root: Path) -> Iterator[None]:
-    """Hold the run in `root` for a series and the kernels it starts; InputError where another process writes there."""
-    with _held(root, _SERIES_LOCK, PATIENCE_SECONDS):
-        with _held(root, _STAGE_LOCK, PATIENCE_SECONDS):
-            pass  # nobody makes a stage there by hand
-        with processes.environment(**{SERIES: str(root.resolve())}):
-            yield
+def run_lock(root: Path) -> Iterator[None]:
+    """Hold the run in `root` for this process and those that it starts; InputError where another process writes there.
 
-
-@contextmanager
-def stage_lock(root: Path) -> Iterator[None]:
-    """Hold the run in `root` while a stage is made; InputError where another process writes there."""
-    in_series = os.environ.get(SERIES) == str(root.resolve())
-    with contextlib.nullcontext() if in_series else _held(root, _SERIES_LOCK), _held(root, _STAGE_LOCK):
-        yield
-
-
-@contextmanager
-def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
-    path, owner = root.resolve() / name, root / f"{name}.txt"
-    if path in _mine:
+    The operating system releases it when the process dies. Reading needs no lock.
+    """
+    folder = str(root.resolve())
+    if os.environ.get(HELD) == folder:
         yield
         return
-    lock = FileLock(path)
+    lock, owner = FileLock(root / ".lock"), root / ".lock.txt"
     try:
-        lock.acquire(timeout=patience)
+        lock.acquire(timeout=0)
     except Timeout:
         by = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
         raise InputError(f"{root} is in use by {by}; wait for it, or choose another --output-dir") from None
@@ -137,12 +117,14 @@ def _held(root: Path, name: str, patience: float = 0.0) -> Iterator[None]:
         warnings.warn(f"{root} cannot be locked ({error}): do not start a second run there", stacklevel=2)
         yield
         return
-    _mine.add(path)
+    if owner.is_file():
+        # Who held it was killed, and a kernel that it started may live on for a moment.
+        time.sleep(LAST_BREATH_SECONDS)
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        yield
+        with processes.environment(**{HELD: folder}):
+            yield
     finally:
-        _mine.discard(path)
         owner.unlink(missing_ok=True)
         lock.release()

@@ -21,10 +21,9 @@ from rlhf_utils.data.tokens import continued_tokens, read_tokens
 from rlhf_utils.models.loading import fp32_trainables
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import mark_complete, newest_complete, read_json, write_json, write_jsonl
-from rlhf_utils.platforms.memory import fitting, phase
+from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
-from rlhf_utils.runs.finite import MOST_SKIPPED, not_finite, too_many_skipped
 from rlhf_utils.runs.run import LOG, Run
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
@@ -46,14 +45,16 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
     share = processes.divided(settings.batch_size, "batch_size")
     micro = min(settings.micro_batch_size or share, share)
     if share % micro:
-        each = f"batch_size {settings.batch_size} is {share} rows for each process"
-        raise InputError(f"{each}, which is not a multiple of micro_batch_size {micro}; change one of them")
+        raise InputError(
+            f"batch_size {settings.batch_size} is {share} rows for each process, which is not a multiple of "
+            f"micro_batch_size {micro}; change one of them"
+        )
     return micro, share // micro
 
 
 def bookkeeping(run: Run, stage: str, settings: TrainingSettings, rows: int) -> dict[str, Any]:
     """The arguments of a trainer that say nothing about learning: where it writes, how often it logs, evaluates and
-    saves, the seed, and the precision of this device (trl's own default, bf16, fails on CPUs and old GPUs)."""
+    saves, the seed, and the precision of this device."""
     steps = total_steps(settings, rows)
     logged = max(1, steps // _LINES_LOGGED)
     # Where a line is logged: it holds the mean loss since the line before, which no checkpoint keeps.
@@ -85,7 +86,10 @@ def checkpointing(work: Path, seed: int, logging_steps: int, save_steps: int) ->
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device.kind == "cuda",
-        **device.trainer_flags,
+        # trl's own default, bf16, fails on CPUs and old GPUs.
+        bf16=device.precision == "bf16",
+        fp16=device.precision == "fp16",
+        use_cpu=device.kind == "cpu",
     )
 
 
@@ -103,8 +107,12 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     """A split as trl's reward trainer takes it tokenized: `chosen_ids`, `rejected_ids`. Without EOS: the score is read
     at the response's last token, in training as in every later use."""
     starts = [TEMPLATE.format(prompt) for prompt in split["prompt"]]
-    ends = {side: [TEMPLATE.completion(response) for response in split[side]] for side in ("chosen", "rejected")}
-    return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, texts) for side, texts in ends.items()})
+    chosen, rejected = ([TEMPLATE.completion(said) for said in split[side]] for side in ("chosen", "rejected"))
+    rows = {
+        "chosen_ids": read_tokens(tokenizer, starts, chosen),
+        "rejected_ids": read_tokens(tokenizer, starts, rejected),
+    }
+    return Dataset.from_dict(rows)
 
 
 def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
@@ -155,17 +163,28 @@ def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
 
 
 class RunCallback(TrainerCallback):
-    """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, stops
-    it when asked to, and at the first loss or gradient that is not finite.
-
-    Under fp16 a gradient that overflows is stepped over by the scaler; only `MOST_SKIPPED` of them in a row stop the
-    training.
-    """
+    """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, puts
+    it back to where it began, stops it when asked to, and where a loss or gradient that is logged is not finite."""
 
     def __init__(self, trainer: Trainer, work: Path, title: str, progress: Progress | None):
         self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
-        self.started, self.skipped, self.inputs = 0.0, 0, {}
-        self.compute, trainer.compute_loss = trainer.compute_loss, self.compute_loss
+        self.started = 0.0
+        # Several processes do not try again (`memory.fitting`).
+        learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
+        self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
+        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Make the trainer as it was when this was made: its weights, the random numbers, and no optimizer."""
+        self.trainer.optimizer = self.trainer.lr_scheduler = None
+        self.trainer.model_wrapped = self.trainer.model
+        self.trainer.model.zero_grad()
+        for parameter, weight in self.weights:
+            parameter.copy_(weight)
+        setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
+        for setter, state in zip(setters, self.random, strict=True):
+            setter(state)
 
     def on_train_begin(self, args, state, control, **_):
         # A training that goes on has taken what its checkpoint says already.
@@ -173,7 +192,14 @@ class RunCallback(TrainerCallback):
         self.started = time.perf_counter() - (before[-1] if before else 0.0)
 
     def on_log(self, args, state, control, logs=None, **_):
-        if self.progress and logs and "loss" in logs:
+        # Under fp16 the scaler steps over a gradient that overflows.
+        for name in ("loss",) if self.trainer.accelerator.scaler else ("loss", "grad_norm"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise TrainingError(
+                    f"{self.title}, step {state.global_step}: {name} is {logs[name]}; lower the learning_rate, or "
+                    "choose precision fp32; the same command goes on from the last checkpoint"
+                )
+        if self.progress and "loss" in logs:
             self.progress(f"{self.title}: loss {float(logs['loss']):.3f}", state.global_step, state.max_steps)
         # The trainer's own history has no clock; the comparison of methods needs one.
         if state.log_history:
@@ -191,46 +217,20 @@ class RunCallback(TrainerCallback):
     def on_save(self, args, state, control, **_):
         processes.wait()  # every process has written its random state
         if processes.is_main():
-            mark_complete(Path(args.output_dir), state.global_step)
-
-    def compute_loss(self, model, inputs, *rest, **how):
-        """The trainer's own loss, looked at."""
-        if model.training:
-            self.inputs = dict(inputs)  # the trainer takes labels out of its inputs, and cuts them up
-        found = self.compute(model, inputs, *rest, **how)
-        loss = found[0] if isinstance(found, tuple) else found
-        if model.training and not loss.isfinite().all():
-            raise self.failure(f"the loss is {loss.detach().mean().item()}")
-        return found
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        if not norm.isfinite() and self.trainer.accelerator.scaler is None:
-            raise self.failure(f"the gradient norm is {norm.item()}")
-        self.skipped = 0 if norm.isfinite() else self.skipped + 1
-        if self.skipped >= MOST_SKIPPED:
-            raise too_many_skipped(f"{self.title}, step {state.global_step + 1}")
-
-    def failure(self, what: str) -> TrainingError:
-        """The error for a figure of this step."""
-        tokenizer, ids, advice = self.trainer.processing_class, self.inputs.get("input_ids"), "lower the learning_rate"
-        texts = {"input_ids": tokenizer.batch_decode(ids)} if tokenizer is not None and ids is not None else {}
-        what = f"{self.title}, step {self.trainer.state.global_step + 1}: {what}"
-        return not_finite(what, f"{advice}; under fp16 also try fp32 or bf16", self.work, self.inputs, texts)
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
 def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
     """Train from the newest whole checkpoint in `work`, or from where the trainer stood when it first came here. Where
     memory runs out, the training goes on from there with half the micro-batch and the same batch."""
     arguments = trainer.args
-    micro = arguments.per_device_train_batch_size
-    batch = micro * arguments.gradient_accumulation_steps
-    # Kept with the trainer: a notebook's cell may run again after it was interrupted.
-    start = getattr(trainer, "rlhf_start", None)
-    if start is None:
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    # A notebook's cell may run again after it was interrupted.
+    ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
+    if not ours:
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(RunCallback(trainer, work, title, progress))
-        start = trainer.rlhf_start = _Start(trainer)
+        ours = [RunCallback(trainer, work, title, progress)]
+        trainer.add_callback(ours[0])
 
     def attempt(size: int) -> None:
         if size != arguments.per_device_train_batch_size:
@@ -239,37 +239,14 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
             # Read from the arguments only once, when the trainer was made.
             trainer._train_batch_size = arguments.train_batch_size
         newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
-        start.restore(trainer)
+        ours[0].put_back()
         trainer.train(resume_from_checkpoint=newest)
 
     try:
-        with phase("train"), safe_points():
-            fitting(work.name, micro, attempt, whole=batch)
+        with safe_points():
+            fitting(work.name, arguments.per_device_train_batch_size, attempt, whole=batch)
     except BaseException:
         # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
         if processes.is_main():
             newest_complete(work)
         raise
-
-
-class _Start:
-    """Where a training begins, for a second attempt: the weights that learn, on the host, and the random numbers."""
-
-    def __init__(self, trainer: Trainer):
-        # Several processes do not try again (`memory.fitting`).
-        parameters = trainer.model.named_parameters() if processes.count() == 1 else ()
-        self.weights = {name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad}
-        self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
-        self.used = False
-
-    def restore(self, trainer: Trainer) -> None:
-        """From the second attempt on make `trainer` as it was; what is left of its optimizer is dropped."""
-        if self.used:
-            trainer.optimizer = trainer.lr_scheduler = None
-            trainer.model_wrapped = trainer.model
-            trainer.model.zero_grad()
-            trainer.model.load_state_dict(self.weights, strict=False)
-            setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
-            for setter, state in zip(setters, self.random, strict=True):
-                setter(state)
-        self.used = True

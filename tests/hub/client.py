@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOOK_UP = """
 import json, sys, time
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import dataset_snapshot, look_up, model_folder, wanted
+from rlhf_utils.platforms.hub import look_up, model_folder, snapshot, wanted
 # Imported here, for the clock.
 from huggingface_hub import HfApi, snapshot_download
 for kind, *name in json.loads(sys.argv[1]):
@@ -24,7 +24,7 @@ for kind, *name in json.loads(sys.argv[1]):
         elif kind == "look up data":
             look_up(wanted(name[0], 'dataset', *name[1:]))
         else:
-            folder = model_folder(*name) if kind == "model" else dataset_snapshot(wanted(name[0], 'dataset', *name[1:]))
+            folder = model_folder(*name) if kind == "model" else snapshot(wanted(name[0], 'dataset', *name[1:]))
             files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     except InputError as error:
         told = str(error)
