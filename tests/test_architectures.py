@@ -109,21 +109,6 @@ def test_an_encoder_scores_with_its_own_tokenizer_mask_and_head(encoder):
     torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-5)
 
 
-@torch.no_grad()
-def test_a_text_over_its_context_loses_the_beginning_of_the_prompt(tmp_path, capsys):
-    reward = RewardModel.load(save_encoder(tmp_path, "roberta"), CPU)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    prompts, answer = ["so so " * 80, "b " * 300, "short"], "Keep it dry."
-    scores = reward(prompts, [answer] * 3)
-    assert reward.cut == 2 and "2 of 3 texts" in capsys.readouterr().err
-    for prompt, score in zip(prompts, scores, strict=True):
-        ids = reward.tokenizer(TEMPLATE.text(prompt, answer))["input_ids"]
-        kept = [ids[0], *ids[-(CONTEXT - 1) :]] if len(ids) > CONTEXT else ids
-        torch.testing.assert_close(score, model(torch.tensor([kept])).logits[0, 0], rtol=0, atol=1e-5)
-    reward(prompts, [answer] * 3)
-    assert reward.cut == 4 and not capsys.readouterr().err
-
-
 @pytest.mark.parametrize("folder", ["encoder", "causal"])
 def test_a_score_is_the_same_wherever_it_is_asked_for(folder, tmp_path):
     """Inside the autocast of a trainer in 16 bit, and with a trunk in 16 bit: the head is computed in fp32."""

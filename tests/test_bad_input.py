@@ -25,8 +25,6 @@ def lines(*rows: Any) -> bytes:
 
 
 DATA = {
-    "in UTF-16": ("rows.jsonl", lines(*ROWS).decode().encode("utf-16"), ["rows.jsonl", "UTF-8"]),
-    "no bytes": ("rows.csv", b"", ["rows.csv", "empty"]),
     "a line cut off": ("rows.jsonl", lines(*ROWS)[:-9], ["rows.jsonl:3", "broken JSON"]),
     "a prompt that is a number": (
         "rows.jsonl",
@@ -34,30 +32,11 @@ DATA = {
         ["too few rows", "1 empty or not text"],
     ),
     "all ties": ("rows.jsonl", lines(*({**row, "rejected": row["chosen"]} for row in ROWS)), ["0 different prompts"]),
-    "columns nobody knows": ("rows.csv", b"a,b\n1,2\n", ["columns found: a, b"]),
     "fewer rows than splits": (
         "rows.jsonl",
         lines(*ROWS),
         ["too few rows", "sft ", "development 0", "3 rows read", "each of these splits needs 2"],
     ),
-    "message lists cut off": (
-        "rows.csv",
-        b"prompt,chosen,rejected\np,\"[{'role': 'user', 'content': 'x\",b\n",
-        ["list in column chosen cannot be read"],
-    ),
-    "votes that are words": (
-        "rows.jsonl",
-        lines({"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": "x", "score_A": "many", "score_B": 1}),
-        ["no clear preference"],
-    ),
-}
-SETTINGS = {
-    "ppo.minibatch_size=60": ["not a multiple"],
-    "ppo.kl_controller=adaptive ppo.kl_horizon=5": ["kl_horizon"],
-    "seed=true": ["seed"],
-    "ppo.learning_rate=0": ["ppo.learning_rate"],
-    "nothing.at.all=1": ["nothing"],
-    "=3": ["key=value"],
 }
 
 
@@ -73,11 +52,6 @@ def test_data_that_is_no_file(cli, tmp_path):  # noqa: F811
     refused(cli("run", "--set", f"dataset={tmp_path / 'empty'}"), "empty", "no data files")
     os.mkfifo(tmp_path / "pipe.jsonl")
     refused(cli("run", "--set", f"dataset={tmp_path / 'pipe.jsonl'}"), "pipe.jsonl", "neither a file nor a folder")
-
-
-@pytest.mark.parametrize("assignments", SETTINGS)
-def test_settings(cli, assignments):  # noqa: F811
-    refused(cli("run", *(part for one in assignments.split(" ") for part in ("--set", one))), *SETTINGS[assignments])
 
 
 # Models
@@ -136,10 +110,6 @@ def test_policies(cli, tmp_path, case):  # noqa: F811
     damage, words = DAMAGE[case]
     damage(save_tiny(tmp_path / "policy"))
     refused(cli(*run_with(tmp_path / "policy")), *words)
-
-
-def test_a_policy_in_the_home_of_nobody(cli):  # noqa: F811
-    refused(cli(*run_with(Path("~nobody-of-this-name/model"))), "~nobody-of-this-name", "there is no folder")
 
 
 @pytest.mark.slow

@@ -52,16 +52,5 @@ def test_the_published_figures_are_those_of_the_raw_ones(tmp_path):
     published, program = read_json(BENCHMARKS / "ppo_vs_trl.json"), importlib.import_module("ppo_vs_trl")
     found = program.figures(published["raw"])
     assert json.loads(json.dumps(found)) == {name: pytest.approx(v) for name, v in published.items() if name != "raw"}
-    # Written out for one of them: 12 episodes of 80 tokens, 4 epochs, forward and backward, the head at 48 of them.
-    runs = published["raw"]["fixed_fp32"]["ours"]
-    flops = 3 * 4 * 12 * (80 * (2 * 85054464 + 2 * 12 * 768 * 80) + 48 * 2 * 768 * 50257)
-    rates = sorted(flops / run["phase_seconds"][0]["learning"] for run in runs)
-    assert found["update_flops"] == pytest.approx((rates[0] + rates[-1]) / 2)
     # Without a run the time to a reward is not made up.
     assert program.time_to_reward(program.finished_run(tmp_path, tmp_path, quick=True), quick=True) is None
-
-
-def test_a_reward_is_reached_when_three_updates_in_a_row_are_there_on_average():
-    reached = importlib.import_module("workload").reached
-    assert reached([1.0, 1.0], 0.5) is None and reached([0.0, 0.6, 0.9, 0.2], 0.5) == 2
-    assert reached([0.0, 0.4, 0.9, 0.1, 0.9], 0.6) == 4 and reached([0.0] * 9, 0.1) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, read_jsonl
+from rlhf_utils.platforms.files import read_jsonl
 from rlhf_utils.rewards import load_reward
-from rlhf_utils.runs.base import make_base
 from rlhf_utils.runs.named import check_named_models
 from rlhf_utils.runs.run import Run
 
@@ -97,18 +95,3 @@ def test_continuations_keep_their_leading_space(tmp_path):
         if evaluator.tokenizer.convert_ids_to_tokens(answer.tokens[0]).startswith("▁")
     ]
     assert spaced and all(spaced) and samples
-
-
-def test_of_a_hub_repositorys_snapshot_only_the_model_is_taken(tmp_path):
-    source = tmp_path / "snapshot"
-    shutil.copytree(MODELS / "gpt2_genconfig", source)
-    for name in ("tf_model.h5", "flax_model.msgpack", "pytorch_model.bin", "optimizer.pt", "README.md"):
-        (source / name).write_bytes(b"x" * 1000)
-    run = open_run(tmp_path / "out", policy=str(source))
-    make_base(run)
-    kept = {path.name for path in run.folder("base").iterdir()}
-    assert kept == {"config.json", "generation_config.json", "model.safetensors", "stage.json"} | {
-        "tokenizer.json", "tokenizer_config.json",
-    }  # fmt: skip
-    assert read_json(run.folder("base") / "config.json")["attn_pdrop"] == 0.1
-    assert not read_json(run.folder("base") / "generation_config.json").keys() & {"temperature", "top_p", "do_sample"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -84,8 +83,6 @@ ACCEPTED = {
     "a tool call": (pair("p", '[{"name": "f", "arguments": {}}]', "b"), "p", '[{"name": "f", "arguments": {}}]', "b"),
     "imdb": ({"text": "fine film", "label": 1}, "fine film", None, None, {"label": 1}),
     "reviews": ({"review": "bad", "sentiment": "negative"}, "bad", None, None, {"label": 0}),
-    "a review keeps its turns": (
-        {"text": "Hm.\n\nHuman: so?", "label": 0}, "Hm.\n\nHuman: so?", None, None, {"label": 0}),
 }  # fmt: skip
 
 
@@ -96,10 +93,6 @@ def test_accepted_form(name):
     assert (kind, examples, dropped) == ("pairs" if expected[1] else "labelled", [Example(*expected)], {})
 
 
-def test_every_schema_is_covered_above():
-    assert {recognise(row, "here") for row, *_ in ACCEPTED.values()} == set(SCHEMAS)
-
-
 def test_labels_in_every_spelling():
     labels = ["positive", "NEG", 1, 0.0, "1", "0.0", True]
     _, examples, _ = read_rows([{"text": "t", "label": label} for label in labels], "here")
@@ -108,27 +101,18 @@ def test_labels_in_every_spelling():
 
 DROPPED = [
     (pair("p", None, "b"), EMPTY),
-    (pair("Human:\n\nAssistant:", "a", "b"), EMPTY),
-    (pair("p", {"a": 1}, "b"), EMPTY),
-    (pair("p", [], "b"), EMPTY),
     (pair("p", "Assistant: ", "b"), EMPTY),
     (pair("p", "Human: I see.", "b"), NO_RESPONSE),
     (pair("p", [user("x")], [assistant("b")]), NO_ANSWER_AT_END),
     (pair("p", [user("x"), assistant("a")], [user("y"), assistant("b")]), EARLIER_DIFFERENCE),
     (pair([{"role": "tool", "content": "x"}], "a", "b"), UNKNOWN_ROLE),
-    (pair([assistant("x")], "a", "b"), UNKNOWN_ROLE),
     (pair("[{'from': 'human', 'value': 'x'}]", "a", "b"), UNKNOWN_ROLE),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: Hello there"), EARLIER_DIFFERENCE),
     (dialogues("good", "bad"), NO_ANSWER_AT_END),
     (dialogues(f"{TWO_TURNS}\n\nAssistant: a\n\nHuman: and?", f"{TWO_TURNS}\n\nAssistant: b"), NO_ANSWER_AT_END),
-    (dialogues(f"{TWO_TURNS}\n\nAssistant:", f"{TWO_TURNS}\n\nAssistant: b"), EMPTY),
     (shp(2), NO_PREFERENCE),
     (reddit({"text": ["a", "b"], "score": [4, 4]}), NO_PREFERENCE),
-    (reddit({"text": None, "score": None}), NO_PREFERENCE),
-    (reddit("text"), NO_PREFERENCE),
-    (reddit(RAW) | {"title": "Human:\n\nAssistant:"}, EMPTY),
     ({"text": "t", "label": -1}, UNKNOWN_LABEL),
-    ({"text": "t", "label": math.inf}, UNKNOWN_LABEL),
 ]
 
 
@@ -138,27 +122,13 @@ def test_row_that_cannot_be_used_is_dropped_with_its_reason_and_no_error(row, re
     assert examples == [] and dropped == {reason: 1}
 
 
-def test_a_row_without_one_of_the_columns_is_dropped():
-    _, examples, dropped = read_rows([pair("p", "a", "b"), {"prompt": "p", "chosen": "a"}, {}], "here")
-    assert len(examples) == 1 and dropped == {EMPTY: 2}
-
-
-@pytest.mark.parametrize(
-    "columns", [["prompt", "chosen"], ["prompt", "response"], ["chosen"], ["history", "prompt"], ["a", "b"], []]
-)
+@pytest.mark.parametrize("columns", [["prompt", "chosen"], ["a", "b"], []])
 def test_unknown_columns_name_what_was_found_and_what_is_accepted(columns):
     with pytest.raises(InputError) as caught:
         recognise(columns, "my.csv")
     message = str(caught.value)
     assert message.startswith(f"my.csv: columns found: {', '.join(columns) or 'none'}.") and "\n" not in message
     assert all(f"({schema.columns})" in message for schema in SCHEMAS)
-
-
-def test_column_names_cannot_write_to_the_terminal():
-    with pytest.raises(InputError) as caught:
-        recognise(["\x1b[31mred", "x" * 500] + [f"column{number:03}" for number in range(99)], "my.csv")
-    assert "\x1b" not in str(caught.value) and "and 89 more" in str(caught.value)
-    assert "x" * 50 not in str(caught.value)
 
 
 def test_text_is_kept_as_it_is_and_can_be_written():

@@ -104,17 +104,3 @@ def test_what_attempts_with_other_settings_left_goes_when_the_stage_is_done(tmp_
         folder.mkdir(parents=True)
     make(run, "base")
     assert not old.exists() and other.exists()
-
-
-def test_what_a_stage_found_is_not_found_twice(tmp_path):
-    run, calls = open_run(tmp_path, "embedded", ROWS), []
-
-    def figures() -> dict:
-        calls.append(1)
-        return {"x": (0.1, None)}
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), run.training("base"):
-            assert run.once("base", "found", figures) == {"x": [0.1, None]}
-            raise KeyboardInterrupt
-    assert len(calls) == 1

@@ -59,10 +59,9 @@ def test_a_gradient_of_ppo_leaves_its_episodes(policy, tmp_path):
     assert all(value.isfinite().all() for value in tensors.values()), "the gradient broke, not the batch"
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_gradient_of_a_trl_trainer_leaves_its_rows(tmp_path, value):
+def test_a_gradient_of_a_trl_trainer_leaves_its_rows(tmp_path):
     trainer, model = sft(tmp_path)
-    broken_gradient(model, value, on=lambda call: call == 2)
+    broken_gradient(model, math.nan, on=lambda call: call == 2)
     with pytest.raises(TrainingError, match=r"step 2: the gradient norm is (inf|nan); lower .*learning_rate"):
         train_resumably(trainer, tmp_path)
     tensors, told = batch(tmp_path)
@@ -117,11 +116,3 @@ class TestOverflowOfFp16:
         broken_gradient(trainer.actor.policy, on=lambda call: True)
         with pytest.raises(TrainingError, match=f"overflowed in {MOST_SKIPPED} steps in a row.* fp32"):
             trainer.train()
-
-    def test_a_trl_trainer_steps_over_an_overflow_too(self, tmp_path):
-        trainer, model = sft(tmp_path)
-        scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        broken_gradient(model, on=lambda call: call == 2)
-        train_resumably(trainer, tmp_path)
-        assert trainer.state.global_step == 5 and scaler.get_scale() < 2.0**10
-        assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, self_bleu, style_of
+from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, self_bleu
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
@@ -114,5 +114,3 @@ def test_answers_that_are_all_alike_have_a_high_self_bleu():
     words = [f"w{i}" for i in range(200)]
     unlike = [" ".join(Random(i).sample(words, 9)) for i in range(20)]
     assert self_bleu(alike) > 0.99 and self_bleu(unlike) < 0.1 and self_bleu(["one answer alone"]) == 0
-    style = style_of(["I cannot help with that.", "a b a b a b"], [True, False])
-    assert style["refusal_rate"] == 0.5 and style["eos_rate"] == 0.5 and style["repetition"] == pytest.approx(0.25)

@@ -82,27 +82,17 @@ def test_the_majority_decides_its_tie_is_a_tie_and_a_second_thought_replaces_the
     assert (found["wins"], found["losses"], found["ties"], found["judges"]) == (1, 0, 1, ["a", "b", "c"])
 
 
-def test_people_and_model_are_compared(folder):
-    for i, pair in enumerate(judging.read_pairs(folder)[:10]):
-        judging.add_verdict(folder, pair.id, right(folder, pair), "Ada")
-        judging.add_verdict(folder, pair.id, right(folder, pair, "ppo" if i < 8 else "sft"), "m", "llm_verdicts.jsonl")
-    found = judging.outcome(folder)["agreement"]
-    assert found["same"] == 0.8 and found["pairs"] == 10 and found["same_ci95"][0] < 0.8
-
-
 @pytest.mark.parametrize(
     "line, words",
     [
         ("{", "as JSON lines: "),
         ('{"id": "ID", "verdict": "left"}', "line 1: verdict must be one of first, second, tie"),
         ('{"id": "nobody", "verdict": "tie"}', "line 1: there is no pair 'nobody'"),
-        ("[]", "line 1: verdict must be one of"),
-        (b"\xff\xfe", "as JSON lines: "),
     ],
 )
 def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
     path = folder / "given.jsonl"
-    path.write_bytes(line if isinstance(line, bytes) else line.replace("ID", judging.read_pairs(folder)[0].id).encode())
+    path.write_text(line.replace("ID", judging.read_pairs(folder)[0].id))
     with pytest.raises(InputError, match=words):
         judging.read_verdicts(path, folder)
 
@@ -120,7 +110,7 @@ def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_on
 @pytest.fixture
 def serve(monkeypatch):
     """Let the `openai` client reach a service that replies as `reply(question, call)` says (text, or a status with a
-    body, or nothing at all), name it in the environment, and return the calls it gets."""
+    body), name it in the environment, and return the calls it gets."""
     openai, httpx = pytest.importorskip("openai"), pytest.importorskip("httpx")
     for name, value in zip(judging.ENVIRONMENT, ("http://judge/v1", "judge-1", "secret-of-a-test"), strict=True):
         monkeypatch.setenv(name, value)
@@ -132,13 +122,11 @@ def serve(monkeypatch):
             body = json.loads(request.content)
             calls.append({"body": body, "key": request.headers["Authorization"], "path": request.url.path})
             answer = reply(body["messages"][0]["content"], len(calls))
-            if answer is None:
-                raise httpx.ConnectError("nobody there")
             if isinstance(answer, str):
                 message = {"role": "assistant", "content": answer}
                 answer = 200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-            kind = "text/html" if answer[1].startswith(b"<") else "application/json"
-            return httpx.Response(answer[0], content=answer[1], headers={"Content-Type": kind, "Retry-After": "0.01"})
+            headers = {"Content-Type": "application/json", "Retry-After": "0.01"}
+            return httpx.Response(answer[0], content=answer[1], headers=headers)
 
         client = httpx.Client(transport=httpx.MockTransport(handle))
         monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=client))
@@ -183,16 +171,13 @@ def test_passing_trouble_is_tried_again(folder, serve, monkeypatch):
     [
         ((503, b""), "HTTP 503", 5),
         ((401, b"your key secret-of-a-test is wrong"), "HTTP 401.*; check .*RLHF_JUDGE_KEY", 1),
-        ((200, b"<html>"), "gives no reply", 1),
         ((200, b'{"choices": []}'), "gives no reply", 1),
-        (None, "APIConnectionError", 1),
     ],
 )
 def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve, monkeypatch, trouble, words, tries):
     monkeypatch.setattr(judging, "AT_ONCE", 1)
     calls = serve(lambda question, call: likes_good(question, call) if call <= 4 else trouble)
     judging.judge_pairs(folder, judging.Endpoint(), most=2)
-    monkeypatch.setattr(judging, "RETRIES", 0 if trouble is None else judging.RETRIES)
     with pytest.raises(TrainingError, match=words) as told:
         judging.judge_pairs(folder, judging.Endpoint(), most=3)
     assert "secret" not in str(told.value) and "\n" not in str(told.value)
@@ -230,12 +215,7 @@ def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_p
     assert pairs[2].prompt in shown.value
     given = judging.read_verdicts(folder / "human_verdicts.jsonl", folder)
     assert given == {"me": {pairs[0].id: "first", pairs[1].id: "tie"}}
-    again = judging.label_pairs(folder)
-    assert "58 to go" in again.children[0].value
-    for _ in range(58):
-        again.children[1].children[2].click()
-    assert "Done" in again.children[0].value
-    again.children[1].children[0].click()
+    assert "58 to go" in judging.label_pairs(folder).children[0].value
     judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
     page = judging.label_pairs(tmp_path).children[0].value
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page

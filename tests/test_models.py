@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -123,6 +122,8 @@ def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
 
     model = load_policy_4bit(folder, CPU)
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters()), "nothing is stored in 4 bits"
+    # On a CPU with AVX512-BF16 an evaluation would repack the weights, and no training step follow.
+    assert not any(getattr(module, "support_avx512bf16_for_cpu", False) for module in model.modules())
     assert dropouts(model) == {0.0}
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, lora_config(LORA, "CAUSAL_LM", model.config))
@@ -164,26 +165,6 @@ def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_p
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
     copied = GPT2LMHeadModel.from_pretrained(tmp_path / "copy").eval()
     torch.testing.assert_close(outputs(copied), outputs(tiny_model(seed=5)))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("config.json", None, "no config.json"),
-        ("config.json", b"{", "not a valid JSON file"),
-        ("config.json", b'{"model_type": "abacus"}', "abacus"),
-        ("model.safetensors", None, "has no weights"),
-        ("model.safetensors", b"cut off", "header"),
-    ],
-)
-def test_a_folder_that_is_no_model_is_named_in_one_line(folder, tmp_path, name, content, expected):
-    bad = tmp_path / "bad"
-    shutil.copytree(folder, bad)
-    (bad / name).write_bytes(content) if content else (bad / name).unlink()
-    with pytest.raises(InputError, match=expected) as caught:
-        load_policy(bad, CPU)
-    message = str(caught.value)
-    assert str(bad) in message and "save_pretrained" in message and "\n" not in message and len(message) < 500
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "with blank", "/no/such/folder", "./nowhere", "~/nowhere-at-all"])

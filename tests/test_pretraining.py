@@ -81,12 +81,10 @@ def test_an_interrupted_training_resumes_to_the_same_weights(texts, straight, tm
 
 
 def test_too_little_text_is_refused_and_any_real_text_will_do(tmp_path):
-    for texts in ([], ["", "  "], ["a few words only"]):
+    for texts in ([], ["a few words only"]):
         with pytest.raises(InputError, match="text"):
             train_base(texts, SETTINGS, 0, tmp_path / "base")
         assert not (tmp_path / "base").exists()
-    with pytest.raises(InputError, match="block_tokens"):
-        train_base(["word " * 5000], SETTINGS.model_copy(update={"block_tokens": 128}), 0, tmp_path / "base")
     texts = ["\n\nHuman: naïve <b>HTML</b> \x1b[1m?\n\nAssistant: 😀 yes & no.", "日本語 " * 30] * 40
     train_base(texts, SETTINGS, 0, tmp_path / "base")
     assert (tmp_path / "base" / "model.safetensors").is_file()

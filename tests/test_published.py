@@ -101,11 +101,3 @@ def test_what_is_not_fit_to_be_stored_changes_nothing(run, spoil, words):
     with pytest.raises(InputError, match=words):
         published.publish(run)
     assert content() == before
-
-
-def test_stamping_twice_changes_nothing_the_second_time(run):
-    readme = published.ROOT / "README.md"
-    readme.write_text("# Title\n\n[![Open in Colab](of another address)](x)\n\ntext\n")
-    published.stamp()
-    assert readme.read_text() == f"# Title\n\n{published.badges(SERIES[0].path)}\n\ntext\n"
-    assert published.stamp() == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, token_rows  # noqa: F401
 from transformers import PreTrainedModel
 
@@ -21,10 +21,8 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes, open_run
-from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.settings.sections import LoraSettings
 
-TOKENS = torch.tensor(token_rows((20, 20), seed=3))
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(80)
 ]
@@ -41,27 +39,9 @@ def save_adapter(folder: Path, model: PreTrainedModel, task: str = "CAUSAL_LM") 
     return folder
 
 
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model(TOKENS).logits
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base"), eos_nats=3.0)
-
-
-def test_an_adapters_folder_is_its_base_with_the_adapter_merged(base, tmp_path):
-    adapter = save_adapter(tmp_path / "adapter", load_policy(base, CPU))
-    merged = load_policy(adapter, CPU)
-    expected = logits(PeftModel.from_pretrained(load_policy(base, CPU), adapter))
-    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
-    assert (logits(merged) - logits(load_policy(base, CPU))).abs().max() > 0.1
-    assert type(merged).__name__ == "GPT2LMHeadModel"
-    assert load_tokenizer(adapter).get_vocab() == tiny_tokenizer().get_vocab()
-    scorer = save_adapter(tmp_path / "scorer", load_reward_model(base, CPU, fresh_head=True), "SEQ_CLS")
-    first, again = (load_reward_model(scorer, CPU).score.weight for _ in range(2))
-    assert torch.equal(first, again), "the head is the adapter's, not a fresh one"
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +87,10 @@ def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(re
     assert names == ["01_01", "02_01", "02_02", "03_01", "04_01", "04_03"]
 
 
-@pytest.mark.parametrize("number", ["03_02", "04_02"])
-def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch, number):
+def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch):
     monkeypatch.setenv(HEADLESS, "1")
-    with pytest.raises(InputError, match=f"notebook {number} has nothing to make .*; there are: 01_01, "):
-        open_run(number, "instruct", "tiny", str(tmp_path), {"models.ppo": str(base)}, True)
+    with pytest.raises(InputError, match="notebook 03_02 has nothing to make .*; there are: 01_01, "):
+        open_run("03_02", "instruct", "tiny", str(tmp_path), {"models.ppo": str(base)}, True)
 
 
 def test_a_ready_model_without_its_base_can_only_be_compared(ready, tmp_path):
@@ -130,18 +109,3 @@ def test_a_ready_model_of_another_vocabulary_is_refused(ready, base, tmp_path):
     with pytest.raises(InputError, match="models.ppo .*other has another vocabulary than .*share one"):
         fetch_ready(run)
     assert not run.folder("ppo").exists()
-
-
-def test_another_ready_model_is_another_stage(ready, base, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, ready)
-    changed = Run.open("instruct", "tiny", tmp_path, {**ready, "models.ppo": str(base)})
-    differ = {stage for stage in run.stages if run.fingerprint(stage) != changed.fingerprint(stage)}
-    assert differ == {"ppo", "evaluation"}
-
-
-@pytest.mark.parametrize("scale", ["t4", "full"])
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_at_every_scale_finished_models_can_be_compared_alone(recipe, scale, tmp_path):
-    models = {"models.sft": "a/b", "models.ppo": "a/c", "models.reward_model": "a/d"}
-    run = Run(load_recipe(recipe, scale, models), tmp_path)
-    assert set(run.needs("evaluation")) <= set(run.fetched)

@@ -16,7 +16,6 @@ from reduced import DEMONSTRATION, REDUCED
 from soak.soak import Series, Tally, differences, end_within
 from tiny import one_thread  # noqa: F401
 
-from rlhf_utils import series
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES
@@ -105,18 +104,6 @@ def test_a_run_that_was_ended_in_every_way_is_one_made_in_one_go(told, tmp_path)
     straight = Run.open("instruct", "tiny", tmp_path, parse_assignments([*SETTINGS]))
     make(straight, *straight.stages)
     assert not differences(told.root, straight.root)
-
-
-@pytest.mark.slow
-def test_a_changed_ppo_setting_would_run_ppo_and_evaluation_again(told):
-    overrides = {**parse_assignments([*SETTINGS]), "ppo.kl_coefficient": 0.2}
-    run = Run.open("instruct", "tiny", told.root.parent, overrides)
-    assert [n.name for n in SHOWN if not series._is_done(run, n)] == [
-        "03_02_ppo_training",
-        "04_01_compare_models",
-        "04_02_reward_hacking",
-        "04_03_playground",
-    ]
 
 
 @pytest.mark.slow

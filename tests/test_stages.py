@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -64,15 +63,6 @@ def test_steps_of_a_budget(rows, epochs, steps):
     assert training.total_steps(TrainingSettings(batch_size=16, epochs=epochs), rows) == steps
 
 
-def test_bookkeeping_follows_the_device_and_the_budget(tmp_path, policy):
-    run = open_run(tmp_path, policy, ROWS)
-    settings = TrainingSettings(batch_size=32, micro_batch_size=8, checkpoints=3)
-    arguments = training.bookkeeping(run, "sft", settings, 320)
-    assert arguments["save_steps"] == 4 and arguments["output_dir"] == str(run.work("sft"))
-    assert arguments["seed"] == arguments["data_seed"] == run.recipe.seed
-    assert {"bf16", "fp16", "use_cpu"} <= set(arguments) and training.micro_batches(settings) == (8, 4)
-
-
 @pytest.mark.parametrize("step", [2, 5], ids=["before a checkpoint", "after one"])
 def test_a_cell_that_runs_again_after_an_interrupt_trains_as_if_there_was_none(tmp_path, step):
     straight, expected = sft(tmp_path / "straight")
@@ -96,19 +86,6 @@ def test_a_cell_that_runs_again_after_an_interrupt_trains_as_if_there_was_none(t
     losses = [[line["loss"] for line in t.state.log_history if "loss" in line] for t in (trainer, straight)]
     assert losses[0] == losses[1] and len(losses[0]) == 5
     assert [type(callback) for callback in trainer.callback_handler.callbacks].count(training.RunCallback) == 1
-
-
-def test_the_clock_of_a_training_goes_on_after_a_resume(tmp_path):
-    training.train_resumably(sft(tmp_path)[0], tmp_path)
-    shutil.rmtree(tmp_path / "checkpoint-5")
-    state = tmp_path / "checkpoint-4" / "trainer_state.json"
-    about = read_json(state)
-    about["log_history"][-1]["seconds"] = 1000.0
-    state.write_text(json.dumps(about))
-    again, _ = sft(tmp_path)
-    training.train_resumably(again, tmp_path)
-    seconds = [line["seconds"] for line in again.state.log_history]
-    assert len(seconds) > 5 and 1000 < seconds[-1] < 1100 and seconds == sorted(seconds)
 
 
 def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy, capsys):

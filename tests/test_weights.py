@@ -187,17 +187,6 @@ def test_the_base_of_an_adapter_can_be_said_and_prompt_tuning_is_refused(policy,
         load_policy(tmp_path / "tuned", CPU)
 
 
-def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
-    load_reward_model(adapter(tmp_path / "whole", policy, "SEQ_CLS"), CPU)
-    language = adapter(tmp_path / "language", policy)
-    with pytest.raises(InputError, match=r"adapter of another task \(CAUSAL_LM\)"):
-        load_reward_model(language, CPU)
-    with pytest.raises(InputError, match="no trained head"):
-        load_reward_model(rewritten(language, task_type=None), CPU)
-    with pytest.raises(InputError, match="does not fit .*score"):
-        load_reward_model(rewritten(adapter(tmp_path / "lost", policy, "SEQ_CLS"), without("score")), CPU)
-
-
 def test_what_is_stored_in_4_bits_is_refused_and_an_adapter_cannot_be(policy, tmp_path):
     with pytest.raises(InputError, match="is an adapter, and 4-bit weights need a whole model"):
         load_policy_4bit(adapter(tmp_path / "first", policy), CPU)
