@@ -112,12 +112,6 @@ def test_policies(cli, tmp_path, case):  # noqa: F811
     refused(cli(*run_with(tmp_path / "policy")), *words)
 
 
-@pytest.mark.slow
-def test_a_policy_that_the_series_finds_nowhere(cli):  # noqa: F811
-    """Known only when the hub is asked; the name is too long to be a path, too."""
-    refused(cli(*run_with(Path("a" * 5000))), "cannot load")
-
-
 def test_policies_of_two_vocabularies(cli, tmp_path):  # noqa: F811
     save_tiny(tmp_path / "policy")
     tokenizer = save_tiny(tmp_path / "sft") / "tokenizer.json"
@@ -126,27 +120,6 @@ def test_policies_of_two_vocabularies(cli, tmp_path):  # noqa: F811
     vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
     write_json(tokenizer, about)
     refused(cli(*run_with(tmp_path / "policy", "policy", f"models.sft={tmp_path / 'sft'}")), "another vocabulary")
-
-
-def test_a_classifier_without_the_label(cli, tmp_path):  # noqa: F811
-    from rlhf_utils.models.loading import load_classifier, load_tokenizer, save_model
-    from rlhf_utils.platforms.runtime import detect_device
-
-    policy = save_tiny(tmp_path / "policy")
-    classifier = load_classifier(policy, detect_device(), labels=["bad", "good"])
-    save_model(classifier, load_tokenizer(policy), tmp_path / "classifier")
-    asked = ["run", "--recipe", "imdb", "--set", f"models.reward_model={tmp_path / 'classifier'}"]
-    refused(cli(*asked), "no label 'POSITIVE'", "bad, good")
-
-
-@pytest.mark.parametrize("setting", ["qlora.modules=[q_proj]", "reward_model.lora.modules=[attention, c_nothing]"])
-def test_a_lora_module_that_the_policy_does_not_have(cli, setting):  # noqa: F811
-    refused(cli("run", "--set", setting), "lora.modules: a gpt2 model has no", "attn.c_attn")
-
-
-def test_a_language_model_as_reward_model(cli, tmp_path):  # noqa: F811
-    save_tiny(tmp_path / "policy")
-    refused(cli(*run_with(tmp_path / "policy", "models.reward_model")), "is a GPT2LMHeadModel", "no trained head")
 
 
 def test_a_reward_model_of_two_outputs(cli, tmp_path):  # noqa: F811

@@ -16,7 +16,6 @@ from tiny import save_tiny
 
 from rlhf_utils.__main__ import main
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer
-from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,29 +92,12 @@ def test_recipes_are_listed_with_their_scales(cli):
         (["--set", "ppo.updates"], ["is not key=value"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
         (["--only", "03"], ["checkpoints/sft is missing", "make sft first"]),
-        (["--output-dir", "/dev/null"], ["/dev/null", "not a folder"]),
+        (["--output-dir", "/dev/null"], ["cannot write /dev/null"]),
         (["--output-dir", "x" * 300], ["too long"]),
     ],
 )
 def test_bad_settings_of_a_run(cli, arguments, words):
     refused(cli("run", *arguments), *words)
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"fingerprint": "x"}, ["sft was made with other settings"]),
-        ({"template_hash": "abc"}, ["prompt template abc"]),
-    ],
-)
-def test_checkpoints_of_something_else(cli, made, change, words):
-    stamp = made.folder("sft") / "stage.json"
-    before = read_json(stamp)
-    write_json(stamp, {**before, **change})
-    try:
-        refused(cli("run", "--only", "03_02", "--output-dir", made.root.parent), *words)
-    finally:
-        write_json(stamp, before)
 
 
 def test_rouge(cli, tmp_path):

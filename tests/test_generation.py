@@ -42,18 +42,6 @@ def test_kept_numbers_are_those_of_a_fresh_forward_pass_whatever_the_batch(model
     assert len(rows) == 1 or lengths.min() <= NEW // 3 and lengths.max() >= NEW // 2, "early and late ends"
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_taking_finished_rows_out_changes_nothing(model, monkeypatch, share):
-    rows = ROWS * 2
-    usual = draw(model, rows, keep_hidden=True)
-    monkeypatch.setattr(generation, "COMPACT_AT", share)
-    other = draw(model, rows, keep_hidden=True)
-    for name in ("tokens", "mask", "ended"):
-        assert torch.equal(getattr(other, name), getattr(usual, name))
-    torch.testing.assert_close(other.logprobs, usual.logprobs, rtol=0, atol=1e-5)
-    torch.testing.assert_close(other.hidden[usual.mask], usual.hidden[usual.mask], rtol=0, atol=1e-4)
-
-
 def test_an_answer_stops_at_its_first_eos_which_belongs_to_it(model):
     sampled = draw(model, ROWS * 10, seed=1)
     lengths = sampled.mask.sum(dim=1)

@@ -17,7 +17,7 @@ from hub.server import OTHER_TOKEN, TOKEN, closed_port, silent_server
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import wanted as asked
 from rlhf_utils.platforms.names import hub_name, is_hub_name
-from rlhf_utils.settings.recipes import load_recipe, parse_assignments, recipe_names
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
 
 
 def test_a_subfolder_and_a_revision_stand_behind_the_name_and_what_is_no_id_is_told():
@@ -27,18 +27,6 @@ def test_a_subfolder_and_a_revision_stand_behind_the_name_and_what_is_no_id_is_t
     for source in ("https://huggingface.co/a/b", "a/b:../../etc", "a" * 5000):
         with pytest.raises(InputError, match=r"it is no id \(owner/name, .* no address\)"):
             hub_name(source)
-
-
-@pytest.mark.parametrize("value", ["null", "", None])
-def test_nothing_unsets_a_name_except_what_every_run_has(value):
-    assert load_recipe("imdb", "t4").models.reward_model
-    for given in ({"models": {"reward_model": value}}, {"models.reward_model": value}):
-        assert load_recipe("imdb", "t4", given).models.reward_model is None
-    for key in ("data_dir", "revision"):
-        assert getattr(load_recipe("eli5", "t4", {f"data.{key}": value}).data, key) is None
-    for name in ("dataset", "policy"):
-        with pytest.raises(InputError, match=name):
-            load_recipe("instruct", "t4", parse_assignments([f"{name}={value or ''}"]))
 
 
 # Causes
@@ -86,11 +74,8 @@ def test_every_cause_has_a_line_of_its_own_before_anything_large_is_fetched(hub,
     assert not [path for path in hub.asked if re.search(r"GET .*(/model\.safetensors|bin|jsonl)$", path)]
 
 
-def test_a_download_that_broke_off_goes_on_and_one_that_is_refused_is_told(hub, tmp_path):
-    """Old versions of the library go on only when they are asked again."""
-    wanted = [["model", "faults/cut-off-once"], ["model", "faults/cut-off-once"], ["model", "faults/proxy"]]
-    _, again, refused = told(start_asking(wanted, hub.url, tmp_path))
-    assert again["told"] is None and "model.safetensors" in again["files"]
+def test_a_download_that_a_proxy_refuses_is_told(hub, tmp_path):
+    [refused] = told(start_asking([["model", "behind/proxy"]], hub.url, tmp_path))
     assert re.search(REFUSED, refused["told"])
 
 
@@ -201,7 +186,6 @@ with recording(commits):
     print(json.dumps({
         "same": [alike("gpt2", name) for name in ("sharded/gpt2", "nested/gpt2:small")],
         "other": [alike("gpt2", name) for name in ("several/gpt2@v2", "adapters/gpt2")],
-        "adapters": [alike("adapters/gpt2", "adapters/pinned"), alike("several/gpt2", "gpt2")],
         "rows": [len(rows("several/pairs").train), len(rows("several/pairs@v1").train)],
         "imdb": [sorted(rows("stanfordnlp/imdb").train[0]), len(rows("stanfordnlp/imdb").test)],
     }))
@@ -214,8 +198,6 @@ def test_models_and_data_are_what_their_names_say_and_their_commits_are_known(hu
     out, _ = done(start(LOADED, hub.url, tmp_path))
     found, commits = map(json.loads, out.splitlines())
     assert all(found["same"]) and not any(found["other"])
-    # A base is read at the revision that its adapter names.
-    assert found["adapters"] == [False, True]
     assert found["rows"] == [700, 300]
     assert found["imdb"] == [["label", "text"], 90]
     models, data = (hub.repositories["model", "several/gpt2"], hub.repositories["dataset", "several/pairs"])

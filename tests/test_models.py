@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny import CPU, one_thread, save_tiny, tiny_model, token_rows  # noqa: F401
+from tiny import CPU, adapted, one_thread, save_tiny, tiny_model, token_rows  # noqa: F401
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from rlhf_utils.models.language_model import language_model
@@ -37,18 +37,6 @@ def dropouts(model: torch.nn.Module) -> set[float]:
     return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
 
 
-def adapted(model, task: str):
-    """`model` with an adapter that does something: peft starts its B matrices at 0."""
-    from peft import get_peft_model
-
-    torch.manual_seed(1)
-    model = get_peft_model(model, lora_config(LORA, task, model.config))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    return model.eval()
-
-
 @torch.no_grad()
 def outputs(model) -> torch.Tensor:
     return model(TOKENS).logits.float()
@@ -69,14 +57,6 @@ def test_the_fused_gelu_computes_what_gelu_new_does(folder):
     torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=0, atol=1e-5)
 
 
-def test_a_reward_model_has_one_output_no_dropout_and_knows_its_padding(folder):
-    model = load_reward_model(folder, CPU, fresh_head=True)
-    assert outputs(model).shape == (len(TOKENS), 1) and dropouts(model) == {0.0}
-    assert model.config.pad_token_id == load_tokenizer(folder).eos_token_id
-    trunk = load_policy(folder, CPU).transformer(TOKENS).last_hidden_state
-    torch.testing.assert_close(model.transformer(TOKENS).last_hidden_state, trunk)
-
-
 def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_refused(folder, tmp_path):
     tokenizer, config = load_tokenizer(folder), json.loads((folder / "config.json").read_text())
 
@@ -95,7 +75,7 @@ def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_re
 
 
 def test_merging_an_adapter_is_exact(folder, tmp_path):
-    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
+    model = adapted(load_policy(folder, CPU))
     parts = language_model(model)
     with torch.no_grad():
         torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
@@ -152,7 +132,7 @@ def test_a_4bit_weight_counts_as_the_numbers_it_stands_for(folder):
     assert small["total_parameters"] == plain["total_parameters"] == plain["trainable_parameters"]
     # Per layer: c_attn 32->96, c_proj 32->32, c_fc 32->128 and mlp.c_proj 128->32, times rank 4.
     lora = 2 * 4 * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
-    assert parameter_counts(adapted(load_policy(folder, CPU), "CAUSAL_LM"))["trainable_parameters"] == lora
+    assert parameter_counts(adapted(load_policy(folder, CPU)))["trainable_parameters"] == lora
 
 
 def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_path):

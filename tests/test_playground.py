@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny import one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.__main__ import main
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.evaluation.playground import Playground, serve
 from rlhf_utils.models.loading import copy_model, load_reward_model, load_tokenizer
@@ -100,15 +99,6 @@ def test_a_run_with_one_policy_only(tmp_path, recipe):
     if recipe == "imdb":
         with pytest.raises(InputError, match="no dialogues"):
             found.ask("This film", turns={"base": [("a", "b")]})
-
-
-def test_a_run_without_any_model(tmp_path, capsys):
-    run = Run.open("instruct", "tiny", tmp_path)
-    with run.training("base"):
-        pass
-    assert main(["playground", "--run", str(run.root)]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
-    assert main(["playground", "--run", str(tmp_path / "nothing")]) == 2
 
 
 # The page

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from peft import get_peft_model
-from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, token_rows  # noqa: F401
-from transformers import PreTrainedModel
+from architectures import save_encoder
+from tiny import CPU, adapted, one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.reward_report import fetch_ready
-from rlhf_utils.models.loading import load_policy, load_reward_model, load_tokenizer, save_model
-from rlhf_utils.models.lora import lora_config
+from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, _check_input, _makes, open_run
-from rlhf_utils.settings.sections import LoraSettings
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(80)
 ]
-
-
-def save_adapter(folder: Path, model: PreTrainedModel, task: str = "CAUSAL_LM") -> Path:
-    """An adapter that does something: peft starts its B matrices at 0."""
-    torch.manual_seed(1)
-    model = get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8), task, model.config))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +33,12 @@ def ready(base, tmp_path_factory) -> dict:
     """Settings of a run in which every model is ready."""
     folder = tmp_path_factory.mktemp("ready")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    torch.manual_seed(0)
-    save_model(load_reward_model(base, fresh_head=True), load_tokenizer(base), folder / "reward")
+    # With a tokenizer of its own.
+    save_encoder(folder / "reward", "bert")
+    adapted(load_policy(base, CPU)).save_pretrained(folder / "ppo")
     return {
         "dataset": str(folder / "rows.jsonl"), "models.sft": str(base), "models.reward_model": str(folder / "reward"),
-        "models.ppo": str(save_adapter(folder / "ppo", load_policy(base, CPU))), "data.max_prompt_tokens": 40,
+        "models.ppo": str(folder / "ppo"), "data.max_prompt_tokens": 40,
         "data.max_response_tokens": 40, "generation.max_new_tokens": 12, "ppo.max_new_tokens": 12,
         "evaluation.bootstrap_samples": 200, "data.shares.evaluation": 0.3,
     }  # fmt: skip
@@ -97,15 +82,3 @@ def test_a_ready_model_without_its_base_can_only_be_compared(ready, tmp_path):
     run = Run.open("instruct", "tiny", tmp_path, ready)
     with pytest.raises(InputError, match="no base model it came from.*--only 04.*--set policy="):
         _check_input(run, list(SERIES))
-
-
-def test_a_ready_model_of_another_vocabulary_is_refused(ready, base, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(base, other)
-    tokenizer = load_tokenizer(other)
-    tokenizer.add_tokens(["sofa"])
-    tokenizer.save_pretrained(other)
-    run = Run.open("instruct", "tiny", tmp_path / "out", {**ready, "models.ppo": str(other)})
-    with pytest.raises(InputError, match="models.ppo .*other has another vocabulary than .*share one"):
-        fetch_ready(run)
-    assert not run.folder("ppo").exists()

@@ -110,23 +110,6 @@ def test_fresh_runs_everything_again(tmp_path, fake):
     assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
 
 
-@pytest.mark.parametrize(
-    "changed, again",
-    [
-        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02", "04_03"]),
-        ({"evaluation.prompts": 9}, ["04_01", "04_02"]),
-        ({"qlora.rank": 4}, ["01_03", "04_01", "04_03"]),
-        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_01", "03_02", "04_01", "04_02", "04_03"]),
-    ],
-)
-def test_a_changed_setting_runs_only_what_depends_on_it(tmp_path, fake, changed, again):
-    start(tmp_path)
-    fake.calls.clear()
-    start(tmp_path, changed)
-    names = {notebook.path: notebook.name for notebook in SERIES}
-    assert [names[path][:5] for path in fake.paths] == again
-
-
 def test_a_notebook_that_was_deleted_or_changed_runs_again(tmp_path, fake, monkeypatch):
     run = start(tmp_path)
     (run.notebooks / "02_01_preference_data.ipynb").unlink()
