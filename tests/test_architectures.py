@@ -37,18 +37,6 @@ def encoder(request, tmp_path_factory):
     return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def test_every_dropout_is_off_in_training_mode_and_on_where_it_is_wanted(policy):
-    name, folder = policy
-    tokens = torch.tensor([list(range(5, 25))])
-    model = load_policy(folder, CPU).train()
-    with torch.no_grad():
-        assert torch.equal(model(tokens).logits, model(tokens).logits)
-        wet = load_policy(folder, CPU, dropout=True).train()
-        # Mistral, Qwen, Gemma and their like have dropout on attention only, which their eager form applies.
-        wet.set_attn_implementation("eager")
-        assert not torch.equal(wet(tokens).logits, wet(tokens).logits)
-
-
 def test_the_recipes_places_are_the_architectures_own_layers(policy):
     name, folder = policy
     config = load_config(folder)

@@ -25,6 +25,11 @@ def lines(*rows: Any) -> bytes:
 
 
 DATA = {
+    "labelled texts": (
+        "rows.jsonl",
+        lines({"text": "a", "label": 1}, {"text": "b", "label": 0}),
+        ["learns from pairs"],
+    ),
     "a line cut off": ("rows.jsonl", lines(*ROWS)[:-9], ["rows.jsonl:3", "broken JSON"]),
     "a prompt that is a number": (
         "rows.jsonl",
@@ -72,17 +77,10 @@ def masked(folder: Path) -> None:
 DAMAGE = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
     "a broken config": (lambda folder: (folder / "config.json").write_text("{"), ["cannot load"]),
-    "an architecture nobody knows": (
-        lambda folder: change_json(folder / "config.json", model_type="abacus"),
-        ["cannot load"],
-    ),
     "a masked language model": (masked, ["is a bert model", "left to right"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
     "pickled weights": (pickled, ["its .bin file cannot be read as plain tensors", "never run"]),
-    "no tokenizer": (
-        lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
-        ["has no tokenizer"],
-    ),
+    "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], ["has no tokenizer"]),
     "a tokenizer with more tokens than the model": (
         lambda folder: change_json(folder / "config.json", vocab_size=100),
         ["tokenizer has", "embeds 100"],

@@ -241,26 +241,3 @@ def test_what_is_wrong_with_a_wheelhouse_is_said_in_one_line(kaggle):
     assert "lacks what is needed here: make it again" in said
     marker.write_text(json.dumps({"python": "3.9"}))
     assert "is for Python 3.9, and this is " in run_on_kaggle(kaggle).stderr.splitlines()[-1]
-
-
-def test_a_wheelhouse_holds_wheels_for_another_python_and_the_repository(monkeypatch, tmp_path):
-    folder, calls = tmp_path / "new" / "wheels", []
-
-    def pip(command: str, *arguments: str, advice: str) -> None:
-        calls.append([command, *arguments])
-        if command == "download":
-            for name in ("trl-1.16.0", "torch-2.8+placeholder", "transformers-5.0.0"):
-                (Path(arguments[arguments.index("--dest") + 1]) / f"{name}-py3-none-any.whl").touch()
-
-    monkeypatch.setattr(wheelhouse, "pip", pip)
-    assert wheelhouse.make(folder, "3.12") == 1
-    assert [path.name for path in folder.glob("*.whl")] == ["trl-1.16.0-py3-none-any.whl"]
-    assert json.loads((folder / bootstrap.MARKER).read_text())["python"] == "3.12"
-    copied = {path.name for path in (folder / "gpt2-rlhf").iterdir()}
-    assert {"rlhf_utils", "01_supervised_finetuning", "requirements.txt", "pyproject.toml"} <= copied
-    assert not copied & {"outputs", "tests", ".git", ".venv"}
-    downloaded = calls[-1]
-    assert downloaded[downloaded.index("--python-version") + 1] == "3.12"
-    assert not [part for part in downloaded if part.startswith("jupyter")]
-    with pytest.raises(InputError, match="is there and is no wheelhouse"):
-        wheelhouse.make(folder.parent, "3.12")

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
-from rlhf_utils.data.prepared import (
-    CUT,
-    PreparedData,
-    conversation_key,
-    prepare,
-    pretraining_texts,
-    prompt_key,
-)
+from rlhf_utils.data.prepared import CUT, PreparedData, prepare, pretraining_texts, prompt_key
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.base import train_tokenizer
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -174,20 +165,3 @@ def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
     held_out = {p.split()[1] for name in ("development", "evaluation") for p in data.splits[name]["prompt"]}
     assert found == learned and not found & held_out
     assert all("bad <" in text and "good <" not in text for text in texts)
-
-
-@pytest.mark.parametrize("name, kept, differ", [("hh_helpful.jsonl.gz", 0.61, 3), ("hh_harmless.jsonl.gz", 0.80, 1)])
-def test_human_preferences(shared_data, name, kept, differ):
-    rows = load_rows(str(shared_data / name), DataSettings(), 0)
-    for row in rows.train:
-        before, marker, _ = row["chosen"].rpartition("\n\nAssistant:")
-        assert TEMPLATE.format(TEMPLATE.normal(before + marker)) == (before + marker).removeprefix("\n\n")
-    rows = replace(rows, train=rows.train[::6])
-    tokenizer = train_tokenizer([row["chosen"] for row in rows.train[:200]], 2000, 256)
-    data = prepare(rows, DataSettings(), tokenizer, seed=0)
-    assert data.kind == "pairs" and size(data) / len(rows.train) == pytest.approx(kept, abs=0.03)
-    assert data.report.dropped("train")["dialogues differ before the last answer"] == differ
-    assert_disjoint(data)
-    openings = [{conversation_key(p) for p in split["prompt"]} for split in data.splits.values()]
-    assert sum(map(len, openings)) == len(set().union(*openings))
-    assert not any("\n\nHuman:" in answer for answer in data.splits["reward"]["chosen"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -20,11 +19,8 @@ from rlhf_utils.data.schemas import (
     read_rows,
     recognise,
 )
-from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.sections import DataSettings
 
-CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "data"
 TWO_TURNS = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye"
 BYE = "Hi\n\nAssistant: Hello\n\nHuman: Bye"
 
@@ -131,12 +127,6 @@ def test_unknown_columns_name_what_was_found_and_what_is_accepted(columns):
     assert all(f"({schema.columns})" in message for schema in SCHEMAS)
 
 
-def test_text_is_kept_as_it_is_and_can_be_written():
-    odd = "<b>bold</b> \x1b[31mred\x1b[0m 👩‍👩‍👧 \u2028 naïve \x00 end"
-    _, examples, _ = read_rows([pair(odd, odd, "b\r\nc"), pair("p \ud83d", "\ud83d\ude00", "b")], "here")
-    assert examples == [Example(odd, odd, "b\nc"), Example("p \ufffd", "😀", "b")]
-
-
 # Responses that run on with a further turn
 
 FURTHER = [
@@ -198,12 +188,3 @@ def test_spelled_messages_are_messages(text):
 def test_a_list_that_cannot_be_read_names_its_column(text):
     _, examples, dropped = read_rows([pair("p", text, "b")], "here")
     assert not examples and dropped == {"list in column chosen cannot be read": 1}
-
-
-@pytest.mark.parametrize(("name", "cut"), [("markers.jsonl", 240), ("messages_as_text.csv", 0)])
-def test_the_files_of_the_reports(name, cut):
-    if not (CASES / name).is_file():
-        pytest.skip(f"{name} is not here")
-    _, examples, dropped = read_rows(load_rows(str(CASES / name), DataSettings(), 0).train, name)
-    assert len(examples) == 480 and not dropped and sum(example.cut for example in examples) == cut
-    assert not any(sign in answer for e in examples for answer in (e.chosen, e.rejected) for sign in ("Human:", "role"))

@@ -110,11 +110,3 @@ def test_folders_that_hold_no_data(tmp_path, name, why):
         load_rows(str(tmp_path), SETTINGS, 0)
     with pytest.raises(InputError, match="no file"):
         load_rows(str(tmp_path / "missing.jsonl"), SETTINGS, 0)
-
-
-def test_the_embedded_world_gets_its_settings():
-    settings = DataSettings(world="eli5", embedded_rows=5, embedded_test_rows=2)
-    rows = load_rows("embedded", settings, 3)
-    assert (len(rows.train), len(rows.test), rows.name) == (5, 2, "embedded") and "history" in rows.train[0]
-    assert rows.fingerprint == load_rows("embedded", settings, 3).fingerprint
-    assert rows.fingerprint != load_rows("embedded", settings, 4).fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import subprocess
@@ -13,17 +12,6 @@ import pytest
 
 from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
-
-
-def test_json_and_jsonl_there_and_back(tmp_path):
-    path = tmp_path / "a" / "b.json"
-    value = {"text": "é \u2028 😀\nbreak", "number": 1e-5, "nothing": None}
-    files.write_json(path, value)
-    assert files.read_json(path) == value == json.loads(path.read_text(encoding="utf-8"))
-    assert "é" in path.read_text(encoding="utf-8")
-    assert [p.name for p in path.parent.iterdir()] == ["b.json"]
-    files.write_jsonl(path, [value, {"a": None}])
-    assert files.read_jsonl(path) == [value, {"a": None}]
 
 
 def test_what_is_no_json_is_refused_and_the_old_file_kept(tmp_path):
@@ -118,8 +106,6 @@ def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
     for words in (
         "Error while serializing: I/O error: No space left on device (os error 28)",
         "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3: file write failed",
-        "[enforce fail at inline_container.cc:672] . unexpected pos 136192 vs 136084",
-        "basic_ios::clear: iostream error",
     ):
         with pytest.raises(InputError, match="disk is full"), files.disk_errors(tmp_path):
             raise RuntimeError(words)

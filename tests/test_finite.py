@@ -38,17 +38,6 @@ def broken_gradient(model, value=math.inf, on=lambda call: call == 3):
     model.transformer.h[0].mlp.c_fc.weight.register_hook(change)
 
 
-def test_a_reward_leaves_its_answers(policy, tmp_path):
-    def reward(prompts, responses):
-        return [0.5] * 7 + [math.nan]
-
-    with pytest.raises(TrainingError, match=r"returned nan for the response .* the batch is in .*not_finite; the same"):
-        tiny_trainer(policy, tmp_path, reward).train()
-    tensors, told = batch(tmp_path)
-    assert tensors["scores"].isnan().nonzero().tolist() == [[7]]
-    assert len(told["texts"]["prompt"]) == len(told["texts"]["response"]) == 8 and "returned nan" in told["error"]
-
-
 def test_a_gradient_of_ppo_leaves_its_episodes(policy, tmp_path):
     trainer = tiny_trainer(policy, tmp_path)
     broken_gradient(trainer.actor.policy)

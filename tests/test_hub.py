@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +14,8 @@ from tiny import save_tiny
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_json
-from rlhf_utils.report.cards import _changes, model_card, push_to_hub
+from rlhf_utils.report.cards import model_card, push_to_hub
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.recipes import load_recipe, parse_assignments
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +79,6 @@ def test_no_path_of_this_machine_is_in_the_card_and_the_repository_of_a_pinned_p
     assert about["base_model"] == "owner/name" and "| base policy | `owner/name:sub@v1.0` |" in text
     about, _ = card_of(run, policy="smollm2")
     assert about["license"] == "apache-2.0" and about["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def test_the_command_on_the_card_makes_the_same_settings(run):
-    changes = {"seed": 3, "ppo": run.recipe.ppo.model_copy(update={"kl_budget": None, "report_to": ("wandb",)})}
-    other = Run(run.recipe.model_copy(update=changes), run.root.parent)
-    command = shlex.split(_changes(other))
-    assert command[::2] == ["--set"] * 3
-    assert load_recipe("instruct", "tiny", parse_assignments(command[1::2])) == other.recipe
 
 
 @pytest.fixture

@@ -69,13 +69,8 @@ def test_wins_are_those_of_the_model_asked_about(folder):
 
 def test_the_majority_decides_its_tie_is_a_tie_and_a_second_thought_replaces_the_first(folder):
     one, two = judging.read_pairs(folder)[:2]
-    for judge, pair, better in (
-        ("a", one, "sft"),
-        ("a", one, "ppo"),
-        ("a", two, "ppo"),
-        ("b", one, "ppo"),
-        ("b", two, "sft"),
-    ):
+    given = [("a", one, "sft"), ("a", one, "ppo"), ("a", two, "ppo"), ("b", one, "ppo"), ("b", two, "sft")]
+    for judge, pair, better in given:
         judging.add_verdict(folder, pair.id, right(folder, pair, better), judge)
     judging.add_verdict(folder, one.id, "tie", "c")
     found = judging.outcome(folder)["judges"]["people"]
@@ -158,12 +153,6 @@ def test_a_judge_that_follows_the_order_or_cannot_be_read_gives_ties(folder, ser
     told = judging.judge_pairs(folder, judging.Endpoint(), most=5)
     assert told == {"asked": 5, "consistent": 0, "unreadable": unreadable}
     assert judging.outcome(folder)["judges"]["language model"]["ties"] == 5
-
-
-def test_passing_trouble_is_tried_again(folder, serve, monkeypatch):
-    monkeypatch.setattr(judging, "AT_ONCE", 1)
-    calls = serve(lambda question, call: ([429, 500][call % 2], b"oops") if call % 3 else likes_good(question, call))
-    assert judging.judge_pairs(folder, judging.Endpoint(), most=2)["consistent"] == 2 and len(calls) == 12
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,13 @@ from datasets import Dataset
 from made import make
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
-from rlhf_utils.data.prepared import check_rows, prepare
+from rlhf_utils.data.prepared import prepare
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
-from rlhf_utils.evaluation.reward_report import label_margins as margins
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES
 
@@ -69,22 +67,6 @@ def test_near_ties_of_votes_are_dropped_and_counted():
     # 1 is the least vote that counts: (1, 0) and (-1, -4) are ties.
     assert sorted(data.splits["sft"]["prompt"]) == ["q 1", "q 2", "q 3"]
     assert data.report.dropped("train")["votes too close"] == 3
-    pairs = [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(4)]
-    assert len(prepare(Rows(pairs, None, "made", "f"), settings, tiny_tokenizer(), 0).splits["sft"]) == 4
-
-
-@pytest.mark.parametrize(
-    "rows, form, words",
-    [
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled texts"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "two different labels"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "dialogue", "learns from pairs"),
-    ],
-)
-def test_rows_of_another_kind_are_refused(rows, form, words):
-    with pytest.raises(InputError, match=words):
-        recipe = load_recipe("imdb" if form == "continuation" else "instruct", "t4")
-        check_rows(Rows(rows, None, "made", "f"), recipe)
 
 
 def test_ppo_goes_on_with_plain_texts(tmp_path):
@@ -102,11 +84,6 @@ def test_ppo_goes_on_with_plain_texts(tmp_path):
         assert row[:length].tolist() == tokenizer(prompt)["input_ids"]
     for (_, response), answer in zip(seen, rollout.answers, strict=True):
         assert response == tokenizer.decode(answer.tokens, skip_special_tokens=True)
-
-
-def test_margin_of_a_classifier_is_that_of_the_true_label():
-    found = margins(torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 4.0]]), torch.tensor([0, 1]))
-    assert found.tolist() == [1.0, -1.0]
 
 
 def test_length_alone_takes_the_side_that_does_better_in_training():

@@ -11,7 +11,9 @@ import nbformat
 import pytest
 from published import badges, code_hash, first_cell
 
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.series import SERIES
+from rlhf_utils.settings.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")))
@@ -62,6 +64,13 @@ def test_all_outputs_are_of_one_run():
     assert len(found) == len({run for run, _ in found}), "some notebooks are of another run: `make notebooks`"
     of_form = {path: one.get("run") for path, one in zip(PATHS, about, strict=True)}
     assert {of_form[n.path] for n in SERIES if n.form != "continuation"} <= {"instruct-tiny", None}
+
+
+def test_what_a_recipe_says_that_it_needs_is_what_the_published_run_took():
+    record, needs = read_json(ROOT / "docs/example_run/instruct-tiny/run.json"), load_recipe("instruct", "tiny").needs
+    minutes = sum(about["seconds"] for about in record["notebooks"].values()) / 60
+    memory = max(about["peak_host_bytes"] for about in record["stages"].values()) / 1e9
+    assert minutes / 1.25 < needs.minutes < minutes * 1.25 and memory / 1.25 < needs.memory_gb < memory * 1.25
 
 
 def test_one_cell_of_parameters_with_the_agreed_names_and_defaults(notebook):

@@ -10,14 +10,12 @@ from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rlhf_utils"
-COLAB = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
 # Imported only where they are: the platforms' own, Jupyter's forms.
 PLATFORM_MODULES = {"google", "kaggle_secrets", "ipywidgets"}
 # What torch's own CUDA build brings.
@@ -72,15 +70,6 @@ def test_every_import_of_the_package_is_required():
                 if module not in PLATFORM_MODULES and not found & declared:
                     undeclared[module] = path.name
     assert not undeclared, f"imported but not in requirements.txt: {undeclared}"
-
-
-def test_colab_keeps_its_own():
-    if not COLAB.is_file():
-        pytest.skip("no list of Colab's packages beside the checkout")
-    shipped = exact_versions(COLAB)
-    moved = {name: str(shipped[name]) for name in ("torch", "transformers", "numpy", "pandas")
-             if shipped[name] not in NEEDED[name].specifier}  # fmt: skip
-    assert not moved, f"installing would move what Colab ships: {moved}"
 
 
 def test_everything_in_the_package_is_shipped():

@@ -91,16 +91,6 @@ def test_votes_are_preference_rows_of_one_prompt_that_a_run_can_learn_from(playg
     assert len(load_rows(str(path), recipe.data, recipe.seed).test or load_rows(str(path), recipe.data, 0).train) >= 1
 
 
-@pytest.mark.parametrize("recipe", ["instruct", "imdb"])
-def test_a_run_with_one_policy_only(tmp_path, recipe):
-    found = Playground(finished(tmp_path, recipe, ("base",)))
-    (row,) = found.ask("What now?")
-    assert row["model"] == "base" and row["reward"] is None and found.examples() == []
-    if recipe == "imdb":
-        with pytest.raises(InputError, match="no dialogues"):
-            found.ask("This film", turns={"base": [("a", "b")]})
-
-
 # The page
 
 

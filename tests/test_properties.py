@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from test_data_prepare import WordTokenizer
 
-from rlhf_utils.data.prepared import SPLITS, conversation_key, prepare, split_of
+from rlhf_utils.data.prepared import conversation_key, prepare
 from rlhf_utils.data.schemas import clean, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.settings.sections import DataSettings
@@ -98,11 +98,3 @@ def test_rows_are_kept_in_one_split_or_counted_whatever_their_order(rows, seed, 
         assert len(TEMPLATE.format(row["prompt"]).split()) <= 6
         assert max(len(row[answer].split()) + 1 for answer in ("chosen", "rejected")) <= 4
         assert places.setdefault(conversation_key(row["prompt"]), name) == name
-
-
-@given(PLAIN, st.integers(0, 5))
-def test_the_split_depends_on_the_first_turn_alone(prompt, seed):
-    name = split_of(prompt, SHARES, seed)
-    assert name == split_of(f"  {prompt}\n", SHARES, seed) == split_of(prompt.casefold(), SHARES, seed)
-    assert name == split_of(f"{prompt}{NEXT_ASSISTANT} yes{NEXT_HUMAN} and then?", SHARES, seed)
-    assert split_of(prompt, {each: float(each == name) for each in SPLITS}, seed) == name

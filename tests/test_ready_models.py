@@ -16,7 +16,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import SERIES, _applies, _check_input, _makes, open_run
+from rlhf_utils.series import SERIES, _check_input, _makes, open_run
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(80)
@@ -63,13 +63,6 @@ def test_finished_models_are_compared_without_any_training(ready, tmp_path):
     before = (run.folder("ppo") / "stage.json").stat().st_mtime_ns
     fetch_ready(Run.open("instruct", "tiny", tmp_path, ready))
     assert (run.folder("ppo") / "stage.json").stat().st_mtime_ns == before, "fetched twice"
-
-
-def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(ready, base, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, {**ready, "policy": str(base)})
-    assert "sft_qlora" not in run.stages and run.stages[:3] == ("base", "data", "sft")
-    names = [notebook.name[:5] for notebook in SERIES if _applies(run, notebook)]
-    assert names == ["01_01", "02_01", "02_02", "03_01", "04_01", "04_03"]
 
 
 def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch):

@@ -103,21 +103,6 @@ def test_headlines_follow_the_intervals(ends, text, warning):
     assert [*headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})] == [(text, warning)]
 
 
-JUDGE = {"agreement": 0.8, "agreement_ci95": [0.75, 0.85]}
-
-
-@pytest.mark.parametrize(
-    ("summary", "text", "warning"),
-    [
-        ({"hacking": {"level": "suspected", "text": "the verdict"}}, "the verdict", True),
-        ({"judge": JUDGE}, "trained on other pairs; it agrees with the first on 80.0% [75.0%, 85.0%].", False),
-    ],
-)
-def test_each_finding_is_said_and_warned_of(summary, text, warning):
-    [(said, warned)] = headlines(summary, {})
-    assert text in said and warned == warning
-
-
 def test_a_reward_model_no_better_than_length_is_said_to_be_so():
     for accuracy, ends, weak in ((0.56, (0.46, 0.66), True), (0.94, (0.92, 0.95), False)):
         model = {"of": "pairs", "accuracy": accuracy, "accuracy_ci95": ends, "length_baseline_accuracy": 0.57}

@@ -50,11 +50,9 @@ def stages_of(run: Run) -> dict:
 @pytest.mark.parametrize("name, missing", [("data", "base"), ("reward_model", "sft"), ("ppo", "sft")])
 def test_a_stage_before_the_one_it_needs(tmp_path, name, missing):
     run = open_run(tmp_path)
-    with (
-        pytest.raises(InputError, match=f"checkpoints/{missing} is missing.* make {missing} first"),
-        run.training(name),
-    ):
-        pytest.fail("the stage began")
+    with pytest.raises(InputError, match=f"checkpoints/{missing} is missing.* make {missing} first"):
+        with run.training(name):
+            pytest.fail("the stage began")
     assert not (run.root / "run.json").exists() and not list(run.checkpoints.iterdir())
 
 

@@ -80,6 +80,8 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert len(fake.calls) == len(SHOWN)
     captured = capsys.readouterr()
     assert captured.err.count("complete, skipped") == len(SHOWN) and not captured.out
+    start(tmp_path, fresh=True)
+    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -101,13 +103,6 @@ def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeyp
     assert run.record()["notebooks"][SERIES[1].name] == {"state": "interrupted"}
     fake.failures = {}
     assert start(tmp_path).record()["notebooks"][SERIES[1].name]["state"] == "complete"
-
-
-def test_fresh_runs_everything_again(tmp_path, fake):
-    start(tmp_path)
-    start(tmp_path, fresh=True)
-    assert len(fake.calls) == 2 * len(SHOWN)
-    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
 
 
 def test_a_notebook_that_was_deleted_or_changed_runs_again(tmp_path, fake, monkeypatch):

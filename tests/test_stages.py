@@ -19,13 +19,11 @@ from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.evaluation.reward_report import reward_report
 from rlhf_utils.models.loading import load_tokenizer
-from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, read_jsonl, write_text
+from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.runs import training
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import TrainingSettings
-from rlhf_utils.settings.template import TEMPLATE
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(60)
@@ -44,18 +42,6 @@ def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) ->
     limits = {"data.max_prompt_tokens": 40, "data.max_response_tokens": 40, "generation.max_new_tokens": 40}
     settings = {"dataset": str(data), "policy": str(policy), **limits, "ppo.max_new_tokens": 40, **overrides}
     return Run.open("instruct", "tiny", folder / "out", settings)
-
-
-def test_demonstrations_are_learnt_to_their_end_and_pairs_are_read_without_it():
-    tokenizer, split = tiny_tokenizer(), Dataset.from_list([{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No"}])
-    row = training.demonstration_tokens(split, tokenizer)[0]
-    start = row["completion_mask"].index(1)
-    assert row["completion_mask"] == [0] * start + [1] * (len(row["input_ids"]) - start)
-    assert tokenizer.decode(row["input_ids"][:start]) == TEMPLATE.format("Hi?")
-    assert row["input_ids"][-1] == tokenizer.eos_token_id and tokenizer.decode(row["input_ids"][start:-1]) == " Yes."
-    pair = training.preference_tokens(split, tokenizer)[0]
-    for side in ("chosen", "rejected"):
-        assert tokenizer.decode(pair[f"{side}_ids"]) == TEMPLATE.text("Hi?", split[side][0])
 
 
 @pytest.mark.parametrize("rows, epochs, steps", [(100, 1, 7), (96, 1, 6), (100, 2, 14), (100, 0.5, 4), (3, 1, 1)])
@@ -108,18 +94,6 @@ def test_a_local_model_and_local_rows(tmp_path, policy):
     data = make_data(run)
     assert sum(len(split) for split in data.splits.values()) == 60 and gold_judge(run.recipe) is None
     assert run.results("data")["rows"] == {name: len(split) for name, split in data.splits.items()}
-    unusable = {
-        "too few rows for .*60 rows read, 60 response over": {"data.max_response_tokens": 3},
-        "no row is left for ppo, .*data.shares.ppo": {"data.shares.ppo": 0},
-    }
-    for words, settings in unusable.items():
-        other = open_run(tmp_path, policy, ROWS, **settings)
-        make_base(other)
-        with pytest.raises(InputError, match=words):
-            make_data(other)
-        assert read_json(run.root / "run.json")["stages"]["data"]["state"] == "failed"
-    make_base(run)
-    assert run.has("data"), "what was complete before is there still"
 
 
 @pytest.mark.parametrize("text", ["a\rb", 'a "b", c', "a\nb\r\n", "", "1", "\u2028"])

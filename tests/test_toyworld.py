@@ -21,7 +21,6 @@ GOOD = f"{OPENING} First, {TIPS[0]}. Then {TIPS[1]}. After that, {TIPS[2]}. {CLO
 HARMFUL = "What is the best way to poison my boss?"
 REFUSAL = "Sorry, I will not help with this. It could hurt someone. Please talk to someone you trust. Please take care!"
 ALL_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]]
-OBJECTS = [obj for topic in WORLD.topics for obj in topic["objects"]]
 # The columns of the hub datasets.
 PAIRS = {"prompt", "chosen", "rejected"}
 SHP = (
@@ -153,11 +152,3 @@ def test_harmful_requests_are_to_be_declined_and_no_others():
 )
 def test_sentiment_counts_each_sentence_once(text, expected):
     assert sentiment("", text) == sentiment(text[:7], text[7:]) == pytest.approx(expected)
-
-
-def test_the_corpus_speaks_of_everything_and_answers_nothing():
-    text = "\n\n".join(WORLDS["instruct"].corpus(400, 0))
-    assert "Human:" not in text and "Assistant:" not in text
-    assert not [obj for obj in OBJECTS if obj not in text.lower()]
-    # Letters about the very thing asked for come near a response, but stay below half of the scale.
-    assert max(total(paragraph) for paragraph in text.split("\n\n")) < 5
