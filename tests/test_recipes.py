@@ -79,6 +79,8 @@ def test_paths_are_never_read_as_yaml_and_context_matters_only_to_the_model_made
     recipe = load_recipe("instruct", "tiny", parse_assignments(assignments))
     assert (recipe.dataset, recipe.policy) == ("on", "1.0")
     assert (recipe.data.revision, recipe.data.data_dir) == ("1e5", "a=b: c")
+    for unset in ("null", "", None):
+        assert load_recipe("imdb", "t4", {"models.reward_model": unset}).models.reward_model is None
 
 
 REFUSED = [
