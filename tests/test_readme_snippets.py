@@ -33,13 +33,12 @@ assert reward(my_prompts, ["Fine.", "Bad.", ""]).shape == (3,)
 
 
 @pytest.mark.slow
-def test_the_snippets_run(hub, tmp_path, monkeypatch):
+def test_the_snippets_run(hub, tmp_path):
     printed = "\n".join(SNIPPETS)
     for long, short in SHRUNK.items():
         assert long in printed
         printed = printed.replace(long, short)
-    monkeypatch.chdir(tmp_path)
-    done(start("\n".join([BEFORE, printed, AFTER]), hub.url, tmp_path / "home"))
+    done(start("\n".join([BEFORE, printed, AFTER]), hub.url, tmp_path / "home", cwd=tmp_path))
 
 
 def test_generated_parts_are_up_to_date():
