@@ -23,7 +23,6 @@ _OLD = {"hidden_size": WIDTH, "hidden_dropout": 0.1, "attention_dropout": 0.1}
 POLICIES = {
     "gpt2": ({"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": CONTEXT}, "bytes"),
     "llama": (_MODERN, "metaspace, bos"),
-    "qwen2": (_GROUPED, "bytes, pad"),
     "qwen3": ({**_GROUPED, "head_dim": 16}, "bytes, pad"),
     "gpt_neox": (_MODERN, "bytes"),
     "opt": ({**_BLOCKS, "ffn_dim": 64, "dropout": 0.1, "word_embed_proj_dim": WIDTH}, "bytes, bos, pad"),
@@ -31,7 +30,6 @@ POLICIES = {
                  "max_position_embeddings": CONTEXT, "resid_dropout": 0.1, "embed_dropout": 0.1,
                  "attention_dropout": 0.1}, "bytes"),
     "gemma2": ({**_GROUPED, "head_dim": 16}, "metaspace, bos, pad"),
-    "phi": ({**_MODERN, "resid_pdrop": 0.1, "embd_pdrop": 0.1}, "bytes"),
     "bloom": ({**_OLD, "n_layer": 2, "n_head": 2}, "bytes, pad"),
     "falcon": ({**_OLD, "num_hidden_layers": 2, "num_attention_heads": 2}, "bytes"),
 }  # fmt: skip

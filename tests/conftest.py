@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,15 +22,6 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if "RLHF_CACHE" not in os.environ:
             patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("rlhf_cache")))
         yield
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real data beside the checkout; the test is skipped where there is none."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no real data beside the checkout")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -37,18 +37,6 @@ def encoder(request, tmp_path_factory):
     return save_encoder(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def test_every_dropout_is_off_in_training_mode_and_on_where_it_is_wanted(policy):
-    name, folder = policy
-    tokens = torch.tensor([list(range(5, 25))])
-    model = load_policy(folder, CPU).train()
-    with torch.no_grad():
-        assert torch.equal(model(tokens).logits, model(tokens).logits)
-        wet = load_policy(folder, CPU, dropout=True).train()
-        # Mistral, Qwen, Gemma and their like have dropout on attention only, which their eager form applies.
-        wet.set_attn_implementation("eager")
-        assert not torch.equal(wet(tokens).logits, wet(tokens).logits)
-
-
 def test_the_recipes_places_are_the_architectures_own_layers(policy):
     name, folder = policy
     config = load_config(folder)
@@ -107,19 +95,6 @@ def test_an_encoder_scores_with_its_own_tokenizer_mask_and_head(encoder):
     expected = torch.cat([model(**reward.tokenizer(text, return_tensors="pt")).logits[:, 0] for text in TEXTS])
     assert expected.std() > 0.01 and positions(reward.model) == CONTEXT
     torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_text_over_its_context_loses_the_beginning_of_the_prompt(tmp_path):
-    reward = RewardModel.load(save_encoder(tmp_path, "roberta"), CPU)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    prompts, answer = ["so so " * 80, "b " * 300, "short"], "Keep it dry."
-    scores = reward(prompts, [answer] * 3)
-    assert reward.cut == 2
-    for prompt, score in zip(prompts, scores, strict=True):
-        ids = reward.tokenizer(TEMPLATE.text(prompt, answer))["input_ids"]
-        kept = [ids[0], *ids[-(CONTEXT - 1) :]] if len(ids) > CONTEXT else ids
-        torch.testing.assert_close(score, model(torch.tensor([kept])).logits[0, 0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("folder", ["encoder", "causal"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +14,7 @@ from tiny import save_tiny
 
 from rlhf_utils.__main__ import main
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer
-from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.runs.run import Run
-
-ROOT = Path(__file__).resolve().parents[1]
-PAIR = {"prompt": "What is tea?", "chosen": "A drink.", "rejected": "A car."}
 
 
 @pytest.fixture
@@ -66,13 +60,13 @@ def made(tmp_path_factory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["rank", "--help"], ["rouge", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help(cli, arguments):
     done = cli(*arguments)
     assert done.status == 0 and done.out.startswith("usage: python -m rlhf_utils") and not done.err
 
 
-@pytest.mark.parametrize("arguments", [[], ["nope"], ["run", "--nope"], ["rank"], ["rouge"], ["run", "--set"]])
+@pytest.mark.parametrize("arguments", [[], ["nope"], ["run", "--nope"], ["rank"]])
 def test_a_command_line_that_makes_no_sense(cli, arguments):
     refused(cli(*arguments), "see `python -m rlhf_utils")
 
@@ -88,85 +82,18 @@ def test_recipes_are_listed_with_their_scales(cli):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "instruct"]),
-        (["--scale", "tinny"], ["unknown scale 'tinny'", "tiny"]),
-        (["--set", "ppo.updats=3"], ["unknown key 'updats'", "updates"]),
-        (["--set", "ppo.updates=no"], ["must be a number"]),
-        (["--set", "ppo.minibatch_size=60"], ["rollout_batch_size 128 is not a multiple"]),
+        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "did you mean 'instruct'"]),
+        (["--scale", "tinny"], ["unknown scale 'tinny'", "did you mean 'tiny'"]),
+        (["--set", "ppo.updats=3"], ["'ppo.updats'", "'updates'"]),
         (["--set", "ppo.updates"], ["is not key=value"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
-        (["--only", ""], ["--only ''"]),
         (["--only", "03"], ["checkpoints/sft is missing", "make sft first"]),
-        (["--only", "04"], ["checkpoints/base is missing", "make base first"]),
-        (["--output-dir", "/dev/null"], ["/dev/null", "not a directory"]),
-        (["--output-dir", "/dev/null/x"], ["/dev/null/x", "not a directory"]),
+        (["--output-dir", "/dev/null"], ["cannot write /dev/null"]),
         (["--output-dir", "x" * 300], ["too long"]),
-        (["--set", "dataset="], ["dataset is None", "valid string"]),
     ],
 )
 def test_bad_settings_of_a_run(cli, arguments, words):
     refused(cli("run", *arguments), *words)
-
-
-@pytest.mark.parametrize(
-    "name, content, words",
-    [
-        ("none.jsonl", None, ["no file", "none.jsonl"]),
-        ("no/such/file.csv", None, ["no file", "no/such/file.csv"]),
-        ("empty.jsonl", "", ["empty.jsonl is empty"]),
-        ("blank.csv", "prompt,chosen,rejected\n", ["blank.csv is empty"]),
-        ("broken.jsonl", json.dumps(PAIR) + "\n{'prompt'\n", ["broken.jsonl:2: broken JSON"]),
-        ("columns.jsonl", '{"question": "a", "b": 1}\n', ["columns found: question, b", "chosen, rejected"]),
-        (
-            "same.jsonl",
-            json.dumps({**PAIR, "rejected": "A drink."}) + "\n",
-            ["too few rows", "1 rows read, 0 different"],
-        ),
-        ("void.jsonl", json.dumps({**PAIR, "chosen": ""}) + "\n", ["too few rows", "1 rows read, 1 "]),
-        ("labelled.jsonl", '{"text": "fine film", "label": 1}\n', ["labelled", "prompt, chosen and rejected"]),
-    ],
-)
-def test_bad_data_of_a_run(cli, tmp_path, name, content, words):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    refused(cli("run", "--set", f"dataset={tmp_path / name}"), *words)
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"fingerprint": "x"}, ["sft was made with other settings"]),
-        ({"template_hash": "abc"}, ["prompt template abc"]),
-    ],
-)
-def test_checkpoints_of_something_else(cli, made, change, words):
-    stamp = made.folder("sft") / "stage.json"
-    before = read_json(stamp)
-    write_json(stamp, {**before, **change})
-    try:
-        refused(cli("run", "--only", "03_02", "--output-dir", made.root.parent), *words)
-    finally:
-        write_json(stamp, before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "setting, words",
-    [("dataset=nobody/nothing", ["nobody/nothing", "could not be reached"]), ("policy=nobody/nothing", ["no network"])],
-)
-def test_no_network_for_a_hub_id(tmp_path, setting, words):
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf_utils", "run", "--set", setting],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path.parent / "hub")},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    lines = [line for line in done.stderr.splitlines() if "  starting  " not in line]
-    assert done.returncode == 2 and not done.stdout
-    assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_rouge(cli, tmp_path):
@@ -185,9 +112,7 @@ def test_rouge(cli, tmp_path):
         (None, ["cannot read", "No such file"]),
         (b"", ["line 1: not valid JSON"]),
         (b'{"predictions": [],\n "references": }', ["line 2: not valid JSON"]),
-        (b"[1]", ["the lists predictions and references"]),
         (b'{"predictions": ["a"]}', ["the lists predictions and references"]),
-        (b'{"predictions": "a", "references": "b"}', ["the lists predictions and references"]),
         (b'{"predictions": ["a"], "references": ["a", "b"]}', ["predictions has 1 texts and references has 2"]),
         (b'{"predictions": [], "references": []}', ["is empty"]),
         (b'{"predictions": [1], "references": ["a"]}', ["predictions[0] is int"]),
@@ -225,7 +150,6 @@ def test_rank_from_a_file_and_from_standard_input(cli, tmp_path, made):
         ("p", None, ["cannot read"]),
         ("p", b"\n \n", ["has no response"]),
         (" ", b"a\n", ["--prompt is empty"]),
-        ("p", b"\xff\xfe", ["not UTF-8"]),
     ],
 )
 def test_bad_input_for_rank(cli, tmp_path, made, prompt, responses, words):
@@ -234,27 +158,3 @@ def test_bad_input_for_rank(cli, tmp_path, made, prompt, responses, words):
         path.write_bytes(responses)
         refused(cli("rank", "--run", made.root, "--prompt", prompt, "--responses", "-", stdin=responses), *words)
     refused(cli("rank", "--run", made.root, "--prompt", prompt, "--responses", path), *words)
-
-
-def test_rank_needs_a_run_with_a_reward_model(cli, tmp_path):
-    (tmp_path / "answers.txt").write_text("a\n")
-    arguments = ("--prompt", "p", "--responses", tmp_path / "answers.txt")
-    refused(cli("rank", "--run", tmp_path, *arguments), "is not a run")
-    run = Run.open("instruct", "tiny", tmp_path / "out")
-    with run.training("base"):
-        run.publish("base")
-    refused(
-        cli("rank", "--run", run.root, *arguments), "checkpoints/reward_model is missing", "make reward_model first"
-    )
-
-
-def test_a_reader_that_stops_reading_is_no_error():
-    command = f"{sys.executable} -m rlhf_utils recipes | head -c 1"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0 and done.stdout == "e" and done.stderr == ""

@@ -40,9 +40,3 @@ def test_the_reward_is_one():
     exec(USE, names | {"weights": SimpleNamespace(question=0.5)})
     weight, reward = names["terms"]["question"]
     assert weight == 0.5 and reward(["a", "b"], ["Which one? ", "This one."]).tolist() == [1.0, 0.0]
-
-
-def test_what_it_points_to_is_there():
-    named = set(re.findall(r"`([\w/*]+(?:\.(?:py|yaml|toml|md|txt)|/))`", TEXT))
-    for name in named - {"rlhf_utils/settings/recipes/support.yaml"}:
-        assert any(list(place.glob(name)) for place in (ROOT, ROOT / "tests")), name

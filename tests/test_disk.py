@@ -12,7 +12,6 @@ from made import make
 from test_stages import ROWS, open_run
 from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, without_timing  # noqa: F401
 
-from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash, read_jsonl
 from rlhf_utils.runs.run import Run
@@ -38,16 +37,6 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 def bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def test_a_line_is_appended_whole_or_not_at_all(tmp_path, small_disk):
-    path = small_disk(64 * 1024) / "lines.jsonl"
-    line, written = "x" * 999 + "\n", 0
-    with pytest.raises(InputError, match="the disk is full"):
-        while True:
-            files.append_text(path, line)
-            written += 1
-    assert written and path.read_text() == line * written
 
 
 def test_ppo_keeps_its_checkpoint_on_a_full_disk_and_goes_on_where_there_is_room(tmp_path, small_disk):
@@ -94,27 +83,3 @@ def test_a_training_of_trl_keeps_its_checkpoint_on_a_full_disk(tmp_path, small_d
     for name in ("model.safetensors", "tokenizer.json"):
         assert content_hash(run.folder("sft") / name) == content_hash(whole.folder("sft") / name)
     assert not list((run.checkpoints / ".work").iterdir())
-
-
-def test_what_attempts_with_other_settings_left_goes_when_the_stage_is_done(tmp_path):
-    policy = save_tiny(tmp_path / "policy")
-    run = open_run(tmp_path, policy, ROWS)
-    old, other = (run.checkpoints / ".work" / name for name in ("base-01234567", "basement-01234567"))
-    for folder in (old, other):
-        folder.mkdir(parents=True)
-    make(run, "base")
-    assert not old.exists() and other.exists()
-
-
-def test_what_a_stage_found_is_not_found_twice(tmp_path):
-    run, calls = open_run(tmp_path, "embedded", ROWS), []
-
-    def figures() -> dict:
-        calls.append(1)
-        return {"x": (0.1, None)}
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), run.training("base"):
-            assert run.once("base", "found", figures) == {"x": [0.1, None]}
-            raise KeyboardInterrupt
-    assert len(calls) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import subprocess
@@ -15,17 +14,6 @@ from rlhf_utils.platforms import files
 from rlhf_utils.platforms.errors import InputError
 
 
-def test_json_and_jsonl_there_and_back(tmp_path):
-    path = tmp_path / "a" / "b.json"
-    value = {"text": "é \u2028 😀\nbreak", "number": 1e-5, "nothing": None}
-    files.write_json(path, value)
-    assert files.read_json(path) == value == json.loads(path.read_text(encoding="utf-8"))
-    assert "é" in path.read_text(encoding="utf-8")
-    assert [p.name for p in path.parent.iterdir()] == ["b.json"]
-    files.write_jsonl(path, [value, {"a": None}])
-    assert files.read_jsonl(path) == [value, {"a": None}]
-
-
 def test_what_is_no_json_is_refused_and_the_old_file_kept(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
@@ -34,13 +22,6 @@ def test_what_is_no_json_is_refused_and_the_old_file_kept(tmp_path):
     with pytest.raises(ValueError):
         files.write_jsonl(path, [{"x": math.inf}])
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_broken_json_names_file_and_line(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"a": 1,\n"b": }')
-    with pytest.raises(InputError, match=r"a\.json is not valid JSON \(line 2"):
-        files.read_json(path)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
@@ -112,12 +93,7 @@ def test_whole_folder_interrupted_in_the_block_or_at_a_rename_leaves_the_old_con
 
 
 @pytest.mark.parametrize(
-    "code, words",
-    [
-        (errno.ENOSPC, "disk is full"),
-        (errno.EROFS, "read-only file system; choose"),
-        (errno.EACCES, "permission denied"),
-    ],
+    "code, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only file system; choose")]
 )
 def test_places_that_cannot_be_written(tmp_path, code, words):
     with pytest.raises(InputError, match=f"^cannot write {tmp_path}/stage: .*{words}"):
@@ -130,31 +106,9 @@ def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
     for words in (
         "Error while serializing: I/O error: No space left on device (os error 28)",
         "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3: file write failed",
-        "[enforce fail at inline_container.cc:672] . unexpected pos 136192 vs 136084",
-        "basic_ios::clear: iostream error",
     ):
         with pytest.raises(InputError, match="disk is full"), files.disk_errors(tmp_path):
             raise RuntimeError(words)
     for failure in (FileNotFoundError(errno.ENOENT, "x"), RuntimeError("x")):
         with pytest.raises(type(failure)), files.disk_errors(tmp_path):
             raise failure
-
-
-def test_a_file_in_the_way(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="/file"):
-        files.write_json(tmp_path / "file" / "a.json", {})
-    with pytest.raises(InputError, match="/file"), files.whole_folder(tmp_path / "file" / "stage"):
-        pass
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_content_hash_sees_content_and_names(tmp_path):
-    file = tmp_path / "sub" / "a"
-    file.parent.mkdir()
-    hashes = []
-    for name, text in (("a", "a"), ("a", "b"), ("b", "b"), ("a", "a")):
-        file = file.rename(file.with_name(name)) if file.exists() else file
-        file.write_text(text)
-        hashes.append(files.content_hash(tmp_path))
-    assert len(set(hashes)) == 3 and hashes[0] == hashes[3] != files.content_hash(file)

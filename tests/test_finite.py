@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from rlhf_utils.runs.finite import MOST_SKIPPED
 from safetensors.torch import load_file
 from tiny import one_thread, save_tiny, tiny_trainer  # noqa: F401
 from tiny_sft import sft
 
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.runs.finite import MOST_SKIPPED
 from rlhf_utils.runs.training import train_resumably
 
 
@@ -38,18 +38,17 @@ def broken_gradient(model, value=math.inf, on=lambda call: call == 3):
     model.transformer.h[0].mlp.c_fc.weight.register_hook(change)
 
 
-def test_a_gradient_of_ppo_is_told(policy, tmp_path):
+def test_a_gradient_of_ppo_leaves_its_episodes(policy, tmp_path):
     trainer = tiny_trainer(policy, tmp_path)
     broken_gradient(trainer.actor.policy)
     with pytest.raises(TrainingError, match="update 0: the gradient norm is (inf|nan); lower ppo.learning_rate"):
         trainer.train()
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_a_gradient_of_a_trl_trainer_ends_it(tmp_path, value):
+def test_a_gradient_of_a_trl_trainer_leaves_its_rows(tmp_path):
     trainer, model = sft(tmp_path)
-    broken_gradient(model, value, on=lambda call: call == 2)
-    with pytest.raises(TrainingError, match=r"step 2: grad_norm is (inf|nan); lower the learning_rate"):
+    broken_gradient(model, math.nan, on=lambda call: call == 2)
+    with pytest.raises(TrainingError, match=r"step 2: the gradient norm is (inf|nan); lower .*learning_rate"):
         train_resumably(trainer, tmp_path)
     assert not (tmp_path / "checkpoint-2").exists()
 
@@ -100,11 +99,3 @@ class TestOverflowOfFp16:
         broken_gradient(trainer.actor.policy, on=lambda call: True)
         with pytest.raises(TrainingError, match=f"overflowed in {MOST_SKIPPED} steps in a row.* fp32"):
             trainer.train()
-
-    def test_a_trl_trainer_steps_over_an_overflow_too(self, tmp_path):
-        trainer, model = sft(tmp_path)
-        scaler = trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        broken_gradient(model, on=lambda call: call == 2)
-        train_resumably(trainer, tmp_path)
-        assert trainer.state.global_step == 5 and scaler.get_scale() < 2.0**10
-        assert all(parameter.isfinite().all() for parameter in model.parameters())

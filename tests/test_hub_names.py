@@ -17,42 +17,16 @@ from hub.server import OTHER_TOKEN, TOKEN, closed_port, silent_server
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import wanted as asked
 from rlhf_utils.platforms.names import hub_name, is_hub_name
-from rlhf_utils.settings.recipes import load_recipe, parse_assignments, recipe_names
+from rlhf_utils.settings.recipes import load_recipe, recipe_names
 
 
-@pytest.mark.parametrize(
-    "source, name, where",
-    [
-        ("gpt2", "gpt2", {}),
-        ("gpt2@607a30d", "gpt2", {"revision": "607a30d"}),
-        ("owner/name:sub", "owner/name", {"subfolder": "sub"}),
-        ("a/b:sub/dir-2@refs/pr/1", "a/b", {"subfolder": "sub/dir-2", "revision": "refs/pr/1"}),
-    ],
-)
-def test_a_subfolder_and_a_revision_stand_behind_the_name(source, name, where):
-    assert is_hub_name(source) and hub_name(source) == (name, where)
-
-
-@pytest.mark.parametrize("source", ["https://huggingface.co/a/b", "hf://a/b", "a/b:../../etc", "a/b/c", "a" * 5000])
-def test_what_is_no_id_is_told(source):
-    with pytest.raises(InputError, match=r"from the Hugging Face hub: it is no id \(owner/name, .* no address\)"):
-        hub_name(source)
-
-
-def test_a_folder_is_no_name_on_the_hub():
+def test_a_subfolder_and_a_revision_stand_behind_the_name_and_what_is_no_id_is_told():
+    assert hub_name("gpt2") == ("gpt2", {})
+    assert hub_name("a/b:sub/dir-2@refs/pr/1") == ("a/b", {"subfolder": "sub/dir-2", "revision": "refs/pr/1"})
     assert not any(map(is_hub_name, ("./here:there", "/tmp/run@home", "embedded", "smollm2")))
-
-
-@pytest.mark.parametrize("value", ["null", "", None])
-def test_nothing_unsets_a_name_except_what_every_run_has(value):
-    assert load_recipe("imdb", "t4").models.reward_model
-    for given in ({"models": {"reward_model": value}}, {"models.reward_model": value}):
-        assert load_recipe("imdb", "t4", given).models.reward_model is None
-    for key in ("data_dir", "revision"):
-        assert getattr(load_recipe("eli5", "t4", {f"data.{key}": value}).data, key) is None
-    for name in ("dataset", "policy"):
-        with pytest.raises(InputError, match=name):
-            load_recipe("instruct", "t4", parse_assignments([f"{name}={value or ''}"]))
+    for source in ("https://huggingface.co/a/b", "a/b:../../etc", "a" * 5000):
+        with pytest.raises(InputError, match=r"it is no id \(owner/name, .* no address\)"):
+            hub_name(source)
 
 
 # Causes
@@ -60,17 +34,13 @@ def test_nothing_unsets_a_name_except_what_every_run_has(value):
 GATED, PRIVATE = r"it is gated: accept its license at http\S+", "it does not exist on the hub, or is private"
 ANONYMOUS = {
     ("look up", "me/typo"): rf"^me/typo: {PRIVATE}; check the name, or log in .*HF_TOKEN",
-    ("look up", "private/gpt2"): f"private/gpt2: {PRIVATE}",
     ("look up", "gpt2@v9"): r"gpt2@v9: it has no revision 'v9'; its branches and tags: http\S+/gpt2/tree/main",
     ("look up", "nested/gpt2:tiny"): r"nested/gpt2:tiny: nested/gpt2 has no folder tiny; its folders: small",
     ("look up", "gated/gpt2"): rf"gated/gpt2: {GATED}/gated/gpt2, and log in .*HF_TOKEN",
     ("look up", "only/readme"): "only/readme is no model: it has no config.json",
     ("look up", "only/config"): r"only/config has no weights that can be read .*NAME@REVISION",
     ("look up", "adapters/lost"): f"me/typo: {PRIVATE}",
-    ("look up", "a--b"): "a--b: it is no id of the Hugging Face hub",
     ("look up data", "me/typo"): f"^dataset me/typo: {PRIVATE}",
-    ("look up data", "several/pairs", "v9"): r"it has no revision 'v9'; .*/datasets/several/pairs/tree/main",
-    ("look up data", "gated/pairs"): f"{GATED}/datasets/gated/pairs,",
     ("look up data", "stanfordnlp/SHP", None, "explain"): r"no folder explain; its folders: .*explainlikeimfive",
     ("look up data", "several/empty"): "dataset several/empty has no data files",
 }
@@ -102,11 +72,8 @@ def test_every_cause_has_a_line_of_its_own_before_anything_large_is_fetched(hub,
     assert not [path for path in hub.asked if re.search(r"GET .*(/model\.safetensors|bin|jsonl)$", path)]
 
 
-def test_a_download_that_broke_off_goes_on_and_one_that_is_refused_is_told(hub, tmp_path):
-    """Old versions of the library go on only when they are asked again."""
-    wanted = [["model", "faults/cut-off-once"], ["model", "faults/cut-off-once"], ["model", "faults/proxy"]]
-    _, again, refused = told(start_asking(wanted, hub.url, tmp_path))
-    assert again["told"] is None and "model.safetensors" in again["files"]
+def test_a_download_that_a_proxy_refuses_is_told(hub, tmp_path):
+    [refused] = told(start_asking([["model", "behind/proxy"]], hub.url, tmp_path))
     assert re.search(REFUSED, refused["told"])
 
 
@@ -118,14 +85,13 @@ KEPT = [
     ["model", "lvwerra/gpt2-imdb@refs/pr/1"],
     ["model", "sharded/gpt2"],
     ["model", "nested/gpt2:small"],
-    ["model", "several/gpt2@v2"],
     ["model", "adapters/gpt2"],
     ["data", "stanfordnlp/SHP", None, "explainlikeimfive"],
     ["data", "stanfordnlp/imdb"],
     ["data", "several/pairs", "v1"],
 ]
 # A pinned revision is that one or none.
-LACKING = [["model", "several/gpt2"], ["data", "several/pairs"], ["data", "several/pairs", "v9"], ["model", "me/typo"]]
+LACKING = [["model", "several/gpt2"], ["data", "several/pairs"], ["data", "several/pairs", "v9"]]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +144,7 @@ def test_what_other_programs_put_into_the_cache_is_found_where_it_is_whole(hub, 
     rows.rename(rows.with_suffix(".away"))
     wanted = [["model", "gpt2"], ["model", "sharded/gpt2"]]
     found = told(start_asking(wanted, hub.url, tmp_path, HF_HUB_OFFLINE="1"))
-    found += told(start_asking([KEPT[7]], hub.url, kept[0], HF_HUB_OFFLINE="1"))
+    found += told(start_asking([KEPT[6]], hub.url, kept[0], HF_HUB_OFFLINE="1"))
     rows.with_suffix(".away").rename(rows)
     assert [one["told"] is None for one in found] == [True, False, False], found
 
@@ -197,7 +163,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(kept, tmp_path):
 
 LOADED = """
 import json, torch
-from rlhf_utils.models.loading import load_config, load_policy, load_tokenizer
+from rlhf_utils.models.loading import load_policy
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.settings.sections import DataSettings
@@ -218,12 +184,8 @@ with recording(commits):
     print(json.dumps({
         "same": [alike("gpt2", name) for name in ("sharded/gpt2", "nested/gpt2:small")],
         "other": [alike("gpt2", name) for name in ("several/gpt2@v2", "adapters/gpt2")],
-        "adapters": [alike("adapters/gpt2", "adapters/pinned"), alike("several/gpt2", "gpt2")],
-        "tokens": [len(load_tokenizer(name)) for name in ("gpt2", "lvwerra/gpt2-imdb", "adapters/gpt2")],
         "rows": [len(rows("several/pairs").train), len(rows("several/pairs@v1").train)],
         "imdb": [sorted(rows("stanfordnlp/imdb").train[0]), len(rows("stanfordnlp/imdb").test)],
-        "votes": rows("stanfordnlp/SHP", data_dir="explainlikeimfive").train[0]["domain"],
-        "fingerprint": rows("several/pairs", revision="v1").fingerprint,
     }))
 print(json.dumps(commits))
 """
@@ -234,14 +196,11 @@ def test_models_and_data_are_what_their_names_say_and_their_commits_are_known(hu
     out, _ = done(start(LOADED, hub.url, tmp_path))
     found, commits = map(json.loads, out.splitlines())
     assert all(found["same"]) and not any(found["other"])
-    # A base is read at the revision that its adapter names.
-    assert found["adapters"] == [False, True] and len(set(found["tokens"])) == 1
     assert found["rows"] == [700, 300]
-    assert found["imdb"] == [["label", "text"], 90] and found["votes"] == "explainlikeimfive_train"
+    assert found["imdb"] == [["label", "text"], 90]
     models, data = (hub.repositories["model", "several/gpt2"], hub.repositories["dataset", "several/pairs"])
     assert commits["several/gpt2@v2"] == models.revisions["v2"]
     assert commits["dataset several/pairs@v1"] == data.revisions["v1"] != commits["dataset several/pairs"]
-    assert found["fingerprint"] == f"several/pairs@{data.revisions['v1']}"
 
 
 RECIPES = """
@@ -282,27 +241,13 @@ def test_every_recipe_reads_its_models_and_data_and_records_the_commits(hub, tmp
 
 COMMANDS = {
     ("run", "dataset=me/typo"): "error: dataset me/typo: it does not exist",
+    ("run", "models.sft=me/typo"): "error: models.sft: me/typo: it does not exist",
     ("train", "01_02", "policy=me/typo"): "error: policy: me/typo: it does not exist on the hub",
 }
-# What opening a notebook looks at: the names of all stages.
-OPENED = """
-from rlhf_utils.series import open_run
-for key, name in {"models.reward_model": "me/typo", "policy": "./nowhere", "models.sft": "hf://a/b"}.items():
-    try:
-        open_run("01_01", "instruct", "t4", "out", {key: name}, True)
-    except Exception as error:
-        print(error)
-"""
-TOLD = [
-    "models.reward_model: me/typo: it does not exist",
-    "policy: there is no folder ./nowhere",
-    "models.sft: cannot load hf",
-]
 
 
 def test_wrong_names_are_told_before_anything_large_is_fetched_or_trained(hub, tmp_path):
     hub.asked.clear()
-    opening = start(OPENED, hub.url, tmp_path, cwd=tmp_path)
     for command, words in COMMANDS.items():
         process = subprocess.run(
             [sys.executable, "-m", "rlhf_utils", *command[:-1], "--scale", "t4", "--set", command[-1]], cwd=tmp_path,
@@ -310,7 +255,5 @@ def test_wrong_names_are_told_before_anything_large_is_fetched_or_trained(hub, t
         )  # fmt: skip
         assert process.returncode == 2 and not process.stdout and process.stderr.count("\n") == 1, process.stderr
         assert process.stderr.startswith(words), process.stderr
-    for line, words in zip(done(opening)[0].splitlines(), TOLD, strict=True):
-        assert line.startswith(words), line
     assert not (tmp_path / "outputs").exists()
     assert not [path for path in hub.asked if re.search("GET .*(safetensors|parquet)", path)]

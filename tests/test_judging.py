@@ -69,25 +69,12 @@ def test_wins_are_those_of_the_model_asked_about(folder):
 
 def test_the_majority_decides_its_tie_is_a_tie_and_a_second_thought_replaces_the_first(folder):
     one, two = judging.read_pairs(folder)[:2]
-    for judge, pair, better in (
-        ("a", one, "sft"),
-        ("a", one, "ppo"),
-        ("a", two, "ppo"),
-        ("b", one, "ppo"),
-        ("b", two, "sft"),
-    ):
+    given = [("a", one, "sft"), ("a", one, "ppo"), ("a", two, "ppo"), ("b", one, "ppo"), ("b", two, "sft")]
+    for judge, pair, better in given:
         judging.add_verdict(folder, pair.id, right(folder, pair, better), judge)
     judging.add_verdict(folder, one.id, "tie", "c")
     found = judging.outcome(folder)["judges"]["people"]
     assert (found["wins"], found["losses"], found["ties"], found["judges"]) == (1, 0, 1, ["a", "b", "c"])
-
-
-def test_people_and_model_are_compared(folder):
-    for i, pair in enumerate(judging.read_pairs(folder)[:10]):
-        judging.add_verdict(folder, pair.id, right(folder, pair), "Ada")
-        judging.add_verdict(folder, pair.id, right(folder, pair, "ppo" if i < 8 else "sft"), "m", "llm_verdicts.jsonl")
-    found = judging.outcome(folder)["agreement"]
-    assert found["same"] == 0.8 and found["pairs"] == 10 and found["same_ci95"][0] < 0.8
 
 
 @pytest.mark.parametrize(
@@ -96,13 +83,11 @@ def test_people_and_model_are_compared(folder):
         ("{", "as JSON lines: "),
         ('{"id": "ID", "verdict": "left"}', "line 1: verdict must be one of first, second, tie"),
         ('{"id": "nobody", "verdict": "tie"}', "line 1: there is no pair 'nobody'"),
-        ("[]", "line 1: verdict must be one of"),
-        (b"\xff\xfe", "as JSON lines: "),
     ],
 )
 def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
     path = folder / "given.jsonl"
-    path.write_bytes(line if isinstance(line, bytes) else line.replace("ID", judging.read_pairs(folder)[0].id).encode())
+    path.write_text(line.replace("ID", judging.read_pairs(folder)[0].id))
     with pytest.raises(InputError, match=words):
         judging.read_verdicts(path, folder)
 
@@ -120,7 +105,7 @@ def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_on
 @pytest.fixture
 def serve(monkeypatch):
     """Let the `openai` client reach a service that replies as `reply(question, call)` says (text, or a status with a
-    body, or nothing at all), name it in the environment, and return the calls it gets."""
+    body), name it in the environment, and return the calls it gets."""
     openai, httpx = pytest.importorskip("openai"), pytest.importorskip("httpx")
     for name, value in zip(judging.ENVIRONMENT, ("http://judge/v1", "judge-1", "secret-of-a-test"), strict=True):
         monkeypatch.setenv(name, value)
@@ -132,13 +117,11 @@ def serve(monkeypatch):
             body = json.loads(request.content)
             calls.append({"body": body, "key": request.headers["Authorization"], "path": request.url.path})
             answer = reply(body["messages"][0]["content"], len(calls))
-            if answer is None:
-                raise httpx.ConnectError("nobody there")
             if isinstance(answer, str):
                 message = {"role": "assistant", "content": answer}
                 answer = 200, json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-            kind = "text/html" if answer[1].startswith(b"<") else "application/json"
-            return httpx.Response(answer[0], content=answer[1], headers={"Content-Type": kind, "Retry-After": "0.01"})
+            headers = {"Content-Type": "application/json", "Retry-After": "0.01"}
+            return httpx.Response(answer[0], content=answer[1], headers=headers)
 
         client = httpx.Client(transport=httpx.MockTransport(handle))
         monkeypatch.setattr(openai, "OpenAI", partial(openai.OpenAI, http_client=client))
@@ -172,27 +155,18 @@ def test_a_judge_that_follows_the_order_or_cannot_be_read_gives_ties(folder, ser
     assert judging.outcome(folder)["judges"]["language model"]["ties"] == 5
 
 
-def test_passing_trouble_is_tried_again(folder, serve, monkeypatch):
-    monkeypatch.setattr(judging, "AT_ONCE", 1)
-    calls = serve(lambda question, call: ([429, 500][call % 2], b"oops") if call % 3 else likes_good(question, call))
-    assert judging.judge_pairs(folder, judging.Endpoint(), most=2)["consistent"] == 2 and len(calls) == 12
-
-
 @pytest.mark.parametrize(
     ("trouble", "words", "tries"),
     [
         ((503, b""), "HTTP 503", 5),
         ((401, b"your key secret-of-a-test is wrong"), "HTTP 401.*; check .*RLHF_JUDGE_KEY", 1),
-        ((200, b"<html>"), "gives no reply", 1),
         ((200, b'{"choices": []}'), "gives no reply", 1),
-        (None, "APIConnectionError", 1),
     ],
 )
 def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve, monkeypatch, trouble, words, tries):
     monkeypatch.setattr(judging, "AT_ONCE", 1)
     calls = serve(lambda question, call: likes_good(question, call) if call <= 4 else trouble)
     judging.judge_pairs(folder, judging.Endpoint(), most=2)
-    monkeypatch.setattr(judging, "RETRIES", 0 if trouble is None else judging.RETRIES)
     with pytest.raises(TrainingError, match=words) as told:
         judging.judge_pairs(folder, judging.Endpoint(), most=3)
     assert "secret" not in str(told.value) and "\n" not in str(told.value)
@@ -220,8 +194,17 @@ def test_what_the_judge_lacks_is_named_in_one_line(monkeypatch):
 # By hand
 
 
-def test_people_are_told_where_the_pairs_are_and_how_many_wait_for_them(folder, capsys):
-    judging.add_verdict(folder, judging.read_pairs(folder)[0].id, "tie", "me")
-    judging.label_pairs(folder)
-    told = capsys.readouterr().out
-    assert told.startswith("59 blinded pairs") and str(folder / "judge_pairs.jsonl") in told and "--verdicts" in told
+def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("RLHF_HEADLESS", raising=False)
+    pairs = judging.read_pairs(folder)
+    form = judging.label_pairs(folder)
+    shown, buttons = form.children[0], form.children[1].children
+    assert pairs[0].prompt in shown.value and pairs[0].first in shown.value
+    buttons[0].click(), buttons[1].click()
+    assert pairs[2].prompt in shown.value
+    given = judging.read_verdicts(folder / "human_verdicts.jsonl", folder)
+    assert given == {"me": {pairs[0].id: "first", pairs[1].id: "tie"}}
+    assert "58 to go" in judging.label_pairs(folder).children[0].value
+    judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
+    page = judging.label_pairs(tmp_path).children[0].value
+    assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page

@@ -12,7 +12,7 @@ from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F4
 
 from rlhf_utils.evaluation.frontier import choose
 from rlhf_utils.models.loading import load_policy
-from rlhf_utils.platforms.files import content_hash, read_json, read_jsonl
+from rlhf_utils.platforms.files import content_hash, read_jsonl
 from rlhf_utils.ppo import PPOTrainer
 from rlhf_utils.runs.stopping import Stopped
 
@@ -75,30 +75,24 @@ def test_the_last_policy_within_is_the_result_though_it_was_never_due(policy, fr
     check_stopped(again, history, free, tmp_path)
 
 
-@pytest.mark.parametrize(("save_every", "back"), [(1, 0), (2, 2), (100, 1)])
-def test_cut_off_within_any_update_it_ends_the_same(policy, free, tmp_path, save_every, back):
+@pytest.mark.parametrize(
+    ("save_every", "back", "asked"),
+    [(1, 0, False), (2, 2, False), (100, 1, False), (100, 1, True), (100, 2, True)],
+)
+def test_cut_off_or_asked_to_stop_in_any_update_it_ends_the_same(policy, free, tmp_path, save_every, back, asked):
     """`back` updates before the end; 0 is after the last line was written and before the policy is saved."""
     cut = trainer_of(policy, tmp_path, free, save_every)
 
-    def die(line):
+    def end(line):
         if line["update"] == free["last"] + 1 - back:
-            raise KeyboardInterrupt
+            if not asked:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    cut.on_update = die
-    with pytest.raises(KeyboardInterrupt):
+    cut.on_update = end
+    with pytest.raises(Stopped if asked else KeyboardInterrupt):
         cut.train()
     trainer = trainer_of(policy, tmp_path, free, save_every)
-    check_stopped(trainer, trainer.train(), free, tmp_path)
-
-
-@pytest.mark.parametrize("back", [1, 2])
-def test_asked_to_stop_before_the_end_it_ends_the_same(policy, free, tmp_path, back):
-    """With `back` 1 the policy that is over the budget has been made, and nobody knows that it is."""
-    asked = trainer_of(policy, tmp_path, free)
-    asked.on_update = lambda line: line["update"] == free["last"] + 1 - back and os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(Stopped):
-        asked.train()
-    trainer = trainer_of(policy, tmp_path, free)
     check_stopped(trainer, trainer.train(), free, tmp_path)
 
 
@@ -117,11 +111,3 @@ def test_a_budget_that_the_first_update_breaks_leaves_the_policy_it_began_with(p
     points = [{"update": update, "kl": kl, **figures} for update, (_, kl) in measured.items()]
     decision = choose(points, 1e-6)
     assert decision["chosen_update"] == 0 and "it is the model PPO started from" in decision["rule"]
-
-
-def test_every_checkpoint_says_what_was_measured_of_it(policy, free, tmp_path):
-    trainer = tiny_trainer(policy, tmp_path, updates=2, save_every=1)
-    history = trainer.train()
-    states = [read_json(folder / "state.json") for folder in trainer.store.policies()]
-    assert [state["update"] for state in states] == [1, 2] and states[0]["kl"] == history[1]["kl"]
-    assert states[1]["kl"] not in (None, history[1]["kl"])

@@ -12,15 +12,13 @@ from made import make
 from test_data_prepare import dropped
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
-from rlhf_utils.data.prepared import check_rows, prepare
+from rlhf_utils.data.prepared import prepare
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.evaluation.judge import label_noise, length_alone, sides
-from rlhf_utils.evaluation.reward_report import label_margins as margins
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, read_jsonl
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATES
 
@@ -69,24 +67,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
     data = prepare(Rows(rows, None, "made", "f"), settings, tiny_tokenizer(), 0)
     # 1 is the least vote that counts: (1, 0) and (-1, -4) are ties.
     assert sorted(data.splits["sft"]["prompt"]) == ["q 1", "q 2", "q 3"]
-    assert dropped(data, "train")["votes too close"] == 3
-    pairs = [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(4)]
-    assert len(prepare(Rows(pairs, None, "made", "f"), settings, tiny_tokenizer(), 0).splits["sft"]) == 4
-
-
-@pytest.mark.parametrize(
-    "rows, form, words",
-    [
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "continuation", "learns from labelled rows"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": 1}], "continuation", "two different labels"),
-        ([{"text": "a", "label": -1}], "continuation", "two different labels"),
-        ([{"text": "a", "label": 1}, {"text": "b", "label": 0}], "dialogue", "learns from pairs"),
-    ],
-)
-def test_rows_of_another_kind_are_refused(rows, form, words):
-    with pytest.raises(InputError, match=words):
-        recipe = load_recipe("imdb" if form == "continuation" else "instruct", "t4")
-        check_rows(Rows(rows, None, "made", "f"), recipe)
+    assert data.report.dropped("train")["votes too close"] == 3
 
 
 def test_ppo_goes_on_with_plain_texts(tmp_path):
@@ -104,11 +85,6 @@ def test_ppo_goes_on_with_plain_texts(tmp_path):
         assert row[:length].tolist() == tokenizer(prompt)["input_ids"]
     for (_, response), answer in zip(seen, rollout.answers, strict=True):
         assert response == tokenizer.decode(answer.tokens, skip_special_tokens=True)
-
-
-def test_margin_of_a_classifier_is_that_of_the_true_label():
-    found = margins(torch.tensor([[2.0, 1.0, -1.0], [0.0, 3.0, 4.0]]), torch.tensor([0, 1]))
-    assert found.tolist() == [1.0, -1.0]
 
 
 def test_length_alone_takes_the_side_that_does_better_in_training():
@@ -186,16 +162,3 @@ def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
     wrong = Run.open("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
     with pytest.raises(InputError, match="no label 'GOOD'; choose one of NEGATIVE, POSITIVE"):
         make(wrong, "sft", "reward_model")
-
-
-def test_a_classifier_learns_the_same_from_a_batch_in_parts(run, tmp_path):
-    losses = []
-    for micro in (None, 4):
-        training = run.recipe.reward_model.model_copy(
-            update={"batch_size": 16, "micro_batch_size": micro, "epochs": 0.25, "evaluations": 1, "checkpoints": 1}
-        )
-        shutil.copytree(run.root, tmp_path / str(micro) / run.root.name)
-        parts = Run(run.recipe.model_copy(update={"reward_model": training}), tmp_path / str(micro))
-        lines = read_jsonl(make(parts, "reward_model").folder("reward_model") / "metrics.jsonl")
-        losses.append([line["loss"] for line in lines if "loss" in line])
-    assert len(losses[0]) > 2 and losses[0] == pytest.approx(losses[1], abs=1e-4)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
-from tiny import CPU, one_thread, save_tiny, tiny_model, token_rows  # noqa: F401
+from tiny import CPU, adapted, one_thread, save_tiny, tiny_model, token_rows  # noqa: F401
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from rlhf_utils.models.language_model import language_model
 from rlhf_utils.models.loading import (
     copy_model,
     fp32_trainables,
@@ -37,18 +35,6 @@ def dropouts(model: torch.nn.Module) -> set[float]:
     return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
 
 
-def adapted(model, task: str):
-    """`model` with an adapter that does something: peft starts its B matrices at 0."""
-    from peft import get_peft_model
-
-    torch.manual_seed(1)
-    model = get_peft_model(model, lora_config(LORA, task, model.config))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    return model.eval()
-
-
 @torch.no_grad()
 def outputs(model) -> torch.Tensor:
     return model(TOKENS).logits.float()
@@ -69,14 +55,6 @@ def test_the_fused_gelu_computes_what_gelu_new_does(folder):
     torch.testing.assert_close(outputs(ours), outputs(theirs), rtol=0, atol=1e-5)
 
 
-def test_a_reward_model_has_one_output_no_dropout_and_knows_its_padding(folder):
-    model = load_reward_model(folder, CPU, fresh_head=True)
-    assert outputs(model).shape == (len(TOKENS), 1) and dropouts(model) == {0.0}
-    assert model.config.pad_token_id == load_tokenizer(folder).eos_token_id
-    trunk = load_policy(folder, CPU).transformer(TOKENS).last_hidden_state
-    torch.testing.assert_close(model.transformer(TOKENS).last_hidden_state, trunk)
-
-
 def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_refused(folder, tmp_path):
     tokenizer, config = load_tokenizer(folder), json.loads((folder / "config.json").read_text())
 
@@ -90,18 +68,6 @@ def test_a_tokenizer_without_padding_pads_with_its_eos_and_one_without_eos_is_re
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="no end-of-text token.*add an eos_token"):
         load_tokenizer(saved(eos_token_id=None))
-
-
-def test_merging_an_adapter_is_exact(folder, tmp_path):
-    model = adapted(load_policy(folder, CPU), "CAUSAL_LM")
-    parts = language_model(model)
-    with torch.no_grad():
-        torch.testing.assert_close(parts.logits(parts.trunk(TOKENS).last_hidden_state), outputs(model))
-    model.save_pretrained(tmp_path)
-    merged = merge_adapter(load_policy(folder, CPU), tmp_path).eval()
-    assert (outputs(model) - outputs(load_policy(folder, CPU).eval())).abs().max() > 0.1, "the adapter does nothing"
-    torch.testing.assert_close(outputs(merged), outputs(model), rtol=0, atol=1e-5)
-    assert type(merged) is GPT2LMHeadModel and not any("lora" in name for name in merged.state_dict())
 
 
 def test_merging_a_reward_models_adapter_brings_its_head_along(folder, tmp_path):
@@ -120,6 +86,8 @@ def test_a_4bit_model_trains_on_this_machine_also_after_an_evaluation(folder):
 
     model = load_policy_4bit(folder, CPU)
     assert any(parameter.dtype == torch.uint8 for parameter in model.parameters()), "nothing is stored in 4 bits"
+    # On a CPU with AVX512-BF16 an evaluation would repack the weights, and no training step follow.
+    assert not any(getattr(module, "support_avx512bf16_for_cpu", False) for module in model.modules())
     assert dropouts(model) == {0.0}
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, lora_config(LORA, "CAUSAL_LM", model.config))
@@ -152,26 +120,6 @@ def test_a_saved_folder_holds_safetensors_only_and_loads_by_itself(folder, tmp_p
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
     copied = GPT2LMHeadModel.from_pretrained(tmp_path / "copy").eval()
     torch.testing.assert_close(outputs(copied), outputs(tiny_model(seed=5)))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("config.json", None, "no config.json"),
-        ("config.json", b"{", "not a valid JSON file"),
-        ("config.json", b'{"model_type": "abacus"}', "abacus"),
-        ("model.safetensors", None, "has no weights"),
-        ("model.safetensors", b"cut off", "header"),
-    ],
-)
-def test_a_folder_that_is_no_model_is_named_in_one_line(folder, tmp_path, name, content, expected):
-    bad = tmp_path / "bad"
-    shutil.copytree(folder, bad)
-    (bad / name).write_bytes(content) if content else (bad / name).unlink()
-    with pytest.raises(InputError, match=expected) as caught:
-        load_policy(bad, CPU)
-    message = str(caught.value)
-    assert str(bad) in message and "save_pretrained" in message and "\n" not in message and len(message) < 500
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "with blank", "/no/such/folder", "./nowhere", "~/nowhere-at-all"])

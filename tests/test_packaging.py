@@ -7,23 +7,19 @@ import re
 import sys
 import tomllib
 from fnmatch import fnmatch
-from importlib.metadata import distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rlhf_utils"
-COLAB = ROOT.parent / "shared" / "platforms" / "colab-gpu-pip-freeze.txt"
 # Imported only where they are: the platforms' own, Jupyter's forms.
 PLATFORM_MODULES = {"google", "kaggle_secrets"}
 # What torch's own CUDA build brings.
 CUDA = ("nvidia", "cuda", "triton")
-# Which of the Makefile's environments this is: .venv, .venv-lowest, .venv-newest, or none of them.
-ENVIRONMENT = Path(sys.prefix).name
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 
@@ -62,42 +58,6 @@ def test_the_lock_is_plain_and_complete():
     assert not wrong, f"constraints.txt is outside the range: {wrong}"
 
 
-def installed_for(name: str, extras: frozenset[str]) -> dict[str, Version]:
-    """What an installed package takes here, itself included: name -> version. What else lies there is left out."""
-    versions, open_ends = {}, [(canonicalize_name(name), extras)]
-    seen = set(open_ends)
-    while open_ends:
-        name, extras = open_ends.pop()
-        versions[name] = Version(distribution(name).version)
-        for requirement in map(Requirement, distribution(name).requires or []):
-            wanted = canonicalize_name(requirement.name), frozenset(requirement.extras)
-            applies = not requirement.marker or any(requirement.marker.evaluate({"extra": e}) for e in {"", *extras})
-            if applies and wanted not in seen:
-                seen.add(wanted)
-                open_ends.append(wanted)
-    return versions
-
-
-def test_a_local_install_takes_what_is_locked_and_nothing_else():
-    if ENVIRONMENT != ".venv" or not (Path(sys.prefix) / ".installed").is_file():
-        pytest.skip("not the environment that `make` installs with constraints.txt")
-    taken = installed_for(PACKAGE.name, frozenset({"dev"}))
-    assert taken.keys() > {"torch", "pytest", "jupyterlab"}
-    del taken[canonicalize_name(PACKAGE.name)]
-    moved = {n: str(v) for n, v in taken.items() if not n.startswith(CUDA) and v.public != str(LOCKED.get(n))}
-    assert not moved, f"not the version of constraints.txt: {moved}"
-
-
-def test_the_lower_ends_can_be_installed_together():
-    if ENVIRONMENT != ".venv-lowest":
-        pytest.skip("not the environment of `make test-lowest`")
-    ranges = {**NEEDED, **DEV}
-    del ranges["torch"]  # which one can be had depends on the machine; the command says which it took
-    ends = {name: Version(s.version) for name, r in ranges.items() for s in r.specifier if s.operator == ">="}
-    above = {name: version for name in ends if Version(version := distribution(name).version) != ends[name]}
-    assert not above, f"what other packages need is above the lower end in requirements.txt: {above}"
-
-
 def test_every_import_of_the_package_is_required():
     distributions, undeclared = packages_distributions(), {}
     declared = NEEDED.keys() | {name for lines in EXTRAS.values() for name in requirements(lines)}
@@ -110,15 +70,6 @@ def test_every_import_of_the_package_is_required():
                 if module not in PLATFORM_MODULES and not found & declared:
                     undeclared[module] = path.name
     assert not undeclared, f"imported but not in requirements.txt: {undeclared}"
-
-
-def test_colab_keeps_its_own():
-    if not COLAB.is_file():
-        pytest.skip("no list of Colab's packages beside the checkout")
-    shipped = exact_versions(COLAB)
-    moved = {name: str(shipped[name]) for name in ("torch", "transformers", "numpy", "pandas")
-             if shipped[name] not in NEEDED[name].specifier}  # fmt: skip
-    assert not moved, f"installing would move what Colab ships: {moved}"
 
 
 def test_everything_in_the_package_is_shipped():

@@ -51,18 +51,6 @@ def test_experience_is_what_a_naive_pass_over_each_bare_episode_gives(trainer):
             assert not found[~real].any()
 
 
-def test_microbatches_hold_every_row_once_and_little_padding(trainer):
-    episodes, everything = collect(trainer).episodes, torch.arange(12)
-    lengths = episodes.prompt_lengths + episodes.mask.sum(dim=1)
-    assert [len(rows) for rows in episodes.by_length(everything, None)] == [12]
-    groups = episodes.by_length(everything, 5)
-    assert sorted(torch.cat(groups).tolist()) == everything.tolist() and [len(rows) for rows in groups] != [5, 5, 2]
-    for rows in groups:
-        part, own = episodes.select(rows), lengths[rows]
-        assert len(rows) <= 5 and 1 - own.sum() / (own.max() * len(rows)) <= 0.1
-        assert part.tokens.shape[1] == own.max() and part.mask.any(dim=0).all()
-
-
 def test_every_prompt_is_seen_once_per_epoch_in_an_order_of_seed_and_update_alone():
     def order(updates, seed=0, count=10, size=4):
         config = PPOConfig(rollout_batch_size=size, minibatch_size=size, seed=seed)

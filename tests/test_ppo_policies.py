@@ -8,9 +8,7 @@ from tiny import CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, tiny_train
 from transformers import AutoModelForCausalLM
 
 from rlhf_utils.models.loading import has_bitsandbytes, load_policy, load_reward_model, save_model
-from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash, read_jsonl
-from rlhf_utils.ppo import PPOConfig
 from rlhf_utils.rewards import RewardModel
 from rlhf_utils.settings.sections import LoraSettings
 
@@ -117,11 +115,3 @@ def test_a_separate_critic_learns_apart_from_the_policy(policy, reward_model, tm
     assert history[-1]["value_loss"] < 0.5 * history[0]["value_loss"]
     for name, weight in load_policy(policy, CPU).state_dict().items():
         torch.testing.assert_close(trainer.policy().state_dict()[name], weight, rtol=0, atol=1e-6)
-
-
-def test_impossible_kinds_are_refused(policy, reward_model, tmp_path):
-    for how in ({"critic": "separate"}, {"critic_model": reward_model}):
-        with pytest.raises(InputError, match="critic=FOLDER"):
-            tiny_trainer(policy, tmp_path, **how)
-    with pytest.raises(ValueError, match="lora.dropout must be 0"):
-        PPOConfig(method="lora", lora=LoraSettings(dropout=0.1))

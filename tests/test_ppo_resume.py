@@ -134,8 +134,7 @@ def test_files_that_are_gone_are_an_input_error(policy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, words",
-    [({"learning_rate": 1e-4}, "learning_rate 0.001 -> 0.0001"), ({"prompts": ["another"]}, "prompts")],
+    "change, words", [({"learning_rate": 1e-4}, "learning_rate 0.001 -> 0.0001"), ({"prompts": ["another"]}, "prompts")]
 )
 def test_a_checkpoint_of_other_settings_is_refused_and_kept(policy, tmp_path, change, words):
     tiny_trainer(policy, tmp_path, updates=2).train()

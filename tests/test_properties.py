@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from test_data_prepare import WordTokenizer
 
-from rlhf_utils.data.prepared import SPLITS, conversation_key, prepare, split_of
+from rlhf_utils.data.prepared import conversation_key, prepare
 from rlhf_utils.data.schemas import clean, read_rows
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.settings.sections import DataSettings
@@ -69,23 +67,6 @@ def test_a_row_becomes_an_example_or_is_dropped_with_a_reason(columns, data):
         assert all(clean(text.encode("utf-8").decode("utf-8")) for text in texts)
 
 
-@given(PLAIN, PLAIN, PLAIN)
-@settings(max_examples=80)
-def test_the_same_pair_in_three_forms_is_the_same_pair(prompt, chosen, rejected):
-    texts = [clean(text) for text in (prompt, chosen, rejected)]
-    assume(all(text and HUMAN not in text and ASSISTANT not in text for text in texts))
-    prompt, answers = texts[0], dict(zip(("chosen", "rejected"), texts[1:], strict=True))
-    human = {"role": "user", "content": prompt}
-    forms = [
-        {"prompt": prompt, **answers},
-        {name: TEMPLATE.text(prompt, text) for name, text in answers.items()},
-        {name: [human, {"role": "assistant", "content": text}] for name, text in answers.items()},
-    ]
-    for form in forms:
-        (read,) = read_rows([form], "rows")[1]
-        assert [read.prompt, read.chosen, read.rejected] == texts
-
-
 CELL = st.one_of(SPOKEN, st.sampled_from("abcdefgh"), st.none())
 ROWS = st.lists(st.fixed_dictionaries({"prompt": CELL, "chosen": CELL, "rejected": CELL}), min_size=1, max_size=25)
 SHARES = {"sft": 0.4, "reward": 0.3, "ppo": 0.1, "development": 0.1, "evaluation": 0.1, "judge": 0.0}
@@ -117,18 +98,3 @@ def test_rows_are_kept_in_one_split_or_counted_whatever_their_order(rows, seed, 
         assert len(TEMPLATE.format(row["prompt"]).split()) <= 6
         assert max(len(row[answer].split()) + 1 for answer in ("chosen", "rejected")) <= 4
         assert places.setdefault(conversation_key(row["prompt"]), name) == name
-
-
-@given(PLAIN, st.integers(0, 5))
-def test_the_split_depends_on_the_first_turn_alone(prompt, seed):
-    name = split_of(prompt, SHARES, seed)
-    assert name == split_of(f"  {prompt}\n", SHARES, seed) == split_of(prompt.casefold(), SHARES, seed)
-    assert name == split_of(f"{prompt}{NEXT_ASSISTANT} yes{NEXT_HUMAN} and then?", SHARES, seed)
-    assert split_of(prompt, {each: float(each == name) for each in SPLITS}, seed) == name
-
-
-def test_shares_are_kept_up_to_chance():
-    splits = [[split_of(f"question {i}", SHARES, seed) for i in range(4000)] for seed in (0, 1)]
-    for name, share in SHARES.items():
-        assert abs(splits[0].count(name) / 4000 - share) <= 4 * math.sqrt(share * (1 - share) / 4000)
-    assert splits[0] != splits[1]

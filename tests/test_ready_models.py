@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from peft import PeftModel, get_peft_model
-from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, token_rows  # noqa: F401
-from transformers import PreTrainedModel
+from architectures import save_encoder
+from tiny import CPU, adapted, one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.reward_report import fetch_ready
-from rlhf_utils.models.loading import load_policy, load_reward_model, load_tokenizer, save_model
-from rlhf_utils.models.lora import lora_config
+from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import SERIES, _applies, _check_input, _makes, open_run
-from rlhf_utils.settings.recipes import load_recipe, recipe_names
-from rlhf_utils.settings.sections import LoraSettings
+from rlhf_utils.series import SERIES, _check_input, _makes, open_run
 
-TOKENS = torch.tensor(token_rows((20, 20), seed=3))
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(80)
 ]
-
-
-def save_adapter(folder: Path, model: PreTrainedModel, task: str = "CAUSAL_LM") -> Path:
-    """An adapter that does something: peft starts its B matrices at 0."""
-    torch.manual_seed(1)
-    model = get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8), task, model.config))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    model.save_pretrained(folder)
-    return folder
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model(TOKENS).logits
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +28,17 @@ def base(tmp_path_factory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("base"), eos_nats=3.0)
 
 
-def test_an_adapters_folder_is_its_base_with_the_adapter_merged(base, tmp_path):
-    adapter = save_adapter(tmp_path / "adapter", load_policy(base, CPU))
-    merged = load_policy(adapter, CPU)
-    expected = logits(PeftModel.from_pretrained(load_policy(base, CPU), adapter))
-    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
-    assert (logits(merged) - logits(load_policy(base, CPU))).abs().max() > 0.1
-    assert type(merged).__name__ == "GPT2LMHeadModel"
-    assert load_tokenizer(adapter).get_vocab() == tiny_tokenizer().get_vocab()
-    scorer = save_adapter(tmp_path / "scorer", load_reward_model(base, CPU, fresh_head=True), "SEQ_CLS")
-    first, again = (load_reward_model(scorer, CPU).score.weight for _ in range(2))
-    assert torch.equal(first, again), "the head is the adapter's, not a fresh one"
-
-
 @pytest.fixture(scope="module")
 def ready(base, tmp_path_factory) -> dict:
     """Settings of a run in which every model is ready."""
     folder = tmp_path_factory.mktemp("ready")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    torch.manual_seed(0)
-    save_model(load_reward_model(base, CPU, fresh_head=True), load_tokenizer(base), folder / "reward")
+    # With a tokenizer of its own.
+    save_encoder(folder / "reward", "bert")
+    adapted(load_policy(base, CPU)).save_pretrained(folder / "ppo")
     return {
         "dataset": str(folder / "rows.jsonl"), "models.sft": str(base), "models.reward_model": str(folder / "reward"),
-        "models.ppo": str(save_adapter(folder / "ppo", load_policy(base, CPU))), "data.max_prompt_tokens": 40,
+        "models.ppo": str(folder / "ppo"), "data.max_prompt_tokens": 40,
         "data.max_response_tokens": 40, "generation.max_new_tokens": 12, "ppo.max_new_tokens": 12,
         "evaluation.bootstrap_samples": 200, "data.shares.evaluation": 0.3,
     }  # fmt: skip
@@ -100,48 +65,13 @@ def test_finished_models_are_compared_without_any_training(ready, tmp_path):
     assert (run.folder("ppo") / "stage.json").stat().st_mtime_ns == before, "fetched twice"
 
 
-def test_with_a_named_base_the_first_notebook_fetches_and_trains_nothing_else(ready, base, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, {**ready, "policy": str(base)})
-    assert "sft_qlora" not in run.stages and run.stages[:3] == ("base", "data", "sft")
-    names = [notebook.name[:5] for notebook in SERIES if _applies(run, notebook)]
-    assert names == ["01_01", "02_01", "02_02", "03_01", "04_01", "04_03"]
-
-
-@pytest.mark.parametrize("number", ["03_02", "04_02"])
-def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch, number):
+def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch):
     monkeypatch.setenv(HEADLESS, "1")
-    with pytest.raises(InputError, match=f"notebook {number} has nothing to make .*; there are: 01_01, "):
-        open_run(number, "instruct", "tiny", str(tmp_path), {"models.ppo": str(base)}, True)
+    with pytest.raises(InputError, match="notebook 03_02 has nothing to make .*; there are: 01_01, "):
+        open_run("03_02", "instruct", "tiny", str(tmp_path), {"models.ppo": str(base)}, True)
 
 
 def test_a_ready_model_without_its_base_can_only_be_compared(ready, tmp_path):
     run = Run.open("instruct", "tiny", tmp_path, ready)
     with pytest.raises(InputError, match="no base model it came from.*--only 04.*--set policy="):
         _check_input(run, list(SERIES))
-
-
-def test_a_ready_model_of_another_vocabulary_is_refused(ready, base, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(base, other)
-    tokenizer = load_tokenizer(other)
-    tokenizer.add_tokens(["sofa"])
-    tokenizer.save_pretrained(other)
-    run = Run.open("instruct", "tiny", tmp_path / "out", {**ready, "models.ppo": str(other)})
-    with pytest.raises(InputError, match="models.ppo .*other has another vocabulary than .*share one"):
-        fetch_ready(run)
-    assert not run.folder("ppo").exists()
-
-
-def test_another_ready_model_is_another_stage(ready, base, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, ready)
-    changed = Run.open("instruct", "tiny", tmp_path, {**ready, "models.ppo": str(base)})
-    differ = {stage for stage in run.stages if run.fingerprint(stage) != changed.fingerprint(stage)}
-    assert differ == {"ppo", "evaluation"}
-
-
-@pytest.mark.parametrize("scale", ["t4", "full"])
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_at_every_scale_finished_models_can_be_compared_alone(recipe, scale, tmp_path):
-    models = {"models.sft": "a/b", "models.ppo": "a/c", "models.reward_model": "a/d"}
-    run = Run(load_recipe(recipe, scale, models), tmp_path)
-    assert set(run.needs("evaluation")) <= set(run.fetched)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings import recipes
 from rlhf_utils.settings.recipes import SCALES, Recipe, load_recipe, parse_assignments, recipe_names
-from rlhf_utils.settings.sections import PPOConfig, flat
+from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, TEMPLATES, check_template
 
 
@@ -79,29 +79,20 @@ def test_paths_are_never_read_as_yaml_and_context_matters_only_to_the_model_made
     recipe = load_recipe("instruct", "tiny", parse_assignments(assignments))
     assert (recipe.dataset, recipe.policy) == ("on", "1.0")
     assert (recipe.data.revision, recipe.data.data_dir) == ("1e5", "a=b: c")
+    for unset in ("null", "", None):
+        assert load_recipe("imdb", "t4", {"models.reward_model": unset}).models.reward_model is None
 
 
 REFUSED = [
-    ({"ppo.updats": 3}, ["ppo: unknown key 'updats'", "accepted here: method, lora"]),
-    ({"learning_rate": 3}, ["'learning_rate'", "accepted here: name, scale"]),
-    ({"reward_model.lora.rnak": 3}, ["reward_model.lora: unknown key 'rnak'", "rank", "modules"]),
-    ({"evaluation.overoptimise.pears": 3}, ["evaluation.overoptimise: unknown key 'pears'"]),
+    ({"ppo.updats": 3}, ["'ppo.updats'", "did you mean 'updates'"]),
     ({"data.split_rows.test": 1}, ["data.split_rows.test", "'sft', 'reward', 'ppo'"]),
     ({"": 1}, ["unknown key ''"]),
-    ({7: "x"}, ["unknown key '7'"]),
     ({"ppo": 3}, ["ppo is 3"]),
     ({"ppo.updates": ""}, ["ppo.updates", "None"]),
-    ({"ppo.learning_rate": "fast"}, ["ppo.learning_rate"]),
     ({"ppo.learning_rate": 0}, ["ppo.learning_rate is 0"]),
-    ({"ppo.updates": 0}, ["ppo.updates is 0"]),
-    ({"ppo.warmup_ratio": 1.5}, ["ppo.warmup_ratio is 1.5"]),
     ({"ppo.learning_rate": ".nan"}, ["ppo.learning_rate"]),
-    ({"ppo.learning_rate": ".inf"}, ["ppo.learning_rate"]),
     ({"ppo.kl_controller": "adaptiv"}, ["ppo.kl_controller", "'fixed' or 'adaptive'"]),
-    ({"ppo.report_to": "[mlflow]"}, ["report_to"]),
-    ({"seed": 1.5}, ["seed"]),
     ({"dataset": 5}, ["dataset is 5"]),
-    ({"qlora.modules": "c_attn"}, ["qlora.modules"]),
     ({"name": "x"}, ["name cannot be overridden"]),
     (["ppo.updates"], ["not a dictionary"]),
     # Two that do not go together.
@@ -112,8 +103,7 @@ REFUSED = [
     ({"ppo.kl_controller": "adaptive", "ppo.kl_horizon": 64}, ["kl_horizon 64 is shorter than one rollout of 128"]),
     ({"ppo.lora.dropout": 0.1}, ["lora.dropout must be 0 in PPO"]),
     ({"form": "continuation", "ppo.critic": "separate", "evaluation.overoptimise": None}, ["ppo.critic separate"]),
-    ({"policy": "none"}, ["policy is None: Input should be a valid string"]),
-    ({"base.context": 64}, ["base.context is 64", "raise base.context"]),
+    ({"policy": "none"}, ["policy cannot be unset"]),
     ({"ppo.max_new_tokens": 500}, ["base.context is 256"]),
 ]
 
@@ -124,34 +114,10 @@ def test_refused_settings(overrides, words):
     assert all(word in text for word in words), text
 
 
-def test_every_number_has_a_range():
-    schema = Recipe.model_json_schema()
-    for section in (schema, *schema["$defs"].values()):
-        for name, field in section["properties"].items():
-            for kind in field.get("anyOf", [field]):
-                if kind.get("type") in ("integer", "number"):
-                    assert kind.keys() & {"minimum", "exclusiveMinimum", "ge", "gt"}, name
-
-
-@pytest.mark.parametrize("name", ["instrct", "", None, 5])
-def test_unknown_recipe_or_scale(name):
-    with pytest.raises(InputError, match="unknown recipe .*instruct"):
-        load_recipe(name)
-    with pytest.raises(InputError, match="unknown scale .*tiny, t4, full"):
-        load_recipe("instruct", name)
-
-
-@pytest.mark.parametrize("assignment", ["ppo.updates", "=3", " =3", ""])
-def test_an_assignment_needs_key_and_value(assignment):
-    with pytest.raises(InputError, match="is not key=value"):
-        parse_assignments([assignment])
-
-
 SECRETS = [
     {"policy": "hf_" + "a" * 34},
     {"models.sft": "https://user:hf_" + "a" * 34 + "@huggingface.co/a/b"},
     {"ppo": {"report_to": ["sk-" + "a" * 40]}},
-    {"nothing": "ghp_" + "a" * 36},
 ]
 
 
@@ -177,15 +143,9 @@ def test_settings_survive_json(tmp_path):
     for whole in (settings, {"settings": settings}):
         file.write_text(json.dumps(whole))
         assert Recipe.from_settings(file) == recipe
-    for content, reason in {"[]": r"is \[\]: Input", "{}": "name: Field required", '{"settings": 1}': "is 1"}.items():
-        file.write_text(content)
-        with pytest.raises(InputError, match=reason):
-            Recipe.from_settings(file)
-
-
-def test_flat_joins_keys():
-    assert flat({"a": {"b": 1, "c": {"d": [2]}}, "e": None, "f": {}}) == {"a.b": 1, "a.c.d": [2], "e": None}
-    assert flat({"a": {7: 1}}, "/") == {"a/7": 1}
+    file.write_text("{}")
+    with pytest.raises(InputError, match="name is missing"):
+        Recipe.from_settings(file)
 
 
 # The prompt template
@@ -205,10 +165,8 @@ def test_the_space_is_in_the_completion_and_an_empty_response_adds_nothing(name,
 NORMAL = {
     "plain question?": "plain question?",
     "Human: one line Assistant:": "one line",
-    "who is the Assistant:": "who is the Assistant:",
     "question\n\nAssistant:": "question",
     "Human: Human: twice": "Human: twice",
-    "\n\nHuman:\n\nAssistant:": "",
     "Humanity: a history": "Humanity: a history",
     "\n\nHuman: Hi!\n\nAssistant: Yes?\n\nHuman: Go on.\n\nAssistant:": "Hi!\n\nAssistant: Yes?\n\nHuman: Go on.",
 }

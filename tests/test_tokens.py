@@ -7,10 +7,7 @@ from architectures import TEXTS, tokenizer_of
 from datasets import Dataset
 from tiny import PROMPTS
 
-from rlhf_utils.data.prepared import cut_prompts
-from rlhf_utils.data.schemas import Example
 from rlhf_utils.data.tokens import (
-    beginnings,
     continuations,
     continued_tokens,
     cut_tokens,
@@ -19,7 +16,6 @@ from rlhf_utils.data.tokens import (
     start_tokens,
 )
 from rlhf_utils.runs.training import demonstration_tokens, preference_tokens
-from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 KINDS = ["bytes", "bytes, bos, pad", "metaspace", "metaspace, bos", "encoder"]
@@ -75,11 +71,3 @@ def test_a_row_over_the_limit_loses_the_beginning_of_its_text_alone(tokenizer):
     (short,) = cut_tokens(tokenizer, [row], 12)
     assert len(short) == 12 and short[: len(before)] == before and short[len(before) :] == row[len(before) - 12 :]
     assert cut_tokens(tokenizer, [row], len(row)) == [row]
-
-
-def test_beginnings_of_texts_are_text_without_special_tokens(tokenizer):
-    text = "a boring film, and a very good one"
-    (begun,) = beginnings([text], tokenizer, 6)
-    assert text.startswith(begun) and 0 < len(begun) < len(text)
-    (example,) = cut_prompts([Example(text, extra={"label": 1})], DataSettings(prompt_tokens=(4, 4)), tokenizer, 0)
-    assert text.startswith(example.prompt) and 0 < len(example.prompt) < len(text)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
-from reduced import REDUCED
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "01_supervised_finetuning" / "02_full_finetuning.ipynb"
@@ -25,12 +23,10 @@ def papermill(out: Path, *given: object, cwd: Path) -> subprocess.CompletedProce
     )
 
 
-def test_from_the_notebooks_own_folder_with_values_of_every_kind(tmp_path):
-    overrides = {**dict(setting.split("=") for setting in REDUCED), "seed": 3}
-    # As a person types them: numbers that YAML reads as text, and `no`.
-    text = yaml.safe_dump({"overrides": overrides}).replace("'", "") + "resume: no\n"
-    (tmp_path / "values.yaml").write_text(text.replace("seed: 3", "seed: 3\n  sft.learning_rate: 1e-5"))
-    given = ["-p", "scale", "tiny", "-p", "output_dir", tmp_path / "runs", "-f", tmp_path / "values.yaml"]
-    done = papermill(tmp_path / "out.ipynb", *given, cwd=NOTEBOOK.parent)
-    left = str(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells)
-    assert "recipe instruct, scale tiny, seed 3" in left, done.stderr[-2000:]
+def test_what_papermill_leaves_after_a_refusal_can_be_read(tmp_path):
+    done = papermill(tmp_path / "out.ipynb", "-p", "output_dir", tmp_path / "runs", "-p", "epochs", "2", cwd=ROOT)
+    assert done.returncode != 0 and "unknown parameter epochs; there are: " in done.stderr
+    left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    nbformat.validate(left)
+    assert "unknown parameter epochs" in str(left.cells)
+    assert not list(tmp_path.glob("runs/*/checkpoints/*"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from architectures import save_encoder, save_policy
 from safetensors.torch import load_file, save_file
-from tiny import CPU, save_tiny, tiny_tokenizer, token_rows
+from tiny import CPU, adapted, save_tiny, tiny_tokenizer, token_rows
 
 from rlhf_utils.models.loading import (
     SHAPES_ONLY,
@@ -22,9 +22,7 @@ from rlhf_utils.models.loading import (
     load_tokenizer,
     save_model,
 )
-from rlhf_utils.models.lora import lora_config
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.sections import LoraSettings
 
 TOKENS = torch.tensor(token_rows((20, 20), seed=3))
 
@@ -88,7 +86,6 @@ MISFITS = {
     "names of another model": (
         lambda w: {f"blocks.{name[12:]}": t for name, t in without("wte")(w).items()}, {}, "missing.*not of.*blocks"),
     "a layer that is missing": (without("h.1."), {}, "missing transformer.h.1"),
-    "more layers than its configuration": (lambda w: w, {"n_layer": 1}, "not of this model transformer.h.1"),
     "a bias that it has no place for": (
         lambda w: {**w, "transformer.h.0.mlp.gate.bias": torch.ones(3)}, {}, "not of this model .*mlp.gate.bias"),
     "another shape": (lambda w: w, {"n_positions": 64}, r"wpe.weight has shape \[96, 32\] in the file"),
@@ -123,16 +120,8 @@ def test_a_head_that_nobody_trained_gives_no_scores(policy, tmp_path):
 # Adapters
 
 
-def adapter(folder: Path, base: Path, task: str = "CAUSAL_LM") -> Path:
-    from peft import get_peft_model
-
-    torch.manual_seed(1)
-    model = load_policy(base, CPU) if task == "CAUSAL_LM" else load_reward_model(base, CPU, fresh_head=True)
-    model = get_peft_model(model, lora_config(LoraSettings(rank=2), task, model.config))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    model.save_pretrained(folder)
+def adapter(folder: Path, base: Path) -> Path:
+    adapted(load_policy(base, CPU)).save_pretrained(folder)
     return folder
 
 
@@ -167,6 +156,9 @@ def test_the_base_of_an_adapter_can_be_said_and_prompt_tuning_is_refused(policy,
 
     folder = adapter(tmp_path / "adapter", policy)
     expected = logits(load_policy(folder, CPU))
+    torch.testing.assert_close(expected, logits(adapted(load_policy(policy, CPU))), rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match=r"adapter of another task \(CAUSAL_LM\)"):
+        load_reward_model(folder, CPU)
     rewritten(folder, base_model_name_or_path="/kaggle/working/merged")
     assert torch.equal(logits(load_policy(folder, CPU, base=str(policy))), expected)
     assert load_tokenizer(folder, str(policy)).get_vocab() == tiny_tokenizer().get_vocab()
@@ -174,17 +166,6 @@ def test_the_base_of_an_adapter_can_be_said_and_prompt_tuning_is_refused(policy,
     tuned.save_pretrained(tmp_path / "tuned")
     with pytest.raises(InputError, match="is a PROMPT_TUNING adapter; only LoRA"):
         load_policy(tmp_path / "tuned", CPU)
-
-
-def test_a_reward_adapter_needs_its_own_head(policy, tmp_path):
-    load_reward_model(adapter(tmp_path / "whole", policy, "SEQ_CLS"), CPU)
-    language = adapter(tmp_path / "language", policy)
-    with pytest.raises(InputError, match=r"adapter of another task \(CAUSAL_LM\)"):
-        load_reward_model(language, CPU)
-    with pytest.raises(InputError, match="no trained head"):
-        load_reward_model(rewritten(language, task_type=None), CPU)
-    with pytest.raises(InputError, match="cannot load .*score"):
-        load_reward_model(rewritten(adapter(tmp_path / "lost", policy, "SEQ_CLS"), without("score")), CPU)
 
 
 def test_what_is_stored_in_4_bits_is_refused_and_an_adapter_cannot_be(policy, tmp_path):
@@ -233,6 +214,7 @@ def test_files_that_are_missing_are_named(policy, tmp_path):
     with pytest.raises(InputError, match="is an adapter without weights"):
         load_policy(tmp_path / "adapter", CPU)
     load_policy(policy, CPU).save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert torch.equal(logits(load_policy(tmp_path / "shards", CPU)), logits(load_policy(policy, CPU)))
     lost = sorted((tmp_path / "shards").glob("model-*"))[1]
     lost.unlink()
     for where in (CPU, SHAPES_ONLY):

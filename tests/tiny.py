@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.models.loading import save_model
+from rlhf_utils.models.lora import lora_config
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
 from rlhf_utils.runs.base import train_tokenizer
+from rlhf_utils.settings.sections import LoraSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 CPU = Device("cpu", "the tests' CPU", "fp32", 2**33)
@@ -62,6 +65,17 @@ def save_tiny(folder: Path, **how) -> Path:
     tokenizer = tiny_tokenizer()
     save_model(tiny_model(eos_id=tokenizer.eos_token_id, **how), tokenizer, folder)
     return folder
+
+
+def adapted(model: PreTrainedModel, task: str = "CAUSAL_LM") -> PeftModel:
+    """`model` with an adapter that does something: peft starts its B matrices at 0."""
+    torch.manual_seed(1)
+    settings = LoraSettings(rank=4, alpha=8, modules=("c_attn", "c_proj", "c_fc"))
+    model = get_peft_model(model, lora_config(settings, task, model.config))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    return model.eval()
 
 
 def token_rows(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:

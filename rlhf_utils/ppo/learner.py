@@ -15,7 +15,6 @@ from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.ppo.objective import kl_estimate, masked_mean, policy_loss, value_loss
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.ppo.rollout import Rollout, seeded
-from rlhf_utils.runs.finite import MOST_SKIPPED, too_many_skipped
 from rlhf_utils.settings.sections import PPOConfig
 
 FIGURES = ("policy_loss", "value_loss", "clip_fraction", "value_clip_fraction", "update_kl", "ratio_error")
@@ -24,6 +23,8 @@ NOT_LEARNT = dict.fromkeys((*FIGURES, "gradient_norm", "learning_rate")) | {"ski
 # How far sampling and a fresh forward pass may differ per token (nats, root mean square) before something is wrong with
 # masks or positions. Rounding alone gives SmolLM2-135M 1e-6, 0.024 and 0.0034.
 SAME = {"fp32": 3e-4, "bf16": 0.1, "fp16": 0.02}
+# GradScaler begins at 2**16 and halves its factor at each overflow; after so many in a row it is far below 1.
+MOST_SKIPPED = 20
 _ADVICE = "lower ppo.learning_rate or ppo.reward_scale, look for extreme rewards; under fp16 try fp32 or bf16"
 
 
@@ -98,7 +99,10 @@ class Learner:
             raise TrainingError(f"update {update}: the gradient norm is {norm}; {_ADVICE}")
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if self._skipped_in_a_row >= MOST_SKIPPED:
-            raise too_many_skipped(f"update {update}")
+            raise TrainingError(
+                f"update {update}: fp16 overflowed in {MOST_SKIPPED} steps in a row, so nothing is learnt; lower the "
+                "learning rate or the reward scale, or choose precision fp32 (bf16 on newer GPUs)"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {**figures, "gradient_norm": norm, "skipped": int(skipped)}

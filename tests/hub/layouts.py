@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas
 import torch
 from safetensors.torch import save
+from tiny import adapted
 from tokenizers import ByteLevelBPETokenizer
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -35,14 +36,13 @@ def populate(hub: LoopbackHub) -> LoopbackHub:
     hub.add("model", "nested/gpt2", {"README.md": b"", **{f"small/{name}": content for name, content in gpt2.items()}})
     hub.add("model", "only/config", {"config.json": gpt2["config.json"], "tf_model.h5": b"0"})
     hub.add("model", "only/readme", {"README.md": b"nothing"})
-    for name, base in {"adapters/gpt2": "gpt2", "adapters/pinned": "several/gpt2", "adapters/lost": "me/typo"}.items():
-        hub.add("model", name, adapter_files(base, "v2" if name == "adapters/pinned" else None))
+    for name, base in {"adapters/gpt2": "gpt2", "adapters/lost": "me/typo"}.items():
+        hub.add("model", name, adapter_files(base))
     versions = hub.add("model", "several/gpt2", gpt2)
     versions.commit(gpt2_files(seed=7), "v2")
     for name, about in {"gated/gpt2": {"gated": True}, "private/gpt2": {"private": True}}.items():
         hub.add("model", name, gpt2, **about)
-    for name in ("cut off once", "proxy"):
-        hub.add("model", f"faults/{name.replace(' ', '-')}", gpt2, fault=name)
+    hub.add("model", "behind/proxy", gpt2, behind_proxy=True)
     _datasets(hub)
     return hub
 
@@ -203,16 +203,8 @@ def sharded_files(files: Files) -> Files:
 
 
 @cache
-def adapter_files(base: str, revision: str | None = None) -> Files:
-    """A LoRA adapter on every layer of `gpt2`, which says of which model it is."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(5)
-    settings = LoraConfig(r=2, lora_alpha=4, task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
-    model = get_peft_model(copy.deepcopy(_model(0)), settings)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
-    files = in_folder(lambda folder: model.save_pretrained(folder))
-    about = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": base, "revision": revision}
+def adapter_files(base: str) -> Files:
+    """A LoRA adapter on `gpt2`, which says of which model it is."""
+    files = in_folder(adapted(copy.deepcopy(_model(0))).save_pretrained)
+    about = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": base}
     return files | {"adapter_config.json": json.dumps(about).encode()}

@@ -1,11 +1,10 @@
-"""A Hugging Face hub on 127.0.0.1: the part of its interface that huggingface_hub, transformers, peft and datasets use.
+"""A Hugging Face hub on 127.0.0.1: what huggingface_hub, transformers, peft and datasets read of one.
 
-Repositories are dictionaries of bytes; what goes wrong with one is said by its `fault`.
+Repositories are dictionaries of bytes.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -21,13 +20,12 @@ import yaml
 
 # Accepted with every right; accepted, but without access to gated and private repositories. Any other is refused (401).
 TOKEN, OTHER_TOKEN = "hf_ofTheLoopbackHub", "hf_ofSomebodyElse"
-USER = "me"
 
 
 @dataclass
 class Repository:
-    """`revisions` maps branches and tags to commits, `commits` a commit to its files. `fault`: see
-    `_Handler._fails`."""
+    """`revisions` maps branches and tags to commits, `commits` a commit to its files. A proxy refuses weights in the
+    hub's place."""
 
     kind: str
     name: str
@@ -35,8 +33,7 @@ class Repository:
     revisions: dict[str, str] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
-    fault: str | None = None
-    failed: set[str] = field(default_factory=set)
+    behind_proxy: bool = False
 
     def commit(self, files: dict[str, bytes], *revisions: str) -> str:
         """Add a commit with these files, which `revisions` (main where none is named) point to from now on."""
@@ -104,7 +101,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
         self.server.asked.append(f"{self.command} {path}")
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
         self.trusted, self.known = token == TOKEN, token is not None
@@ -113,17 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(500, "Too bad")
             if token not in (None, TOKEN, OTHER_TOKEN):
                 raise _Refused(401, "Invalid username or password.")
-            routes = ((serve, found) for route, serve in _ROUTES if (found := re.fullmatch(route, path)))
-            serve, found = next(routes, (None, None))
-            if serve is None:
-                raise _Refused(404, f"no page {path}")
-            serve(self, **found.groupdict())
+            for route, serve in _ROUTES:
+                if found := re.fullmatch(route, path):
+                    return serve(self, **found.groupdict())
+            raise _Refused(404, "Entry not found", "EntryNotFound")
         except _Refused as refused:
             status, message, code = refused.args
             told = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
             self._answer({"error": message}, status, told)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_GET
 
     def log_message(self, *_) -> None:
         """Nothing on stderr; `LoopbackHub.asked` holds every request."""
@@ -137,8 +132,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    # Reading
 
     def _repository(self, kind: str, name: str, restricted: bool = False) -> Repository:
         found = self.server.repositories.get((kind, name))
@@ -179,76 +172,17 @@ class _Handler(BaseHTTPRequestHandler):
         commit, files = self._files(repository, revision)
         if file not in files:
             raise _Refused(404, "Entry not found", "EntryNotFound")
-        if self._fails(repository, file, files[file]):
-            return
+        if repository.behind_proxy and file == "model.safetensors":
+            return self._answer(b"<html>Blocked</html>", 403)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_sha(files[file])}"'}
         if file.endswith((".bin", ".safetensors", ".parquet", ".h5")):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(files[file]))}
         self._answer(files[file], 200, headers)
 
-    def _fails(self, repository: Repository, file: str, content: bytes) -> bool:
-        """Whether the repository's fault took the place of its weights: `proxy` (refuses in the hub's place); `cut off
-        once` (half of a body, from its beginning)."""
-        fault = repository.fault if file == "model.safetensors" else None
-        if fault == "proxy":
-            self._answer(b"<html>Blocked</html>", 403)
-            return True
-        if fault == "cut off once" and self.command == "GET" and file not in repository.failed:
-            repository.failed.add(file)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
-            return True
-        return False
-
-    # Writing
-
-    def whoami(self) -> None:
-        if not self.known:
-            raise _Refused(401, "Invalid username or password.")
-        self._answer({"type": "user", "name": USER if self.trusted else "somebody", "orgs": [], "auth": {}})
-
-    def create(self) -> None:
-        asked = json.loads(self.body)
-        name, kind = f"{asked.get('organization') or USER}/{asked['name']}", asked.get("type", "model")
-        if not self.trusted:
-            raise _Refused(403 if self.known else 401, "You have no right to write here")
-        if (kind, name) in self.server.repositories:
-            # Without the address, as a proxy or an older hub answers.
-            raise _Refused(409, "You already created this model repo")
-        private = bool(asked.get("private")) or asked.get("visibility") == "private"
-        self.server.add(kind, name, {}, private=private)
-        self._answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
-
-    def yaml(self) -> None:
-        self._answer({"errors": [], "warnings": []})
-
-    def preupload(self, kind: str, name: str, revision: str) -> None:
-        files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(self.body)["files"]]
-        self._answer({"files": files})
-
-    def push(self, kind: str, name: str, revision: str) -> None:
-        repository = self._repository(kind, name)
-        if not self.trusted:
-            raise _Refused(403, "You have no right to write here")
-        files = dict(repository.commits.get(repository.revisions.get(revision, ""), {}))
-        for line in map(json.loads, filter(None, self.body.split(b"\n"))):
-            if line["key"] == "file":
-                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        commit, address = repository.commit(files, revision), f"{self.server.url}/{name}"
-        self._answer({"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"})
-
 
 _NAME, _REVISION = r"(?P<name>[^/]+(?:/[^/]+)?)", r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
 _API, _FILE = rf"/api/(?P<kind>model|dataset)s/{_NAME}", rf"{_NAME}/resolve/{_REVISION}/(?P<file>.+)"
 _ROUTES = (
-    (r"/api/whoami-v2", _Handler.whoami),
-    (r"/api/repos/create", _Handler.create),
-    (r"/api/validate-yaml", _Handler.yaml),
-    (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
-    (rf"{_API}/commit/{_REVISION}", _Handler.push),
     (rf"{_API}/revision/{_REVISION}", _Handler.info),
     (rf"{_API}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
     (rf"{_API}/auth-check", _Handler.may_read),

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,10 +50,9 @@ PATIENCE_SECONDS = 3600.0
 
 @dataclass
 class Tally:
-    """What happened to one stage: how it was ended, seconds of work thrown away each time, and what went wrong."""
+    """What happened to one stage: how it was ended, and what went wrong."""
 
     ways: list[str] = field(default_factory=list)
-    repeated: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -65,8 +64,7 @@ class Series:
         self.command = [sys.executable, "-m", "rlhf_utils", "run", "--output-dir", str(folder), *arguments]
         self.root, self.errors = folder / "instruct-tiny", folder / "stderr.txt"
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.cache = cache or cache_folder()
-        self.environment["RLHF_CACHE"] = str(self.cache)
+        self.environment["RLHF_CACHE"] = str(cache or cache_folder())
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> subprocess.Popen:
@@ -95,15 +93,6 @@ class Series:
             return {}
 
 
-def kept_at(root: Path, cache: Path) -> Iterator[float]:
-    """When each piece of unfinished work of the run in `root`, and of base models in `cache`, was put away."""
-    for pattern in ("checkpoint-*/COMPLETE", "**/update-*/state.json", "*.json"):
-        for path in (root / "checkpoints" / ".work").glob(f"*/{pattern}"):
-            yield path.stat().st_mtime
-    for path in cache.glob("base/.*.work/checkpoint-*/COMPLETE"):
-        yield path.stat().st_mtime
-
-
 def end_within(series: Series, name: str, way: str, delay: float, tally: Tally) -> bool:
     """Start the series and end it `delay` seconds into stage `name`; False where that stage is done already."""
     before, process = series.stage(name), series.start()
@@ -116,17 +105,14 @@ def end_within(series: Series, name: str, way: str, delay: float, tally: Tally) 
                 tally.wrong.append(f"did not go on: {series.errors.read_text(encoding='utf-8')[-500:]}")
             return False
         time.sleep(0.05)
-    began = time.time()
     time.sleep(delay)
     number, everyone = WAYS[way]
     kernels = psutil.Process(process.pid).children(recursive=True)
-    asked = time.time()
     for member in [*(kernels if everyone else ()), process]:
         with contextlib.suppress(psutil.NoSuchProcess):  # the moment was too late
             member.send_signal(number)
     status = process.wait(PATIENCE_SECONDS)
     tally.ways.append(way)
-    tally.repeated.append(max(0.0, asked - max([began, *kept_at(series.root, series.cache)])))
     if number != signal.SIGKILL:
         errors = series.errors.read_text(encoding="utf-8")
         if status not in (128 + number, 0) or "Traceback" in errors:
@@ -196,20 +182,10 @@ def _figures(value, ignored: set[str]):
     return [_figures(inner, ignored) for inner in value] if isinstance(value, list) else value
 
 
-def table(tallies: dict[str, Tally]) -> str:
-    """Stage, how often and how it was ended, seconds of work done again at most, what went wrong."""
-    lines = [f"{'stage':<14} kills  {'  '.join(WAYS)}  seconds repeated (most)  lost"]
-    for name, tally in tallies.items():
-        counts = "  ".join(f"{tally.ways.count(way):>{len(way)}}" for way in WAYS)
-        most = f"{max(tally.repeated, default=0.0):.1f}"
-        lines.append(f"{name:<14} {len(tally.ways):>5}  {counts}  {most:>23}  {len(tally.wrong):>4}")
-    lines.append(f"{'all':<14} {sum(len(t.ways) for t in tallies.values()):>5}")
-    return "\n".join(lines)
-
-
 def verdict(tallies: dict[str, Tally], straight: Path, killed: Path) -> int:
     """Print what came of it; returns the exit status."""
-    print(table(tallies))
+    for name, tally in tallies.items():
+        print(f"{name:<14} {len(tally.ways)} kills, {len(tally.wrong)} lost: {', '.join(sorted(tally.ways))}")
     wrong = [f"{name}: {what}" for name, tally in tallies.items() for what in tally.wrong]
     wrong += [] if wrong else differences(straight, killed)
     for what in wrong:
