@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ def open_run(
     this notebook. Stages of earlier notebooks that are missing are made first."""
     runtime.prepare_environment()
     runtime.quiet_libraries()
+    _refuse_unknown_parameters()
     run = Run.open(recipe, scale, output_dir, overrides, resume)
     entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
     if not _applies(run, entry):
@@ -56,6 +58,22 @@ def open_run(
 
         display(Markdown(text))
     return run
+
+
+def _refuse_unknown_parameters() -> None:
+    """papermill only warns of a parameter that no notebook has, and a misspelled one would run with the defaults. What
+    it was given is the cell that it put in, which begins with a comment of its own."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    for cell in shell.user_ns.get("In", []) if shell else []:
+        if cell.startswith("# Parameters\n"):
+            given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
+            if unknown := sorted(given.difference(PARAMETERS)):
+                raise InputError(
+                    f"unknown parameter {', '.join(unknown)}; there are: {', '.join(PARAMETERS)}, and settings go into "
+                    'overrides, for example {"sft.epochs": 2}'
+                )
 
 
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:

@@ -77,9 +77,9 @@ def masked(folder: Path) -> None:
 DAMAGE = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
     "a broken config": (lambda folder: (folder / "config.json").write_text("{"), ["cannot load"]),
-    "a masked language model": (masked, ["is a bert model", "left to right"]),
+    "a masked language model": (masked, ["is a bert model", "name a causal language model"]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
-    "pickled weights": (pickled, ["its .bin file cannot be read as plain tensors", "never run"]),
+    "pickled weights": (pickled, ["its .bin file holds more than plain tensors", "never run"]),
     "no tokenizer": (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], ["has no tokenizer"]),
     "a tokenizer with more tokens than the model": (
         lambda folder: change_json(folder / "config.json", vocab_size=100),

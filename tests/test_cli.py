@@ -82,9 +82,9 @@ def test_recipes_are_listed_with_their_scales(cli):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "did you mean 'instruct'"]),
-        (["--scale", "tinny"], ["unknown scale 'tinny'", "did you mean 'tiny'"]),
-        (["--set", "ppo.updats=3"], ["'ppo.updats'", "'updates'"]),
+        (["--recipe", "instrct"], ["unknown recipe 'instrct'", "there are: eli5"]),
+        (["--scale", "tinny"], ["unknown scale 'tinny'", "there are: tiny"]),
+        (["--set", "ppo.updats=3"], ["ppo: unknown key 'updats' (did you mean 'updates'?)"]),
         (["--set", "ppo.updates"], ["is not key=value"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
         (["--only", "03"], ["checkpoints/sft is missing", "make sft first"]),

@@ -52,6 +52,10 @@ def test_table_and_picture_are_written(runs, tmp_path):
 def test_what_is_no_run_is_refused(runs, tmp_path):
     with pytest.raises(InputError, match="the same run twice"):
         compare([runs[0], runs[0]], tmp_path / "out")
-    with pytest.raises(InputError, match="is not a run: run.json is missing"):
+    for left in ("run.json", "evaluation/summary.json"):
+        with pytest.raises(InputError, match=f"{left} is missing: run the notebook"):
+            compare([tmp_path], tmp_path / "out")
+        write_json(tmp_path / left, {})
+    with pytest.raises(InputError, match="not made by this version"):
         compare([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -101,7 +101,7 @@ NO_ROWS = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "
 @pytest.mark.parametrize(
     ("train", "test", "settings", "message"),
     [
-        (NO_ROWS, None, {}, "train: 4 rows read, 3 empty or not text, 1 chosen and rejected are the same"),
+        (NO_ROWS, None, {}, "4 rows read, train: 3 empty or not text, train: 1 chosen and rejected are the same"),
         (pairs(20), pairs(20), {}, "too few rows for sft.*20 prompt also in the test split"),
         (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*train: 4 rows read"),
         (pairs(50), [{"text": "p", "label": 1}] * 9, {}, "train split holds pairs but the test split labelled"),

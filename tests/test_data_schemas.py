@@ -185,4 +185,4 @@ def test_spelled_messages_are_messages(text):
 @pytest.mark.parametrize("text", [str(CHAT)[:-20], "[{'role': open('x'), 'content': ''}]", str(CHAT) + "[" * 99_999])
 def test_messages_as_text_that_cannot_be_read_are_dropped(text):
     _, examples, dropped = read_rows([pair("p", text, "b")], "here")
-    assert not examples and dropped == {"list in column chosen cannot be read": 1}
+    assert not examples and dropped == {UNKNOWN_ROLE: 1}

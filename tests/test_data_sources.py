@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import json
 
 import pandas
@@ -73,19 +74,32 @@ def test_folder_with_files_named_for_splits(tmp_path):
 
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+pandas.DataFrame(ROWS).to_parquet(PARQUET := io.BytesIO())
 BAD = {
     "empty.jsonl": (b"", "is empty"),
+    "blank.jsonl": (b"\n \n", "is empty"),
+    "empty.jsonl.gz": (gzip.compress(b""), "is empty"),
+    "empty.json": (b"[]", "is empty"),
+    "empty.csv": (b"", "No columns"),
+    "header_only.csv": (b"prompt,chosen,rejected\n", "is empty"),
     "broken.jsonl": (GOOD + b"\n" + b'{"prompt": "p", "chosen\n', r"broken\.jsonl:3: broken JSON"),
-    "list.jsonl": (GOOD + b"[1, 2]\n", r"list\.jsonl:2: expected an object .* list"),
+    "broken.jsonl.gz": (gzip.compress(GOOD + b"{'a': 1}"), r"broken\.jsonl\.gz:2: broken JSON"),
+    "list.jsonl": (GOOD + b"[1, 2]\n", r"list\.jsonl: expected rows .* list"),
+    "text.jsonl": (b'"just text"\n', r"text\.jsonl: expected rows .* str"),
     "deep.jsonl": (b"[" * 200_000 + b"\n", r"deep\.jsonl:1: broken JSON"),
+    "digits.jsonl": (b'{"prompt": ' + b"9" * 5_000 + b"}\n", r"digits\.jsonl:1: broken JSON"),
+    "nul.jsonl": (GOOD + b'{"prompt": "\0"}\n', r"nul\.jsonl:2: broken JSON"),
     "utf16.jsonl": ('{"prompt": "p"}\n'.encode("utf-16"), "UTF-8"),
     "latin.csv": ("prompt,response\np,r\np,é\n".encode("latin-1"), "byte 0xe9.*UTF-8"),
     "broken.json": (b'[\n{"prompt": "p"},\n{"prompt" "q"}\n]', r"broken\.json:3: broken JSON"),
-    "twice.csv": (b"prompt,chosen,chosen\np,a,b\n", "occurs twice"),
-    "ragged.csv": (b"prompt,response\np,r\np,well, no\n", r"ragged\.csv:3: .*more cells"),
-    "quote.csv": (b'prompt,response\np,r\np,"never closed\n', r"quote\.csv:\d: broken CSV"),
+    "numbers.json": (b"[{}, 5]", r"numbers\.json: expected rows .* int"),
+    "ragged.csv": (b"prompt,response\np,r\np,well, no\n", r"ragged\.csv cannot be read .*line 3, saw 3"),
+    "ragged_first.csv": (b"prompt,response\np,well, no\n", "ragged_first.csv cannot be read"),
+    "quote.csv": (b'prompt,response\np,r\np,"never closed\n', r"quote\.csv cannot be read .*starting at row 2"),
     "bad.parquet": (b"PAR1 this is not one", "bad.parquet cannot be read"),
+    "cut.parquet": (PARQUET.getvalue()[:-20], "cut.parquet cannot be read"),
     "cut.jsonl.gz": (gzip.compress(lines(ROWS * 50))[:-12], "cut.jsonl.gz cannot be read"),
+    "plain.jsonl.gz": (GOOD, "plain.jsonl.gz cannot be read .*gzip"),
     "sheet.xlsx": (b"PK", "cannot read this kind of file; use one of .jsonl"),
 }
 
@@ -99,12 +113,38 @@ def test_bad_file_is_named_in_one_line(tmp_path, name):
     assert name in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("name", ["missing.jsonl", "missing.jsonl.gz", "no/such/folder", "./x", " "])
+def test_missing_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no file|dataset is empty"):
+        load_rows(name, SETTINGS, 0)
+
+
 @pytest.mark.parametrize(
-    "name, why", [("state.json", "holds no data files;"), ("test.jsonl", "but those of the test split")]
+    "name, content, message",
+    [
+        ("notes.bin", GOOD, "data files found"),
+        ("test.jsonl", GOOD, "has no split 'train'.* it has test"),
+        ("train.jsonl", GOOD + b"{'a': 1}", "JSON parse error"),
+    ],
 )
 def test_folders_that_hold_no_data(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         load_rows(str(tmp_path), SETTINGS, 0)
-    with pytest.raises(InputError, match="no file"):
-        load_rows(str(tmp_path / "missing.jsonl"), SETTINGS, 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nobody/pairs", "nobody/pairs@v1"])
+def test_a_hub_dataset_without_network_is_one_line_that_says_what_to_do(name):
+    with pytest.raises(InputError, match="could not be reached.*--set dataset=PATH.*--scale tiny") as caught:
+        load_rows(name, SETTINGS, 0)
+    assert "\n" not in str(caught.value) and "dataset nobody/pairs" in str(caught.value)
+
+
+def test_the_embedded_world_gets_its_settings():
+    settings = DataSettings(world="eli5", embedded_rows=5, embedded_test_rows=2)
+    rows = load_rows("embedded", settings, 3)
+    assert (len(rows.train), len(rows.test), rows.name) == (5, 2, "embedded") and "history" in rows.train[0]
+    assert rows.fingerprint == load_rows("embedded", settings, 3).fingerprint
+    assert rows.fingerprint != load_rows("embedded", settings, 4).fingerprint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import judge_gain, self_bleu
+from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.questions import read_prompt
 
@@ -90,8 +90,19 @@ def test_reward_up_without_gold_is_suspected(rows):
 # What it is made of
 
 
-def test_answers_that_are_all_alike_have_a_high_self_bleu():
-    alike = ["the same words in the same order every time"] * 20
-    words = [f"w{i}" for i in range(200)]
-    unlike = [" ".join(Random(i).sample(words, 9)) for i in range(20)]
-    assert self_bleu(alike) > 0.99 and self_bleu(unlike) < 0.1 and self_bleu(["one answer alone"]) == 0
+def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
+    first = ["good luck to you my friend good luck to you"] * 30 + ["it depends on you"] * 10
+    second = ["it depends on you"] * 38 + ["good luck to you"] * 2
+    found = overused_phrases(first, second)
+    top = found[0]
+    assert [top[key] for key in ("first", "first_total", "second_total")] == [30, 40, 40] and top["z"] > 4
+    assert top["growth"] == pytest.approx(30 / 40 - top["second"] / 40)
+    words = [phrase["text"].split() for phrase in found]
+    pairs = [set(zip(row, row[1:], strict=False)) for row in words]
+    assert not any(a & b for i, a in enumerate(pairs) for b in pairs[:i])
+    assert overused_phrases(second, second) == []
+
+
+def test_style_is_of_the_words_and_endings():
+    style = style_of(["I cannot help with that.", "a b a b a b"], [True, False])
+    assert style["refusal_rate"] == 0.5 and style["eos_rate"] == 0.5 and style["repetition"] == pytest.approx(0.25)

@@ -189,22 +189,3 @@ def test_what_the_judge_lacks_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(InputError, match="pip install 'openai"):
         judging.Endpoint()
-
-
-# By hand
-
-
-def test_a_form_shows_one_pair_after_the_other_escaped_and_resumes(folder, tmp_path, monkeypatch):
-    monkeypatch.delenv("RLHF_HEADLESS", raising=False)
-    pairs = judging.read_pairs(folder)
-    form = judging.label_pairs(folder)
-    shown, buttons = form.children[0], form.children[1].children
-    assert pairs[0].prompt in shown.value and pairs[0].first in shown.value
-    buttons[0].click(), buttons[1].click()
-    assert pairs[2].prompt in shown.value
-    given = judging.read_verdicts(folder / "human_verdicts.jsonl", folder)
-    assert given == {"me": {pairs[0].id: "first", pairs[1].id: "tie"}}
-    assert "58 to go" in judging.label_pairs(folder).children[0].value
-    judging.write_pairs(tmp_path, ["<b>p"], {"ppo": ["<script>x</script>"], "sft": ["y"]}, ("ppo", "sft"), 0)
-    page = judging.label_pairs(tmp_path).children[0].value
-    assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;p" in page

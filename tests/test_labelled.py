@@ -67,7 +67,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
     data = prepare(Rows(rows, None, "made", "f"), settings, tiny_tokenizer(), 0)
     # 1 is the least vote that counts: (1, 0) and (-1, -4) are ties.
     assert sorted(data.splits["sft"]["prompt"]) == ["q 1", "q 2", "q 3"]
-    assert data.report.dropped("train")["votes too close"] == 3
+    assert {"reason": "votes too close", "dropped": 3, "left": 3} in data.report["train"]
 
 
 def test_ppo_goes_on_with_plain_texts(tmp_path):

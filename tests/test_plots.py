@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_jsonl
 from rlhf_utils.report import style
 from rlhf_utils.report.findings import NotMeasured
@@ -40,6 +41,11 @@ def test_every_picture_is_drawn_wide_enough_and_not_blank(run):
         assert 0.02 < np.mean(image.min(axis=-1) < 0.9) < 0.9
 
 
+def test_an_unknown_picture_is_one_line(run):
+    with pytest.raises(InputError, match="no plot called 05_dreams: choose one of 01_sft_full_vs_qlora"):
+        draw(run, "05_dreams")
+
+
 def scaled(stage: str, key: str, factor: float | None):
     """Multiplies a figure of a training's log; with None it becomes null."""
 
@@ -59,16 +65,21 @@ def changed(name: str, edit):
     ("plot", "edit"),
     [
         ("01_sft_full_vs_qlora", scaled("sft", "eval_loss", 1.5)),
-        ("02_reward_by_length", changed("reward_model", lambda r: r["by_length"][0].update(accuracy=0.5))),
+        ("01_sft_full_vs_qlora", scaled("sft_qlora", "peak_memory_bytes", None)),
         ("02_reward_margins", changed("reward_model", lambda r: r["margins"].extend([-3.0] * 40))),
         ("02_reward_model_accuracy", changed("reward_model", lambda r: r.update(accuracy=0.7))),
         ("03_ppo_training", scaled("ppo", "kl", 1.5)),
+        ("03_ppo_training", scaled("ppo", "value_clip_fraction", None)),
         ("04_overoptimisation", changed("overoptimise", lambda o: o["curve"][3].update(gold=1.0))),
         ("04_reward_comparison", changed("summary", lambda s: s["models"]["ppo"].update(gold=4.9))),
+        ("04_reward_comparison", changed("summary", lambda s: s["models"]["ppo"].update(reward_ci95=[0.1, 0.9]))),
         ("04_reward_kl_frontier", changed("frontier", lambda f: f["points"][3].update(gold=4.4))),
-        ("04_reward_range", changed("summary", lambda s: s["reward_range"]["models"]["ppo"].__setitem__(3, 0.9))),
+        ("04_reward_kl_frontier", changed("frontier", lambda f: f.update(chosen_update=6))),
+        ("04_reward_kl_frontier", changed("frontier", lambda f: f["best_of_n"][2].update(reward=1.0))),
         ("04_rouge_comparison", changed("summary", lambda s: s["models"]["ppo"].update(rouge2=0.11))),
+        ("04_rouge_comparison", changed("summary", lambda s: s["models"]["sft"].update(rougeL=None))),
         ("04_win_rate", changed("summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(ci95=[0.4, 0.8]))),
+        ("04_win_rate", changed("summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(wins=1))),
     ],
 )
 def test_a_picture_changes_with_its_numbers(run, monkeypatch, plot, edit):

@@ -70,27 +70,35 @@ def test_the_learning_rate_rises_step_by_step_and_falls_update_by_update(policy,
         assert rates[:rising] == pytest.approx([1e-3 * (s + 1) / (rising + 1) for s in range(rising)], rel=0.2)
 
 
+def test_the_objective_in_the_metrics_is_what_is_paid(policy, tmp_path):
+    """Scaled, clipped, less where an answer does not end, and less the price of its KL."""
+    settings = dict(reward_scale=3.0, reward_clip=2.0, missing_eos_penalty=0.7, kl_coefficient=0.3, learning_rate=5e-3)
+    trainer, rollouts = tiny_trainer(policy, tmp_path, **settings), []
+    collect = trainer.rollouts.collect
+    trainer.rollouts.collect = lambda *how: rollouts.append(collect(*how)) or rollouts[-1]
+    history = trainer.train()
+    assert history[-1]["kl"] > 0.05
+    for line, rollout in zip(history, rollouts, strict=False):
+        kl = (rollout.logprobs - rollout.reference_logprobs).sum(dim=1)
+        kept = [max(-2.0, min(2.0, 3.0 * score)) for score in rollout.scores.tolist()]
+        paid = [k - 0.7 * (not a.ended) - 0.3 * n for k, a, n in zip(kept, rollout.answers, kl.tolist(), strict=True)]
+        assert line["objective"] == pytest.approx(sum(paid) / len(paid), abs=1e-4)
+
+
 # Failing
 
 
 @pytest.mark.parametrize(
     ("returned", "words"),
     [
-        (torch.zeros(8, 1), r"returned shape \(8, 1\) for 8 responses; it must return one float per response"),
-        ([1.0, "good"] * 4, "returned what is no list of numbers .* for 8 responses"),
+        ([1.0] * 7 + [math.nan], "returned nan for the response '.* must be finite"),
+        (torch.zeros(8, 1), r"returned shape \(8, 1\) for 8 responses; one float each is wanted"),
     ],
 )
 def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, returned, words):
     calls = iter([[1.0] * 8, returned])
     with pytest.raises(TrainingError, match=f"update 1: the reward function {words}"):
         tiny_trainer(policy, tmp_path, lambda prompts, responses: next(calls)).train()
-
-
-def test_a_reward_that_is_nan_leaves_its_answers(policy, tmp_path):
-    with pytest.raises(TrainingError, match=r"returned nan for the response .* the batch is in .*not_finite; the same"):
-        tiny_trainer(policy, tmp_path, lambda prompts, responses: [0.5] * 7 + [math.nan]).train()
-    told = read_json(tmp_path / "not_finite" / "batch.json")
-    assert len(told["texts"]["prompt"]) == len(told["texts"]["response"]) == 8 and "returned nan" in told["error"]
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_update(policy, tmp_path):
@@ -107,7 +115,7 @@ def test_impossible_inputs_are_refused_before_training(policy, tmp_path, monkeyp
     with pytest.raises(InputError, match="longest prompt has .* context is 96; lower"):
         tiny_trainer(policy, tmp_path, prompts=["x" * 80])
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="file exists|not a directory"):
         tiny_trainer(policy, tmp_path / "file")
     monkeypatch.setattr("rlhf_utils.ppo.trainer.get_available_trackers", list)
     with pytest.raises(InputError, match="wandb, which is not installed; `pip install wandb`"):
@@ -210,25 +218,3 @@ def test_each_trouble_is_told_with_its_figures_and_a_healthy_training_is_left_al
     assert all(warnings_of(history_of(updates), config) == {} for updates in (1, 2, 5, 12))
     found = warnings_of(history_of(**last), config)
     assert list(found) == [name] and re.search(words, found[name]) and "\n" not in found[name]
-
-
-def test_a_reward_that_does_not_move_is_told_once_there_is_enough_to_go_by():
-    flat = [{**HEALTHY, "reward": 0.01 * (i % 2)} for i in range(30)]
-    assert "reward_flat" not in warnings_of(flat[:9], PPOConfig())
-    assert list(warnings_of(flat, PPOConfig())) == ["reward_flat"]
-
-
-def test_a_phrase_that_is_paid_for_is_seen_spreading(tmp_path):
-    texts, letters = iter(["a b c d"] * 8 + ["e e e e"] * 8), count_letter("e")
-    trainer = tiny_trainer(save_tiny(tmp_path / "policy"), tmp_path / "out", letters, updates=2)
-    collect = trainer.rollouts.collect
-
-    def said(*how):
-        rollout = collect(*how)
-        rollout.answers = [replace(answer, text=next(texts, "")) for answer in rollout.answers]
-        return rollout
-
-    trainer.rollouts.collect = said
-    lines = trainer.train()
-    assert lines[0]["phrase"] is None and lines[1]["phrase"] == "e e e e" and lines[1]["phrase_share"] == 1.0
-    assert list(lines[1]["warnings"]) == ["one_phrase"]

@@ -69,7 +69,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(texts, straight, tm
 
 
 def test_too_little_text_is_refused_and_any_real_text_will_do(tmp_path):
-    for texts in ([], ["a few words only"]):
+    for texts in (["", "  "], ["a few words only"]):
         with pytest.raises(InputError, match="text"):
             train_base(texts, SETTINGS, 0, tmp_path / "base")
         assert not (tmp_path / "base").exists()

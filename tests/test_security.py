@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
 
+import pytest
+from made_up_run import make_run
+
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.report.cards import _markdown
 from rlhf_utils.report.findings import text_summary
+from rlhf_utils.report.page import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("0*/*.ipynb"))
@@ -30,6 +35,18 @@ def sources() -> dict[str, str]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         found[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     return found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle", "from dill import loads", "eval(text)", "os.system(text)", "run(text, shell=True)",
+        "load(x, trust_remote_code=asked)", "torch.load(path)", "torch.load(path, weights_only=False)",
+        "yaml.load(text)", "save(x, safe_serialization=False)", "load(x, use_safetensors=None)",
+    ],
+)  # fmt: skip
+def test_what_would_run_code_is_found(code):
+    assert DANGERS.search(code)
 
 
 def test_nothing_that_is_read_is_run():
@@ -72,3 +89,14 @@ def test_a_model_card_takes_no_markup_from_a_phrase():
     card = _markdown(f"The phrase {HOSTILE!s} is in every answer")
     assert is_harmless(card) and "<script>" not in card and "](http" not in card and " `b" not in card
     assert _markdown("gold: +1.2 [0.9, 1.4]") == "gold: +1.2 [0.9, 1.4]"
+
+
+def test_the_report_shows_phrases_and_responses_as_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_utils.report.page.PLOTS", [])
+    root = make_run(tmp_path)
+    path = root / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["hacking"] = {**summary.get("hacking", {}), "level": "suspected", "text": HOSTILE, "evidence": [HOSTILE]}
+    path.write_text(json.dumps(summary))
+    page = write_report(root).read_text(encoding="utf-8")
+    assert "<script>alert" not in page and html.escape("<script>alert(1)</script>") in page
