@@ -84,7 +84,7 @@ def test_paths_are_never_read_as_yaml_and_context_matters_only_to_the_model_made
 
 
 REFUSED = [
-    ({"ppo.updats": 3}, ["'ppo.updats'", "did you mean 'updates'"]),
+    ({"ppo.updats": 3}, ["ppo: unknown key 'updats'", "did you mean 'updates'"]),
     ({"data.split_rows.test": 1}, ["data.split_rows.test", "'sft', 'reward', 'ppo'"]),
     ({"": 1}, ["unknown key ''"]),
     ({"ppo": 3}, ["ppo is 3"]),

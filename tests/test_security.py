@@ -82,7 +82,8 @@ def test_errors_and_summaries_are_safe_to_print():
     for error in (InputError, TrainingError):
         assert is_harmless(str(error(f"row 3: {HOSTILE}"))) and "alert(1)" in str(error(HOSTILE))
     verdict = {"level": "suspected", "text": f"{HOSTILE} is in 90% of answers", "evidence": []}
-    assert is_harmless(text_summary({"hacking": verdict})) and "alert(1)" in text_summary({"hacking": verdict})
+    said = text_summary({"hacking": verdict, "models": {}})
+    assert is_harmless(said) and "alert(1)" in said
 
 
 def test_a_model_card_takes_no_markup_from_a_phrase():
