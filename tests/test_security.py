@@ -82,7 +82,7 @@ def test_errors_and_summaries_are_safe_to_print():
     for error in (InputError, TrainingError):
         assert is_harmless(str(error(f"row 3: {HOSTILE}"))) and "alert(1)" in str(error(HOSTILE))
     verdict = {"level": "suspected", "text": f"{HOSTILE} is in 90% of answers", "evidence": []}
-    said = text_summary({"hacking": verdict, "models": {}})
+    said = text_summary({"hacking": verdict, "models": {"ppo": {"reward": 1.0}}})
     assert is_harmless(said) and "alert(1)" in said
 
 
