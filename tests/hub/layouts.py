@@ -32,6 +32,7 @@ def populate(hub: LoopbackHub) -> LoopbackHub:
     imdb = hub.add("model", "lvwerra/gpt2-imdb", tuned_files(pickled=True))
     imdb.commit(tuned_files(pickled=True) | tuned_files(pickled=False), "refs/pr/1")
     hub.add("model", "lvwerra/distilbert-imdb", classifier_files())
+    hub.add("model", "sentence-transformers/all-MiniLM-L6-v2", classifier_files())  # only looked up
     hub.add("model", "sharded/gpt2", sharded_files(gpt2))
     hub.add("model", "nested/gpt2", {"README.md": b"", **{f"small/{name}": content for name, content in gpt2.items()}})
     hub.add("model", "only/config", {"config.json": gpt2["config.json"], "tf_model.h5": b"0"})
