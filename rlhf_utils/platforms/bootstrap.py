@@ -1,4 +1,4 @@
-"""The first cell of every notebook: finds its feet and installs what is missing. Needs packaging and nothing else."""
+"""The first cell of every notebook: finds its feet and installs what is missing. Standard library only."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def settle() -> None:
 
 def requirements() -> list[Requirement]:
     """What Colab and Kaggle need, of each line of requirements.txt."""
-    from packaging.requirements import Requirement
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # pip carries a copy
+        from pip._vendor.packaging.requirements import Requirement
 
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8").split(LOCAL_ONLY)[0]
     return [Requirement(line) for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
