@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import yaml
+from hub.client import done, start
+from hub.server import OTHER_TOKEN, TOKEN
 from made_up_run import make_run
 from tiny import save_tiny
 
@@ -81,33 +81,45 @@ def test_no_path_of_this_machine_is_in_the_card_and_the_repository_of_a_pinned_p
     assert about["license"] == "apache-2.0" and about["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-@pytest.fixture
-def uploaded(monkeypatch) -> dict[str, tuple[bool, dict[str, bytes]]]:
-    """A hub in place of the library's client: repositories by name, whether they are private, and their files."""
-    there = {}
+PUSHED = """
+import json, os, sys
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.models.loading import load_policy
+from rlhf_utils.report.cards import push_to_hub
+from rlhf_utils.runs.run import Run
 
-    def upload(repo_id, folder_path, **_):
-        there[repo_id][1].update({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
+run, told = Run.load(sys.argv[1]), []
+for token, name, private in json.loads(sys.argv[2]):
+    os.environ["HF_TOKEN"] = token
+    try:
+        told.append(push_to_hub(run, "ppo", name, private))
+    except InputError as error:
+        told.append(str(error))
+os.environ["HF_TOKEN"] = json.loads(sys.argv[2])[0][0]
+load_policy("me/open", detect_device())
+print(json.dumps(told))
+"""
 
-    client = SimpleNamespace(
-        whoami=lambda: {"name": "me"}, repo_exists=there.__contains__, upload_folder=upload,
-        create_repo=lambda name, private: there.update({name: (private, {})}),
-        model_info=lambda name: SimpleNamespace(private=there[name][0]),
-    )  # fmt: skip
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: client)
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    return there
 
-
-def test_what_is_uploaded_is_the_model_with_its_card_also_into_a_repository_that_is_there(run, uploaded, monkeypatch):
-    for name, private in (("me/open", False), ("me/open", False), ("mine", True)):
-        assert push_to_hub(run, "ppo", name, private).endswith(name)
-    assert {name: private for name, (private, _) in uploaded.items()} == {"me/open": False, "me/mine": True}
-    for name, (_, files) in uploaded.items():
+@pytest.mark.slow
+def test_what_is_uploaded_is_the_model_with_its_card_also_into_a_repository_that_is_there(run, hub, tmp_path):
+    pushes = [(TOKEN, "me/open", False), (TOKEN, "me/open", False), (TOKEN, "mine", True), (TOKEN, "me/open", True)]
+    pushes += [(TOKEN, "a b c", False), ("hf_expired", "me/open", False), (OTHER_TOKEN, "me/new", False)]
+    out, _ = done(start(PUSHED, hub.url, tmp_path, str(run.root), json.dumps(pushes)))
+    told = json.loads(out)
+    assert told[:3] == [f"{hub.url}/me/open", f"{hub.url}/me/open", f"{hub.url}/me/mine"]
+    assert "is there already, and public" in told[3] and not any("\n" in line or "hf_" in line for line in told)
+    assert [line.partition(": ")[0] for line in told[4:]] == [f"cannot push to {name}" for _, name, _ in pushes[4:]]
+    for name, private in (("me/open", False), ("me/mine", True)):
+        there = hub.repositories["model", name]
+        files = there.commits[there.revisions["main"]]
         assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
-        assert "stage.json" not in files and f'pipeline("text-generation", "{name}")'.encode() in files["README.md"]
-    with pytest.raises(InputError, match="is there already, and public"):
-        push_to_hub(run, "ppo", "me/open", True)
+        assert "stage.json" not in files and there.private == private
+        assert f'pipeline("text-generation", "{name}")'.encode() in files["README.md"]
+
+
+def test_without_a_token_nothing_is_sent(run, monkeypatch):
     monkeypatch.setattr("rlhf_utils.report.cards.hub_token", lambda: None)
     with pytest.raises(InputError, match="needs a token.*HF_TOKEN"):
-        push_to_hub(run, "ppo", "me/other")
+        push_to_hub(run, "ppo", "me/mine")

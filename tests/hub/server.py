@@ -5,6 +5,7 @@ Repositories are dictionaries of bytes.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ import yaml
 
 # Accepted with every right; accepted, but without access to gated and private repositories. Any other is refused (401).
 TOKEN, OTHER_TOKEN = "hf_ofTheLoopbackHub", "hf_ofSomebodyElse"
+USER = "me"
 
 
 @dataclass
@@ -101,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.body = self.rfile.read(int(self.headers.get("content-length") or 0))
         self.server.asked.append(f"{self.command} {path}")
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
         self.trusted, self.known = token == TOKEN, token is not None
@@ -118,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             told = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
             self._answer({"error": message}, status, told)
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, *_) -> None:
         """Nothing on stderr; `LoopbackHub.asked` holds every request."""
@@ -179,10 +182,52 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(files[file]))}
         self._answer(files[file], 200, headers)
 
+    # Writing
+
+    def whoami(self) -> None:
+        if not self.known:
+            raise _Refused(401, "Invalid username or password.")
+        self._answer({"type": "user", "name": USER if self.trusted else "somebody", "orgs": [], "auth": {}})
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        name, kind = f"{asked.get('organization') or USER}/{asked['name']}", asked.get("type", "model")
+        if not self.trusted:
+            raise _Refused(403 if self.known else 401, "You have no right to write here")
+        if (kind, name) in self.server.repositories:
+            # Without the address, as a proxy or an older hub answers.
+            raise _Refused(409, "You already created this model repo")
+        private = bool(asked.get("private")) or asked.get("visibility") == "private"
+        self.server.add(kind, name, {}, private=private)
+        self._answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+
+    def yaml(self) -> None:
+        self._answer({"errors": [], "warnings": []})
+
+    def preupload(self, kind: str, name: str, revision: str) -> None:
+        files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(self.body)["files"]]
+        self._answer({"files": files})
+
+    def push(self, kind: str, name: str, revision: str) -> None:
+        repository = self._repository(kind, name)
+        if not self.trusted:
+            raise _Refused(403, "You have no right to write here")
+        files = dict(repository.commits.get(repository.revisions.get(revision, ""), {}))
+        for line in map(json.loads, filter(None, self.body.split(b"\n"))):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        commit, address = repository.commit(files, revision), f"{self.server.url}/{name}"
+        self._answer({"success": True, "commitOid": commit, "commitUrl": f"{address}/commit/{commit}"})
+
 
 _NAME, _REVISION = r"(?P<name>[^/]+(?:/[^/]+)?)", r"(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+)"
 _API, _FILE = rf"/api/(?P<kind>model|dataset)s/{_NAME}", rf"{_NAME}/resolve/{_REVISION}/(?P<file>.+)"
 _ROUTES = (
+    (r"/api/whoami-v2", _Handler.whoami),
+    (r"/api/repos/create", _Handler.create),
+    (r"/api/validate-yaml", _Handler.yaml),
+    (rf"{_API}/preupload/{_REVISION}", _Handler.preupload),
+    (rf"{_API}/commit/{_REVISION}", _Handler.push),
     (rf"{_API}/revision/{_REVISION}", _Handler.info),
     (rf"{_API}/tree/{_REVISION}(?:/(?P<folder>.+))?", _Handler.tree),
     (rf"{_API}/auth-check", _Handler.may_read),
