@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--yes", action="store_true", help="ask without showing the cost first")
     add = command(_compare, "several runs side by side: a table, a picture")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
-    add("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png,html}")
+    add("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png}")
     add = command(_push, "upload a run's model with its card to the Hugging Face hub")
     add("--run", **folder)
     add("--stage", default="ppo", help="whose model (default ppo)")

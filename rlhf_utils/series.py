@@ -17,7 +17,7 @@ from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import EMBEDDED, is_folder, is_there, local_path
+from rlhf_utils.platforms.names import EMBEDDED, check_trackers, is_folder, is_there, local_path
 from rlhf_utils.runs.launch import check_launcher, run_notebook, run_python
 from rlhf_utils.runs.named import check_names
 from rlhf_utils.runs.run import Run
@@ -193,6 +193,8 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
             made.add(stage)
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
+    if made & {"ppo", "overoptimise"}:
+        check_trackers(recipe.ppo.report_to)
     if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
         with runtime.cache_entry("check"):
             pass  # InputError where nothing can be written there

@@ -86,6 +86,7 @@ def test_recipes_are_listed_with_their_scales(cli):
         (["--scale", "tinny"], ["unknown scale 'tinny'", "there are: tiny"]),
         (["--set", "ppo.updats=3"], ["ppo: unknown key 'updats' (did you mean 'updates'?)"]),
         (["--set", "ppo.updates"], ["is not key=value"]),
+        (["--set", "ppo.report_to=[trackio]"], ["ppo.report_to names trackio, which is not installed"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
         (["--only", "03"], ["checkpoints/sft is missing", "make sft first"]),
         (["--output-dir", "/dev/null"], ["cannot write /dev/null"]),

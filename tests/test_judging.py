@@ -147,6 +147,12 @@ def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serv
     assert "secret-of-a-test" not in "".join(path.read_text() for path in folder.iterdir())
 
 
+def test_a_service_without_a_key_is_asked_too(folder, serve, monkeypatch):
+    calls = serve(likes_good)
+    monkeypatch.delenv("RLHF_JUDGE_KEY")
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=1)["consistent"] == 1 and len(calls) == 2
+
+
 @pytest.mark.parametrize(("reply", "unreadable"), [('{"verdict": "A"}', 0), ("Both have merits.", 5), ("", 5)])
 def test_a_judge_that_follows_the_order_or_cannot_be_read_gives_ties(folder, serve, reply, unreadable):
     serve(lambda question, call: reply)

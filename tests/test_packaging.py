@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from fnmatch import fnmatch
@@ -81,3 +82,9 @@ def test_everything_in_the_package_is_shipped():
             assert (PACKAGE / file).with_name("__init__.py").is_file(), f"{file}: no __init__.py beside it"
         else:
             assert any(fnmatch(file.as_posix(), glob) for glob in globs), f"{file}: not in package-data"
+
+
+def test_no_weights_are_in_the_repository():
+    kinds = [f"*.{kind}" for kind in ("safetensors", "bin", "pt", "pth", "pkl")]
+    listed = subprocess.run(["git", "ls-files", "--", *kinds], cwd=ROOT, capture_output=True, text=True)
+    assert listed.stdout == ""

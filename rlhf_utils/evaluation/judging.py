@@ -111,14 +111,15 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.url, self.model, key = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
-        if not (self.url.startswith(("http://", "https://")) and self.model and key):
-            needs = "the address of an OpenAI-compatible service (https://.../v1), the model's name, and its key"
+        if not (self.url.startswith(("http://", "https://")) and self.model):
+            needs = "the address of an OpenAI-compatible service (https://.../v1), the model's name, and its key if any"
             raise InputError(f"a language model as judge needs {', '.join(ENVIRONMENT)}: {needs}")
         try:
             from openai import OpenAI
         except ImportError:
             raise InputError("a language model as judge needs `pip install 'openai>=2,<4'`") from None
-        self.client = OpenAI(base_url=self.url, api_key=key, timeout=TIMEOUT_SECONDS, max_retries=RETRIES)
+        # A server of one's own asks for no key, the client does.
+        self.client = OpenAI(base_url=self.url, api_key=key or "none", timeout=TIMEOUT_SECONDS, max_retries=RETRIES)
 
     def ask(self, pair: Pair) -> str | None:
         """`first`, `second` or `tie`; None where the reply cannot be read. The client tries again what may pass (and

@@ -86,6 +86,14 @@ def known_as(source: Source) -> str:
     return PACKAGED[source].hub if source in PACKAGED else hub_name(source)[0]
 
 
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise InputError for one of `ppo.report_to` whose package is not installed; imports none of them."""
+    for name in names:
+        packages = ("tensorboard", "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(map(importlib.util.find_spec, packages)):
+            raise InputError(f"ppo.report_to names {name}, which is not installed; `pip install {name}`")
+
+
 def check_packaged(names: Iterable[str | None]) -> None:
     """Raise InputError for a name of `PACKAGED` whose package is not installed; nothing is read or imported."""
     for name in names:

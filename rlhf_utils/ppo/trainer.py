@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
@@ -20,6 +19,7 @@ from rlhf_utils.models.loading import padding
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, disk_errors
+from rlhf_utils.platforms.names import check_trackers
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
@@ -73,8 +73,7 @@ class PPOTrainer:
             raise InputError("ppo.critic separate needs a reward model to start from: PPOTrainer(critic=FOLDER)")
         if critic is not None:
             check_critic(critic, tokenizer)
-        for name in set(config.report_to) - {tracker.value for tracker in get_available_trackers()}:
-            raise InputError(f"ppo.report_to names {name}, which is not installed; `pip install {name}`")
+        check_trackers(config.report_to)
         processes.divided(config.rollout_batch_size, "ppo.rollout_batch_size")
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
         processes.start()
