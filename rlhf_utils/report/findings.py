@@ -44,7 +44,8 @@ def read_object(run: Path, name: str) -> dict:
 
 def read_samples(run: Path) -> pd.DataFrame:
     """`evaluation/samples.csv` with every cell as text: the response "NA" or "None" is a text, not a gap."""
-    return pd.read_csv(existing(run, "evaluation/samples.csv"), dtype=str, keep_default_na=False)
+    # The C engine of pandas 2 ends a text at a NUL byte, which an untrained model may write.
+    return pd.read_csv(existing(run, "evaluation/samples.csv"), dtype=str, keep_default_na=False, engine="python")
 
 
 def read_metrics(run: Path, stage: str) -> tuple[pd.DataFrame, dict]:
