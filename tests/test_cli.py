@@ -60,12 +60,6 @@ def made(tmp_path_factory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help(cli, arguments):
-    done = cli(*arguments)
-    assert done.status == 0 and done.out.startswith("usage: python -m rlhf_utils") and not done.err
-
-
 @pytest.mark.parametrize("arguments", [[], ["nope"], ["run", "--nope"], ["rank"]])
 def test_a_command_line_that_makes_no_sense(cli, arguments):
     refused(cli(*arguments), "see `python -m rlhf_utils")

@@ -100,15 +100,3 @@ def test_places_that_cannot_be_written(tmp_path, code, words):
         with files.whole_folder(tmp_path / "stage"):
             raise OSError(code, os.strerror(code))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_in_the_words_of_safetensors_and_torch(tmp_path):
-    for words in (
-        "Error while serializing: I/O error: No space left on device (os error 28)",
-        "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/3: file write failed",
-    ):
-        with pytest.raises(InputError, match="disk is full"), files.disk_errors(tmp_path):
-            raise RuntimeError(words)
-    for failure in (FileNotFoundError(errno.ENOENT, "x"), RuntimeError("x")):
-        with pytest.raises(type(failure)), files.disk_errors(tmp_path):
-            raise failure

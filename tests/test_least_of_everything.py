@@ -10,8 +10,6 @@ from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.evaluation.compare import evaluate_models
-from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import judge_gain
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import compare, write_report
@@ -72,15 +70,3 @@ def test_a_budget_that_nothing_keeps_leaves_the_sft_model_and_is_not_paid_for_tw
     again = open_run(run.root.parents[1], policy, **tight)
     assert again.has("ppo") and again.results("ppo") == result
     assert "PPO and its KL budget: at update 1 the policy was" in text_summary(evaluate_models(again))
-
-
-@pytest.mark.parametrize("judged", [True, False])
-@pytest.mark.parametrize("prompts", [1, 2])
-def test_the_panel_judges_a_single_answer(prompts, judged):
-    def answers(reward: float) -> Answered:
-        many = [reward] * prompts
-        return Answered(["so it is"] * prompts, [True] * prompts, many, many if judged else None, [1.0] * prompts)
-
-    found = judge_gain(["why?"] * prompts, answers(0.0), answers(1.0), lambda p, r: [0.0] * len(p), None)
-    assert "+1.00" in found["evidence"][0] and ("[" in found["evidence"][0]) == (prompts > 1)
-    assert (found["level"] == "none") if prompts == 1 or judged else True

@@ -149,11 +149,6 @@ def test_bad_input_found_by_the_first_notebook_leaves_no_run(tmp_path, fake):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_some_notebooks(tmp_path, fake):
-    start(tmp_path, only=["01", "02_01"])
-    assert fake.paths == [notebook.path for notebook in SHOWN[:4]]
-
-
 def test_a_path_relative_to_where_the_command_was_typed(tmp_path, fake, monkeypatch):
     rows = [f'{{"prompt": "p {i}", "chosen": "a", "rejected": "b"}}\n' for i in range(200)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
