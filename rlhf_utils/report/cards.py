@@ -49,13 +49,25 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
         model_name=f"{recipe.title}: {ROLES[stage]}",
         eval_results=_results(summary, stage, task, known) or None,
     )
-    made, template = read_json(run.folder(stage) / "stage.json")["made"], resources.files(__package__) / "templates"
-    found = {"rows": model_table(summary), "headlines": [_markdown(line) for line in sentences(summary)]}
-    names = {"role": ROLES[stage], "policy": policy, "data": dataset, "address": written_address()}
-    source = {"recipe": recipe, "record": run.record(), "made": made, "changes": _changes(run), "summary": summary}
-    text = (template / "model_card.md.j2").read_text(encoding="utf-8")
-    values = {"stage": stage, "repository": repository} | found | names | source
-    return str(ModelCard.from_template(about, template_str=text, **values))
+    return str(
+        ModelCard.from_template(
+            about,
+            template_str=(resources.files(__package__) / "templates" / "model_card.md.j2").read_text(encoding="utf-8"),
+            stage=stage,
+            repository=repository,
+            role=ROLES[stage],
+            recipe=recipe,
+            policy=policy,
+            data=dataset,
+            address=written_address(),
+            summary=summary,
+            rows=model_table(summary),
+            headlines=[_markdown(line) for line in sentences(summary)],
+            record=run.record(),
+            made=read_json(run.folder(stage) / "stage.json")["made"],
+            changes=_changes(run),
+        )
+    )
 
 
 def _results(summary: dict, stage: str, task: str, dataset: str | None) -> list:
