@@ -1,7 +1,5 @@
 """The notebooks in order: opening a run from one of them, and running them headless with papermill."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json

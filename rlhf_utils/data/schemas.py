@@ -4,8 +4,6 @@ A row that cannot be used is dropped with a reason, never an error: real data ha
 be, and dialogues that stop in the middle.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

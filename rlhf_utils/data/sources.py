@@ -3,8 +3,6 @@
 What is wrong with a file is said with its name and, where there is one, its line.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

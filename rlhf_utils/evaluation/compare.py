@@ -1,8 +1,6 @@
 """Stage `evaluation`: every model responds to the same held-out prompts and is measured in the same way. Where the
 recipe asks for it, also the score of an assistant: on a fixed set of prompts, a third of them sensitive."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Sampling and scoring responses of any policy of a run, always in the same way."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

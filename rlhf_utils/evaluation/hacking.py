@@ -1,8 +1,6 @@
 """Is the gain real, or has the policy found a weakness of its reward model? A verdict in words, with the evidence: how
 responses are written, and phrases one model uses more than another."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Who judges beside the reward model: the gold preference, a second reward model, and a rule that sees only length."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

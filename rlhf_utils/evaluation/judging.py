@@ -1,7 +1,5 @@
 """Outside judges, people or a language model: blinded pairs out, verdicts in, wins with intervals."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

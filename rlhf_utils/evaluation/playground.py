@@ -1,8 +1,6 @@
 """The models of a run side by side: one prompt, every model's response, what reward model and judge say of it; in
 notebook cells, or as a chat in a browser by gradio."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

@@ -1,7 +1,5 @@
 """How good a reward model or a classifier is on held-out rows, and beside what; and models that are ready."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """ROUGE as an `evaluate.Metric` that needs no network; `evaluate.load("rouge")` fetches code from the hub."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import datasets

@@ -1,7 +1,5 @@
 """Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Sampling responses: one sampler for PPO, for evaluation and for the playground."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Logits may be large: those of the public GPT-2 lie between -30 and -140, where o
 fp16 0.06. So the head computes in fp32 and outside of autocast, whatever precision the trunk has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -145,7 +143,7 @@ class Episodes:
     mask: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_id: int, device) -> Episodes:
+    def of(cls, prompts: Sequence[list[int]], answers: Sequence[list[int]], pad_id: int, device) -> "Episodes":
         """The episodes of prompts and answers as token ids."""
         tokens, _ = right_padded([p + a for p, a in zip(prompts, answers, strict=True)], pad_id)
         prompt_lengths, lengths = (torch.tensor([*map(len, rows)]) for rows in (prompts, answers))
@@ -155,7 +153,7 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def select(self, rows: Tensor) -> Episodes:
+    def select(self, rows: Tensor) -> "Episodes":
         """The given rows, cut to their own longest prompt-plus-answer and longest answer."""
         prompt_lengths, mask = self.prompt_lengths[rows], self.mask[rows]
         lengths = mask.sum(dim=1)

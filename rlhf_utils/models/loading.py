@@ -1,7 +1,5 @@
 """Loading and saving models, in fp32; autocast and 4-bit storage are the exceptions that say so."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """LoRA adapters on any causal language model: a recipe says where, and the architecture's own names follow."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The two kinds of failure a user can meet, and text that is safe to print."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 

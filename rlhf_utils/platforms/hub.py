@@ -4,8 +4,6 @@ What is needed of a name is put into the hub's own cache, at one commit; everyth
 cannot serve, what was fetched before is found in the cache.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import logging
 import re

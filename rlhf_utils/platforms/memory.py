@@ -1,7 +1,5 @@
 """Batches that fit: what runs out of memory is tried again with half the rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """What a recipe calls its data and models: `embedded`, a model in a package of PyPI, a path, or an id on the hub."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

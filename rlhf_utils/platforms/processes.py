@@ -1,8 +1,6 @@
 """Several processes of one training, of which the main one alone writes and prints. A process that no launcher started
 is the only one, and then nothing here imports torch."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

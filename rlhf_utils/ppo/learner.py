@@ -1,7 +1,5 @@
 """The update: a few epochs of clipped steps on one rollout."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 

@@ -4,8 +4,6 @@ Shapes: B episodes, R response positions (padded to the longest response). `mask
 response, its EOS included; what stands outside it never enters a result. Logarithms are natural, so KL is in nats.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

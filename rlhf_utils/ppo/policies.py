@@ -6,8 +6,6 @@ checkpoints/update-000016/training/   what learns (safetensors), and accelerate'
 checkpoints/update-000016/state.json  where the loop stands; written last, so its presence means complete
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import warnings

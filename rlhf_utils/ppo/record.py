@@ -1,8 +1,6 @@
 """What a PPO training writes down: one line of figures per update, sample responses, and warnings in plain words where
 the figures look like trouble."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

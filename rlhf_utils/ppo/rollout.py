@@ -1,7 +1,5 @@
 """Collecting experience: sample responses, score them, and shape the rewards the update learns from."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The PPO loop: collect a rollout, learn from it for a few epochs, record, maybe checkpoint."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Publishing a run's model on the Hugging Face hub, with a card made of the run's own numbers."""
 
-from __future__ import annotations
-
 import html
 import json
 import shlex

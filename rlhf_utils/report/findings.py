@@ -1,7 +1,5 @@
 """What a run found: its files read, and its figures in sentences and in rows of tables. Nothing new is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the notebooks need to show things: tables, pictures, texts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

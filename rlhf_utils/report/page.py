@@ -1,7 +1,5 @@
 """A page about a run that holds everything itself, and several runs side by side in a table and a picture."""
 
-from __future__ import annotations
-
 import base64
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The pictures of a run, made only from the numbers it left on disk: `draw(run, name)` writes `plots/<name>.png`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from pathlib import Path
 

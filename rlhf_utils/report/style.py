@@ -3,8 +3,6 @@
 Figures are made without pyplot, so that drawing neither needs a display nor leaves anything behind in a notebook.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Sequence classifiers as rewards: the trained reward model, and one label of a text classifier."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +72,7 @@ class RewardModel:
         self.cut = 0
 
     @classmethod
-    def load(cls, folder: str | Path, device: Device) -> RewardModel:
+    def load(cls, folder: str | Path, device: Device) -> "RewardModel":
         """The reward model in `folder`, with the scale written beside it where there is one."""
         model, tokenizer = loading.load_reward_model(folder, device), load_classifier_tokenizer(folder)
         file = Path(folder) / SCALE_FILE
@@ -123,7 +121,7 @@ class ClassifierReward(RewardModel):
         self.label, self.joint = int(labels[label]), joint
 
     @classmethod
-    def load(cls, folder: str | Path, device: Device) -> ClassifierReward:
+    def load(cls, folder: str | Path, device: Device) -> "ClassifierReward":
         """The classifier in `folder`, for the label written beside it."""
         about = read_json(Path(folder) / LABEL_FILE)
         model, tokenizer = loading.load_classifier(folder, device), load_classifier_tokenizer(folder)

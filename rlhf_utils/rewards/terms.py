@@ -1,7 +1,5 @@
 """Rewards beside the reward model: fluency, length, and weighted sums of named reward functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Stages in which the reader trains nothing: the small GPT-2 made here, the data, and models that are ready."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

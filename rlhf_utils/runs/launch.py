@@ -4,8 +4,6 @@
 can no longer divide itself among several.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """What can be known of the data and models that a recipe names before anything is downloaded or trained."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 

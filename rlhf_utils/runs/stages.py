@@ -1,7 +1,5 @@
 """The notebooks of the series and the stages they make: what each is made from, what changes it, what it leaves."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass

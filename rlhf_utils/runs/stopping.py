@@ -3,8 +3,6 @@
 SIGINT and SIGTERM end a training at its next safe point, with the work saved; who asks twice is obeyed at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

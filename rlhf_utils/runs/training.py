@@ -1,7 +1,5 @@
 """Training with transformers' and trl's trainers: budget, checkpoints, resuming, and the record of the training."""
 
-from __future__ import annotations
-
 import math
 import random
 import time

@@ -1,7 +1,5 @@
 """Recipes: one YAML file each, with what every scale changes under `scales`; `load_recipe` merges and validates."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -76,7 +74,7 @@ class Recipe(Section):
         return self
 
     @classmethod
-    def from_settings(cls, file: Path) -> Recipe:
+    def from_settings(cls, file: Path) -> "Recipe":
         """The recipe whose settings `file` holds as JSON, alone or as the `settings` of a run.json."""
         if not file.is_file():
             raise InputError(f"{file} is not there; give a file of settings, such as a run.json")

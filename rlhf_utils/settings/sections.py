@@ -1,7 +1,5 @@
 """What can be set: one typed section per part of the series, checked whether the values come from YAML or Python."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches

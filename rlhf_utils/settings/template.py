@@ -1,7 +1,5 @@
 """The prompt template of a recipe. Every stage trains, scores, and samples on text made by it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
