@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.runs.run import Run
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "example_run" / "instruct-tiny"
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "docs" / "example_run" / "instruct-tiny"
 
 
 def make_run(root: Path, gold: bool = True, prompts: int = 12) -> Path:
@@ -40,3 +43,19 @@ def change(run: Path, name: str, edit: Callable[[dict], object]) -> None:
     value = read_json(path)
     edit(value)
     write_json(path, value)
+
+
+def plot_cells(notebook: Path) -> list[str]:
+    """The cells tagged `plot`, which draw from a run's files and need nothing but `run` and one another."""
+    cells = read_json(notebook)["cells"]
+    return ["".join(cell["source"]) for cell in cells if "plot" in cell["metadata"].get("tags", ())]
+
+
+def draw(root: Path, name: str) -> Figure:
+    """Draw the picture `name` of the run in `root` by the cells of its notebook."""
+    wanted, variables = f'with picture(run, "{name}"', {"run": Run.load(root)}
+    cells = next(cells for cells in map(plot_cells, sorted(ROOT.glob("0*/*.ipynb"))) if wanted in "".join(cells))
+    for cell in cells:
+        if wanted in cell or "with picture(" not in cell:
+            exec(cell, variables)
+    return variables["figure"]

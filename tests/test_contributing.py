@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from made_up_run import make_run
 
-from rlhf_utils.report import plots
+from rlhf_utils.runs.run import Run
 from rlhf_utils.settings import recipes
 from rlhf_utils.settings.recipes import load_recipe
 
@@ -28,10 +28,10 @@ def test_the_recipe_is_complete(tmp_path, monkeypatch):
     assert set(recipe.reading) <= {path.stem for path in ROOT.glob("0*/*.ipynb")}
 
 
-def test_the_plot_is_one(tmp_path, monkeypatch):
-    monkeypatch.setitem(plots.PLOTS, "03_entropy", None)  # taken out again after the test
-    exec(PLOT, vars(plots).copy())
-    assert plots.draw(make_run(tmp_path), "03_entropy").is_file()
+def test_the_plot_is_one(tmp_path):
+    run = Run.load(make_run(tmp_path))
+    exec(PLOT, {"run": run})
+    assert (run.plots / "03_entropy.png").is_file()
 
 
 def test_the_reward_is_one():

@@ -48,7 +48,7 @@ def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run, tmp_path, m
     assert summary["paired"]["ppo_vs_sft"]["reward"]["ci95"] is None
     assert not any(point["reward_error"] for point in frontier["points"])
     assert "No difference between PPO and SFT is shown" in text_summary(summary)
-    monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
+    monkeypatch.setattr("rlhf_utils.report.notebook.DPI", 60)
     assert write_report(run.root).stat().st_size > 10_000
     assert compare([run.root], tmp_path)[0]["seeds"] == "1"
     # Which KL is meant, and at which temperature.

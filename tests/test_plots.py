@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
-from made_up_run import change, make_run
-from matplotlib.figure import Figure
+from made_up_run import ROOT, change, draw, make_run, plot_cells
 from matplotlib.image import imread
 from matplotlib.text import Text
+from PIL import Image
 
-from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_jsonl
-from rlhf_utils.report import style
-from rlhf_utils.report.findings import NotMeasured
-from rlhf_utils.report.plots import PLOTS, draw
+from rlhf_utils.report import notebook
+from rlhf_utils.runs.run import Run
 
 ALL = [
     "01_sft_full_vs_qlora", "02_reward_margins", "02_reward_model_accuracy", "03_ppo_training",
@@ -27,23 +26,39 @@ ALL = [
 run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 
 
+@pytest.fixture
+def shown(monkeypatch) -> list:
+    """What a notebook would show."""
+    found: list = []
+    monkeypatch.setattr(notebook, "get_ipython", lambda: True)
+    monkeypatch.setattr(notebook, "display", found.append)
+    return found
+
+
+def png(run, name: str) -> bytes:
+    draw(run, name)
+    return (run / "plots" / f"{name}.png").read_bytes()
+
+
 def texts(run, name: str) -> list[str]:
-    figure = Figure()
-    return [PLOTS[name][1](run, figure), *(artist.get_text() for artist in figure.findobj(Text))]
+    figure = draw(run, name)
+    return [figure.note, *(artist.get_text() for artist in figure.findobj(Text))]
 
 
-def test_every_picture_is_drawn_wide_enough_and_not_blank(run):
-    assert sorted(PLOTS) == ALL
+def test_every_picture_is_drawn_wide_enough_and_not_blank(run, shown):
+    cells = "".join(cell for path in ROOT.glob("0*/*.ipynb") for cell in plot_cells(path))
+    assert sorted(set(re.findall(r'picture\(run, "(\w+)"', cells))) == ALL
     for name in ALL:
-        path = draw(run, name)
-        image = imread(io.BytesIO(path.read_bytes()))[..., :3]
-        assert path == run / "plots" / f"{name}.png" and image.shape[1] == 1200 and image.shape[0] >= 450
+        content = png(run, name)
+        image = imread(io.BytesIO(content))[..., :3]
+        assert image.shape[1] == 1200 and image.shape[0] >= 450 and shown.pop().data == content
         assert 0.02 < np.mean(image.min(axis=-1) < 0.9) < 0.9
+        assert Image.open(io.BytesIO(content)).text["Description"].endswith("Run: instruct, tiny scale, seed 0.")
 
 
-def test_an_unknown_picture_is_one_line(run):
-    with pytest.raises(InputError, match="no plot called 05_dreams: choose one of 01_sft_full_vs_qlora"):
-        draw(run, "05_dreams")
+def test_both_kinds_of_reward_model_are_drawn_alike():
+    pairs, texts = (plot_cells(path) for path in sorted(ROOT.glob("02_*/*.ipynb"))[1:])
+    assert pairs == texts and len(pairs) == 4
 
 
 def scaled(stage: str, key: str, factor: float | None):
@@ -83,31 +98,29 @@ def changed(name: str, edit):
     ],
 )
 def test_a_picture_changes_with_its_numbers(run, monkeypatch, plot, edit):
-    monkeypatch.setattr(style, "DPI", 50)
-    before = draw(run, plot).read_bytes()
-    assert draw(run, plot).read_bytes() == before
+    monkeypatch.setattr(notebook, "DPI", 50)
+    before = png(run, plot)
+    assert png(run, plot) == before
     edit(run)
-    assert draw(run, plot).read_bytes() != before
+    assert png(run, plot) != before
 
 
-def test_what_a_run_did_not_measure_is_left_out(tmp_path):
+def test_what_a_run_did_not_measure_is_left_out(tmp_path, shown):
     run = make_run(tmp_path, gold=False)
     metrics = run / "checkpoints" / "sft_qlora" / "metrics.jsonl"
     write_jsonl(metrics, read_jsonl(metrics)[-1:])  # as of a model that was ready
-    (run / "evaluation" / "overoptimise.json").unlink()
     change(run, "summary", lambda s: s["models"].pop("sft_qlora"))
     change(run, "summary", lambda s: [m.update(rouge1=None, rouge2=None, rougeL=None) for m in s["models"].values()])
     found = texts(run, "04_reward_comparison")
     assert "SFT\n(QLoRA)" not in found and "PPO" in found and "no gold judge" in found[0]
     assert "gold score (held-out judge)" not in texts(run, "04_reward_kl_frontier")
+    (run / "plots" / "04_rouge_comparison.png").write_bytes(b"of an earlier run")
     for name, why in {
         "01_sft_full_vs_qlora": "sft_qlora was not trained",
-        "04_overoptimisation": "evaluation/overoptimise.json is missing: run the notebook of this stage",
         "04_rouge_comparison": "no reference",
     }.items():
-        with pytest.raises(NotMeasured, match=why):
-            draw(run, name)
-    assert not (run / "plots").exists()
+        draw(run, name)
+        assert why in shown.pop().data and not (run / "plots" / f"{name}.png").exists()
 
 
 def test_one_update_one_prompt_and_one_pair_are_enough(tmp_path):
@@ -119,6 +132,14 @@ def test_one_update_one_prompt_and_one_pair_are_enough(tmp_path):
     assert all(texts(run, name) for name in ALL)
 
 
-def test_dollar_signs_are_no_formulas(tmp_path):
-    path = style.save(tmp_path / "a.png", "$x{$ and $", lambda f: f.add_subplot().set_title("$a{$") and "$\\frac$")
-    assert path.stat().st_size > 1000
+def test_a_picture_is_written_whole_by_one_process_and_dollar_signs_are_no_formulas(run, monkeypatch):
+    with notebook.picture(Run.load(run), "a", "$x{$ and $") as figure:
+        figure.add_subplot().set_title("$a{$")
+        figure.note = "$\\frac$"
+    whole = (run / "plots" / "a.png").read_bytes()
+    with pytest.raises(ZeroDivisionError), notebook.drawing(run / "plots" / "a.png", "b"):
+        1 / 0  # noqa: B018
+    monkeypatch.setattr(notebook.processes, "is_main", lambda: False)
+    with notebook.drawing(run / "plots" / "a.png", "b"):
+        pass
+    assert len(whole) > 1000 and (run / "plots" / "a.png").read_bytes() == whole

@@ -8,26 +8,19 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from made_up_run import change, make_run
+from made_up_run import change, draw, make_run
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report import findings, page
 from rlhf_utils.report.findings import headlines, sentences, text_summary
 
-
-@pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch):
-    """Drawing is tested in test_plots; here two small pictures are enough, one of them of what is not there."""
-    monkeypatch.setattr(page, "PLOTS", ["04_overoptimisation", "04_win_rate"])
-    monkeypatch.setattr("rlhf_utils.report.style.DPI", 60)
-
-
 run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 
 
 def page_of(run) -> tuple[str, list[str]]:
-    """The page without the content of its pictures, and the names of its tags."""
+    """The page with two pictures, where both can be drawn, without their content, and the names of its tags."""
+    draw(run, "04_win_rate"), draw(run, "04_rouge_comparison")
     text, tags, parser = page.write_report(run).read_text(encoding="utf-8"), [], HTMLParser()
     parser.handle_starttag = lambda tag, _: tags.append(tag)
     parser.feed(text)
@@ -38,6 +31,7 @@ def test_the_page_holds_everything_itself(run):
     text, tags = page_of(run)
     assert text.count('src="data:image/png;"') == text.count("src=") == tags.count("img") == 2
     assert not {"script", "link", "a"} & set(tags) and "http" not in text
+    assert 'alt="Win rate, prompt by prompt. The judge is named on the left;' in text
     samples = pd.read_csv(run / "evaluation" / "samples.csv", keep_default_na=False)
     assert text.count('<p class="prompt">') == len(samples[::2]) == 6
     for model in ("reference", "base", "sft", "sft_qlora", "ppo"):
@@ -74,8 +68,8 @@ def test_model_text_cannot_become_markup_and_is_shown_as_it_is(run):
 
 def test_what_was_not_measured_is_not_invented(tmp_path):
     run = make_run(tmp_path, gold=False)
-    (run / "evaluation" / "overoptimise.json").unlink()
     change(run, "summary", lambda s: s.update(kl_budget=None))
+    change(run, "summary", lambda s: [found.update(rougeL=None) for found in s["models"].values()])
     text, tags = page_of(run)
     assert "No gold judge here" in text and "Judged by the reward model, PPO wins" in text
     assert "None" not in text and "nan" not in text and "<th>gold</th>" not in text and tags.count("img") == 1

@@ -92,8 +92,7 @@ def test_a_model_card_takes_no_markup_from_a_phrase():
     assert _markdown("gold: +1.2 [0.9, 1.4]") == "gold: +1.2 [0.9, 1.4]"
 
 
-def test_the_report_shows_phrases_and_responses_as_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_utils.report.page.PLOTS", [])
+def test_the_report_shows_phrases_and_responses_as_text(tmp_path):
     root = make_run(tmp_path)
     path = root / "evaluation" / "summary.json"
     summary = json.loads(path.read_text())

@@ -4,7 +4,6 @@ import html
 import json
 import shlex
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 from rlhf_utils.evaluation import LABELS
@@ -31,57 +30,42 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     if stage not in ROLES:
         raise InputError(f"stage {stage!r} leaves no model; choose one of {', '.join(ROLES)}")
     run.require(stage)
-    recipe = run.recipe
     # A path of this machine means nothing elsewhere, and where the hub wants a name it takes no revision.
-    policy, dataset = (None if name == EMBEDDED or is_there(name) else name for name in (recipe.policy, recipe.dataset))
-    summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {}
-    task = "text-classification" if stage == "reward_model" else "text-generation"
-    known = dataset and known_as(dataset)
-    about = ModelCardData(
-        license=PACKAGED[policy].license if policy in PACKAGED else "mit",
-        library_name="transformers",
-        pipeline_tag=task,
-        base_model=known_as(policy) if policy else None,
-        datasets=[known] if known else None,
-        tags=["rlhf", stage],
-        model_name=f"{recipe.title}: {ROLES[stage]}",
-        eval_results=_results(summary, stage, task, known) or None,
-    )
-    return str(
-        ModelCard.from_template(
-            about,
-            template_str=(resources.files(__package__) / "templates" / "model_card.md.j2").read_text(encoding="utf-8"),
-            stage=stage,
-            repository=repository,
-            role=ROLES[stage],
-            recipe=recipe,
-            policy=policy,
-            data=dataset,
-            address=written_address(),
-            summary=summary,
-            rows=model_table(summary),
-            headlines=[_markdown(line) for line in sentences(summary)],
-            record=run.record(),
-            made=read_json(run.folder(stage) / "stage.json")["made"],
-            changes=_changes(run),
-        )
-    )
+    named = run.recipe.policy, run.recipe.dataset
+    policy, data = (None if name == EMBEDDED or is_there(name) else name for name in named)
+    summary = read_json(run.evaluation / "summary.json") if run.is_complete("evaluation") else {"models": {}}
+    about = {
+        "license": PACKAGED[policy].license if policy in PACKAGED else "mit",
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification" if stage == "reward_model" else "text-generation",
+        "base_model": known_as(policy) if policy else None,
+        "datasets": [known_as(data)] if data else None,
+        "tags": ["rlhf", stage],
+        "model_name": f"{run.recipe.title}: {ROLES[stage]}",
+    }
+    figures = (summary if stage == "reward_model" else summary["models"]).get(stage) or {}
+    card_data = ModelCardData(**about, eval_results=_results(about, figures) or None)
+    values = {"stage": stage, "role": ROLES[stage], "repository": repository, "policy": policy, "data": data}
+    values |= {"made": read_json(run.folder(stage) / "stage.json")["made"], "address": written_address()}
+    values |= {"recipe": run.recipe, "record": run.record(), "changes": _changes(run), "summary": summary}
+    values |= {"rows": model_table(summary), "headlines": [*map(_markdown, sentences(summary))]}
+    template = (Path(__file__).parent / "templates" / "model_card.md.j2").read_text(encoding="utf-8")
+    return str(ModelCard.from_template(card_data, template_str=template, **values))
 
 
-def _results(summary: dict, stage: str, task: str, dataset: str | None) -> list:
-    """The figures of the model of `stage` as the hub keeps them beside a model, each with its 95% CI."""
+def _results(about: dict, figures: dict) -> list:
+    """The figures of a model as the hub keeps them beside it, each with its 95% CI."""
     from huggingface_hub import EvalResult
 
-    figures = summary.get("reward_model") if stage == "reward_model" else summary.get("models", {}).get(stage)
-    titles = {"accuracy": "accuracy on held-out pairs"} | {key: title for key, title, _ in COLUMNS}
-    where = {"task_type": task, "dataset_type": dataset or "synthetic", "dataset_split": "test"}
-    where["dataset_name"] = dataset or "synthetic dataset of the series, or a local file"
+    [dataset] = about["datasets"] or [None]
+    where = {"dataset_name": dataset or "synthetic dataset of the series, or a local file", "dataset_split": "test"}
+    where |= {"dataset_type": dataset or "synthetic", "task_type": about["pipeline_tag"]}
     results = []
-    for key, title in titles.items():
-        if (value := (figures or {}).get(key)) is not None:
+    for key, (title, _) in {"accuracy": ("accuracy on held-out pairs", 0), **COLUMNS}.items():
+        if figures.get(key) is not None:
             ends = figures.get(f"{key}_ci95")
-            measured = {"metric_value": round(value, 4), "metric_args": {"ci95": ends} if ends else None}
-            results.append(EvalResult(**where, metric_type=key, metric_name=title, **measured))
+            value = {"metric_value": round(figures[key], 4), "metric_args": {"ci95": ends} if ends else None}
+            results.append(EvalResult(**where, metric_type=key, metric_name=title, **value))
     return results
 
 
@@ -92,7 +76,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     The token is `HF_TOKEN`, or the one of Colab's or Kaggle's secrets. Raises InputError where there is none, where the
     hub refuses, and where `private` is asked for and the repository is there for everybody.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     from rlhf_utils.platforms.hub import first_line
 
@@ -116,7 +100,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     except Exception as error:  # of the hub's library and of the HTTP library under it, which has changed
         advice = "check the name, the network, and that your token may write there and has not expired"
         raise InputError(f"cannot push to {repository}: {first_line(error)}; {advice}") from None
-    return f"{constants.ENDPOINT}/{name}"
+    return f"{api.endpoint}/{name}"
 
 
 def _changes(run: Run) -> str:

@@ -1,69 +1,23 @@
-"""What a run found: its files read, and its figures in sentences and in rows of tables. Nothing new is computed."""
+"""What a run found: its figures in sentences and in rows of tables. Nothing new is computed."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.statistics import proportion_interval
-from rlhf_utils.platforms.errors import InputError, visible
-from rlhf_utils.platforms.files import read_json, read_jsonl
+from rlhf_utils.platforms.errors import visible
 
-# Figure of summary.json, its title in the table, decimals.
-COLUMNS = (
-    ("reward", "reward", 2), ("gold", "gold", 2), ("positivity", "positivity, mean", 2),
-    ("positivity_median", "median", 2), ("rouge1", "ROUGE-1", 3), ("rouge2", "ROUGE-2", 3), ("rougeL", "ROUGE-L", 3),
-    ("eos_rate", "EOS rate", 2), ("distinct_2", "distinct-2", 3), ("kl_to_sft", "KL to SFT (nats)", 2),
-    ("mean_tokens", "tokens", 1),
-)  # fmt: skip
+# Figure of summary.json: its title in the table, decimals.
+COLUMNS = {
+    "reward": ("reward", 2), "gold": ("gold", 2), "positivity": ("positivity, mean", 2),
+    "positivity_median": ("median", 2), "rouge1": ("ROUGE-1", 3), "rouge2": ("ROUGE-2", 3), "rougeL": ("ROUGE-L", 3),
+    "eos_rate": ("EOS rate", 2), "distinct_2": ("distinct-2", 3), "kl_to_sft": ("KL to SFT (nats)", 2),
+    "mean_tokens": ("tokens", 1),
+}  # fmt: skip
 _COMPARED = {"gold": ("gold", 2), "reward": ("reward", 2), "positivity": ("positivity", 2), "rougeL": ("ROUGE-L", 3)}
-_PARTS = ("helpfulness", "safety", "fluency", "refusal_unsafe", "refusal_harmless")
 JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}
 """Who decided the prompts of an entry of `win_rate`, by its `judged_by`."""
-
-
-class NotMeasured(InputError):
-    """The run has no such file or figure; a report goes without what shows it."""
-
-
-def existing(run: Path, name: str) -> Path:
-    """The file `name` of the run; raises NotMeasured where it is not there."""
-    if not (run / name).is_file():
-        hint = "run the notebook of this stage, or `python -m rlhf_utils run` for the whole series"
-        raise NotMeasured(f"{run / name} is missing: {hint}")
-    return run / name
-
-
-def read_object(run: Path, name: str) -> dict:
-    """The content of `evaluation/<name>.json`."""
-    return read_json(existing(run, f"evaluation/{name}.json"))
-
-
-def read_samples(run: Path) -> pd.DataFrame:
-    """`evaluation/samples.csv` with every cell as text: the response "NA" or "None" is a text, not a gap."""
-    # The C engine of pandas 2 ends a text at a NUL byte, which an untrained model may write.
-    return pd.read_csv(existing(run, "evaluation/samples.csv"), dtype=str, keep_default_na=False, engine="python")
-
-
-def read_metrics(run: Path, stage: str) -> tuple[pd.DataFrame, dict]:
-    """`checkpoints/<stage>/metrics.jsonl`: the logged lines, and the closing one (`"summary": true`) or {}. Raises
-    NotMeasured where nothing was trained."""
-    rows = read_jsonl(existing(run, f"checkpoints/{stage}/metrics.jsonl"))
-    closing = rows.pop() if rows and rows[-1].get("summary") else {}
-    if not rows:
-        raise NotMeasured(f"{stage} was not trained in this run")
-    return pd.DataFrame(rows), closing
-
-
-def curve(lines: pd.DataFrame, x: str, y: str) -> pd.Series:
-    """`y` against `x`, of the lines that have both."""
-    return lines.reindex(columns=[x, y]).astype(float).dropna().set_index(x)[y]
-
-
-def run_caption(run: Path) -> str:
-    """Recipe, scale and seed of the run."""
-    return "{recipe}, {scale} scale, seed {seed}".format(**read_json(existing(run, "run.json")))
 
 
 def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
@@ -154,47 +108,12 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
 def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
     models, rows = summary["models"], []
-    titles = {key: title for key, title, _ in COLUMNS}
-    titles["kl_to_sft"] = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
-    kept = [(key, d) for key, _, d in COLUMNS if any(found.get(key) is not None for found in models.values())]
+    columns = COLUMNS | {
+        "kl_to_sft": (f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)", 2)
+    }
+    kept = [key for key in columns if any(found.get(key) is not None for found in models.values())]
     for name, found in models.items():
-        cells = {titles[key]: shown(found.get(key), found.get(f"{key}_ci95"), f"z.{d}f") for key, d in kept}
-        rows.append({"model": LABELS[name]} | cells)
+        rows.append({"model": LABELS[name]})
+        for title, digits, key in ((*columns[key], key) for key in kept):
+            rows[-1][title] = shown(found.get(key), found.get(f"{key}_ci95"), f"z.{digits}f")
     return rows
-
-
-def win_rate_table(results: dict[str, dict], pair: str = "") -> list[dict[str, str]]:
-    """One row for each comparison (`ppo_vs_sft`), or of one `pair` for each kind of judge."""
-    rows = []
-    for name, found in results.items():
-        row = {"comparison": versus(pair or name), "judged by": name if pair else JUDGES[found["judged_by"]]}
-        row |= {title: f"{found[key]}" for title, key in (("won", "wins"), ("tied", "ties"), ("lost", "losses"))}
-        rows.append(row | {"win rate": shown(found["rate"], found["ci95"])})
-    return rows
-
-
-def assistant_table(summary: dict) -> list[dict[str, str]]:
-    """One row for each model: the assistant score with its interval, and its parts; empty without such a score."""
-    return [
-        {"model": LABELS[name], "score": shown(found["quality"], found["quality_ci95"])}
-        | {key.replace("refusal_", "refuses "): shown(found[key]) for key in _PARTS}
-        for name, found in summary["models"].items()
-        if "quality" in found
-    ]
-
-
-def phrase_table(summary: dict) -> list[dict[str, str]]:
-    """One row for each phrase that PPO uses more than the model it started from."""
-    rows = []
-    for found in summary.get("hacking", {}).get("phrases", []):
-        now, before = (f"{found[which]} of {found[f'{which}_total']}" for which in ("first", "second"))
-        sizes = {"log-odds": shown(found["log_odds"]), "z": shown(found["z"], spec="z.1f")}
-        rows.append({"phrase": found["text"], "responses now": now, "before": before} | sizes)
-    return rows
-
-
-def style_table(summary: dict) -> list[dict[str, str]]:
-    """One row for each measure of how the responses are written, a column for each of the two models."""
-    style = summary.get("hacking", {}).get("style", {})
-    keys = next(iter(style.values()), {})
-    return [{"": key.replace("_", " "), **{name: shown(found[key]) for name, found in style.items()}} for key in keys]
