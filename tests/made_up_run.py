@@ -1,7 +1,5 @@
 """The published run, copied and cut to what a test needs, for the tests of pictures, report and cards."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Runs side by side: seeds are merged, what differs gives the name, and nothing is made up for what is missing."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The worked examples of CONTRIBUTING.md do what it says, and what it points to is there."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pushing a model: the card holds the run's own numbers, and nothing of this machine."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

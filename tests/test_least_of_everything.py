@@ -1,7 +1,5 @@
 """One row, one prompt, one pair, one update: every figure is there or null, and every text can be written."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

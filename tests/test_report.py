@@ -1,7 +1,5 @@
 """The report page and the summary: self-contained, escaped, and saying what the numbers say."""
 
-from __future__ import annotations
-
 import html
 import re
 from html.parser import HTMLParser

@@ -1,7 +1,5 @@
 """No code from data or models, and no text of theirs that a page or a terminal takes for its own."""
 
-from __future__ import annotations
-
 import html
 import json
 import re
