@@ -9,6 +9,7 @@ from torch import nn
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.models.generation import Answer, answer_prompts
@@ -38,6 +39,12 @@ class Answered:
     tokens: list[int] = field(default_factory=list)
     rouge: dict[str, list[float]] | None = None
     positivity: list[float] | None = None
+
+
+def compared_models(run: Run) -> list[str]:
+    """The models of this run that differ from one another: a policy that came tuned is only one model."""
+    same = {"sft"} if run.recipe.tuned_policy and "base" in run.stages and not run.ready_model("sft") else set()
+    return [name for name in LABELS if name in run.stages and name not in same]
 
 
 class Evaluator:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.evaluation.compare import compared_models
+from rlhf_utils.evaluation.evaluator import compared_models
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy, load_tokenizer
