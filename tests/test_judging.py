@@ -8,18 +8,26 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from made import cell
 
 from rlhf_utils.evaluation import judging
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.files import read_json, write_json, write_jsonl
 
 PROMPTS = [f"Question {i}?" for i in range(60)]
 ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i in range(60)]}
 
 
+def write_pairs(folder: Path, prompts=PROMPTS, answers=ANSWERS, seed=0) -> list[judging.Pair]:
+    pairs, key = cell("04_01", "def blinded(").blinded(prompts, answers, seed)
+    write_jsonl(folder / judging.PAIRS, pairs)
+    write_json(folder / judging.KEY, key)
+    return judging.read_pairs(folder)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    judging.write_pairs(tmp_path, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0)
+    write_pairs(tmp_path)
     return tmp_path
 
 
@@ -44,10 +52,8 @@ def test_pairs_are_blind_and_in_random_order_and_equal_ones_are_counted(folder):
     for pair in pairs:
         i = PROMPTS.index(pair.prompt)
         assert [pair.first, pair.second] == [ANSWERS[model][i] for model in key[pair.id]]
-    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0) == pairs
-    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=1) != pairs
-    same = {"ppo": ["same", "a"], "sft": ["same ", "b"]}
-    assert len(judging.write_pairs(folder, ["p", "q"], same, ("ppo", "sft"), 0)) == 1
+    assert write_pairs(folder) == pairs != write_pairs(folder, seed=1)
+    assert len(write_pairs(folder, ["p", "q"], {"ppo": ["same", "a"], "sft": ["same ", "b"]})) == 1
     assert read_json(folder / "judge_key.json")["equal_answers"] == 1
 
 
@@ -95,7 +101,7 @@ def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
 def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_ones(folder):
     for pair in judging.read_pairs(folder)[:2]:
         judging.add_verdict(folder, pair.id, "first", "Ada")
-    judging.write_pairs(folder, PROMPTS, {**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]}, ("ppo", "sft"), seed=0)
+    write_pairs(folder, answers={**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]})
     assert judging.outcome(folder)["judges"]["people"]["pairs"] == 1
 
 
