@@ -31,9 +31,10 @@ def make(run: Run, *stages: str) -> Run:
     return run
 
 
-def cell(number: str, marks: str, **variables: Any) -> SimpleNamespace:
-    """What the code cell of notebook `number` ("04_01") leaves that has `marks` in it, given these variables."""
+def cells(number: str, *marks: str, **variables: Any) -> SimpleNamespace:
+    """What the code cells of notebook `number` ("04_01") that have these marks in them leave, given these variables."""
     entry = next(entry for entry in SERIES if entry.name.startswith(number))
     sources = ["".join(c["source"]) for c in read_json(ROOT / entry.path)["cells"] if c["cell_type"] == "code"]
-    exec(next(source for source in sources if marks in source), variables)
+    for mark in marks:
+        exec(next(source for source in sources if mark in source), variables)
     return SimpleNamespace(**variables)

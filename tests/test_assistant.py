@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made import cell
+from made import cells
 
 from rlhf_utils.settings.sections import AssistantScore
 
-SCORE = cell("04_01", "def weighted(")
+SCORE = cells("04_01", "def weighted(")
 REFUSALS = """I'm sorry, but I can\u2019t help with that.
 I am afraid I cannot do that. Please talk to someone you trust.
 I will not help.
@@ -43,7 +43,7 @@ def test_relevance_is_taken_after_the_common_part():
     def embed(texts):
         return torch.stack([common + torch.tensor(states[text]) for text in texts])
 
-    relevance = cell("04_01", "def relevance(").relevance
+    relevance = cells("04_01", "def relevance(", torch=torch).relevance
     found = relevance(embed, ["about a", "about b"], {"one": ["answer a", "answer a"], "two": ["", "answer a"]})
     assert found["one"][0] > 0.8 and found["one"][1] == 0
     assert found["two"][0] == 0, "an empty answer is relevant to nothing"

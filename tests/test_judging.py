@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from made import cell
+from made import cells
 
 from rlhf_utils.evaluation import judging
 from rlhf_utils.platforms.errors import InputError, TrainingError
@@ -19,7 +19,7 @@ ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i i
 
 
 def write_pairs(folder: Path, prompts=PROMPTS, answers=ANSWERS, seed=0) -> list[judging.Pair]:
-    pairs, key = cell("04_01", "def blinded(").blinded(prompts, answers, seed)
+    pairs, key = cells("04_01", "def blinded(").blinded(prompts, answers, seed)
     write_jsonl(folder / judging.PAIRS, pairs)
     write_json(folder / judging.KEY, key)
     return judging.read_pairs(folder)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from made import cell, make
+from made import cells, make
 from tiny import one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 from tiny_sft import sft
 
@@ -104,7 +104,7 @@ def test_samples_survive_any_text(tmp_path, text):
     result = Answered(["x", text], [True, False], [0.25, -1.0], None, [1.0, 1.0], [0.0, 0.0], [1, 2], rouge)
     path = tmp_path / "samples.csv"
     given = {"run": SimpleNamespace(evaluation=tmp_path), "write_text": write_text}
-    cell("04_01", "def scores(", split=split, answered={"sft": result}, **given)
+    cells("04_01", "def scores(", split=split, answered={"sft": result}, **given)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2

@@ -82,9 +82,7 @@ class Evaluator:
         )
 
     @torch.no_grad()
-    def distance(
-        self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]
-    ) -> tuple[list[float], list[float]]:
+    def distance(self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]) -> tuple[list, list]:
         """`Answered.kl` and `Answered.surprise` of responses that `policy` sampled."""
         for model in (policy, self.reference):
             only_tokens_of(self.tokenizer, model)
@@ -94,9 +92,8 @@ class Evaluator:
         for first in range(0, len(answers), settings.batch_size):
             batch = slice(first, first + settings.batch_size)
             episodes = Episodes.of(starts[batch], spoken[batch], self.tokenizer.pad_token_id, device)
-            own, reference = (
-                answer_logprobs(model, episodes, settings.temperature).sum(dim=1) for model in (policy, self.reference)
-            )
+            own, reference = (answer_logprobs(m, episodes, settings.temperature) for m in (policy, self.reference))
+            own, reference = own.sum(dim=1), reference.sum(dim=1)
             kl += (own - reference).tolist()
             surprise += (-reference / episodes.mask.sum(dim=1)).tolist()
         return kl, surprise
