@@ -87,9 +87,6 @@ def test_reward_up_without_gold_is_suspected(rows):
     assert judge_gain(prompts, {"SFT": other, "PPO": one}, gold, gold)["level"] == "none", "there is no gain to doubt"
 
 
-# What it is made of
-
-
 def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():
     first = ["good luck to you my friend good luck to you"] * 30 + ["it depends on you"] * 10
     second = ["it depends on you"] * 38 + ["good luck to you"] * 2
