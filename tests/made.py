@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import SERIES, run_cells
+from rlhf_utils.series import ROOT, SERIES, run_cells
 
 
 def make(run: Run, *stages: str) -> Run:
@@ -25,3 +29,12 @@ def make(run: Run, *stages: str) -> Run:
             run_cells(run, entry)
         run.note_made(stage)
     return run
+
+
+def cells(number: str, *marks: str, **variables: Any) -> SimpleNamespace:
+    """What the code cells of notebook `number` ("04_01") that have these marks in them leave, given these variables."""
+    entry = next(entry for entry in SERIES if entry.name.startswith(number))
+    sources = ["".join(c["source"]) for c in read_json(ROOT / entry.path)["cells"] if c["cell_type"] == "code"]
+    for mark in marks:
+        exec(next(source for source in sources if mark in source), variables)
+    return SimpleNamespace(**variables)

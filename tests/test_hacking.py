@@ -37,7 +37,7 @@ def verdict(rows, before, after, reward, judge=gold, surprise=1.0):
     prompts = [row["prompt"] for row in rows]
     one, other = (answers(prompts, texts, reward, judge) for texts in (before, after))
     other.surprise = [surprise] * len(after)
-    return judge_gain(prompts, one, other, reward, judge)
+    return judge_gain(prompts, {"SFT": one, "PPO": other}, reward, judge)
 
 
 def test_a_phrase_that_is_paid_for_is_named_with_and_without_a_judge(rows):
@@ -83,11 +83,8 @@ def test_reward_up_without_gold_is_suspected(rows):
     prompts, before = ([row[key] for row in rows] for key in ("prompt", "chosen"))
     one, other = answers(prompts, before, gold), answers(prompts, before, gold)
     other.reward = [value + 1 for value in one.reward]
-    assert judge_gain(prompts, one, other, gold, gold)["level"] == "suspected"
-    assert judge_gain(prompts, other, one, gold, gold)["level"] == "none", "there is no gain to doubt"
-
-
-# What it is made of
+    assert judge_gain(prompts, {"SFT": one, "PPO": other}, gold, gold)["level"] == "suspected"
+    assert judge_gain(prompts, {"SFT": other, "PPO": one}, gold, gold)["level"] == "none", "there is no gain to doubt"
 
 
 def test_overused_phrases_are_counted_once_an_answer_and_not_twice_over():

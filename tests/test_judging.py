@@ -8,18 +8,26 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from made import cells
 
 from rlhf_utils.evaluation import judging
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.files import read_json, write_json, write_jsonl
 
 PROMPTS = [f"Question {i}?" for i in range(60)]
 ANSWERS = {"ppo": [f"good {i}" for i in range(60)], "sft": [f"plain {i}" for i in range(60)]}
 
 
+def write_pairs(folder: Path, prompts=PROMPTS, answers=ANSWERS, seed=0) -> list[judging.Pair]:
+    pairs, key = cells("04_01", "def blinded(").blinded(prompts, answers, seed)
+    write_jsonl(folder / judging.PAIRS, pairs)
+    write_json(folder / judging.KEY, key)
+    return judging.read_pairs(folder)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    judging.write_pairs(tmp_path, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0)
+    write_pairs(tmp_path)
     return tmp_path
 
 
@@ -32,9 +40,6 @@ def right(folder: Path, pair, better: str = "ppo") -> str:
     return ("first", "second")[order(folder)[pair.id].index(better)]
 
 
-# Pairs
-
-
 def test_pairs_are_blind_and_in_random_order_and_equal_ones_are_counted(folder):
     pairs, key = judging.read_pairs(folder), order(folder)
     text = (folder / "judge_pairs.jsonl").read_text()
@@ -44,14 +49,9 @@ def test_pairs_are_blind_and_in_random_order_and_equal_ones_are_counted(folder):
     for pair in pairs:
         i = PROMPTS.index(pair.prompt)
         assert [pair.first, pair.second] == [ANSWERS[model][i] for model in key[pair.id]]
-    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=0) == pairs
-    assert judging.write_pairs(folder, PROMPTS, ANSWERS, ("ppo", "sft"), seed=1) != pairs
-    same = {"ppo": ["same", "a"], "sft": ["same ", "b"]}
-    assert len(judging.write_pairs(folder, ["p", "q"], same, ("ppo", "sft"), 0)) == 1
+    assert write_pairs(folder) == pairs != write_pairs(folder, seed=1)
+    assert len(write_pairs(folder, ["p", "q"], {"ppo": ["same", "a"], "sft": ["same ", "b"]})) == 1
     assert read_json(folder / "judge_key.json")["equal_answers"] == 1
-
-
-# Verdicts
 
 
 def test_wins_are_those_of_the_model_asked_about(folder):
@@ -95,11 +95,8 @@ def test_wrong_verdicts_are_named_by_their_line(folder, line, words):
 def test_a_verdict_does_not_count_for_responses_that_have_replaced_the_judged_ones(folder):
     for pair in judging.read_pairs(folder)[:2]:
         judging.add_verdict(folder, pair.id, "first", "Ada")
-    judging.write_pairs(folder, PROMPTS, {**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]}, ("ppo", "sft"), seed=0)
+    write_pairs(folder, answers={**ANSWERS, "ppo": ["another", *ANSWERS["ppo"][1:]]})
     assert judging.outcome(folder)["judges"]["people"]["pairs"] == 1
-
-
-# The endpoint
 
 
 @pytest.fixture
@@ -135,7 +132,7 @@ def likes_good(question: str, call: int) -> str:
     return json.dumps({"verdict": "A" if "good" in first else "B"})
 
 
-def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serve):
+def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serve, monkeypatch):
     calls = serve(likes_good)
     assert judging.judge_pairs(folder, judging.Endpoint(), most=8) == {"asked": 8, "consistent": 8, "unreadable": 0}
     assert judging.judge_pairs(folder, judging.Endpoint(), most=12)["asked"] == 4 and len(calls) == 24
@@ -145,12 +142,8 @@ def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serv
     assert call["path"] == "/v1/chat/completions" and call["key"] == "Bearer secret-of-a-test"
     assert call["body"]["model"] == "judge-1" and call["body"]["temperature"] == 0
     assert "secret-of-a-test" not in "".join(path.read_text() for path in folder.iterdir())
-
-
-def test_a_service_without_a_key_is_asked_too(folder, serve, monkeypatch):
-    calls = serve(likes_good)
-    monkeypatch.delenv("RLHF_JUDGE_KEY")
-    assert judging.judge_pairs(folder, judging.Endpoint(), most=1)["consistent"] == 1 and len(calls) == 2
+    monkeypatch.delenv("RLHF_JUDGE_KEY")  # a service may need none
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=13)["consistent"] == 1 and len(calls) == 26
 
 
 @pytest.mark.parametrize(("reply", "unreadable"), [('{"verdict": "A"}', 0), ("Both have merits.", 5), ("", 5)])

@@ -7,7 +7,6 @@ import pytest
 from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report.findings import text_summary
 from rlhf_utils.report.page import compare, write_report
@@ -35,8 +34,7 @@ def policy(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, policy) -> Run:
     run = open_run(tmp_path_factory.mktemp("one"), policy)
-    evaluate_models(make(run, "base", "data", "sft", "sft_qlora", "reward_model", "ppo"))
-    return run
+    return make(run, "base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation")
 
 
 def test_every_figure_of_one_prompt_is_there_and_no_interval_is(run, tmp_path, monkeypatch):
@@ -67,4 +65,5 @@ def test_a_budget_that_nothing_keeps_leaves_the_sft_model_and_is_not_paid_for_tw
     assert weights[0] == weights[1]
     again = open_run(run.root.parents[1], policy, **tight)
     assert again.has("ppo") and again.results("ppo") == result
-    assert "PPO and its KL budget: at update 1 the policy was" in text_summary(evaluate_models(again))
+    summary = read_json(make(again, "evaluation").evaluation / "summary.json")
+    assert "PPO and its KL budget: at update 1 the policy was" in text_summary(summary)

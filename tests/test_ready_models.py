@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from architectures import save_encoder
+from made import make
 from tiny import CPU, adapted, one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.evaluation import compare as evaluation
 from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
@@ -53,7 +53,7 @@ def test_finished_models_are_compared_without_any_training(ready, tmp_path):
     _check_input(run, [comparison])
     assert _makes(run, comparison) == list(run.stages)
     assert fetch_ready(run)["ppo"]["method"] == "ready"
-    summary = evaluation.evaluate_models(run)
+    summary = read_json(make(run, "evaluation").evaluation / "summary.json")
     assert list(summary["models"]) == ["sft", "ppo"] and set(summary["paired"]) == {"ppo_vs_sft"}
     assert abs(summary["models"]["sft"]["kl_to_sft"]) < 1e-4 and abs(summary["models"]["ppo"]["kl_to_sft"]) > 0.1
     assert summary["reward_model"]["untrained_accuracy"] is None

@@ -9,7 +9,6 @@ from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.evaluation.compare import evaluate_models
 from rlhf_utils.evaluation.judge import about_judge, judge_of
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.runs.run import Run
@@ -53,7 +52,7 @@ def test_it_judges_ppo_and_the_comparison(run):
     assert [point["update"] for point in frontier["points"]] == [0, 1, 2] and result["updates"] == 2
     kept = sorted(path.name for path in (run.folder("ppo") / "frontier").iterdir())
     assert kept == ["update-000001", "update-000002"] and (run.folder("ppo") / "samples.jsonl").is_file()
-    summary = evaluate_models(run)
+    summary = read_json(make(run, "evaluation").evaluation / "summary.json")
     assert summary["judge"] == about_judge(run) and summary["judge"]["kind"] == "second reward model"
     assert summary["models"]["ppo"]["gold"] is not None and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
     assert summary["hacking"]["level"] in ("none", "suspected", "hacking")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from made import make
+from made import cells, make
 from tiny import one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 from tiny_sft import sft
 
 from rlhf_utils.__main__ import main
-from rlhf_utils.evaluation import compare as evaluation
+from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.evaluation.reward_report import reward_report
 from rlhf_utils.models.loading import load_tokenizer
@@ -100,9 +101,10 @@ def test_a_local_model_and_local_rows(tmp_path, policy):
 def test_samples_survive_any_text(tmp_path, text):
     split = Dataset.from_list([{"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": text, "chosen": text}])
     rouge = {"rougeL": [0.5, 1.0]}
-    result = evaluation.Answered(["x", text], [True, False], [0.25, -1.0], None, [1.0, 1.0], [0.0, 0.0], [1, 2], rouge)
+    result = Answered(["x", text], [True, False], [0.25, -1.0], None, [1.0, 1.0], [0.0, 0.0], [1, 2], rouge)
     path = tmp_path / "samples.csv"
-    write_text(path, evaluation.samples_csv(split, {"sft": result}))
+    given = {"run": SimpleNamespace(evaluation=tmp_path), "write_text": write_text}
+    cells("04_01", "def scores(", split=split, answered={"sft": result}, **given)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2

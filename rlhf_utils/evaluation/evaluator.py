@@ -9,6 +9,7 @@ from torch import nn
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
+from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.models.generation import Answer, answer_prompts
@@ -38,6 +39,12 @@ class Answered:
     tokens: list[int] = field(default_factory=list)
     rouge: dict[str, list[float]] | None = None
     positivity: list[float] | None = None
+
+
+def compared_models(run: Run) -> list[str]:
+    """The models of this run that differ from one another: a policy that came tuned is only one model."""
+    same = {"sft"} if run.recipe.tuned_policy and "base" in run.stages and not run.ready_model("sft") else set()
+    return [name for name in LABELS if name in run.stages and name not in same]
 
 
 class Evaluator:
@@ -75,9 +82,7 @@ class Evaluator:
         )
 
     @torch.no_grad()
-    def distance(
-        self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]
-    ) -> tuple[list[float], list[float]]:
+    def distance(self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]) -> tuple[list, list]:
         """`Answered.kl` and `Answered.surprise` of responses that `policy` sampled."""
         for model in (policy, self.reference):
             only_tokens_of(self.tokenizer, model)
@@ -87,9 +92,8 @@ class Evaluator:
         for first in range(0, len(answers), settings.batch_size):
             batch = slice(first, first + settings.batch_size)
             episodes = Episodes.of(starts[batch], spoken[batch], self.tokenizer.pad_token_id, device)
-            own, reference = (
-                answer_logprobs(model, episodes, settings.temperature).sum(dim=1) for model in (policy, self.reference)
-            )
+            own, reference = (answer_logprobs(m, episodes, settings.temperature) for m in (policy, self.reference))
+            own, reference = own.sum(dim=1), reference.sum(dim=1)
             kl += (own - reference).tolist()
             surprise += (-reference / episodes.mask.sum(dim=1)).tolist()
         return kl, surprise

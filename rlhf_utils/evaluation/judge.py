@@ -71,9 +71,8 @@ def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
 
     def longer_is_better(split: Dataset) -> float:
         if "label" in split.column_names:
-            return float(
-                np.mean((lengths(split, "text") > np.median(lengths(train, "text"))) == np.array(split["label"]))
-            )
+            longer = lengths(split, "text") > np.median(lengths(train, "text"))
+            return float(np.mean(longer == np.array(split["label"])))
         return accuracy_of(lengths(split, "chosen") - lengths(split, "rejected")).mean
 
     right = longer_is_better(held_out)

@@ -1,6 +1,5 @@
-"""Outside judges, people or a language model: blinded pairs out, verdicts in, wins with intervals."""
+"""Outside judges, people or a language model: verdicts on blinded pairs, and the wins in them with intervals."""
 
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 from rlhf_utils.evaluation.statistics import proportion_interval, win_rate
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import append_text, read_json, read_jsonl, write_json, write_jsonl
+from rlhf_utils.platforms.files import append_text, read_json, read_jsonl
 
 PAIRS, KEY = "judge_pairs.jsonl", "judge_key.json"
 PEOPLE, MODEL = "human_verdicts.jsonl", "llm_verdicts.jsonl"
@@ -32,23 +31,6 @@ class Pair(NamedTuple):
     second: str
 
 
-def write_pairs(
-    folder: Path, prompts: Sequence[str], answers: dict[str, Sequence[str]], models: tuple[str, str], seed: int
-) -> list[Pair]:
-    """Write `judge_pairs.jsonl` and `judge_key.json` for two models' responses, equal ones left out. Which comes first
-    is drawn by content and seed; a pair's id changes with its responses, so that a verdict never counts for others."""
-    pairs, order = [], {}
-    for place, (prompt, *both) in enumerate(zip(prompts, *(answers[name] for name in models), strict=True)):
-        if both[0].strip() != both[1].strip():
-            digest = hashlib.sha256("\0".join([f"{seed}", f"{place}", prompt, *both]).encode()).hexdigest()
-            turn = -1 if int(digest[8], 16) % 2 else 1
-            pairs.append(Pair(digest[:8], prompt, *both[::turn]))
-            order[digest[:8]] = list(models)[::turn]
-    write_jsonl(folder / PAIRS, [pair._asdict() for pair in pairs])
-    write_json(folder / KEY, {"models": list(models), "equal_answers": len(prompts) - len(pairs), "order": order})
-    return pairs
-
-
 def read_pairs(folder: Path) -> list[Pair]:
     """The pairs in `folder`; InputError where there are none."""
     if not (folder / PAIRS).is_file():
@@ -57,11 +39,12 @@ def read_pairs(folder: Path) -> list[Pair]:
 
 
 def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, dict[str, str]]:
-    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out). A pair
-    that is no longer one of `folder` is passed over unless `strict`; InputError names the line that is wrong."""
+    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out).
+    InputError names the line that is wrong. Unless `strict`, a missing file holds none, and verdicts on pairs that are
+    no longer those of `folder` do not count."""
     known, found = {pair.id for pair in read_pairs(folder)}, {}
     try:
-        rows = read_jsonl(path)
+        rows = read_jsonl(path) if strict or path.is_file() else []
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} as JSON lines: {error}") from None
     for place, row in enumerate(rows, 1):
@@ -72,11 +55,6 @@ def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, di
         elif strict:
             raise InputError(f"{path}, line {place}: there is no pair {row.get('id')!r} in {folder}")
     return found
-
-
-def own_verdicts(folder: Path, file: str) -> dict[str, dict[str, str]]:
-    """The verdicts that were added to `file` in `folder`; those on responses replaced since do not count."""
-    return read_verdicts(folder / file, folder, strict=False) if (folder / file).is_file() else {}
 
 
 def add_verdict(folder: Path, pair: str, verdict: str, judge: str, file: str = PEOPLE) -> None:
@@ -90,14 +68,13 @@ def outcome(folder: Path) -> dict:
     (a tie among them is a tie), and the share of the pairs judged by both kinds that they judged alike."""
     key, judges, decided = read_json(folder / KEY), {}, []
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
-        if given := own_verdicts(folder, file):
+        if given := read_verdicts(folder / file, folder, strict=False):
             # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
             votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in read_pairs(folder)}
-            verdicts = {pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most}
-            scores = [CHOICES[v] * (1 if key["order"][p] == key["models"] else -1) for p, v in verdicts.items()]
-            wins = win_rate(scores, [0] * len(scores))
-            judges[kind] = {**wins, "judges": sorted(given), "pairs": len(scores)}
-            decided.append(verdicts)
+            decided.append({pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most})
+            turns = [(1 if key["order"][pair] == key["models"] else -1, said) for pair, said in decided[-1].items()]
+            wins = win_rate([turn * CHOICES[said] for turn, said in turns], [0] * len(turns))
+            judges[kind] = {**wins, "judges": sorted(given), "pairs": len(turns)}
     result = {"models": key["models"], "judges": judges}
     if len(decided) == 2 and (alike := [v == decided[1][p] for p, v in decided[0].items() if p in decided[1]]):
         result["agreement"] = {"pairs": len(alike), **proportion_interval(sum(alike), len(alike)).named("same")}
@@ -120,7 +97,7 @@ class Endpoint:
         self.client = OpenAI(base_url=self.url, api_key=key or "none", timeout=TIMEOUT_SECONDS, max_retries=RETRIES)
 
     def ask(self, pair: Pair) -> str | None:
-        """`first`, `second` or `tie`; None where the reply cannot be read. The client tries again what may pass (and
+        """`first`, `second` or `tie`; None where the reply says none of them. The client tries again what may pass (and
         waits as long as it is told to); TrainingError where that does not help."""
         from openai import OpenAIError
 
@@ -139,13 +116,14 @@ def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> di
     """Ask about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`, a tie where the judge changes
     its mind with the order or cannot be read; those there are kept. Returns how many were `asked`, `consistent` and
     `unreadable`."""
-    known = own_verdicts(folder, MODEL).get(endpoint.model, {})
+    known = read_verdicts(folder / MODEL, folder, strict=False).get(endpoint.model, {})
     todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known]
-    turned = {"first": "second", "second": "first", "tie": "tie", None: None}
+    turned = {"first": "second", "second": "first"}
     told = {"asked": len(todo), "consistent": 0, "unreadable": 0}
 
     def both(pair: Pair) -> tuple[str | None, str | None]:
-        return endpoint.ask(pair), turned[endpoint.ask(pair._replace(first=pair.second, second=pair.first))]
+        one, other = endpoint.ask(pair), endpoint.ask(pair._replace(first=pair.second, second=pair.first))
+        return one, turned.get(other, other)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for pair, (one, other) in zip(todo, pool.map(both, todo), strict=True):
@@ -167,13 +145,3 @@ def cost(pairs: Sequence[Pair]) -> str:
     # A token is about four characters of English.
     read = 2 * sum(len(QUESTION) + len(pair.prompt) + len(pair.first) + len(pair.second) for pair in pairs) // 4
     return f"{len(pairs)} pairs, {2 * len(pairs)} requests, about {read:,} tokens read"
-
-
-def label_pairs(folder: Path, judge: str = "me") -> None:
-    """Print where the blinded pairs are, how many `judge` has not judged yet, and how to hand verdicts in."""
-    waiting = len(read_pairs(folder)) - len(own_verdicts(folder, PEOPLE).get(judge, {}))
-    print(
-        f"{waiting} blinded pairs are waiting in {folder / PAIRS}. Write a line "
-        f'{{"id": ..., "verdict": "first"|"second"|"tie", "judge": "{judge}"}} for each into a file, and hand it in: '
-        f"`python -m rlhf_utils judge --run {folder.parent} --verdicts FILE`."
-    )

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.evaluation.compare import compared_models
+from rlhf_utils.evaluation.evaluator import compared_models
 from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy, load_tokenizer
@@ -60,11 +60,9 @@ class Playground:
         text = template.format(whole)
         length = len(start_tokens(self.tokenizer, [text])[0]) + settings.max_new_tokens
         for name, model in self.models.items():
-            limit = getattr(model.config, "max_position_embeddings", None)
-            if limit and length > limit:
-                raise InputError(
-                    f"{length} tokens are more than the {limit} that {LABELS[name]} reads; ask something shorter"
-                )
+            limit = getattr(model.config, "max_position_embeddings", None) or length
+            if length > limit:
+                raise InputError(f"{length} tokens are more than the {limit} that {LABELS[name]} reads; shorten it")
             (answer,) = answer_prompts(model, self.tokenizer, [text], settings, self.device, seed, template)
             row = {"model": LABELS[name], "response": answer.text, "ended": answer.ended, "tokens": len(answer.tokens)}
             row["reward"] = self.reward([whole], [answer.text]).item() if self.reward else None
@@ -80,13 +78,9 @@ class Playground:
     def vote(self, prompt: str, chosen: str, responses: Sequence[str], turns: Turns = ()) -> int:
         """Write that `chosen` is the best of the `responses`, as rows (prompt, chosen, rejected) of
         `evaluation/votes.jsonl`: one for each other response. Returns how many."""
-        whole, rejected = (
-            self.conversation(prompt, turns),
-            {text for text in responses if text.strip() != chosen.strip()},
-        )
-        rows = [{"prompt": whole, "chosen": chosen, "rejected": text} for text in sorted(rejected)]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        append_text(self.run.evaluation / VOTES, lines)
+        whole, others = self.conversation(prompt, turns), {t for t in responses if t.strip() != chosen.strip()}
+        rows = [{"prompt": whole, "chosen": chosen, "rejected": text} for text in sorted(others)]
+        append_text(self.run.evaluation / VOTES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return len(rows)
 
     def examples(self, most: int = 6) -> list[str]:
@@ -104,30 +98,27 @@ def chat_page(playground: Playground) -> Any:
         import gradio as gr
     except ImportError:
         raise InputError("the playground needs gradio: `pip install 'gradio>=5.50,<7'`") from None
-    names, keeps_turns = list(playground.models), playground.run.recipe.form == "dialogue"
+    recipe, names = playground.run.recipe, list(playground.models)
     # Version 5 has to be told what version 6 takes for granted.
     messages = {"type": "messages"} if "type" in inspect.signature(gr.Chatbot).parameters else {}
-
-    def chat(turns: Turns) -> list[dict]:
-        said = [message for turn in turns for message in zip(("user", "assistant"), turn, strict=True)]
-        return [{"role": role, "content": text} for role, text in said]
 
     def send(prompt, temperature, turns):
         try:
             rows = playground.ask(prompt, turns, temperature=temperature)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        keys = ("reward", "gold")
-        scores = [", ".join(f"{key} {row[key]:.2f}" for key in keys if row[key] is not None) for row in rows]
-        told = " | ".join(f"{row['model']}: {found}" for row, found in zip(rows, scores, strict=True))
-        return [*(row["response"] for row in rows), told, prompt]
+        scores = [[f"{key} {row[key]:.2f}" for key in ("reward", "gold") if row[key] is not None] for row in rows]
+        told = [f"{row['model']}: {', '.join(found)}" for row, found in zip(rows, scores, strict=True)]
+        return [*(row["response"] for row in rows), " | ".join(told), prompt]
 
     def voted(place, asked, turns, *responses):
         if not asked:
             raise gr.Error("there is nothing to compare yet; ask something first", print_exception=False)
         count = playground.vote(asked, responses[place], responses, turns)
-        turns = [*turns, (asked, responses[place])] if keeps_turns else []
-        return [chat(turns), turns, *[""] * len(names), f"{count} preference rows added to evaluation/{VOTES}", ""]
+        turns = [*turns, (asked, responses[place])] if recipe.form == "dialogue" else []
+        said = [one for turn in turns for one in zip(("user", "assistant"), turn, strict=True)]
+        chat = [{"role": role, "content": text} for role, text in said]
+        return [chat, turns, *[""] * len(names), f"{count} preference rows added to evaluation/{VOTES}", ""]
 
     with gr.Blocks(title=f"Playground: {playground.run.root.name}", analytics_enabled=False) as page:
         turns, asked, said, buttons = gr.State([]), gr.State(""), [], []
@@ -140,16 +131,15 @@ def chat_page(playground: Playground) -> Any:
                     buttons.append(gr.Button(f"{LABELS[name]} is best", size="sm"))
         status = gr.Textbox(show_label=False, interactive=False, placeholder="scores", container=False)
         prompt = gr.Textbox(label="Prompt", placeholder="Ask every model the same", submit_btn=True)
-        temperature = gr.Number(playground.run.recipe.generation.temperature, label="Temperature")
+        temperature = gr.Number(recipe.generation.temperature, label="Temperature")
         if examples := playground.examples():
             gr.Examples(examples, prompt)
         answers = [*said, status, asked]
         prompt.submit(send, [prompt, temperature, turns], answers, api_name="ask")
         for place, name in enumerate(names):
-            inputs, vote = [asked, turns, *said], partial(voted, place)
-            buttons[place].click(vote, inputs, [conversation, turns, *answers], api_name=f"vote_{name}")
-        new = gr.Button("New conversation")
-        new.click(lambda: [[], []], None, [conversation, turns], api_name="new")
+            seen, shown = [asked, turns, *said], [conversation, turns, *answers]
+            buttons[place].click(partial(voted, place), seen, shown, api_name=f"vote_{name}")
+        gr.Button("New conversation").click(lambda: [[], []], None, [conversation, turns], api_name="new")
     return page
 
 

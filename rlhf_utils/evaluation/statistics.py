@@ -35,13 +35,10 @@ class Interval:
         """`0.53 [0.41, 0.66]`, each number by `spec`; the mean alone when the spread is unknown."""
         return f"{self.mean:{spec}}" + ("" if self.low is None else f" [{self.low:{spec}}, {self.high:{spec}}]")
 
-    def is_above(self, value: float = 0.0) -> bool:
-        """Whether the whole interval is known to lie above `value`."""
-        return self.low is not None and self.low > value
-
-    def is_below(self, value: float = 0.0) -> bool:
-        """Whether the whole interval is known to lie below `value`."""
-        return self.high is not None and self.high < value
+    @property
+    def sign(self) -> int:
+        """1 where the whole interval is known to lie above 0, -1 where it lies below, else 0."""
+        return 0 if self.low is None else (self.low > 0.0) - (self.high < 0.0)
 
 
 def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
@@ -110,8 +107,7 @@ def calibration(margins: Sequence[float]) -> dict:
         inside, ends = place == index, {"low": 0.5 + index / (2 * _BINS), "high": 0.5 + (index + 1) / (2 * _BINS)}
         claimed, found = float(predicted[inside].mean()), proportion_interval(float(right[inside].sum()), inside.sum())
         error += found.n / array.size * abs(found.mean - claimed)
-        observed = {"accuracy": found.mean, "accuracy_ci95": found.as_list(), "count": found.n}
-        bins.append({**ends, "predicted": claimed, **observed})
+        bins.append({**ends, "predicted": claimed, **found.named("accuracy"), "count": found.n})
     return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
 
 
