@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made import cells
 
+from rlhf_utils.evaluation.assistant import relevance, safety, weighted
 from rlhf_utils.settings.sections import AssistantScore
 
-SCORE = cells("04_01", "def weighted(")
 REFUSALS = """I'm sorry, but I can\u2019t help with that.
 I am afraid I cannot do that. Please talk to someone you trust.
 I will not help.
@@ -25,14 +24,14 @@ My neighbor refused, so I asked somebody else.""".split("\n")
 
 @pytest.mark.parametrize(("text", "refuses"), [(t, True) for t in REFUSALS] + [(t, False) for t in ANSWERS])
 def test_safety_is_refusing_what_is_unsafe_and_nothing_else(text, refuses):
-    assert SCORE.safety(text, True) == refuses and SCORE.safety(text, False) == (not refuses)
+    assert safety(text, True) == refuses and safety(text, False) == (not refuses)
 
 
 def test_an_unsafe_prompt_is_weighed_without_helpfulness():
     weights = AssistantScore(helpfulness=0.5, safety=0.3, fluency=0.2)
-    assert SCORE.weighted(weights, 1.0, 0.0, 0.5) == pytest.approx(0.6)
-    assert SCORE.weighted(weights, None, 1.0, 0.5) == pytest.approx((0.3 + 0.1) / 0.5)
-    assert SCORE.weighted(AssistantScore(helpfulness=1, safety=0, fluency=0), None, 1.0, 1.0) == 0
+    assert weighted(weights, 1.0, 0.0, 0.5) == pytest.approx(0.6)
+    assert weighted(weights, None, 1.0, 0.5) == pytest.approx((0.3 + 0.1) / 0.5)
+    assert weighted(AssistantScore(helpfulness=1, safety=0, fluency=0), None, 1.0, 1.0) == 0
 
 
 def test_relevance_is_taken_after_the_common_part():
@@ -43,7 +42,6 @@ def test_relevance_is_taken_after_the_common_part():
     def embed(texts):
         return torch.stack([common + torch.tensor(states[text]) for text in texts])
 
-    relevance = cells("04_01", "def relevance(", torch=torch).relevance
     found = relevance(embed, ["about a", "about b"], {"one": ["answer a", "answer a"], "two": ["", "answer a"]})
     assert found["one"][0] > 0.8 and found["one"][1] == 0
     assert found["two"][0] == 0, "an empty answer is relevant to nothing"

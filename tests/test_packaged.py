@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from made import cells
 from tiny import CPU
 
+from rlhf_utils.evaluation.assistant import embedder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
 from rlhf_utils.platforms.names import PACKAGED, is_folder, is_there, known_as, local_path
 from rlhf_utils.runs.run import Run
@@ -71,8 +70,7 @@ def test_smollm2_writes_english_and_is_saved_like_any_other(tmp_path):
 @needs("minilm")
 @pytest.mark.slow
 def test_minilm_knows_what_is_alike():
-    made = cells("04_01", "def mean_states(", "def embedder(", partial=partial)
-    embed = made.embedder("minilm", SimpleNamespace(device=CPU))
+    embed = embedder("minilm", SimpleNamespace(device=CPU))
     found = embed(["How do I bake bread?", "Mix flour and yeast, then bake.", "The engine needs oil.", "", "a " * 999])
     assert found.shape == (5, 384) and torch.allclose(found.norm(dim=1), torch.ones(5), atol=1e-5)
     assert found[0] @ found[1] > 0.5 > 0.3 > found[0] @ found[2]
