@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import SERIES, run_cells
+from rlhf_utils.series import SERIES, fetch_ready, run_cells
 
 
 def make(run: Run, *stages: str) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
@@ -31,6 +32,16 @@ def run(tmp_path_factory) -> Run:
     }  # fmt: skip
     run = Run.open("instruct", "tiny", folder / "out", settings)
     return make(run, "base", "data", "sft", "sft_qlora", "reward_model", "judge_model")
+
+
+def test_the_report_of_the_first_one(run):
+    report, result = read_json(run.evaluation / "reward_model.json"), run.results("reward_model")
+    assert report["of"] == "pairs" and report["pairs"] == len(report["margins"]) == report["calibration"]["pairs"]
+    low, high = report["accuracy_ci95"]
+    assert 0 < low < report["accuracy"] == np.mean(np.array(report["margins"]) > 0) <= high <= 1
+    assert report["untrained_ci95"][0] < report["untrained_accuracy"] < low
+    assert report["length_baseline_accuracy"] == 0.5
+    assert result.items() >= {key: report[key] for key in ("accuracy", "untrained_accuracy", "pairs")}.items()
 
 
 def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):

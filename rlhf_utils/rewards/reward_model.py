@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -92,6 +93,11 @@ class RewardModel:
     def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """The model's own logits [n], before scaling."""
         return self._read([TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses])[:, 0]
+
+    def margins(self, pairs: Dataset) -> Tensor:
+        """Logit of the chosen minus logit of the rejected response [n]."""
+        prompts = list(pairs["prompt"])
+        return self.logits(prompts, pairs["chosen"]) - self.logits(prompts, pairs["rejected"])
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return (self.logits(prompts, responses) - self.mean) / self.std
