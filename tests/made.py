@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
+
 from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stages import ROOT
 from rlhf_utils.series import SERIES, fetch_ready, run_cells
+
+
+def function(notebook: str, name: str) -> Callable:
+    """The function `name` that a cell of the notebook begins to define, without what follows it there."""
+    cells = ["".join(cell["source"]) for cell in read_json(ROOT / notebook)["cells"] if cell["cell_type"] == "code"]
+    (cell,) = (ast.parse(cell).body for cell in cells if cell.startswith(f"def {name}("))
+    names: dict = {}
+    exec(compile(ast.Module(cell[:1], []), notebook, "exec"), names)
+    return names[name]
 
 
 def make(run: Run, *stages: str) -> Run:
