@@ -138,12 +138,11 @@ class Learner:
         )
         with self.accelerator.autocast():
             logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
-        policy = policy_loss(logprobs, old_logprobs, advantages, part.mask, config.clip_range)
+        policy, clipped = policy_loss(logprobs, old_logprobs, advantages, part.mask, config.clip_range)
         value_range = config.value_clip_range and config.value_clip_range * rollout.spread
-        value = value_loss(values, old_values, returns, part.mask, value_range)
+        value, value_clipped = value_loss(values, old_values, returns, part.mask, value_range)
         # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
-        loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
+        loss = policy + config.value_coefficient * value / max(rollout.spread, 1.0) ** 2
         moved = masked_mean(kl_estimate(old_logprobs, logprobs, "k3"), part.mask)
         error = masked_mean((logprobs - old_logprobs).square(), part.mask)
-        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, moved, error)
-        return loss, torch.stack([figure.detach() for figure in figures])
+        return loss, torch.stack([policy, value, clipped, value_clipped, moved, error]).detach()

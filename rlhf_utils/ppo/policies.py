@@ -77,14 +77,14 @@ class Policy:
 
 
 class ActorCritic(nn.Module):
-    """A causal language model and its critic: a linear value head on the policy's own hidden states (Ziegler et al.
+    """The policy that is trained and its critic: a linear value head on the policy's own hidden states (Ziegler et al.
     2019), or on those of `reward`'s trunk (Stiennon et al. 2020, arXiv:2009.01325, section 3.4), whose first values are
     the rewards that it gives to the unfinished responses."""
 
-    def __init__(self, policy: nn.Module, reward: RewardModel | None = None):
+    def __init__(self, trained: Policy, reward: RewardModel | None = None):
         super().__init__()
-        self.policy, self.critic = policy, reward and reward.model.base_model.train()
-        self.value_head = nn.Linear(reward.model.score.in_features if reward else language_model(policy).width, 1)
+        self.trained, self.policy, self.critic = trained, trained.model, reward and reward.model.base_model.train()
+        self.value_head = nn.Linear(reward.model.score.in_features if reward else language_model(self.policy).width, 1)
         # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
@@ -132,23 +132,21 @@ class CheckpointStore:
         accelerator.register_save_state_pre_hook(lambda models, weights, training: weights.clear())
         accelerator.register_load_state_pre_hook(lambda models, training: models.clear())
 
-    def save(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
+    def save(self, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
         """Write the checkpoint after `state["update"]` updates; `state` is the JSON-able rest of the loop's state.
 
         Every process calls it: the main one writes, and each of the others its own random state.
         """
         main, place = processes.is_main(), self.folder / f"update-{state['update']:06d}"
         with whole_folder(place) if main else contextlib.nullcontext() as folder:
-            if main:
-                policy.save(tokenizer, folder / "policy")
-                head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
-                save_file(head, folder / "policy" / "value_head.safetensors")
             folder = processes.from_main(folder)
             self.accelerator.save_state(str(folder / "training"))
-            if main:
-                save_file(learning_weights(self.actor), folder / "training" / WEIGHTS_FILE)
             processes.wait()
             if main:
+                save_file(learning_weights(self.actor), folder / "training" / WEIGHTS_FILE)
+                self.actor.trained.save(tokenizer, folder / "policy")
+                head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
+                save_file(head, folder / "policy" / "value_head.safetensors")
                 write_json(folder / "state.json", state)
         if main:
             self.thin(place)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +16,16 @@ from rlhf_utils.models.generation import Answer, Sampled, sample_answers
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
-from rlhf_utils.ppo.policies import ActorCritic, Policy
-from rlhf_utils.rewards.terms import RewardFunction, RewardMixture
+from rlhf_utils.ppo.objective import (
+    advantages_and_returns,
+    explained_variance,
+    kl_estimate,
+    masked_mean,
+    masked_whiten,
+    shaped_rewards,
+)
+from rlhf_utils.ppo.policies import ActorCritic
+from rlhf_utils.rewards.terms import RewardFunction, RewardMixture, by_parts
 from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, Template
 
@@ -50,6 +56,38 @@ class Rollout:
     spread: float
     seconds: dict[str, float]
     figures: dict = field(default_factory=dict)
+
+    def measured(self, update: int, kl_coefficient: float) -> dict:
+        """What the rollout says of the policy: rewards, KL in nats per response, entropy in nats per token, length.
+
+        `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what
+        a response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
+        """
+        mask, episodes = self.episodes.mask, len(self.scores)
+        kl = (kl_estimate(self.logprobs, self.reference_logprobs, name) for name in ("k1", "k3"))
+        k1, k3 = (estimate.masked_fill(~mask, 0.0).sum(dim=1).mean().item() for estimate in kl)
+        variance = explained_variance(self.values, self.returns, mask)
+        return {
+            "update": update,
+            "episodes": (update + 1) * episodes,
+            "reward": self.scores.mean().item(),
+            "reward_std": self.scores.std(correction=0).item(),
+            "reward_terms": {name: term.mean().item() for name, term in self.terms.items()},
+            "kl": k1,
+            "kl_k3": k3,
+            "kl_coefficient": kl_coefficient,
+            "objective": self.rewards.sum(dim=1).mean().item(),
+            "entropy": masked_mean(self.entropy, mask).item(),
+            "explained_variance": variance if math.isfinite(variance) else None,
+            "response_tokens": int(mask.sum()) / episodes,
+            "eos_rate": sum(answer.ended for answer in self.answers) / episodes,
+            "gold": None if self.gold is None else self.gold.mean().item(),
+        }
+
+    def samples(self, update: int, most: int = 4) -> list[dict]:
+        """The first responses, as they are written down."""
+        shown = list(zip(self.prompts, self.answers, self.scores.tolist(), strict=True))[:most]
+        return [{"update": update, "prompt": p, "response": a.text, "reward": score} for p, a, score in shown]
 
 
 def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
@@ -83,7 +121,6 @@ class RolloutCollector:
     tokenizer: PreTrainedTokenizerBase
     reward_function: RewardFunction
     judge: RewardFunction | None
-    policy: Policy
     config: PPOConfig
     template: Template
 
@@ -144,9 +181,11 @@ class RolloutCollector:
             scores = self.reward_function(prompts, texts)
         scores = _checked(scores, prompts, texts, update)
         clock.append(time.perf_counter())
-        with self.policy.reference() as reference:
-            reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
-        values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
+        # With the memory of an update step.
+        how = ("scoring answers", config.microbatch_size or config.minibatch_size, episodes)
+        with actor.trained.reference() as reference:
+            reference_logprobs = by_parts(*how, lambda part: answer_logprobs(reference, part, config.temperature))
+        values = actor.value(sampled.hidden) if actor.critic is None else by_parts(*how, actor.values)
         clock.append(time.perf_counter())
         seconds = dict(zip(("sampling", "scoring", "reference"), np.diff(clock).tolist(), strict=True))
         seconds["learning"] = 0.0
@@ -159,19 +198,6 @@ class RolloutCollector:
         ]
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
         return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
-
-    def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
-        """`compute` of all episodes [B, R], in minibatches by length, with the memory of an update step."""
-        everything = torch.arange(len(episodes), device=episodes.tokens.device)
-
-        def parts(size: int) -> Tensor:
-            result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
-            for rows in episodes.by_length(everything, size):
-                part = compute(episodes.select(rows))
-                result[rows, : part.shape[1]] = part
-            return result
-
-        return fitting("scoring answers", self.config.microbatch_size or self.config.minibatch_size, parts)
 
 
 def _checked(returned, prompts: list[str], texts: list[str], update: int) -> Tensor:

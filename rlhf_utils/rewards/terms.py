@@ -28,24 +28,34 @@ class FluencyReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        template, kind = self.template, self.device.kind
-        asked, said = [template.format(p) for p in prompts], [template.completion(r) for r in responses]
+        asked = [self.template.format(prompt) for prompt in prompts]
+        said = [self.template.completion(response) for response in responses]
         starts, ends = zip(*continued_tokens(self.tokenizer, asked, said), strict=True)
         scores = torch.full((len(starts),), -math.log(language_model(self.model).head.weight.shape[0]))
         spoken = torch.tensor([i for i, response in enumerate(responses) if response.strip()], dtype=torch.long)
         if not len(spoken):
             return scores
-        episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, kind)
-
-        def likelihood(size: int) -> Tensor:
-            sums = torch.zeros(len(spoken))
-            with self.device.autocast():
-                for rows in episodes.by_length(torch.arange(len(spoken), device=kind), size):
-                    sums[rows.cpu()] = answer_logprobs(self.model, episodes.select(rows), 1.0).sum(dim=1).cpu()
-            return sums
-
-        scores[spoken] = fitting("fluency", 16, likelihood) / episodes.mask.sum(dim=1).cpu()
+        episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, self.device.kind)
+        with self.device.autocast():
+            total = lambda part: answer_logprobs(self.model, part, 1.0).sum(dim=1, keepdim=True)  # noqa: E731
+            sums = by_parts("fluency", 16, episodes, total)[:, 0]
+        scores[spoken] = sums.cpu() / episodes.mask.sum(dim=1).cpu()
         return scores
+
+
+def by_parts(what: str, most: int, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
+    """`compute` [b, r] of parts of the episodes, of similar length and at most `most` at once, put together to
+    [B, R]; 0 where nothing was computed."""
+    everything = torch.arange(len(episodes), device=episodes.tokens.device)
+
+    def parts(size: int) -> Tensor:
+        result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
+        for rows in episodes.by_length(everything, size):
+            part = compute(episodes.select(rows))
+            result[rows, : part.shape[1]] = part
+        return result
+
+    return fitting(what, most, parts)
 
 
 class LengthPenalty:
