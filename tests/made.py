@@ -15,11 +15,11 @@ from rlhf_utils.series import SERIES, fetch_ready, run_cells
 
 
 def function(notebook: str, name: str) -> Callable:
-    """The function `name` that a cell of the notebook begins to define, without what follows it there."""
-    cells = ["".join(cell["source"]) for cell in read_json(ROOT / notebook)["cells"] if cell["cell_type"] == "code"]
-    (cell,) = (ast.parse(cell).body for cell in cells if cell.startswith(f"def {name}("))
-    names: dict = {}
-    exec(compile(ast.Module(cell[:1], []), notebook, "exec"), names)
+    """The function `name` of a notebook: its cell as far as the definition."""
+    cells = [ast.parse("".join(c["source"])) for c in read_json(ROOT / notebook)["cells"] if c["cell_type"] == "code"]
+    cell = next(cell for cell in cells if name in [getattr(node, "name", None) for node in cell.body])
+    cell.body = [node for node in cell.body if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)]
+    exec(compile(cell, notebook, "exec"), names := {})
     return names[name]
 
 

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from made import function
 from tiny import (  # noqa: F401
     CONTEXT,
     CPU,
@@ -23,7 +24,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.rewards import ClassifierReward, FluencyReward, LengthPenalty, RewardMixture, RewardModel, load_reward
+from rlhf_utils.rewards import ClassifierReward, FluencyReward, RewardMixture, RewardModel, load_reward
 from rlhf_utils.rewards.reward_model import class_logits
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -137,7 +138,8 @@ def test_fluency_is_the_mean_log_likelihood_of_the_response():
 
 
 def test_a_mixture_is_the_weighted_sum_and_ppo_logs_each_part(tmp_path):
-    mixture = RewardMixture(letters=(2.0, count_letter("e")), short=(0.5, LengthPenalty(1)))
+    length_penalty = function("03_ppo_alignment/02_ppo_training.ipynb", "length_penalty")
+    mixture = RewardMixture(letters=(2.0, count_letter("e")), short=(0.5, length_penalty(1)))
     assert mixture(["p"] * 2, ["e e", "x"]).tolist() == [2 * 2 - 0.5, 0.0]
     for line in tiny_trainer(save_tiny(tmp_path / "policy"), tmp_path / "out", mixture).train():
         terms = line["reward_terms"]

@@ -124,9 +124,7 @@ class Learner:
             # The exchange is a mean over the processes, and the gradient is their sum.
             self.accelerator.backward(loss * (weight * others))
             totals += (figures * weight).cpu()
-        if others > 1:
-            totals = self.accelerator.gather(totals[None].float().to(self.accelerator.device)).cpu().sum(dim=0)
-        figures = dict(zip(FIGURES, totals.tolist(), strict=True))
+        figures = dict(zip(FIGURES, sum(processes.gathered(totals)).tolist(), strict=True))
         return {**figures, "ratio_error": figures["ratio_error"] ** 0.5}
 
     def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,8 +177,7 @@ class CheckpointStore:
             failures = [told for told in processes.gathered(failure) if told]
             if not failures:
                 return state
-            if processes.is_main():
-                warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)
+            warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)
         return None
 
     def policies(self) -> list[Path]:

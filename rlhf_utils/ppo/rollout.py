@@ -173,12 +173,9 @@ class RolloutCollector:
         how = (actor.policy, self.tokenizer, prompts, config, update, self.template)
         answers, episodes, sampled = sample_episodes(*how, keep_hidden=actor.critic is None)
         clock.append(time.perf_counter())
-        texts, terms = [answer.text for answer in answers], {}
-        if isinstance(self.reward_function, RewardMixture):
-            terms = self.reward_function.terms(prompts, texts)
-            scores = self.reward_function.total(terms)
-        else:
-            scores = self.reward_function(prompts, texts)
+        texts, reward = [answer.text for answer in answers], self.reward_function
+        mixed = isinstance(reward, RewardMixture)
+        scores, terms = reward.with_terms(prompts, texts) if mixed else (reward(prompts, texts), {})
         scores = _checked(scores, prompts, texts, update)
         clock.append(time.perf_counter())
         # With the memory of an update step.
@@ -187,8 +184,8 @@ class RolloutCollector:
             reference_logprobs = by_parts(*how, lambda part: answer_logprobs(reference, part, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else by_parts(*how, actor.values)
         clock.append(time.perf_counter())
-        seconds = dict(zip(("sampling", "scoring", "reference"), np.diff(clock).tolist(), strict=True))
-        seconds["learning"] = 0.0
+        phases = ("sampling", "scoring", "reference", "learning")
+        seconds = dict(zip(phases, [*np.diff(clock).tolist(), 0.0], strict=True))
         judged = self.judge(prompts, texts) if self.judge else [math.nan] * len(prompts)
         gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
@@ -205,10 +202,9 @@ def _checked(returned, prompts: list[str], texts: list[str], update: int) -> Ten
     scores, told = torch.as_tensor(returned, dtype=torch.float32), f"update {update}: the reward function returned"
     if scores.shape != (len(texts),):
         raise TrainingError(f"{told} shape {tuple(scores.shape)} for {len(texts)} responses; one float each is wanted")
-    for score, prompt, text in zip(scores.tolist(), prompts, texts, strict=True):
-        if not math.isfinite(score):
-            where = f"the response {text[:80]!r} to the prompt {prompt[:80]!r}"
-            raise TrainingError(f"{told} {score} for {where}; a reward must be finite")
+    for i in scores.isfinite().logical_not().nonzero():
+        where = f"the response {texts[i][:80]!r} to the prompt {prompts[i][:80]!r}"
+        raise TrainingError(f"{told} {scores[i].item()} for {where}; a reward must be finite")
     return scores
 
 

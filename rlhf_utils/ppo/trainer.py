@@ -143,13 +143,12 @@ class PPOTrainer:
         is not finite.
         """
         update, budget = len(self.history), self.config.kl_budget
-        self.actor.eval()
         coefficient = self.kl_coefficient
         with self.accelerator.autocast():
-            rollout = self.rollouts.collect(self.actor, update, coefficient)
+            rollout = self.rollouts.collect(self.actor.eval(), update, coefficient)
+        # Before the first step policy and reference are the same model, so the KL of every token has to be 0.
         squares = (rollout.logprobs - rollout.reference_logprobs).square()
         difference = masked_mean(squares, rollout.episodes.mask).item() ** 0.5
-        # Before the first step policy and reference are the same model, so the KL of every token has to be 0.
         if update == 0 and difference > SAME[self.device.precision]:
             raise TrainingError(
                 f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "

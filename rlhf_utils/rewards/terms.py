@@ -1,4 +1,4 @@
-"""Rewards beside the reward model: fluency, length, and weighted sums of named reward functions."""
+"""Rewards beside the reward model: fluency, and weighted sums of named reward functions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_utils.data.tokens import continued_tokens, words_of
+from rlhf_utils.data.tokens import continued_tokens
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
@@ -58,33 +58,18 @@ def by_parts(what: str, most: int, episodes: Episodes, compute: Callable[[Episod
     return fitting(what, most, parts)
 
 
-class LengthPenalty:
-    """Minus the share by which a response is longer than `words` words: -0.5 for half as long again, 0 up to it."""
-
-    def __init__(self, words: int):
-        self.words = words
-
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return torch.tensor([-max(0.0, len(words_of(response)) / self.words - 1.0) for response in responses])
-
-
 class RewardMixture:
     """A weighted sum of named reward functions: `RewardMixture(helpful=(1.0, reward_model), length=(0.2, penalty))`.
-
-    PPO logs the mean of every term by its name, unweighted.
-    """
+    PPO logs the mean of every term by its name, unweighted."""
 
     def __init__(self, **parts: tuple[float, RewardFunction]):
         self.parts = parts
 
-    def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
-        """Each part's own rewards [n], by name."""
+    def with_terms(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum [n], and each part's own rewards [n] by name."""
         scored = {name: reward(prompts, responses) for name, (_, reward) in self.parts.items()}
-        return {name: torch.as_tensor(scores, dtype=torch.float32) for name, scores in scored.items()}
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum [n] of what `terms` returned."""
-        return sum(weight * terms[name] for name, (weight, _) in self.parts.items())
+        terms = {name: torch.as_tensor(scores, dtype=torch.float32) for name, scores in scored.items()}
+        return sum(weight * terms[name] for name, (weight, _) in self.parts.items()), terms
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return self.total(self.terms(prompts, responses))
+        return self.with_terms(prompts, responses)[0]
