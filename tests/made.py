@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import read_json
@@ -14,7 +13,7 @@ from rlhf_utils.runs.stages import ROOT
 from rlhf_utils.series import SERIES, fetch_ready, run_cells
 
 
-def function(notebook: str, name: str) -> Callable:
+def function(notebook: str, name: str):
     """The function `name` of a notebook: its cell as far as the definition."""
     cells = [ast.parse("".join(c["source"])) for c in read_json(ROOT / notebook)["cells"] if c["cell_type"] == "code"]
     cell = next(cell for cell in cells if name in [getattr(node, "name", None) for node in cell.body])
@@ -28,13 +27,11 @@ def make(run: Run, *stages: str) -> Run:
     for stage in stages:
         if stage in ("base", "data"):
             (make_base if stage == "base" else make_data)(run)
-            continue
-        if stage in run.fetched:
+        elif stage in run.fetched:
             fetch_ready(run)
-            continue
-        entry = next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
-        # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
-        with processes.environment(**{HEADLESS: "1"}):
-            run_cells(run, entry)
-        run.note_made(stage)
+        else:
+            # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
+            with processes.environment(**{HEADLESS: "1"}):
+                run_cells(run, next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form)))
+            run.note_made(stage)
     return run

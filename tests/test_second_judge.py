@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from made import make
 from tiny import one_thread, save_tiny  # noqa: F401
@@ -34,21 +33,13 @@ def run(tmp_path_factory) -> Run:
     return make(run, "base", "data", "sft", "sft_qlora", "reward_model", "judge_model")
 
 
-def test_the_report_of_the_first_one(run):
-    report, result = read_json(run.evaluation / "reward_model.json"), run.results("reward_model")
-    assert report["of"] == "pairs" and report["pairs"] == len(report["margins"]) == report["calibration"]["pairs"]
-    low, high = report["accuracy_ci95"]
-    assert 0 < low < report["accuracy"] == np.mean(np.array(report["margins"]) > 0) <= high <= 1
-    assert report["untrained_ci95"][0] < report["untrained_accuracy"] < low
-    assert report["length_baseline_accuracy"] == 0.5
-    assert result.items() >= {key: report[key] for key in ("accuracy", "untrained_accuracy", "pairs")}.items()
-
-
 def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
     splits, result = PreparedData.load(run.folder("data")).splits, run.results("judge_model")
     seen = {name: set(split["prompt"]) for name, split in splits.items()}
     assert seen["judge"] and not any(seen["judge"] & prompts for name, prompts in seen.items() if name != "judge")
     assert result["trained_on"] == len(splits["judge"]) and result["accuracy"] > 0.8
+    first = run.results("reward_model")
+    assert first["accuracy_ci95"][0] > max(first["untrained_accuracy"], first["length_baseline_accuracy"])
     low, high = result["agreement_ci95"]
     assert low <= result["agreement"] <= high and result["agreement"] > 0.7
     first, second = ((run.folder(name) / "model.safetensors").read_bytes() for name in ("reward_model", "judge_model"))

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.models import language_model as lm
-from rlhf_utils.models.language_model import Episodes, language_model
 from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_policy, load_policy_4bit, save_model
 from rlhf_utils.models.lora import lora_config, merge_adapter
 from rlhf_utils.platforms import processes
@@ -60,11 +59,8 @@ class Policy:
     @contextlib.contextmanager
     def reference(self) -> Iterator[nn.Module]:
         """The model that the KL is measured against, usable inside the block."""
-        if self.frozen is not None:
-            yield self.frozen
-        else:
-            with self.model.disable_adapter():
-                yield self.model
+        with self.model.disable_adapter() if self.frozen is None else contextlib.nullcontext():
+            yield self.frozen or self.model
 
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """Write the policy as a plain causal LM that loads with `from_pretrained` alone. An adapter is merged into the
@@ -84,7 +80,8 @@ class ActorCritic(nn.Module):
     def __init__(self, trained: Policy, reward: RewardModel | None = None):
         super().__init__()
         self.trained, self.policy, self.critic = trained, trained.model, reward and reward.model.base_model.train()
-        self.value_head = nn.Linear(reward.model.score.in_features if reward else language_model(self.policy).width, 1)
+        width = reward.model.score.in_features if reward else lm.language_model(self.policy).width
+        self.value_head = nn.Linear(width, 1)
         # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
@@ -97,12 +94,12 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values [B, R] of the responses; tensors rather than `Episodes`, so that DDP can wrap
         this."""
-        episodes, parts = Episodes(tokens, prompt_lengths, mask), language_model(self.policy)
+        episodes, parts = lm.Episodes(tokens, prompt_lengths, mask), lm.language_model(self.policy)
         before = lm.states_before_answers(parts.trunk, episodes)
         logprobs = lm.chosen_logprobs(parts, before, episodes, temperature)
         return logprobs, lm.spread(self.value(before), mask) if self.critic is None else self.values(episodes)
 
-    def values(self, episodes: Episodes) -> Tensor:
+    def values(self, episodes: lm.Episodes) -> Tensor:
         """The separate critic's value before every response token [B, R]."""
         return lm.spread(self.value(lm.states_before_answers(self.critic, episodes)), episodes.mask)
 

@@ -16,14 +16,7 @@ from rlhf_utils.models.generation import Answer, Sampled, sample_answers
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.ppo.objective import (
-    advantages_and_returns,
-    explained_variance,
-    kl_estimate,
-    masked_mean,
-    masked_whiten,
-    shaped_rewards,
-)
+from rlhf_utils.ppo import objective
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.rewards.terms import RewardFunction, RewardMixture, by_parts
 from rlhf_utils.settings.sections import PPOConfig
@@ -64,9 +57,9 @@ class Rollout:
         a response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
         """
         mask, episodes = self.episodes.mask, len(self.scores)
-        kl = (kl_estimate(self.logprobs, self.reference_logprobs, name) for name in ("k1", "k3"))
+        kl = (objective.kl_estimate(self.logprobs, self.reference_logprobs, name) for name in ("k1", "k3"))
         k1, k3 = (estimate.masked_fill(~mask, 0.0).sum(dim=1).mean().item() for estimate in kl)
-        variance = explained_variance(self.values, self.returns, mask)
+        variance = objective.explained_variance(self.values, self.returns, mask)
         return {
             "update": update,
             "episodes": (update + 1) * episodes,
@@ -77,7 +70,7 @@ class Rollout:
             "kl_k3": k3,
             "kl_coefficient": kl_coefficient,
             "objective": self.rewards.sum(dim=1).mean().item(),
-            "entropy": masked_mean(self.entropy, mask).item(),
+            "entropy": objective.masked_mean(self.entropy, mask).item(),
             "explained_variance": variance if math.isfinite(variance) else None,
             "response_tokens": int(mask.sum()) / episodes,
             "eos_rate": sum(answer.ended for answer in self.answers) / episodes,
@@ -140,9 +133,8 @@ class RolloutCollector:
         episodes = Episodes.of(starts, [a.tokens for a in answers], self.tokenizer.pad_token_id, device)
         mask, scores = episodes.mask, torch.stack(scores).to(device)
         # What the policy is paid: scaled, clipped, and less where the response does not end.
-        paid = scores * config.reward_scale
-        if config.reward_clip is not None:
-            paid = paid.clamp(-config.reward_clip, config.reward_clip)
+        limit = math.inf if config.reward_clip is None else config.reward_clip
+        paid = (scores * config.reward_scale).clamp(-limit, limit)
         unfinished = torch.tensor([not answer.ended for answer in answers], device=device)
         paid = paid - config.missing_eos_penalty * unfinished.float()
         if update == 0 and actor.critic is None:
@@ -151,11 +143,12 @@ class RolloutCollector:
             change = paid.mean() - actor.value_head.bias
             values = (values + change).masked_fill(~mask, 0.0)
             actor.value_head.bias.add_(change)
-        rewards = shaped_rewards(paid, kl_estimate(logprobs, reference_logprobs, "k1"), mask, kl_coefficient)
-        advantages, returns = advantages_and_returns(rewards, values, mask, config.gamma, config.gae_lambda)
+        kl = objective.kl_estimate(logprobs, reference_logprobs, "k1")
+        rewards = objective.shaped_rewards(paid, kl, mask, kl_coefficient)
+        advantages, returns = objective.advantages_and_returns(rewards, values, mask, config.gamma, config.gae_lambda)
         spread = returns[mask].std(correction=0).item() or 1.0
         if config.whiten_advantages:
-            advantages = masked_whiten(advantages, mask)
+            advantages = objective.masked_whiten(advantages, mask)
         kept = (logprobs, reference_logprobs, values, entropy, rewards, advantages, returns)
         gold = torch.stack(gold) if self.judge else None
         terms = {name: torch.stack([term[name] for term in terms]) for name in terms[0]}

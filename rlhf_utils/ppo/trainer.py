@@ -78,6 +78,9 @@ class PPOTrainer:
         self.source, self.critic, self.tokenizer, self.config = policy, critic, padding(tokenizer), config
         self.on_update, self.output_dir, self.device = on_update, Path(output_dir), detect_device(config.precision)
         self.rollouts = RolloutCollector(list(prompts), self.tokenizer, reward_function, judge, config, template)
+        # What a resumed training may not change.
+        asked = hashlib.sha256(json.dumps(self.rollouts.prompts).encode()).hexdigest()[:16]
+        self._settings = {**config.model_dump(mode="json", exclude=_FREE), "prompts": asked}
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self._build()
@@ -232,7 +235,7 @@ class PPOTrainer:
 
     def _begin(self, resume: bool) -> None:
         """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
-        state = self.store.restore(self._settings()) if resume else None
+        state = self.store.restore(self._settings) if resume else None
         if state is None:
             # What an earlier training of this trainer has changed, or a damaged checkpoint that was read in part.
             if self._touched or self.store.policies():
@@ -251,14 +254,9 @@ class PPOTrainer:
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
         state = {"update": update, "kl": kl, "lines": len(self.history), "finished": self.finished}
-        state |= {"settings": self._settings(), "on_request": on_request}
+        state |= {"settings": self._settings, "on_request": on_request}
         self.store.save(self.tokenizer, state)
         self._saved_at = update
-
-    def _settings(self) -> dict:
-        """What a resumed training may not change."""
-        prompts = hashlib.sha256(json.dumps(self.rollouts.prompts).encode()).hexdigest()[:16]
-        return {**self.config.model_dump(mode="json", exclude=_FREE), "prompts": prompts}
 
 
 def _accelerator(device: Device, **how) -> Accelerator:
@@ -299,8 +297,7 @@ def warnings_of(history: Sequence[dict], config: PPOConfig) -> dict[str, str]:
     if budget is not None and now["kl"] > budget:
         found["over_budget"] = (
             f"KL of {now['kl']:.1f} nats per response at temperature {config.temperature:g} is over the budget of "
-            f"{budget:g}: training ends with the policy before it, which is within; raise kl_coefficient or lower "
-            "learning_rate"
+            f"{budget:g}: training ends with the policy before it; raise kl_coefficient or lower learning_rate"
         )
     if now["eos_rate"] < best_eos - 0.15:
         found["eos_falling"] = (
