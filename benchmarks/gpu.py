@@ -145,10 +145,10 @@ def ppo(what: str, precision: str, work: Path) -> dict:
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
-    from rlhf_utils.rewards.reward_model import RewardModel
+    from rlhf_utils.rewards.reward_model import load_reward
 
     method = what.split("-")[1]
-    reward = RewardModel.load(work / "reward", detect_device(precision))
+    reward = load_reward(work / "reward", detect_device(precision))
     found = [word for path in TEXTS for word in path.read_text(encoding="utf-8").split()]
     prompts = [" ".join(found[20 * i : 20 * i + 3 + i % 12]) for i in range(64)]
     config = PPOConfig(**PPO, method=method, precision=precision)

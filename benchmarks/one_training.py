@@ -59,7 +59,7 @@ def ours(job: dict, config: PPOConfig, watch: Watch) -> dict:
     """Train with `rlhf_utils.ppo`; returns what the figures need beside the clock."""
     from rlhf_utils.models.loading import load_tokenizer
     from rlhf_utils.ppo import PPOTrainer
-    from rlhf_utils.rewards.reward_model import RewardModel
+    from rlhf_utils.rewards.reward_model import load_reward
 
     device, tokenizer, lines = detect_device(config.precision), load_tokenizer(Path(job["policy"])), []
 
@@ -69,7 +69,7 @@ def ours(job: dict, config: PPOConfig, watch: Watch) -> dict:
         watch.updated()
 
     with tempfile.TemporaryDirectory() as output:
-        reward = RewardModel.load(Path(job["reward"]), device)
+        reward = load_reward(Path(job["reward"]), device)
         trainer = PPOTrainer(Path(job["policy"]), tokenizer, reward, job["prompts"], config, output, on_update)
         watch.started()
         with suppress(Enough):

@@ -58,6 +58,25 @@ def open_run(
     return run
 
 
+def fetch_ready(run: Run) -> dict[str, dict]:
+    """Make the stages of the run in which nothing is trained; returns their results by name. A ready reward model is
+    measured by the cells of its notebook, whose output is not shown here."""
+    from IPython.utils.capture import capture_output
+
+    from rlhf_utils.runs.base import fetch_policy, make_base, make_data  # imports torch, which takes seconds
+
+    for stage in run.fetched:
+        if stage in ("base", "data"):
+            (make_base if stage == "base" else make_data)(run)
+        elif stage != "reward_model":
+            fetch_policy(run, stage)
+        elif not run.has(stage):
+            with capture_output(stderr=False), processes.environment(**{runtime.HEADLESS: "1"}):
+                run_cells(run, next(n for n in SERIES if stage in n.makes and _applies(run, n)), until=stage)
+            run.note_made(stage)
+    return {stage: run.results(stage) for stage in run.fetched}
+
+
 def _refuse_unknown_parameters() -> None:
     """papermill only warns of a parameter that no notebook has, and a misspelled one would run with the defaults. What
     it was given is the cell that it put in, which begins with a comment of its own."""
@@ -241,9 +260,10 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     return {stage: run.results(stage) for stage in trained[number]}
 
 
-def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
-    """Run the code cells of a notebook but the first, which installs, in this process, with the settings of `run`;
-    returns its variables. What a cell would display is only printed where it says so."""
+def run_cells(run: Run, entry: Notebook, until: str | None = None) -> dict[str, Any]:
+    """Run the code cells of a notebook but the first, which installs, in this process, with the settings of `run`, or
+    those up to where stage `until` is made; returns its variables. What a cell would display is only printed where it
+    says so."""
     recipe, others = run.recipe, {"name", "scale", "title", "description", "reading", "needs"}
     settings = recipe.model_dump(mode="json", exclude=others)
     values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)
@@ -254,4 +274,6 @@ def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:
             variables |= zip(PARAMETERS, values, strict=True)
         elif cell["cell_type"] == "code" and "setup" not in tags:
             exec(compile("".join(cell["source"]), f"{entry.name}[{number}]", "exec"), variables)
+            if until and variables["run"].has(until):
+                break
     return variables

@@ -5,13 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.base import make_base, make_data
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import ROOT, SERIES, run_cells
+from rlhf_utils.series import ROOT, SERIES, fetch_ready, run_cells
 
 
 def make(run: Run, *stages: str) -> Run:
@@ -19,15 +18,13 @@ def make(run: Run, *stages: str) -> Run:
     for stage in stages:
         if stage in ("base", "data"):
             (make_base if stage == "base" else make_data)(run)
-            continue
-        if stage in run.fetched:
+        elif stage in run.fetched:
             fetch_ready(run)
-            continue
-        entry = next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
-        # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
-        with processes.environment(**{HEADLESS: "1"}):
-            run_cells(run, entry)
-        run.note_made(stage)
+        else:
+            # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
+            with processes.environment(**{HEADLESS: "1"}):
+                run_cells(run, next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form)))
+            run.note_made(stage)
     return run
 
 

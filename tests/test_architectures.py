@@ -17,7 +17,7 @@ from rlhf_utils.models.lora import lora_modules
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.rewards import RewardModel
+from rlhf_utils.rewards import load_reward
 from rlhf_utils.rewards.reward_model import positions
 from rlhf_utils.settings.sections import LoraSettings, QloraSettings
 from rlhf_utils.settings.template import TEMPLATE
@@ -79,7 +79,7 @@ def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):
     model = load_reward_model(folder, CPU, fresh_head=True)
     model.score.weight.data.normal_()
     save_model(model, tokenizer, tmp_path)
-    reward = RewardModel.load(tmp_path, CPU)
+    reward = load_reward(tmp_path, CPU)
     together = reward(PROMPTS, RESPONSES)
     alone = torch.cat([reward([p], [r]) for p, r in zip(PROMPTS, RESPONSES, strict=True)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
@@ -91,7 +91,7 @@ def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):
 
 @torch.no_grad()
 def test_an_encoder_scores_with_its_own_tokenizer_mask_and_head(encoder):
-    reward, model = RewardModel.load(encoder, CPU), AutoModelForSequenceClassification.from_pretrained(encoder).eval()
+    reward, model = load_reward(encoder, CPU), AutoModelForSequenceClassification.from_pretrained(encoder).eval()
     expected = torch.cat([model(**reward.tokenizer(text, return_tensors="pt")).logits[:, 0] for text in TEXTS])
     assert expected.std() > 0.01 and positions(reward.model) == CONTEXT
     torch.testing.assert_close(reward(PROMPTS, RESPONSES), expected, rtol=0, atol=1e-5)
@@ -107,7 +107,7 @@ def test_a_score_is_the_same_wherever_it_is_asked_for(folder, tmp_path):
         model.score.weight.data.normal_()
         save_model(model, tokenizer_of("metaspace, bos"), tmp_path)
     for device in (CPU, Device("cpu", "16 bit", "bf16", 2**33)):
-        reward = RewardModel.load(tmp_path, device)
+        reward = load_reward(tmp_path, device)
         outside = reward(PROMPTS, RESPONSES)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(reward(PROMPTS, RESPONSES), outside)

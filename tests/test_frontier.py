@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from itertools import combinations
 from random import Random
+from types import SimpleNamespace
 
 import pytest
+from made import cells
 
-from rlhf_utils.evaluation.frontier import choose, expected_best
+from rlhf_utils.evaluation.frontier import expected_best
+
+CHOOSE = cells("03_02", "def choose(", points=[], config=SimpleNamespace(kl_budget=None)).choose
 
 
 def point(update: int, kl: float, value: float, by: str = "gold", error: float = 0.1) -> dict:
@@ -32,16 +36,16 @@ START = (0, 0.0, 5.0)
 )
 @pytest.mark.parametrize("by", ["gold", "reward"])
 def test_of_what_cannot_be_told_apart_the_nearest_is_used(points, budget, chosen, by):
-    decision = choose([point(*each, by) for each in points], budget)
-    assert decision["chosen_update"] == chosen and f"best {by} on development prompts" in decision["rule"]
+    update, rule = CHOOSE([point(*each, by) for each in points], budget)
+    assert update == chosen and f"best {by} on development prompts" in rule
 
 
 def test_with_no_policy_within_the_budget_or_no_known_error():
-    decision = choose([point(*START), point(8, 2.0, 6.0)], 1.0)
-    assert decision["chosen_update"] == 0 and "no policy that PPO made is within the KL budget" in decision["rule"]
+    update, rule = CHOOSE([point(*START), point(8, 2.0, 6.0)], 1.0)
+    assert update == 0 and rule.endswith("within the KL budget, so it is the model PPO started from")
     # Of one prompt nobody knows an error, and the best is used.
     points = [{**point(*each), "gold_error": None} for each in (START, (8, 1.0, 6.0), (16, 2.0, 7.0))]
-    assert choose(points, None)["chosen_update"] == 16
+    assert CHOOSE(points, None)[0] == 16
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
 
-from rlhf_utils.evaluation.frontier import choose
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import content_hash, read_jsonl
 from rlhf_utils.ppo import PPOTrainer
@@ -107,7 +106,3 @@ def test_a_budget_that_the_first_update_breaks_leaves_the_policy_it_began_with(p
     trainer.train()
     measured = trainer.store.measured()
     assert 0 in measured and weights_in(measured[0][0]) == weights_in(policy)
-    figures = {"reward": 1.0, "reward_error": 0.1, "gold": None}
-    points = [{"update": update, "kl": kl, **figures} for update, (_, kl) in measured.items()]
-    decision = choose(points, 1e-6)
-    assert decision["chosen_update"] == 0 and "it is the model PPO started from" in decision["rule"]

@@ -129,7 +129,7 @@ def test_the_first_update_starts_at_kl_zero_and_ratio_one(policy, tmp_path):
 
 def test_a_reference_that_is_another_model_and_dropout_left_on_are_noticed(policy, tmp_path):
     trainer = tiny_trainer(policy, tmp_path / "other")
-    trainer.trained.frozen.transformer.wpe.weight.data.mul_(1.5)
+    trainer.actor.trained.frozen.transformer.wpe.weight.data.mul_(1.5)
     with pytest.raises(TrainingError, match="update 0: policy and reference differ"):
         trainer.train()
     trainer = tiny_trainer(policy, tmp_path / "dropout")

@@ -16,7 +16,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.ppo import PPOConfig
-from rlhf_utils.ppo.record import warnings_of
+from rlhf_utils.ppo.trainer import warnings_of
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
 

@@ -10,13 +10,12 @@ from architectures import save_encoder
 from made import make
 from tiny import CPU, adapted, one_thread, save_tiny  # noqa: F401
 
-from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.run import Run
-from rlhf_utils.series import SERIES, _check_input, _makes, open_run
+from rlhf_utils.series import SERIES, _check_input, _makes, fetch_ready, open_run
 
 ROWS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer, number {i}.", "rejected": f"Bad {i}"} for i in range(80)

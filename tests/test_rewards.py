@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from made import cells
 from tiny import (  # noqa: F401
     CONTEXT,
     CPU,
@@ -23,7 +24,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.rewards import ClassifierReward, FluencyReward, LengthPenalty, RewardMixture, RewardModel
+from rlhf_utils.rewards import ClassifierReward, FluencyReward, RewardMixture, RewardModel, load_reward
 from rlhf_utils.rewards.reward_model import class_logits
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -49,7 +50,7 @@ def score_tokens(model, rows, batch_size: int = 64) -> torch.Tensor:
 
 @pytest.fixture
 def reward(folder) -> RewardModel:
-    return RewardModel.load(folder, CPU)
+    return load_reward(folder, CPU)
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
@@ -97,7 +98,7 @@ def test_the_scale_is_saved_beside_the_model_and_found_again(reward, tmp_path):
     save_model(reward.model, reward.tokenizer, tmp_path)
     reward.calibrate(PROMPTS, RESPONSES)
     reward.save_scale(tmp_path)
-    again = RewardModel.load(tmp_path, CPU)
+    again = load_reward(tmp_path, CPU)
     assert torch.equal(again(PROMPTS, RESPONSES), reward(PROMPTS, RESPONSES))
 
 
@@ -113,7 +114,7 @@ def test_a_classifiers_reward_is_its_label_logit_on_prompt_and_response(label, c
     config = DistilBertConfig(vocab_size=257, initializer_range=0.3, **size)
     config.id2label, config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
     classifier = DistilBertForSequenceClassification(config).eval()
-    reward = ClassifierReward(classifier, tiny_tokenizer(), label, CPU)
+    reward = ClassifierReward(classifier, tiny_tokenizer(), CPU, label)
     found = reward(PROMPTS[:4], TEXTS)
     for i, (prompt, text) in enumerate(zip(PROMPTS[:4], TEXTS, strict=True)):
         alone = classifier(torch.tensor([tiny_tokenizer()(f"{prompt} {text}")["input_ids"]])).logits[0, column]
@@ -122,7 +123,7 @@ def test_a_classifiers_reward_is_its_label_logit_on_prompt_and_response(label, c
     torch.testing.assert_close(long, whole)
     assert reward.cut == 1, "cut from the left"
     with pytest.raises(InputError, match="no label 'positive'; choose one of NEGATIVE, POSITIVE"):
-        ClassifierReward(classifier, tiny_tokenizer(), "positive", CPU)
+        ClassifierReward(classifier, tiny_tokenizer(), CPU, "positive")
 
 
 def test_fluency_is_the_mean_log_likelihood_of_the_response():
@@ -137,7 +138,8 @@ def test_fluency_is_the_mean_log_likelihood_of_the_response():
 
 
 def test_a_mixture_is_the_weighted_sum_and_ppo_logs_each_part(tmp_path):
-    mixture = RewardMixture(letters=(2.0, count_letter("e")), short=(0.5, LengthPenalty(1)))
+    length_penalty = cells("03_02", "def length_penalty(").length_penalty
+    mixture = RewardMixture(letters=(2.0, count_letter("e")), short=(0.5, length_penalty(1)))
     assert mixture(["p"] * 2, ["e e", "x"]).tolist() == [2 * 2 - 0.5, 0.0]
     for line in tiny_trainer(save_tiny(tmp_path / "policy"), tmp_path / "out", mixture).train():
         terms = line["reward_terms"]

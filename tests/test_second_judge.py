@@ -37,6 +37,8 @@ def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
     seen = {name: set(split["prompt"]) for name, split in splits.items()}
     assert seen["judge"] and not any(seen["judge"] & prompts for name, prompts in seen.items() if name != "judge")
     assert result["trained_on"] == len(splits["judge"]) and result["accuracy"] > 0.8
+    first = run.results("reward_model")
+    assert first["accuracy_ci95"][0] > max(first["untrained_accuracy"], first["length_baseline_accuracy"])
     low, high = result["agreement_ci95"]
     assert low <= result["agreement"] <= high and result["agreement"] > 0.7
     first, second = ((run.folder(name) / "model.safetensors").read_bytes() for name in ("reward_model", "judge_model"))

@@ -18,7 +18,6 @@ from tiny_sft import sft
 from rlhf_utils.__main__ import main
 from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.judge import gold_judge
-from rlhf_utils.evaluation.reward_report import reward_report
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.runs import training
@@ -111,13 +110,3 @@ def test_samples_survive_any_text(tmp_path, text):
     assert (rows[1]["prompt"], rows[1]["reference"], rows[1]["sft_response"]) == (text, text, text)
     assert [float(row["sft_reward"]) for row in rows] == [0.25, -1.0] and "sft_gold" not in rows[0]
     assert pd.read_csv(path)["sft_ended"].tolist() == [True, False]
-
-
-def test_the_report_of_a_reward_model():
-    pairs = Dataset.from_list([{"chosen": "long answer", "rejected": "no"}] * 4)
-    report = reward_report(torch.tensor([1.0, 2.0, 0.0, -1.0]), torch.zeros(4), pairs, pairs, tiny_tokenizer())
-    assert report["accuracy"] == 0.625, "a tie counts half"
-    assert report["untrained_accuracy"] == 0.5
-    assert report["length_baseline_accuracy"] == 1.0
-    low, high = report["accuracy_ci95"]
-    assert 0 < low < 0.625 < high < 1 and report["pairs"] == 4 and len(report["margins"]) == 4

@@ -8,7 +8,7 @@ from datasets import Dataset
 from rlhf_utils.evaluation.statistics import accuracy_of
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
-from rlhf_utils.rewards import RewardModel
+from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
@@ -29,7 +29,7 @@ def gold_judge(recipe: Recipe) -> Judge | None:
 def judge_of(run: Run) -> Judge | None:
     """Who judges the policies of `run`: the gold preference, or the second reward model where there is one."""
     if "judge_model" in run.stages:
-        second = RewardModel.load(run.folder("judge_model"), detect_device())
+        second = load_reward(run.folder("judge_model"), detect_device())
         return lambda prompts, responses: second(prompts, responses).tolist()
     return gold_judge(run.recipe)
 

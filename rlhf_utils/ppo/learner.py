@@ -31,6 +31,7 @@ class Learner:
 
     def __init__(self, actor: ActorCritic, accelerator: Accelerator, config: PPOConfig, precision: str):
         self.actor, self.accelerator, self.config, self.precision = actor, accelerator, config, precision
+        self.steps = config.epochs * config.rollout_batch_size // config.minibatch_size  # of an update
         self._skipped_in_a_row = 0
         policy = [p for p in actor.policy.parameters() if p.requires_grad]
         critic = [*actor.value_head.parameters(), *(actor.critic.parameters() if actor.critic is not None else ())]
@@ -64,11 +65,6 @@ class Learner:
             losses[name] = sum(finite) / len(finite) if finite else None
         return losses
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of an update."""
-        return self.config.epochs * self.config.rollout_batch_size // self.config.minibatch_size
-
     def learning_rates(self, update: int, step: int) -> tuple[float, float]:
         """The rates (policy, critic) of optimizer step `step` of an update: linear decay over the updates to
         `final_learning_rate_ratio` of the configured ones, after a linear rise over the first `warmup_ratio` of all
@@ -97,10 +93,8 @@ class Learner:
             raise TrainingError(f"update {update}: the gradient norm is {norm}; {_ADVICE}")
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if self._skipped_in_a_row >= MOST_SKIPPED:
-            raise TrainingError(
-                f"update {update}: fp16 overflowed in {MOST_SKIPPED} steps in a row, so nothing is learnt; lower the "
-                "learning rate or the reward scale, or choose precision fp32 (bf16 on newer GPUs)"
-            )
+            told = f"fp16 overflowed in {MOST_SKIPPED} steps in a row, so nothing is learnt"
+            raise TrainingError(f"update {update}: {told}; {_ADVICE}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {**figures, "gradient_norm": norm, "skipped": int(skipped)}
@@ -124,9 +118,7 @@ class Learner:
             # The exchange is a mean over the processes, and the gradient is their sum.
             self.accelerator.backward(loss * (weight * others))
             totals += (figures * weight).cpu()
-        if others > 1:
-            totals = self.accelerator.gather(totals[None].float().to(self.accelerator.device)).cpu().sum(dim=0)
-        figures = dict(zip(FIGURES, totals.tolist(), strict=True))
+        figures = dict(zip(FIGURES, sum(processes.gathered(totals)).tolist(), strict=True))
         return {**figures, "ratio_error": figures["ratio_error"] ** 0.5}
 
     def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,12 +130,11 @@ class Learner:
         )
         with self.accelerator.autocast():
             logprobs, values = self.model(part.tokens, part.prompt_lengths, part.mask, config.temperature)
-        policy = policy_loss(logprobs, old_logprobs, advantages, part.mask, config.clip_range)
+        policy, clipped = policy_loss(logprobs, old_logprobs, advantages, part.mask, config.clip_range)
         value_range = config.value_clip_range and config.value_clip_range * rollout.spread
-        value = value_loss(values, old_values, returns, part.mask, value_range)
+        value, value_clipped = value_loss(values, old_values, returns, part.mask, value_range)
         # On a shared trunk the error of raw scores, many times 1, would drown the policy's gradient.
-        loss = policy.loss + config.value_coefficient * value.loss / max(rollout.spread, 1.0) ** 2
+        loss = policy + config.value_coefficient * value / max(rollout.spread, 1.0) ** 2
         moved = masked_mean(kl_estimate(old_logprobs, logprobs, "k3"), part.mask)
         error = masked_mean((logprobs - old_logprobs).square(), part.mask)
-        figures = (policy.loss, value.loss, policy.clip_fraction, value.clip_fraction, moved, error)
-        return loss, torch.stack([figure.detach() for figure in figures])
+        return loss, torch.stack([policy, value, clipped, value_clipped, moved, error]).detach()

@@ -4,7 +4,7 @@ Shapes: B episodes, R response positions (padded to the longest response). `mask
 response, its EOS included; what stands outside it never enters a result. Logarithms are natural, so KL is in nats.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,17 +64,11 @@ def advantages_and_returns(
     return advantages, advantages + values
 
 
-class ClippedLoss(NamedTuple):
-    """`loss` to minimize, and the share of tokens where the clip binds."""
-
-    loss: Tensor
-    clip_fraction: Tensor
-
-
 def policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
-) -> ClippedLoss:
-    """The clipped surrogate, averaged over the tokens of the mask; inputs [B, R], outputs scalars.
+) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate, a mean over the tokens of the mask, and the share of them where the clip binds; inputs
+    [B, R], outputs scalars.
 
     L = -mean(min(rho * A, clip(rho, 1 - eps, 1 + eps) * A)), rho = exp(logprobs - old_logprobs)
     (Schulman et al. 2017, arXiv:1707.06347, equation 7).
@@ -83,13 +77,14 @@ def policy_loss(
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
     loss = -masked_mean(torch.minimum(unclipped, clipped), mask)
-    return ClippedLoss(loss, masked_mean((clipped < unclipped).float(), mask))
+    return loss, masked_mean((clipped < unclipped).float(), mask)
 
 
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float | None
-) -> ClippedLoss:
-    """Half the squared error of the value head over the tokens of the mask; inputs [B, R], outputs scalars.
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error of the value head, a mean over the tokens of the mask, and the share of them where the
+    clip binds; inputs [B, R], outputs scalars.
 
     With a clip range the larger of the errors of V and of clip(V, V_old - eps, V_old + eps) counts, as in the original
     PPO code (Huang et al. 2022, "The 37 implementation details of PPO", detail 9).
@@ -98,7 +93,7 @@ def value_loss(
     if clip_range is not None:
         clipped_error = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(error, clipped_error), mask)
-    return ClippedLoss(loss, masked_mean((clipped_error > error).float(), mask))
+    return loss, masked_mean((clipped_error > error).float(), mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_utils.models import language_model as lm
-from rlhf_utils.models.language_model import Episodes, language_model
 from rlhf_utils.models.loading import fp32_trainables, has_bitsandbytes, load_policy, load_policy_4bit, save_model
 from rlhf_utils.models.lora import lora_config, merge_adapter
 from rlhf_utils.platforms import processes
@@ -60,11 +59,8 @@ class Policy:
     @contextlib.contextmanager
     def reference(self) -> Iterator[nn.Module]:
         """The model that the KL is measured against, usable inside the block."""
-        if self.frozen is not None:
-            yield self.frozen
-        else:
-            with self.model.disable_adapter():
-                yield self.model
+        with self.model.disable_adapter() if self.frozen is None else contextlib.nullcontext():
+            yield self.frozen or self.model
 
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         """Write the policy as a plain causal LM that loads with `from_pretrained` alone. An adapter is merged into the
@@ -77,14 +73,15 @@ class Policy:
 
 
 class ActorCritic(nn.Module):
-    """A causal language model and its critic: a linear value head on the policy's own hidden states (Ziegler et al.
+    """The policy that is trained and its critic: a linear value head on the policy's own hidden states (Ziegler et al.
     2019), or on those of `reward`'s trunk (Stiennon et al. 2020, arXiv:2009.01325, section 3.4), whose first values are
     the rewards that it gives to the unfinished responses."""
 
-    def __init__(self, policy: nn.Module, reward: RewardModel | None = None):
+    def __init__(self, trained: Policy, reward: RewardModel | None = None):
         super().__init__()
-        self.policy, self.critic = policy, reward and reward.model.base_model.train()
-        self.value_head = nn.Linear(reward.model.score.in_features if reward else language_model(policy).width, 1)
+        self.trained, self.policy, self.critic = trained, trained.model, reward and reward.model.base_model.train()
+        width = reward.model.score.in_features if reward else lm.language_model(self.policy).width
+        self.value_head = nn.Linear(width, 1)
         # Starting from value 0 the first advantages are the returns themselves, not the noise of a random head.
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
@@ -97,12 +94,12 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values [B, R] of the responses; tensors rather than `Episodes`, so that DDP can wrap
         this."""
-        episodes, parts = Episodes(tokens, prompt_lengths, mask), language_model(self.policy)
+        episodes, parts = lm.Episodes(tokens, prompt_lengths, mask), lm.language_model(self.policy)
         before = lm.states_before_answers(parts.trunk, episodes)
         logprobs = lm.chosen_logprobs(parts, before, episodes, temperature)
         return logprobs, lm.spread(self.value(before), mask) if self.critic is None else self.values(episodes)
 
-    def values(self, episodes: Episodes) -> Tensor:
+    def values(self, episodes: lm.Episodes) -> Tensor:
         """The separate critic's value before every response token [B, R]."""
         return lm.spread(self.value(lm.states_before_answers(self.critic, episodes)), episodes.mask)
 
@@ -132,23 +129,21 @@ class CheckpointStore:
         accelerator.register_save_state_pre_hook(lambda models, weights, training: weights.clear())
         accelerator.register_load_state_pre_hook(lambda models, training: models.clear())
 
-    def save(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
+    def save(self, tokenizer: PreTrainedTokenizerBase, state: dict) -> None:
         """Write the checkpoint after `state["update"]` updates; `state` is the JSON-able rest of the loop's state.
 
         Every process calls it: the main one writes, and each of the others its own random state.
         """
         main, place = processes.is_main(), self.folder / f"update-{state['update']:06d}"
         with whole_folder(place) if main else contextlib.nullcontext() as folder:
-            if main:
-                policy.save(tokenizer, folder / "policy")
-                head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
-                save_file(head, folder / "policy" / "value_head.safetensors")
             folder = processes.from_main(folder)
             self.accelerator.save_state(str(folder / "training"))
-            if main:
-                save_file(learning_weights(self.actor), folder / "training" / WEIGHTS_FILE)
             processes.wait()
             if main:
+                save_file(learning_weights(self.actor), folder / "training" / WEIGHTS_FILE)
+                self.actor.trained.save(tokenizer, folder / "policy")
+                head = {name: tensor.cpu() for name, tensor in self.actor.value_head.state_dict().items()}
+                save_file(head, folder / "policy" / "value_head.safetensors")
                 write_json(folder / "state.json", state)
         if main:
             self.thin(place)
@@ -179,8 +174,7 @@ class CheckpointStore:
             failures = [told for told in processes.gathered(failure) if told]
             if not failures:
                 return state
-            if processes.is_main():
-                warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)
+            warnings.warn(f"checkpoint {folder} is damaged ({failures[0]}); trying the one before", stacklevel=2)
         return None
 
     def policies(self) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +16,9 @@ from rlhf_utils.models.generation import Answer, Sampled, sample_answers
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
-from rlhf_utils.ppo.policies import ActorCritic, Policy
-from rlhf_utils.rewards.terms import RewardFunction, RewardMixture
+from rlhf_utils.ppo import objective
+from rlhf_utils.ppo.policies import ActorCritic
+from rlhf_utils.rewards.terms import RewardFunction, RewardMixture, by_parts
 from rlhf_utils.settings.sections import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE, Template
 
@@ -50,6 +49,38 @@ class Rollout:
     spread: float
     seconds: dict[str, float]
     figures: dict = field(default_factory=dict)
+
+    def measured(self, update: int, kl_coefficient: float) -> dict:
+        """What the rollout says of the policy: rewards, KL in nats per response, entropy in nats per token, length.
+
+        `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what
+        a response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
+        """
+        mask, episodes = self.episodes.mask, len(self.scores)
+        kl = (objective.kl_estimate(self.logprobs, self.reference_logprobs, name) for name in ("k1", "k3"))
+        k1, k3 = (estimate.masked_fill(~mask, 0.0).sum(dim=1).mean().item() for estimate in kl)
+        variance = objective.explained_variance(self.values, self.returns, mask)
+        return {
+            "update": update,
+            "episodes": (update + 1) * episodes,
+            "reward": self.scores.mean().item(),
+            "reward_std": self.scores.std(correction=0).item(),
+            "reward_terms": {name: term.mean().item() for name, term in self.terms.items()},
+            "kl": k1,
+            "kl_k3": k3,
+            "kl_coefficient": kl_coefficient,
+            "objective": self.rewards.sum(dim=1).mean().item(),
+            "entropy": objective.masked_mean(self.entropy, mask).item(),
+            "explained_variance": variance if math.isfinite(variance) else None,
+            "response_tokens": int(mask.sum()) / episodes,
+            "eos_rate": sum(answer.ended for answer in self.answers) / episodes,
+            "gold": None if self.gold is None else self.gold.mean().item(),
+        }
+
+    def samples(self, update: int, most: int = 4) -> list[dict]:
+        """The first responses, as they are written down."""
+        shown = list(zip(self.prompts, self.answers, self.scores.tolist(), strict=True))[:most]
+        return [{"update": update, "prompt": p, "response": a.text, "reward": score} for p, a, score in shown]
 
 
 def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
@@ -83,7 +114,6 @@ class RolloutCollector:
     tokenizer: PreTrainedTokenizerBase
     reward_function: RewardFunction
     judge: RewardFunction | None
-    policy: Policy
     config: PPOConfig
     template: Template
 
@@ -103,9 +133,8 @@ class RolloutCollector:
         episodes = Episodes.of(starts, [a.tokens for a in answers], self.tokenizer.pad_token_id, device)
         mask, scores = episodes.mask, torch.stack(scores).to(device)
         # What the policy is paid: scaled, clipped, and less where the response does not end.
-        paid = scores * config.reward_scale
-        if config.reward_clip is not None:
-            paid = paid.clamp(-config.reward_clip, config.reward_clip)
+        limit = math.inf if config.reward_clip is None else config.reward_clip
+        paid = (scores * config.reward_scale).clamp(-limit, limit)
         unfinished = torch.tensor([not answer.ended for answer in answers], device=device)
         paid = paid - config.missing_eos_penalty * unfinished.float()
         if update == 0 and actor.critic is None:
@@ -114,11 +143,12 @@ class RolloutCollector:
             change = paid.mean() - actor.value_head.bias
             values = (values + change).masked_fill(~mask, 0.0)
             actor.value_head.bias.add_(change)
-        rewards = shaped_rewards(paid, kl_estimate(logprobs, reference_logprobs, "k1"), mask, kl_coefficient)
-        advantages, returns = advantages_and_returns(rewards, values, mask, config.gamma, config.gae_lambda)
+        kl = objective.kl_estimate(logprobs, reference_logprobs, "k1")
+        rewards = objective.shaped_rewards(paid, kl, mask, kl_coefficient)
+        advantages, returns = objective.advantages_and_returns(rewards, values, mask, config.gamma, config.gae_lambda)
         spread = returns[mask].std(correction=0).item() or 1.0
         if config.whiten_advantages:
-            advantages = masked_whiten(advantages, mask)
+            advantages = objective.masked_whiten(advantages, mask)
         kept = (logprobs, reference_logprobs, values, entropy, rewards, advantages, returns)
         gold = torch.stack(gold) if self.judge else None
         terms = {name: torch.stack([term[name] for term in terms]) for name in terms[0]}
@@ -136,20 +166,19 @@ class RolloutCollector:
         how = (actor.policy, self.tokenizer, prompts, config, update, self.template)
         answers, episodes, sampled = sample_episodes(*how, keep_hidden=actor.critic is None)
         clock.append(time.perf_counter())
-        texts, terms = [answer.text for answer in answers], {}
-        if isinstance(self.reward_function, RewardMixture):
-            terms = self.reward_function.terms(prompts, texts)
-            scores = self.reward_function.total(terms)
-        else:
-            scores = self.reward_function(prompts, texts)
+        texts, reward = [answer.text for answer in answers], self.reward_function
+        mixed = isinstance(reward, RewardMixture)
+        scores, terms = reward.with_terms(prompts, texts) if mixed else (reward(prompts, texts), {})
         scores = _checked(scores, prompts, texts, update)
         clock.append(time.perf_counter())
-        with self.policy.reference() as reference:
-            reference_logprobs = self._by_parts(episodes, lambda p: answer_logprobs(reference, p, config.temperature))
-        values = actor.value(sampled.hidden) if actor.critic is None else self._by_parts(episodes, actor.values)
+        # With the memory of an update step.
+        how = ("scoring answers", config.microbatch_size or config.minibatch_size, episodes)
+        with actor.trained.reference() as reference:
+            reference_logprobs = by_parts(*how, lambda part: answer_logprobs(reference, part, config.temperature))
+        values = actor.value(sampled.hidden) if actor.critic is None else by_parts(*how, actor.values)
         clock.append(time.perf_counter())
-        seconds = dict(zip(("sampling", "scoring", "reference"), np.diff(clock).tolist(), strict=True))
-        seconds["learning"] = 0.0
+        phases = ("sampling", "scoring", "reference", "learning")
+        seconds = dict(zip(phases, [*np.diff(clock).tolist(), 0.0], strict=True))
         judged = self.judge(prompts, texts) if self.judge else [math.nan] * len(prompts)
         gold = torch.as_tensor(judged, dtype=torch.float32, device="cpu")
         columns = [
@@ -160,29 +189,15 @@ class RolloutCollector:
         parts = [{name: term[i].cpu() for name, term in terms.items()} for i in range(len(answers))]
         return list(zip(prompts, answers, scores.cpu(), gold, parts, *columns, strict=True)), seconds
 
-    def _by_parts(self, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
-        """`compute` of all episodes [B, R], in minibatches by length, with the memory of an update step."""
-        everything = torch.arange(len(episodes), device=episodes.tokens.device)
-
-        def parts(size: int) -> Tensor:
-            result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
-            for rows in episodes.by_length(everything, size):
-                part = compute(episodes.select(rows))
-                result[rows, : part.shape[1]] = part
-            return result
-
-        return fitting("scoring answers", self.config.microbatch_size or self.config.minibatch_size, parts)
-
 
 def _checked(returned, prompts: list[str], texts: list[str], update: int) -> Tensor:
     """What a reward function returned, as a tensor [B]; raises TrainingError where it is no finite number for each."""
     scores, told = torch.as_tensor(returned, dtype=torch.float32), f"update {update}: the reward function returned"
     if scores.shape != (len(texts),):
         raise TrainingError(f"{told} shape {tuple(scores.shape)} for {len(texts)} responses; one float each is wanted")
-    for score, prompt, text in zip(scores.tolist(), prompts, texts, strict=True):
-        if not math.isfinite(score):
-            where = f"the response {text[:80]!r} to the prompt {prompt[:80]!r}"
-            raise TrainingError(f"{told} {score} for {where}; a reward must be finite")
+    for i in scores.isfinite().logical_not().nonzero():
+        where = f"the response {texts[i][:80]!r} to the prompt {prompts[i][:80]!r}"
+        raise TrainingError(f"{told} {scores[i].item()} for {where}; a reward must be finite")
     return scores
 
 

@@ -16,20 +16,20 @@ from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.loading import padding
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import append_text, disk_errors
+from rlhf_utils.platforms.files import append_text, disk_errors, write_text
 from rlhf_utils.platforms.names import check_trackers
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learning_weights, put_back
-from rlhf_utils.ppo.record import METRICS, SAMPLES, cut_to, figures_of, progress, samples_of, warnings_of
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
-from rlhf_utils.rewards.reward_model import RewardModel, check_critic
+from rlhf_utils.rewards.reward_model import check_critic, load_reward
 from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template
 
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 # Settings that say how a training is watched, kept and fitted into memory; a resumed training may change them.
 _FREE = {"gradient_checkpointing", "microbatch_size", "save_every", "keep_checkpoints", "sample_every", "report_to"}
 
@@ -76,8 +76,11 @@ class PPOTrainer:
         processes.divided(config.minibatch_size, "ppo.minibatch_size")
         processes.start()
         self.source, self.critic, self.tokenizer, self.config = policy, critic, padding(tokenizer), config
-        self.prompts, self.template, self.reward_function, self.judge = list(prompts), template, reward_function, judge
         self.on_update, self.output_dir, self.device = on_update, Path(output_dir), detect_device(config.precision)
+        self.rollouts = RolloutCollector(list(prompts), self.tokenizer, reward_function, judge, config, template)
+        # What a resumed training may not change.
+        asked = hashlib.sha256(json.dumps(self.rollouts.prompts).encode()).hexdigest()[:16]
+        self._settings = {**config.model_dump(mode="json", exclude=_FREE), "prompts": asked}
         with disk_errors(self.output_dir):
             self.output_dir.mkdir(parents=True, exist_ok=True)
         self._build()
@@ -143,19 +146,19 @@ class PPOTrainer:
         is not finite.
         """
         update, budget = len(self.history), self.config.kl_budget
-        self.actor.eval()
+        coefficient = self.kl_coefficient
         with self.accelerator.autocast():
-            rollout = self.rollouts.collect(self.actor, update, self.kl_coefficient)
+            rollout = self.rollouts.collect(self.actor.eval(), update, coefficient)
+        # Before the first step policy and reference are the same model, so the KL of every token has to be 0.
         squares = (rollout.logprobs - rollout.reference_logprobs).square()
         difference = masked_mean(squares, rollout.episodes.mask).item() ** 0.5
-        # Before the first step policy and reference are the same model, so the KL of every token has to be 0.
         if update == 0 and difference > SAME[self.device.precision]:
             raise TrainingError(
                 f"update 0: policy and reference differ by {difference:.2g} nats per token although they are the same "
                 "model; padding, positions or dropout are handled differently in sampling and in scoring"
             )
         # What is decided by the figures (the KL coefficient, when to stop) has to be decided alike everywhere.
-        rollout.figures = processes.from_main(figures_of(rollout, update, self.kl_coefficient))
+        rollout.figures = processes.from_main(rollout.measured(update, coefficient))
         kl = rollout.figures["kl"]
         # At update 0 policy and reference are one model, whatever rounding says of their KL.
         self.over_budget = budget is not None and update > 0 and kl > budget
@@ -180,7 +183,7 @@ class PPOTrainer:
         return processes.from_main(losses)
 
     def record(self, rollout: Rollout, losses: dict) -> None:
-        """Write the update down, say what is newly wrong with it, and adapt the KL coefficient."""
+        """Write the update down, and say what is newly wrong with it."""
         config, known = self.config, self.history[-1]["warnings"] if self.history else {}
         tokens, seconds = int(rollout.episodes.mask.sum()), sum(rollout.seconds.values())
         timing = {"tokens_per_second": tokens / seconds, "seconds": seconds, "phase_seconds": rollout.seconds}
@@ -188,8 +191,7 @@ class PPOTrainer:
         self.history.append(line)
         line["warnings"], done = warnings_of(self.history, config), len(self.history)
         shown = (done - 1) % config.sample_every == 0 or done == config.updates or self.over_budget
-        samples = samples_of(rollout, done - 1) if shown else []
-        self.samples_written += len(samples)
+        samples = rollout.samples(done - 1) if shown else []
         if processes.is_main():
             for name, rows in ((METRICS, [line]), (SAMPLES, samples)):
                 append_text(self.output_dir / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
@@ -198,12 +200,19 @@ class PPOTrainer:
             for name in [name for name in line["warnings"] if name not in known]:
                 print(f"update {done}: {line['warnings'][name]}", flush=True)
             if done == 1 or done % max(1, config.updates // 8) == 0:
-                print(f"update {done:>4}/{config.updates}   {progress(line)}", flush=True)
+                told = "reward {reward:+.2f}, KL {kl:.2f} nats, EOS {eos_rate:.0%}, {tokens_per_second:.0f} tokens/s"
+                print(f"update {done:>4}/{config.updates}   {told.format(**line)}", flush=True)
             if self.on_update:
                 self.on_update(line)
-        if config.kl_controller == "adaptive":
-            how = (config.kl_target, config.rollout_batch_size, config.kl_horizon)
-            self.kl_coefficient = adapted_kl_coefficient(self.kl_coefficient, line["kl"], *how)
+
+    @property
+    def kl_coefficient(self) -> float:
+        """The price of a nat of KL in the next update."""
+        config = self.config
+        if config.kl_controller == "fixed" or not self.history:
+            return config.kl_coefficient
+        last, how = self.history[-1], (config.kl_target, config.rollout_batch_size, config.kl_horizon)
+        return adapted_kl_coefficient(last["kl_coefficient"], last["kl"], *how)
 
     def policy(self) -> torch.nn.Module:
         """The policy as it is now: a causal language model, with its adapter if it has one."""
@@ -211,25 +220,22 @@ class PPOTrainer:
 
     def _build(self) -> None:
         """Load what learns, as it is before the first update."""
-        self.trained = self.actor = self.learner = self.store = self.rollouts = None  # two would need twice the memory
+        self.actor = self.learner = self.store = None  # two would need twice the memory
         config, device, folder = self.config, self.device, self.output_dir
         self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
-        self.trained = Policy(self.source, device, config, self.tokenizer)
-        critic = RewardModel.load(self.critic, device) if self.critic else None
-        self.actor = ActorCritic(self.trained.model, critic).to(device.kind)
+        critic = load_reward(self.critic, device) if self.critic else None
+        self.actor = ActorCritic(Policy(self.source, device, config, self.tokenizer), critic).to(device.kind)
         if config.gradient_checkpointing:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
                 # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.learner = Learner(self.actor, self.accelerator, config, device.precision)
         self.store = CheckpointStore(folder / "checkpoints", config.keep_checkpoints, self.accelerator, self.actor)
-        how = (self.trained, config, self.template)
-        self.rollouts = RolloutCollector(self.prompts, self.tokenizer, self.reward_function, self.judge, *how)
         self._touched = False
 
     def _begin(self, resume: bool) -> None:
         """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
-        state = self.store.restore(self._settings()) if resume else None
+        state = self.store.restore(self._settings) if resume else None
         if state is None:
             # What an earlier training of this trainer has changed, or a damaged checkpoint that was read in part.
             if self._touched or self.store.policies():
@@ -237,28 +243,20 @@ class PPOTrainer:
             if processes.is_main():
                 shutil.rmtree(self.store.folder, ignore_errors=True)
             processes.wait()
-            state = {"lines": 0, "samples_written": 0, "finished": False, "update": None}
-            state["kl_coefficient"] = self.config.kl_coefficient
+            state = {"lines": 0, "finished": False, "update": None}
         self._touched = True
-        self.kl_coefficient, self.samples_written = state["kl_coefficient"], state["samples_written"]
         self.finished, self.over_budget = state["finished"], False
         # The update of the newest checkpoint; of the last policy within the KL budget update, KL and weights.
         self._saved_at: int | None = state["update"]
         self._within: tuple[int, float, dict] | None = None
-        lines = cut_to(self.output_dir, state["lines"], self.samples_written) if processes.is_main() else []
+        lines = cut_to(self.output_dir, state["lines"]) if processes.is_main() else []
         self.history: list[dict] = processes.from_main(lines)
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
         state = {"update": update, "kl": kl, "lines": len(self.history), "finished": self.finished}
-        state |= {"kl_coefficient": self.kl_coefficient, "samples_written": self.samples_written}
-        state |= {"settings": self._settings(), "on_request": on_request}
-        self.store.save(self.trained, self.tokenizer, state)
+        state |= {"settings": self._settings, "on_request": on_request}
+        self.store.save(self.tokenizer, state)
         self._saved_at = update
-
-    def _settings(self) -> dict:
-        """What a resumed training may not change."""
-        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
-        return {**self.config.model_dump(mode="json", exclude=_FREE), "prompts": prompts}
 
 
 def _accelerator(device: Device, **how) -> Accelerator:
@@ -266,3 +264,49 @@ def _accelerator(device: Device, **how) -> Accelerator:
     state for all, and refuses to change it."""
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=device.precision.replace("fp32", "no"), cpu=device.kind == "cpu", **how)
+
+
+def cut_to(folder: Path, updates: int) -> list[dict]:
+    """Cut metrics and samples to the first `updates` updates; those after it are done again. Returns the metrics."""
+    for name in (SAMPLES, METRICS):
+        path = folder / name
+        # What follows the last line break is a line half written.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["update"] < updates]
+        if name == METRICS and len(kept) < updates:
+            raise InputError(
+                f"{path} has {len(kept)} lines, but the checkpoint beside it stands at {updates}; restore the file, "
+                "or train anew with resume=False"
+            )
+        write_text(path, "".join(line + "\n" for line in kept))
+    return [json.loads(line) for line in kept]
+
+
+def warnings_of(history: Sequence[dict], config: PPOConfig) -> dict[str, str]:
+    """What is wrong after the last update of `history` (lines of metrics.jsonl): name -> one sentence with the cause.
+
+    A pure function of the figures, so that a resumed training says the same as one in one go.
+    """
+    first, now, budget, found = history[0], history[-1], config.kl_budget, {}
+    best_eos = max(line["eos_rate"] for line in history)
+    if now["kl"] < -0.5:  # within 0.5 nats it may be the noise of sampling
+        found["negative_kl"] = (
+            f"KL is {now['kl']:.2f} nats per response, and a KL cannot be negative: the log-probabilities are not "
+            "those of the distribution that was sampled from (temperature, masks, top-k)"
+        )
+    if budget is not None and now["kl"] > budget:
+        found["over_budget"] = (
+            f"KL of {now['kl']:.1f} nats per response at temperature {config.temperature:g} is over the budget of "
+            f"{budget:g}: training ends with the policy before it; raise kl_coefficient or lower learning_rate"
+        )
+    if now["eos_rate"] < best_eos - 0.15:
+        found["eos_falling"] = (
+            f"only {now['eos_rate']:.0%} of the responses end with EOS, after {best_eos:.0%} earlier: longer responses "
+            "may be rewarded; raise missing_eos_penalty or max_new_tokens"
+        )
+    if now["entropy"] < 0.3 * first["entropy"]:
+        found["entropy_collapse"] = (
+            f"entropy fell from {first['entropy']:.2f} to {now['entropy']:.2f} nats per token: the policy says nearly "
+            "the same every time; raise kl_coefficient or lower learning_rate"
+        )
+    return found

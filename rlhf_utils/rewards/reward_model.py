@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -67,16 +68,11 @@ class RewardModel:
     the texts that were longer than the model reads: these lose the beginning of their prompt.
     """
 
+    label = 0  # the column of the logits that is the reward
+
     def __init__(self, model, tokenizer, device: Device, mean: float = 0.0, std: float = 1.0):
         self.model, self.tokenizer, self.device, self.mean, self.std = model.eval(), tokenizer, device, mean, std
         self.cut = 0
-
-    @classmethod
-    def load(cls, folder: str | Path, device: Device) -> "RewardModel":
-        """The reward model in `folder`, with the scale written beside it where there is one."""
-        model, tokenizer = loading.load_reward_model(folder, device), load_classifier_tokenizer(folder)
-        file = Path(folder) / SCALE_FILE
-        return cls(model, tokenizer, device, **(read_json(file) if file.is_file() else {}))
 
     def calibrate(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
         """Set mean and standard deviation so that these responses score 0 on average with spread 1."""
@@ -91,14 +87,23 @@ class RewardModel:
 
     def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """The model's own logits [n], before scaling."""
-        return self._read([TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses])[:, 0]
+        return self._read(prompts, responses)[:, self.label]
+
+    def margins(self, pairs: Dataset) -> Tensor:
+        """Logit of the chosen minus logit of the rejected response [n]."""
+        prompts = list(pairs["prompt"])
+        return self.logits(prompts, pairs["chosen"]) - self.logits(prompts, pairs["rejected"])
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return (self.logits(prompts, responses) - self.mean) / self.std
 
-    def _read(self, starts: Sequence[str], ends: Sequence[str]) -> Tensor:
-        """Logits [n, labels] of texts, each a start and the end that continues it."""
-        rows, most = read_tokens(self.tokenizer, starts, ends), positions(self.model)
+    def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[str], list[str]]:
+        """What the model reads: the beginning of each text, and the end that continues it."""
+        return [TEMPLATE.format(p) for p in prompts], [TEMPLATE.completion(r) for r in responses]
+
+    def _read(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Logits [n, labels]."""
+        rows, most = read_tokens(self.tokenizer, *self._texts(prompts, responses)), positions(self.model)
         if most and (long := sum(len(row) > most for row in rows)):
             if not self.cut:
                 told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
@@ -113,34 +118,29 @@ class ClassifierReward(RewardModel):
     them: nothing, where the response is a continuation as it was sampled. It keeps rising where the probability is
     already 1. Raises InputError for a label that is not in the model's `id2label`."""
 
-    def __init__(self, model, tokenizer, label: str, device: Device, joint: str = " "):
+    def __init__(self, model, tokenizer, device: Device, label: str, joint: str = " "):
         labels = {name: index for index, name in model.config.id2label.items()}
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
         super().__init__(model, tokenizer, device)
         self.label, self.joint = int(labels[label]), joint
 
-    @classmethod
-    def load(cls, folder: str | Path, device: Device) -> "ClassifierReward":
-        """The classifier in `folder`, for the label written beside it."""
-        about = read_json(Path(folder) / LABEL_FILE)
-        model, tokenizer = loading.load_classifier(folder, device), load_classifier_tokenizer(folder)
-        return cls(model, tokenizer, about["label"], device, about["joint"])
-
-    def logits(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """The label's logits [n]."""
-        return self._read(prompts, [self.joint + response for response in responses])[:, self.label]
-
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Probability of the label [n]."""
-        read = self._read(prompts, [self.joint + response for response in responses])
-        return read.softmax(dim=1)[:, self.label]
+        return self._read(prompts, responses).softmax(dim=1)[:, self.label]
+
+    def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[str], list[str]]:
+        return list(prompts), [self.joint + response for response in responses]
 
 
 def load_reward(source: Source, device: Device) -> RewardModel | ClassifierReward:
-    """The reward that a run's `reward_model` stage left in a folder, or that was pushed from there to the hub."""
+    """The reward in a folder or on the hub, as a run's `reward_model` stage leaves it: a classifier where a label is
+    written beside it, else a reward model, with its scale where there is one."""
     folder = model_folder(source)
-    return (ClassifierReward if (folder / LABEL_FILE).is_file() else RewardModel).load(folder, device)
+    label, scale = (read_json(path) if (path := folder / name).is_file() else {} for name in (LABEL_FILE, SCALE_FILE))
+    model = (loading.load_classifier if label else loading.load_reward_model)(folder, device)
+    how = (model, load_classifier_tokenizer(folder), device)
+    return ClassifierReward(*how, **label) if label else RewardModel(*how, **scale)
 
 
 def check_critic(source: Source, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:

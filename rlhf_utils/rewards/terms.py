@@ -1,4 +1,4 @@
-"""Rewards beside the reward model: fluency, length, and weighted sums of named reward functions."""
+"""Rewards beside the reward model: fluency, and weighted sums of named reward functions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_utils.data.tokens import continued_tokens, words_of
+from rlhf_utils.data.tokens import continued_tokens
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
@@ -28,53 +28,48 @@ class FluencyReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        template, kind = self.template, self.device.kind
-        asked, said = [template.format(p) for p in prompts], [template.completion(r) for r in responses]
+        asked = [self.template.format(prompt) for prompt in prompts]
+        said = [self.template.completion(response) for response in responses]
         starts, ends = zip(*continued_tokens(self.tokenizer, asked, said), strict=True)
         scores = torch.full((len(starts),), -math.log(language_model(self.model).head.weight.shape[0]))
         spoken = torch.tensor([i for i, response in enumerate(responses) if response.strip()], dtype=torch.long)
         if not len(spoken):
             return scores
-        episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, kind)
-
-        def likelihood(size: int) -> Tensor:
-            sums = torch.zeros(len(spoken))
-            with self.device.autocast():
-                for rows in episodes.by_length(torch.arange(len(spoken), device=kind), size):
-                    sums[rows.cpu()] = answer_logprobs(self.model, episodes.select(rows), 1.0).sum(dim=1).cpu()
-            return sums
-
-        scores[spoken] = fitting("fluency", 16, likelihood) / episodes.mask.sum(dim=1).cpu()
+        episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, self.device.kind)
+        with self.device.autocast():
+            total = lambda part: answer_logprobs(self.model, part, 1.0).sum(dim=1, keepdim=True)  # noqa: E731
+            sums = by_parts("fluency", 16, episodes, total)[:, 0]
+        scores[spoken] = sums.cpu() / episodes.mask.sum(dim=1).cpu()
         return scores
 
 
-class LengthPenalty:
-    """Minus the share by which a response is longer than `words` words: -0.5 for half as long again, 0 up to it."""
+def by_parts(what: str, most: int, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
+    """`compute` [b, r] of parts of the episodes, of similar length and at most `most` at once, put together to
+    [B, R]; 0 where nothing was computed."""
+    everything = torch.arange(len(episodes), device=episodes.tokens.device)
 
-    def __init__(self, words: int):
-        self.words = words
+    def parts(size: int) -> Tensor:
+        result = torch.zeros(episodes.mask.shape, device=episodes.tokens.device)
+        for rows in episodes.by_length(everything, size):
+            part = compute(episodes.select(rows))
+            result[rows, : part.shape[1]] = part
+        return result
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return torch.tensor([-max(0.0, len(words_of(response)) / self.words - 1.0) for response in responses])
+    return fitting(what, most, parts)
 
 
 class RewardMixture:
     """A weighted sum of named reward functions: `RewardMixture(helpful=(1.0, reward_model), length=(0.2, penalty))`.
-
-    PPO logs the mean of every term by its name, unweighted.
-    """
+    PPO logs the mean of every term by its name, unweighted."""
 
     def __init__(self, **parts: tuple[float, RewardFunction]):
         self.parts = parts
 
-    def terms(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
-        """Each part's own rewards [n], by name."""
+    def with_terms(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum [n], and each part's own rewards [n] by name."""
         scored = {name: reward(prompts, responses) for name, (_, reward) in self.parts.items()}
-        return {name: torch.as_tensor(scores, dtype=torch.float32) for name, scores in scored.items()}
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum [n] of what `terms` returned."""
-        return sum(weight * terms[name] for name, (weight, _) in self.parts.items())
+        terms = {name: torch.as_tensor(scores, dtype=torch.float32) for name, scores in scored.items()}
+        return sum(weight * terms[name] for name, (weight, _) in self.parts.items()), terms
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return self.total(self.terms(prompts, responses))
+        return self.with_terms(prompts, responses)[0]
