@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rlhf_utils.evaluation.reward_report import fetch_ready
 from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs.base import make_base, make_data
+from rlhf_utils.runs.base import fetch_policy, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, run_cells
 
@@ -13,8 +14,11 @@ from rlhf_utils.series import SERIES, run_cells
 def make(run: Run, *stages: str) -> Run:
     """`run` with `stages` made, each by its notebook."""
     for stage in stages:
-        if stage in ("base", "data"):
-            (make_base if stage == "base" else make_data)(run)
+        if stage == "data":
+            make_data(run)
+            continue
+        if stage == "base" and run.recipe.policy != EMBEDDED:
+            fetch_policy(run, stage)
             continue
         if stage in run.fetched:
             fetch_ready(run)

@@ -10,6 +10,7 @@ import pytest
 from rlhf_utils.data.prepared import CUT, PreparedData, prepare, pretraining_texts, prompt_key
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -161,9 +162,9 @@ def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
     write("train.jsonl", range(400))
     if with_test:
         write("test.jsonl", range(350, 420))
-    settings = DataSettings()
-    data = prepare(load_rows(str(tmp_path), settings, 5), settings, WordTokenizer(), seed=5)
-    texts = pretraining_texts(str(tmp_path), settings, documents=10, seed=5)
+    recipe = load_recipe("instruct", "tiny", {"dataset": str(tmp_path), "seed": 5})
+    data = prepare(load_rows(str(tmp_path), recipe.data, 5), recipe.data, WordTokenizer(), seed=5)
+    texts = pretraining_texts(recipe)
     found = {text.split("question ")[1].split()[0] for text in texts}
     learned = {p.split()[1] for name in ("sft", "reward", "ppo") for p in data.splits[name]["prompt"]}
     held_out = {p.split()[1] for name in ("development", "evaluation") for p in data.splits[name]["prompt"]}

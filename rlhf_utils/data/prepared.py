@@ -20,6 +20,7 @@ from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
 from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
+from rlhf_utils.toyworld import WORLDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -170,9 +171,9 @@ def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
     return next(name for name in reversed(SPLITS) if shares[name] > 0)
 
 
-def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> None:
-    """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`: all
-    that can be said before there is a tokenizer."""
+def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[Kind, list[Example]]:
+    """The kind and the examples of the train rows. Raises `InputError` unless they are what the recipe learns from,
+    with two rows for every split of `needed`: all that can be said before there is a tokenizer."""
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
     wanted = "pairs" if recipe.form == "dialogue" else "labelled"
     if kind != wanted:
@@ -187,24 +188,24 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> None:
     sizes["evaluation"] += len(rows.test or [])
     found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
+    return kind, examples
 
 
-def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed: int) -> list[str]:
-    """Documents to pre-train on: the embedded world's corpus, else the dataset's own text without what is held out.
-    Pairs give their rejected responses, so that the better ones are new to supervised fine-tuning."""
-    if dataset == EMBEDDED:
-        from rlhf_utils.toyworld import WORLDS
-
-        return WORLDS[settings.world].corpus(documents, seed)
-    rows = load_rows(dataset, settings, seed)
-    kind, examples, _ = read_rows(rows.train, rows.name)
+def pretraining_texts(recipe: Recipe, needed: Iterable[str] = ()) -> list[str]:
+    """Documents to pretrain on: the corpus of the recipe's synthetic dataset, else its dataset's own text without what
+    is held out. Pairs give their rejected responses, so that the better ones are new to supervised fine-tuning. Raises
+    `InputError` as `check_rows` does."""
+    if recipe.dataset == EMBEDDED:
+        return WORLDS[recipe.data.world].corpus(recipe.base.documents, recipe.seed)
+    rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
+    kind, examples = check_rows(rows, recipe, needed)
     tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
-    shares = _shares(rows, settings)
+    shares = _shares(rows, recipe.data)
     return [
         e.prompt if kind == "labelled" else TEMPLATE.text(e.prompt, e.rejected)
         for e in examples
         if conversation_key(e.prompt) not in tested
-        and split_of(e.prompt, shares, seed) not in ("development", "evaluation")
+        and split_of(e.prompt, shares, recipe.seed) not in ("development", "evaluation")
     ]
 
 

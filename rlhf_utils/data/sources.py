@@ -21,6 +21,7 @@ from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.platforms.hub import DATASET, snapshot, wanted
 from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
 from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.toyworld import WORLDS
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
@@ -43,8 +44,6 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     """
     dataset = dataset.strip()
     if dataset == EMBEDDED:
-        from rlhf_utils.toyworld import WORLDS
-
         sizes = {"train": settings.embedded_rows, "test": settings.embedded_test_rows}
         both = [WORLDS[settings.world].rows(split, n, seed, settings.label_noise) for split, n in sizes.items()]
         return Rows(*both, EMBEDDED, hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest())

@@ -17,7 +17,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards.reward_model import LABEL_FILE, ClassifierReward, RewardModel, class_logits, positions
-from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_base, make_data
+from rlhf_utils.runs.base import calibrate_on_sft, fetch_policy, make_data
 from rlhf_utils.runs.run import Run
 
 _REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy", "pairs")
@@ -25,7 +25,7 @@ _REPORTED = ("accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline
 
 def fetch_ready(run: Run) -> dict[str, dict]:
     """Make the stages of the run in which nothing is trained; returns their results by name."""
-    makers = {"base": make_base, "data": make_data, "reward_model": fetch_reward_model}
+    makers = {"data": make_data, "reward_model": fetch_reward_model}
     for stage in run.fetched:
         makers[stage](run) if stage in makers else fetch_policy(run, stage)
     return {stage: run.results(stage) for stage in run.fetched}
