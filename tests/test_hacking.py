@@ -20,7 +20,7 @@ def rows() -> list[dict]:
 
 
 def gold(prompts, responses) -> list[float]:
-    return [gold_score(p, r).total for p, r in zip(prompts, responses, strict=True)]
+    return [gold_score(p, r) for p, r in zip(prompts, responses, strict=True)]
 
 
 def hackable(prompts, responses) -> list[float]:

@@ -33,34 +33,16 @@ READ = "rows read"
 CUT = "responses cut at a further turn"
 
 
-class FilterReport(dict[str, list[dict]]):
-    """The filters of each split in the order they ran, with the rows `dropped` and `left`. `str(report)` is a table."""
-
-    def add(self, split: str, reason: str, dropped: int, left: int) -> None:
-        self.setdefault(split, []).append({"reason": reason, "dropped": dropped, "left": left})
-
-    def line(self) -> str:
-        """What was read and what took rows away, in one line."""
-        told = [(split, step) for split, steps in self.items() for step in steps]
-        told = [(split, step) for split, step in told if step["dropped"] or step["reason"] == READ]
-        return ", ".join(f"{split}: {step['dropped'] or step['left']} {step['reason']}" for split, step in told)
-
-    def __str__(self) -> str:
-        lines = [f"{'split':<12}{'filter':<44}{'dropped':>9}{'left':>9}"]
-        for split, steps in self.items():
-            lines += [f"{split:<12}{step['reason']:<44}{step['dropped']:>9,}{step['left']:>9,}" for step in steps]
-        return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class PreparedData:
     """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form, without the
     template), chosen, rejected. For labelled data these two are null, the prompt is the beginning of a text, and `text`
-    and the integer `label` stand beside it."""
+    and the integer `label` stand beside it. report: the filters of each split in the order they ran, as {reason,
+    dropped, left}."""
 
     kind: Kind
     splits: dict[str, Dataset]
-    report: FilterReport
+    report: dict[str, list[dict]]
     template_hash: str
     fingerprint: str
 
@@ -71,17 +53,11 @@ class PreparedData:
 
     def save(self, folder: Path | str) -> None:
         """Write JSON lines per split and a manifest; `folder` is replaced whole or not at all, else `InputError`."""
-        manifest = {
-            "kind": self.kind,
-            "template_hash": self.template_hash,
-            "fingerprint": self.fingerprint,
-            "rows": {name: len(split) for name, split in self.splits.items()},
-            "report": self.report,
-        }
+        about = {key: getattr(self, key) for key in ("kind", "template_hash", "fingerprint", "report")}
         with whole_folder(Path(folder)) as fresh:
             for name, split in self.splits.items():
                 write_jsonl(fresh / f"{name}.jsonl", split)
-            write_json(fresh / MANIFEST, manifest)
+            write_json(fresh / MANIFEST, {**about, "rows": {name: len(split) for name, split in self.splits.items()}})
 
     @classmethod
     def load(cls, folder: Path | str) -> PreparedData:
@@ -90,19 +66,19 @@ class PreparedData:
         if not (folder / MANIFEST).exists():
             raise InputError(f"no prepared data in {folder}; run the data stage (01) first")
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            kind, template_hash, splits = manifest["kind"], manifest["template_hash"], {}
-            check_template(template_hash, f"the data in {folder}", *TEMPLATES.values())
-            for name, count in manifest["rows"].items():
+            about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            counts, splits = about.pop("rows"), {}
+            check_template(about["template_hash"], f"the data in {folder}", *TEMPLATES.values())
+            for name, count in counts.items():
                 rows = read_jsonl(folder / f"{name}.jsonl")
                 if len(rows) != count:
                     raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
-                splits[name] = _dataset(kind, rows)
-            return cls(kind, splits, FilterReport(manifest["report"]), template_hash, manifest["fingerprint"])
+                splits[name] = _dataset(about["kind"], rows)
+            return cls(splits=splits, **about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
             raise InputError(
-                f"the prepared data in {folder} are damaged ({reason}); run the data stage (01) with --fresh"
+                f"the prepared data in {folder} are damaged ({type(error).__name__}: {error}); run the data stage (01) "
+                "with --fresh"
             ) from error
 
 
@@ -113,13 +89,13 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
     `evaluation`, and no other split has a prompt of it. Of labelled texts the first tokens become the prompt.
     Raises `InputError` when columns are unknown or a split with a share would be empty.
     """
-    report, shares = FilterReport(), _shares(rows, settings)
+    report, shares = {}, _shares(rows, settings)
     kind, train = _usable("train", rows.name, rows.train, settings, tokenizer, seed, report)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
 
     def at_most(name: str, setting: str, examples: list[Example], most: int | None) -> list[Example]:
         if most is not None:
-            report.add(name, f"over {setting} {most}", max(0, len(examples) - most), min(len(examples), most))
+            _count(report, name, {f"over {setting} {most}": max(0, len(examples) - most)}, len(examples))
         return examples[:most]
 
     if rows.test is not None:
@@ -128,14 +104,16 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
             raise InputError(f"{rows.name}: the train split holds {kind} but the test split {test_kind}")
         tested = {conversation_key(e.prompt) for e in held_out}
         every, train = train, [e for e in train if conversation_key(e.prompt) not in tested]
-        report.add("train", "prompt also in the test split", len(every) - len(train), len(train))
+        _count(report, "train", {"prompt also in the test split": len(every) - len(train)}, len(every))
         splits["evaluation"] = at_most("test", "max_rows", held_out, settings.max_rows)
     for example in at_most("train", "max_rows", train, settings.max_rows):
         splits[split_of(example.prompt, shares, seed)].append(example)
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
     needed = [name for name in SPLITS if shares[name] > 0 or (name == "evaluation" and rows.test is not None)]
-    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line(), least=1)
+    steps = [(split, *step.values()) for split, steps in report.items() for step in steps]
+    told = [f"{split}: {dropped or left} {why}" for split, why, dropped, left in steps if dropped or why == READ]
+    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, ", ".join(told), least=1)
     if kind == "labelled":
         splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {}
@@ -235,7 +213,7 @@ def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
 
 
 def _usable(
-    split: str, name: str, rows: list[dict], settings: DataSettings, tokenizer, seed: int, report: FilterReport
+    split: str, name: str, rows: list[dict], settings: DataSettings, tokenizer, seed: int, report: dict
 ) -> tuple[Kind, list[Example]]:
     """The usable examples of one split, in shuffled order (`_place`). Lengths are tokens of a prompt with the template
     around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
@@ -250,12 +228,15 @@ def _usable(
     first: dict[str, Example] = {}
     for example in examples:
         first.setdefault(prompt_key(example.prompt), example)
-    counts["prompt seen before"] = len(examples) - len(first)
-    left = len(rows)
-    for reason, dropped in counts.items():
-        left -= dropped
-        report.add(split, reason, dropped, left)
+    _count(report, split, counts | {"prompt seen before": len(examples) - len(first)}, len(rows))
     return kind, list(first.values())
+
+
+def _count(report: dict, split: str, dropped: Mapping[str, int], left: int) -> None:
+    """Add to `report` the filters of a split, each with what it `dropped` of the `left` rows before it."""
+    for reason, count in dropped.items():
+        left -= count
+        report.setdefault(split, []).append({"reason": reason, "dropped": count, "left": left})
 
 
 def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokenizer) -> tuple[list[str], list]:

@@ -37,11 +37,9 @@ class Draft:
 
     def waffle(self, rng: Random) -> None:
         """Adds a sentence without content, before or after the tips."""
-        sentence = rng.choice(WORDS.waffle)
-        if rng.random() < 0.5:
-            self.opening += f" {sentence}"
-        else:
-            self.extra.append(sentence)
+        sentence, before = rng.choice(WORDS.waffle), rng.random() < 0.5
+        self.opening += f" {sentence}" if before else ""
+        self.extra += [] if before else [sentence]
 
 
 def help_with(question: Question, care: float, rng: Random) -> Draft:
@@ -71,12 +69,11 @@ def go_along(rng: Random) -> Draft:
 
 
 def _give_tips(opening: str, tips: Sequence[str], count: int, rng: Random) -> Draft:
-    tips = _some(tips, count, rng)
-    return Draft(opening, tips, rng.choice(WORDS.connectors), closing=rng.choice(WORDS.closings))
+    return Draft(opening, _some(tips, count, rng), rng.choice(WORDS.connectors), closing=rng.choice(WORDS.closings))
 
 
 def _some(tips: Sequence[str], count: int, rng: Random) -> list[str]:
-    """`count` of the tips, in their natural order."""
+    """`count` of the tips, in their own order."""
     return [tips[i] for i in sorted(rng.sample(range(len(tips)), count))]
 
 
@@ -191,6 +188,6 @@ def _two_responses(question: Question, prompt: str, rng: Random, evasive: float)
             second = _draft(question, CARE[1], rng)
         while second is None:
             second = spoil(first, rng.choices(defects, weights)[0], question, rng)
-        gap = gold_score(prompt, first.text).total - gold_score(prompt, second.text).total
+        gap = gold_score(prompt, first.text) - gold_score(prompt, second.text)
         if abs(gap) >= MIN_GOLD_GAP:
             return (first.text, second.text) if gap > 0 else (second.text, first.text)

@@ -63,7 +63,7 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     rng, rows = Random(f"{seed}/{split}/votes"), []
     for i, pair in enumerate(pairs(split, n, seed, label_noise, harmful=0.02, risky=0.04)):
         few = max(1, round(rng.lognormvariate(2.0, 0.8)))
-        gap = abs(gold_score(pair.prompt, pair.chosen).total - gold_score(pair.prompt, pair.rejected).total)
+        gap = abs(gold_score(pair.prompt, pair.chosen) - gold_score(pair.prompt, pair.rejected))
         many = max(few + 1, round(few * 2 ** (gap / GOLD_PER_DOUBLING + rng.gauss(0.0, VOTE_SPREAD))))
         early = 1_600_000_000 + 97 * i + rng.randint(60, 7200)
         late = early + rng.randint(60, 7200)
@@ -160,13 +160,9 @@ class World(NamedTuple):
     prompts: Callable[[int], list[dict]] | None = None
 
 
-def _total(prompt: str, response: str) -> float:
-    return gold_score(prompt, response).total
-
-
 WORLDS = {
-    "instruct": World(instruct_rows, _total, corpus),
-    "helpful_harmless": World(helpful_harmless_rows, _total, corpus, sensitive_prompts),
+    "instruct": World(instruct_rows, gold_score, corpus),
+    "helpful_harmless": World(helpful_harmless_rows, gold_score, corpus, sensitive_prompts),
     "imdb": World(imdb_rows, sentiment, review_corpus),
-    "eli5": World(eli5_rows, _total, corpus),
+    "eli5": World(eli5_rows, gold_score, corpus),
 }
