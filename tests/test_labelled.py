@@ -127,9 +127,7 @@ def run(tmp_path_factory) -> Run:
 
 def test_a_tuned_policy_is_published_as_it_is(run):
     result = run.results("sft")
-    assert result["method"] == "already tuned" and result["held_out_texts"] > 0
-    # Random weights, but not uniform ones: somewhere near the log of the vocabulary.
-    assert 4 < result["held_out_loss"] < 10
+    assert result == {"method": "already tuned"}
     assert read_json(run.folder("sft") / "config.json")["n_layer"] == 2
     assert "sft_qlora" not in run.stages
 

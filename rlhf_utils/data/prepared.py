@@ -19,7 +19,7 @@ from rlhf_utils.platforms.files import read_jsonl, whole_folder, write_json, wri
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
-from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
+from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, check_template
 from rlhf_utils.toyworld import WORLDS
 
 if TYPE_CHECKING:
@@ -82,12 +82,14 @@ class PreparedData:
             ) from error
 
 
-def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: Template = TEMPLATE) -> PreparedData:
+def prepare(
+    rows: Rows, settings: DataSettings, tokenizer, seed: int, template=TEMPLATE, needed: Iterable[str] = ()
+) -> PreparedData:
     """Read, filter, and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
 
     Prompts, not rows, are divided (`split_of`); the order of the rows changes nothing. A test split becomes
     `evaluation`, and no other split has a prompt of it. Of labelled texts the first tokens become the prompt.
-    Raises `InputError` when columns are unknown or a split with a share would be empty.
+    Raises `InputError` when columns are unknown, or a split with a share or one of `needed` would be empty.
     """
     report, shares = {}, _shares(rows, settings)
     kind, train = _usable("train", rows.name, rows.train, settings, tokenizer, seed, report)
@@ -110,10 +112,11 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
         splits[split_of(example.prompt, shares, seed)].append(example)
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
-    needed = [name for name in SPLITS if shares[name] > 0 or (name == "evaluation" and rows.test is not None)]
+    needed = {*needed, *(name for name in SPLITS if shares[name] > 0), *(["evaluation"] if rows.test is not None else [])}
     steps = [(split, *step.values()) for split, steps in report.items() for step in steps]
     told = [f"{split}: {dropped or left} {why}" for split, why, dropped, left in steps if dropped or why == READ]
-    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, ", ".join(told), least=1)
+    sizes = {name: len(split) for name, split in splits.items()}
+    _check_sizes(rows.name, sizes, [name for name in SPLITS if name in needed], ", ".join(told), least=1)
     if kind == "labelled":
         splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {}

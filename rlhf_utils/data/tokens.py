@@ -75,12 +75,6 @@ def continuations(tokenizer: PreTrainedTokenizerBase, starts: Sequence[Tokens], 
     return [whole[len(head) :] if whole.startswith(head) else alone for head, whole, alone in zip(*texts, strict=True)]
 
 
-def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> list[str]:
-    """The first `most` tokens of each text, as text."""
-    rows = [row[:most] for row in start_tokens(tokenizer, texts)]
-    return continuations(tokenizer, [[]] * len(rows), rows)
-
-
 def _bare(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[Tokens]:
     return tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
 

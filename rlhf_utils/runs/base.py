@@ -5,15 +5,12 @@ from pathlib import Path
 
 from rlhf_utils.data.prepared import PreparedData, check_rows, prepare
 from rlhf_utils.data.sources import load_rows
-from rlhf_utils.data.tokens import beginnings
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import write_jsonl
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards.reward_model import RewardModel
-from rlhf_utils.rewards.terms import FluencyReward
-from rlhf_utils.runs.run import LOG, Run
+from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
 _SCALE_PROMPTS, _SCALE_LEAST = 200, 16
@@ -27,12 +24,8 @@ def make_data(run: Run) -> PreparedData:
             recipe = run.recipe
             rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
             check_rows(rows, recipe)
-            data = prepare(rows, recipe.data, load_tokenizer(run.tokenizer_folder), recipe.seed, recipe.template)
-            if empty := [name for name in run.splits if not len(data.splits[name])]:
-                raise InputError(
-                    f"{rows.name}: no row is left for {' and '.join(empty)}, and the series needs every split; give "
-                    f"data.shares.{empty[0]} a share above 0"
-                )
+            tokenizer = load_tokenizer(run.tokenizer_folder)
+            data = prepare(rows, recipe.data, tokenizer, recipe.seed, recipe.template, run.splits)
             counts = {name: len(split) for name, split in data.splits.items()}
             run.publish("data", fill=data.save, kind=data.kind, rows=counts)
     return PreparedData.load(run.folder("data"))
@@ -40,33 +33,25 @@ def make_data(run: Run) -> PreparedData:
 
 def fetch_policy(run: Run, stage: str) -> None:
     """A policy stage in which nothing is trained: the ready policy that the recipe names, or the base model as it is
-    where it writes such texts already; its loss on held-out texts is the evidence."""
+    where it writes such texts already."""
     if run.has(stage):
         return
     source, adapters = run.recipe.policy if stage == "base" else run.ready_model(stage), run.recipe.models.adapter_base
     with run.training(stage):
-        if source:
-            check_context(run.recipe, source)
-            run.progress(f"loading {source}")
-            # Loaded and saved, not copied: a folder may hold weights in several formats, or under names that are none.
-            model = load_policy(source, detect_device(), dropout=True, base=adapters)
-            tokenizer, known = load_tokenizer(source, adapters), run.tokenizer_folder
-            others = stage != "base" and known.is_dir() and load_tokenizer(known).get_vocab()
-            if others and others != tokenizer.get_vocab():
-                raise InputError(
-                    f"models.{stage} {source} has another vocabulary than {known}; all policies of a run share one"
-                )
-            run.publish(stage, model, tokenizer, method="ready", source=source)
+        if not source:
+            run.publish(stage, fill=partial(copy_model, run.folder("base")), method="already tuned")
             return
-        base, held_out = run.folder("base"), PreparedData.load(run.folder("data")).splits["development"]
-        model, tokenizer = load_policy(base, detect_device()), load_tokenizer(base)
-        texts, prompts = list(held_out["text"]), list(held_out["prompt"])
-        texts = beginnings(texts, tokenizer, run.recipe.data.max_response_tokens)
-        rests = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
-        likelihood = FluencyReward(model, tokenizer, detect_device(), run.recipe.template)(prompts, rests)
-        write_jsonl(run.work(stage) / LOG, [])
-        results = {"held_out_loss": -likelihood.mean().item(), "held_out_texts": len(texts)}
-        run.publish(stage, fill=partial(copy_model, base), method="already tuned", **results)
+        check_context(run.recipe, source)
+        run.progress(f"loading {source}")
+        # Loaded and saved, not copied: a folder may hold weights in several formats, or under names that are none.
+        model = load_policy(source, detect_device(), dropout=True, base=adapters)
+        tokenizer, known = load_tokenizer(source, adapters), run.tokenizer_folder
+        others = stage != "base" and known.is_dir() and load_tokenizer(known).get_vocab()
+        if others and others != tokenizer.get_vocab():
+            raise InputError(
+                f"models.{stage} {source} has another vocabulary than {known}; all policies of a run share one"
+            )
+        run.publish(stage, model, tokenizer, method="ready", source=source)
 
 
 def calibrate_on_sft(run: Run, reward: RewardModel) -> None:
