@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -29,6 +30,8 @@ SPLITS = get_args(Split)
 LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
 MANIFEST = "data.json"
 
+# What recipes of either form learn from, and its columns.
+_LEARNED = {"dialogue": ("pairs", "prompt, chosen and rejected"), "continuation": ("labelled", "text and label")}
 READ = "rows read"
 CUT = "responses cut at a further turn"
 
@@ -112,17 +115,14 @@ def prepare(
         splits[split_of(example.prompt, shares, seed)].append(example)
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
-    needed = {*needed, *(name for name in SPLITS if shares[name] > 0), *(["evaluation"] if rows.test is not None else [])}
+    needed = {*needed, *(name for name in SPLITS if shares[name] > 0)} | ({"evaluation"} if rows.test else set())
     steps = [(split, *step.values()) for split, steps in report.items() for step in steps]
     told = [f"{split}: {dropped or left} {why}" for split, why, dropped, left in steps if dropped or why == READ]
     sizes = {name: len(split) for name, split in splits.items()}
     _check_sizes(rows.name, sizes, [name for name in SPLITS if name in needed], ", ".join(told), least=1)
     if kind == "labelled":
         splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
-    datasets = {}
-    for name, split in splits.items():
-        columns = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, **e.extra} for e in split]
-        datasets[name] = _dataset(kind, columns)
+    datasets = {name: _dataset(kind, [e._asdict() | e.extra for e in split]) for name, split in splits.items()}
     return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
 
 
@@ -140,25 +140,20 @@ def conversation_key(prompt: str) -> str:
 def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
     """The split of `prompt`: the hash of its first turn, a number in [0, 1), falls into one of the intervals that
     `shares` cut. Raises InputError when all shares are zero."""
-    total = sum(shares[name] for name in SPLITS)
-    if total <= 0:
+    some = [name for name in SPLITS if shares[name] > 0]
+    if not some:
         raise InputError("data.shares are all zero; give at least one split a share")
-    number = int.from_bytes(_place(seed, "split", conversation_key(prompt))[:8]) / 2**64
-    edge = 0.0
-    for name in SPLITS:
-        edge += shares[name] / total
-        if number < edge:
-            return name
-    return next(name for name in reversed(SPLITS) if shares[name] > 0)
+    number, total = _draw(seed, "split", conversation_key(prompt)) / 2**64, sum(shares[name] for name in some)
+    edges = accumulate(shares[name] / total for name in some)
+    return next((name for name, edge in zip(some, edges, strict=True) if number < edge), some[-1])
 
 
 def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[Kind, list[Example]]:
     """The kind and the examples of the train rows. Raises `InputError` unless they are what the recipe learns from,
     with two rows for every split of `needed`: all that can be said before there is a tokenizer."""
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
-    wanted = "pairs" if recipe.form == "dialogue" else "labelled"
+    wanted, columns = _LEARNED[recipe.form]
     if kind != wanted:
-        columns = {"pairs": "prompt, chosen and rejected", "labelled": "text and label"}[wanted]
         raise InputError(f"{rows.name}: this recipe learns from {wanted} rows, and these are {kind}; give {columns}")
     if kind == "labelled" and len({e.extra["label"] for e in examples}) < 2:
         raise InputError(f"{rows.name}: give texts of two different labels")
@@ -197,17 +192,17 @@ def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed
     least, most = sorted(settings.prompt_tokens)
     encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
     for example, tokens in zip(examples, encoded, strict=True):
-        drawn = int.from_bytes(_place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
-        (decoded,) = continuations(tokenizer, [[]], [tokens[: least + drawn]])
+        drawn = least + _draw(seed, "prompt length", example.prompt) % (most - least + 1)
+        (decoded,) = continuations(tokenizer, [[]], [tokens[:drawn]])
         # A cut inside a character of several bytes decodes to something that the text does not begin with.
         prompt = os.path.commonprefix([example.prompt, decoded]).strip() or example.prompt.split()[0]
         cut.append(Example(prompt, extra={**example.extra, "text": example.prompt}))
     return cut
 
 
-def _place(seed: int, *parts: str | None) -> bytes:
-    """Place of a prompt or a row in the shuffled order: given by seed and content, not by its neighbors."""
-    return hashlib.sha256("\0".join([str(seed), *(part or "" for part in parts)]).encode()).digest()
+def _draw(seed: int, *parts: str | None) -> int:
+    """A random number below 2**64 for a prompt or a row, given by seed and content, not by its neighbors."""
+    return int.from_bytes(hashlib.sha256("\0".join([str(seed), *(part or "" for part in parts)]).encode()).digest()[:8])
 
 
 def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
@@ -218,7 +213,7 @@ def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
 def _usable(
     split: str, name: str, rows: list[dict], settings: DataSettings, tokenizer, seed: int, report: dict
 ) -> tuple[Kind, list[Example]]:
-    """The usable examples of one split, in shuffled order (`_place`). Lengths are tokens of a prompt with the template
+    """The usable examples of one split, in shuffled order (`_draw`). Lengths are tokens of a prompt with the template
     around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
     kind, examples, unread = read_rows(rows, f"{name} ({split})")
     reasons, faults = _faults(kind, examples, settings, tokenizer)
@@ -227,12 +222,10 @@ def _usable(
         counts[f"{CUT}: {cut}"] = 0
     counts |= {reason: faults.count(reason) for reason in reasons}
     examples = [example for example, fault in zip(examples, faults, strict=True) if fault is None]
-    examples.sort(key=lambda e: (_place(seed, prompt_key(e.prompt)), _place(seed, e.prompt, e.chosen, e.rejected)))
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(prompt_key(example.prompt), example)
-    _count(report, split, counts | {"prompt seen before": len(examples) - len(first)}, len(rows))
-    return kind, list(first.values())
+    examples.sort(key=lambda e: (_draw(seed, prompt_key(e.prompt)), _draw(seed, e.prompt, e.chosen, e.rejected)))
+    kept = [next(same) for _, same in groupby(examples, key=lambda e: prompt_key(e.prompt))]
+    _count(report, split, counts | {"prompt seen before": len(examples) - len(kept)}, len(rows))
+    return kind, kept
 
 
 def _count(report: dict, split: str, dropped: Mapping[str, int], left: int) -> None:
@@ -283,7 +276,6 @@ def _dataset(kind: Kind, rows: list[dict]) -> Dataset:
     """Rows as a Dataset in memory, with the same columns also when there are none."""
     from datasets import Dataset, Features, Value
 
-    columns = {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}
-    if kind == "labelled":
-        columns |= {"text": Value("string"), "label": Value("int64")}
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))
+    columns = ["prompt", "chosen", "rejected", *(("text", "label") if kind == "labelled" else ())]
+    features = Features({name: Value("int64" if name == "label" else "string") for name in columns})
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=features)

@@ -10,8 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
@@ -27,15 +26,14 @@ UNKNOWN_ROLE = "conversation not understood"
 NO_RESPONSE = "response begins with another turn"
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
     what a form knows besides (`label`, the responses' scores), and whether a further turn was cut off a response."""
 
     prompt: str
     chosen: str | None = None
     rejected: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = {}
     cut: bool = False
 
 
@@ -107,17 +105,12 @@ def _labelled(row: dict) -> Example:
     return Example(text, extra={"label": number})
 
 
-def _pair(row: dict) -> Example:
+def _pair(row: dict, **votes: Any) -> Example:
     """A pair of responses with their prompt beside them, or of whole dialogues where there is none."""
-    return _paired(row.get("prompt"), row.get("chosen"), row.get("rejected"), whole="prompt" not in row)
-
-
-def _paired(prompt: Any, chosen: Any, rejected: Any, whole: bool = False, **votes: Any) -> Example:
-    turns = [_turn(_spelled(cell), whole) for cell in (chosen, rejected)]
-    contexts = {context for context, _ in turns}
-    if len(contexts) > 1:
+    turns = [_turn(_spelled(row.get(side)), whole="prompt" not in row) for side in ("chosen", "rejected")]
+    if turns[0][0] != turns[1][0]:
         raise RowDropped(EARLIER_DIFFERENCE)
-    prompt = contexts.pop() or _prompt(_spelled(prompt))
+    prompt = turns[0][0] or _prompt(_spelled(row.get("prompt")))
     (better, cut), (worse, cut_too) = (_alone(response) for _, response in turns)
     return Example(prompt, better, worse, votes, cut or cut_too)
 
@@ -177,9 +170,9 @@ def _shp(row: dict) -> Example:
     if (label := _whole(row.get("labels"))) not in (0, 1):
         raise RowDropped(NO_PREFERENCE)
     better, worse = "AB" if label else "BA"
-    chosen, rejected = row.get(f"human_ref_{better}"), row.get(f"human_ref_{worse}")
+    both = {"chosen": row.get(f"human_ref_{better}"), "rejected": row.get(f"human_ref_{worse}")}
     votes = {"score_chosen": row.get(f"score_{better}"), "score_rejected": row.get(f"score_{worse}")}
-    return _paired(row.get("history"), chosen, rejected, **votes)
+    return _pair({"prompt": row.get("history"), **both}, **votes)
 
 
 def _reddit(row: dict) -> Example:
@@ -195,7 +188,8 @@ def _reddit(row: dict) -> Example:
         raise RowDropped(NO_PREFERENCE)
     prompt = f"{title}\n\n{body}" if body and body not in _DELETED else title
     (least, worst), (most, best) = scored[0], scored[-1]
-    return _paired(prompt, best, worst, score_chosen=most, score_rejected=least)
+    pair = {"prompt": prompt, "chosen": best, "rejected": worst}
+    return _pair(pair, score_chosen=most, score_rejected=least)
 
 
 # How a row is read, by the columns that a dataset has; alternatives are separated by |.

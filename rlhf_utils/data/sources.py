@@ -38,12 +38,9 @@ class Rows:
 
 
 def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
-    """Rows of `dataset`: "embedded", a path, or a hub id. `seed` only matters to the embedded world.
-
-    Raises `InputError` when the data cannot be found or read.
-    """
-    dataset = dataset.strip()
-    if dataset == EMBEDDED:
+    """Rows of `dataset`: "embedded" (the one that has a use for `seed`), a path, or a hub id. Raises `InputError` when
+    the data cannot be found or read."""
+    if (dataset := dataset.strip()) == EMBEDDED:
         sizes = {"train": settings.embedded_rows, "test": settings.embedded_test_rows}
         both = [WORLDS[settings.world].rows(split, n, seed, settings.label_noise) for split, n in sizes.items()]
         return Rows(*both, EMBEDDED, hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest())
@@ -54,14 +51,12 @@ def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
         folder = snapshot(asked)
         train, test = _folder_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
         return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
-    path, test = local_path(dataset), None
-    if path.is_dir():
+    if (path := local_path(dataset)).is_dir():
         train, test = _folder_rows(path, settings.data_dir, settings, f"folder {path}")
-    else:
-        train = _file_rows(path)
-    if not train:
+        return Rows(train, test, str(path), content_hash(path / (settings.data_dir or "")))
+    if not (train := _file_rows(path)):
         raise InputError(f"{path} is empty: it holds no rows; give a file with rows")
-    return Rows(train, test, str(path), content_hash(path / (settings.data_dir or "") if path.is_dir() else path))
+    return Rows(train, None, str(path), content_hash(path))
 
 
 @contextmanager
