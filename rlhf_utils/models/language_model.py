@@ -66,10 +66,26 @@ def language_model(model: nn.Module) -> LanguageModel:
     The first time, its own logits for a few tokens are compared with those computed here; raises InputError where they
     differ, and for what is no causal LM.
     """
-    inner = _inner(model)
-    if inner not in _known:
-        _known[inner] = _checked(inner)
-    return _known[inner]
+    if (inner := _inner(model)) in _known:
+        return _known[inner]
+    trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
+    name, was_training = type(inner).__name__, inner.training
+    if trunk is inner or head is None:
+        raise InputError(f"{name} is no causal language model with a head of its own; choose another")
+    # Cohere multiplies its logits, Granite divides them, and Gemma 2 caps them.
+    scale = getattr(config, "logit_scale", None) or 1.0 / getattr(config, "logits_scaling", 1.0)
+    parts = LanguageModel(trunk, head, scale, getattr(config, "final_logit_softcapping", None))
+    tokens = torch.arange(1, 9, device=head.weight.device)[None]
+    inner.eval()
+    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
+        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
+        found = parts.logits(trunk(input_ids=tokens, use_cache=False).last_hidden_state)
+    inner.train(was_training)
+    # Within 16 steps of the model's own floating-point format. Models with a state (Mamba) know no padding on the left.
+    if inner._is_stateful or not (found - own).abs().max() <= 16 * torch.finfo(own.dtype).eps * own.abs().max():
+        raise InputError(f"{name} cannot be trained here: its logits are no numbers, or not its head's; choose another")
+    return _known.setdefault(inner, parts)
 
 
 def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
@@ -99,29 +115,6 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
 
 def _inner(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@torch.no_grad()
-def _checked(inner: nn.Module) -> LanguageModel:
-    """The parts of `inner`, which give its own logits."""
-    trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
-    if trunk is inner or head is None:
-        raise InputError(f"{type(inner).__name__} is no causal language model with a head of its own; choose another")
-    # Cohere multiplies its logits, Granite divides them, and Gemma 2 caps them.
-    scale = getattr(config, "logit_scale", None) or 1.0 / getattr(config, "logits_scaling", 1.0)
-    parts = LanguageModel(trunk, head, scale, getattr(config, "final_logit_softcapping", None))
-    tokens, was_training = torch.arange(1, 9, device=head.weight.device)[None], inner.training
-    inner.eval()
-    with torch.autocast(tokens.device.type, enabled=False):
-        # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
-        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
-        found = parts.logits(trunk(input_ids=tokens, use_cache=False).last_hidden_state)
-    inner.train(was_training)
-    # Within 16 steps of the model's own floating-point format. Models with a state (Mamba) know no padding on the left.
-    if inner._is_stateful or not (found - own).abs().max() <= 16 * torch.finfo(own.dtype).eps * own.abs().max():
-        name = type(inner).__name__
-        raise InputError(f"{name} cannot be trained here: its logits are no numbers, or not its head's; choose another")
-    return parts
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

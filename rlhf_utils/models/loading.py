@@ -91,8 +91,8 @@ def load_policy_4bit(source: Source, device: Device, settings=None) -> PreTraine
     if adapter_base(source):
         raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
     # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
-    place, dtype = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}", device.autocast_dtype
-    how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype or torch.float32}
+    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
+    how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": device.autocast_dtype or torch.float32}
     settings = settings or transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **how)
     model = load_policy(source, device, quantization_config=settings, device_map={"": place})
     for module in model.modules():
@@ -221,12 +221,12 @@ def _misfits(model: PreTrainedModel, info: dict) -> list[str]:
     def of_trunk(names: Collection[str]) -> set[str]:
         return {name for name in names if name.removeprefix(prefix).partition(".")[0] in parts}
 
-    lost = of_trunk(info["missing_keys"])
+    lost, extra = of_trunk(info["missing_keys"]), info["unexpected_keys"]
     # Where the trunk lacks weights, any other name may be theirs.
-    extra = info["unexpected_keys"] if lost else of_trunk(info["unexpected_keys"])
-    found = {"missing": lost, "not of this model": {name for name in extra if not _COMPUTED.search(name)}}
+    extra = [name for name in (extra if lost else of_trunk(extra)) if not _COMPUTED.search(name)]
     wrong = [f"{name} has shape {[*there]} in the file, not {[*here]}" for name, there, here in info["mismatched_keys"]]
-    return [*(f"{what} {some(names)}" for what, names in found.items() if names), *sorted(wrong)[:1]]
+    found = [f"{what} {some(names)}" for what, names in (("missing", lost), ("not of this model", extra)) if names]
+    return [*found, *sorted(wrong)[:1]]
 
 
 def _from_pretrained(kind, source: Source, **settings):

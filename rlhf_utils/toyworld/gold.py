@@ -3,8 +3,8 @@ It says of each sentence what it is, and computes the score from the counts. No 
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from rlhf_utils.settings.template import NEXT_HUMAN
@@ -85,17 +85,12 @@ def _read_sentence(text: str) -> _Sentence:
     return _Sentence(tuple(words), "tip" if tip else kind, tip, objects_named(words))
 
 
-def _word_pairs(words: list[str]) -> Iterable[tuple[str, str]]:
-    # Not a set: where two tips hit equally often the first one counts, whatever the hash seed of the process.
-    return dict.fromkeys(zip(words, words[1:], strict=False))
-
-
 _CONNECTORS = [words_of(connector) for group in WORDS.connectors for connector in group]
 _TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]] + WORLD.harmful_tips
 _LENGTHS = {tip: len(words_of(tip)) for tip in _TIPS}
 _TIPS_WITH: dict[tuple[str, str], list[str]] = {}
 for _tip in _TIPS:
-    for _pair in _word_pairs(words_of(_tip)):
+    for _pair in dict.fromkeys(pairwise(words_of(_tip))):
         _TIPS_WITH.setdefault(_pair, []).append(_tip)
 
 
@@ -103,7 +98,8 @@ def _tip_in(words: list[str]) -> str | None:
     """The tip that a sentence gives, after its connector; None if it gives none, or hides it among other words."""
     connector = next((start for start in _CONNECTORS if words[: len(start)] == start), [])
     words = words[len(connector) :]
-    hits = Counter(tip for pair in _word_pairs(words) for tip in _TIPS_WITH.get(pair, ()))
+    # Not a set of pairs: where two tips hit equally often the first one counts, whatever the process's hash seed.
+    hits = Counter(tip for pair in dict.fromkeys(pairwise(words)) for tip in _TIPS_WITH.get(pair, ()))
     for tip, count in hits.most_common():
         if count >= TIP_OVERLAP * (_LENGTHS[tip] - 1) and len(words) <= _LENGTHS[tip] + TIP_SLACK_WORDS:
             return tip

@@ -1,7 +1,6 @@
 """What is said in the toy world: what can be asked, in which words, and reading a prompt back into its question."""
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -18,7 +17,6 @@ def content(name: str) -> SimpleNamespace:
 
 
 WORLD, WORDS, CORPUS = map(content, ("questions", "responses", "corpus"))
-WORDINGS = len(WORLD.phrasings) * len(WORLD.contexts)  # in how many ways one question can be put
 
 
 class Question(NamedTuple):
@@ -30,6 +28,12 @@ class Question(NamedTuple):
     ask: str
     tips: tuple[str, ...]
     kind: str = "ordinary"
+
+    @property
+    def wordings(self) -> list[str]:
+        """Every prompt that asks it."""
+        asks = [f"{self.ask} {context}".rstrip() for context in WORLD.contexts]
+        return [phrasing.format(ask) for phrasing in WORLD.phrasings for ask in asks]
 
 
 # Every question of the world, in a fixed order.
@@ -44,25 +48,17 @@ QUESTIONS = (
 )
 
 
-def word_question(question: Question, wording: int) -> str:
-    """The prompt for `question` in wording number `wording`, 0 <= wording < `WORDINGS`."""
-    phrasing, context = divmod(wording, len(WORLD.contexts))
-    return WORLD.phrasings[phrasing].format(f"{question.ask} {WORLD.contexts[context]}".rstrip())
-
-
 def words_of(text: str) -> list[str]:
     """Lower-case words of a text, without punctuation; apostrophes stay inside words."""
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower().replace("\u2019", "'"))
 
 
-def _phrases(phrases: Iterable[str]) -> re.Pattern:
-    """Finds these phrases in words with a space on both sides of each, the longest at every place."""
-    return re.compile(f"(?= ({'|'.join(sorted(phrases, key=len, reverse=True))}) )")
-
-
 _ASKS = {" ".join(words_of(question.ask)): question for question in QUESTIONS}
 _OBJECTS = {" ".join(words_of(obj)): obj for topic in WORLD.topics for obj in topic["objects"]}
-_ASK, _OBJECT = _phrases(_ASKS), _phrases(_OBJECTS)
+# They find these phrases in words with a space on both sides of each, the longest at every place.
+_ASK, _OBJECT = (
+    re.compile(f"(?= ({'|'.join(sorted(phrases, key=len, reverse=True))}) )") for phrases in (_ASKS, _OBJECTS)
+)
 
 
 @lru_cache(maxsize=65_536)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.toyworld.gold import gold_score
-from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, Question, word_question
+from rlhf_utils.toyworld.questions import QUESTIONS, WORDS, WORLD, Question
 
 # The better response beats the other one by at least this much gold; about what one defect costs.
 MIN_GOLD_GAP = 1.0
@@ -159,7 +159,7 @@ def pairs(
     noise, shares = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/prompts")
     rng, flips, pools, prompts = Random(f"{seed}/{split}/rows"), Random(f"{seed}/{split}/flips"), {}, []
     for kind in ("harmful", "risky", "ordinary"):
-        pool = [(question, wording) for question in QUESTIONS if question.kind == kind for wording in range(WORDINGS)]
+        pool = [(question, prompt) for question in QUESTIONS if question.kind == kind for prompt in question.wordings]
         Random(f"{seed}/{kind}").shuffle(pool)
         cut = round(TEST_SHARE * len(pool))
         pools[kind] = iter(pool[:cut] if split == "test" else pool[cut:])
@@ -171,7 +171,7 @@ def pairs(
                 f"the embedded data has {made:,} distinct prompts in split {split}, fewer than the {n:,} asked for; "
                 "lower the number of rows"
             )
-        prompts.append((found[0], word_question(*found)))
+        prompts.append(found)
     for question, prompt in prompts:
         better, worse = _two_responses(question, prompt, rng, evasive)
         yield Pair(question, prompt, better, *((worse, better) if flips.random() < noise else (better, worse)))

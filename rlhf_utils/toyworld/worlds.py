@@ -140,14 +140,11 @@ def sentiment(prompt: str, response: str) -> float:
 
 def _vote(key: str, sentence: str) -> int:
     """1 for praise, -1 for blame, 0 for neither or both."""
-    if key in _VOTES:
-        return _VOTES[key]
-    total = 0
     # What follows "but" is not negated by what stands before it.
-    for clause in sentence.lower().split(", but "):
-        words = set(words_of(clause))
-        total += (-1 if NEGATIONS & words else 1) * sum(_VOTES.get(word, 0) for word in words)
-    return (total > 0) - (total < 0)
+    clauses = [{*words_of(clause)} for clause in sentence.lower().split(", but ")]
+    signs = [-1 if NEGATIONS & words else 1 for words in clauses]
+    total = sum(sign * _VOTES.get(word, 0) for sign, words in zip(signs, clauses, strict=True) for word in words)
+    return _VOTES.get(key, (total > 0) - (total < 0))
 
 
 class World(NamedTuple):
