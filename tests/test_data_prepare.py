@@ -30,7 +30,7 @@ def pairs(count, name="question"):
 
 
 def made(train, test=None, seed=0, **settings):
-    return prepare(Rows(train, test, "mine", "f00d"), DataSettings(**settings), WordTokenizer(), seed)
+    return prepare(Rows(train, test, "mine"), DataSettings(**settings), WordTokenizer(), seed)
 
 
 def prompts(data):
@@ -122,12 +122,11 @@ def test_both_kinds_come_back_as_they_were_saved(tmp_path, kind, cells):
     rows = [cells | {text: f"{ODD} {'word ' * 9}{i}"} for i in range(50)]
     data = made(rows, shares=Shares(ppo=0), min_text_characters=0, max_prompt_tokens=99)
     data.save(tmp_path / "data")
-    data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))
     assert size(data) == 50 and loaded.report == data.report
     for name, split in data.splits.items():
         assert loaded.splits[name].to_list() == split.to_list() and loaded.splits[name].features == split.features
-    assert (loaded.kind, loaded.fingerprint, loaded.template_hash) == (kind, "f00d", TEMPLATE.hash)
+    assert (loaded.kind, loaded.template_hash) == (kind, TEMPLATE.hash)
     assert len(loaded.splits["ppo"]) == 0 and [path.name for path in tmp_path.iterdir()] == ["data"]
     if kind == "labelled":
         assert set(loaded.splits["sft"]["label"]) == {1} and "word word word" in loaded.splits["sft"]["text"][0]

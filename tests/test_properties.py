@@ -76,7 +76,7 @@ FILLER = [{"prompt": f"filler {i}", "chosen": "yes", "rejected": "no"} for i in 
 
 def prepared(rows, seed):
     limits = DataSettings(max_prompt_tokens=6, max_response_tokens=4, shares=SHARES)
-    return prepare(Rows(rows, None, "rows", "0"), limits, WordTokenizer(), seed)
+    return prepare(Rows(rows, None, "rows"), limits, WordTokenizer(), seed)
 
 
 @given(ROWS, st.integers(0, 3), st.randoms(use_true_random=False))

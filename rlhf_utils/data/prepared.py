@@ -16,7 +16,7 @@ from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
 from rlhf_utils.data.sources import Rows, load_rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_jsonl, whole_folder, write_json, write_jsonl
+from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
@@ -47,20 +47,18 @@ class PreparedData:
     splits: dict[str, Dataset]
     report: dict[str, list[dict]]
     template_hash: str
-    fingerprint: str
 
     def first(self, name: str, most: int) -> Dataset:
         """The first `most` rows of a split, or all it has; the order is drawn by content, so they are a random part."""
         split = self.splits[name]
         return split.select(range(min(most, len(split))))
 
-    def save(self, folder: Path | str) -> None:
-        """Write JSON lines per split and a manifest; `folder` is replaced whole or not at all, else `InputError`."""
-        about = {key: getattr(self, key) for key in ("kind", "template_hash", "fingerprint", "report")}
-        with whole_folder(Path(folder)) as fresh:
-            for name, split in self.splits.items():
-                write_jsonl(fresh / f"{name}.jsonl", split)
-            write_json(fresh / MANIFEST, {**about, "rows": {name: len(split) for name, split in self.splits.items()}})
+    def save(self, folder: Path) -> None:
+        """Write JSON lines per split and, last, a manifest; `InputError` where that cannot be."""
+        about = {key: getattr(self, key) for key in ("kind", "template_hash", "report")}
+        for name, split in self.splits.items():
+            write_jsonl(folder / f"{name}.jsonl", split)
+        write_json(folder / MANIFEST, {**about, "rows": {name: len(split) for name, split in self.splits.items()}})
 
     @classmethod
     def load(cls, folder: Path | str) -> PreparedData:
@@ -69,15 +67,14 @@ class PreparedData:
         if not (folder / MANIFEST).exists():
             raise InputError(f"no prepared data in {folder}; run the data stage (01) first")
         try:
-            about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            counts, splits = about.pop("rows"), {}
+            about, splits = json.loads((folder / MANIFEST).read_text(encoding="utf-8")), {}
             check_template(about["template_hash"], f"the data in {folder}", *TEMPLATES.values())
-            for name, count in counts.items():
+            for name, count in about["rows"].items():
                 rows = read_jsonl(folder / f"{name}.jsonl")
                 if len(rows) != count:
                     raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
                 splits[name] = _dataset(about["kind"], rows)
-            return cls(splits=splits, **about)
+            return cls(about["kind"], splits, about["report"], about["template_hash"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"the prepared data in {folder} are damaged ({type(error).__name__}: {error}); run the data stage (01) "
@@ -123,7 +120,7 @@ def prepare(
     if kind == "labelled":
         splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {name: _dataset(kind, [e._asdict() | e.extra for e in split]) for name, split in splits.items()}
-    return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
+    return PreparedData(kind, datasets, report, template.hash)
 
 
 def prompt_key(prompt: str) -> str:

@@ -4,20 +4,17 @@ What is wrong with a file is said with its name and, where there is one, its lin
 """
 
 import gzip
-import hashlib
 import json
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 from pyarrow import parquet
 
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.platforms.hub import DATASET, snapshot, wanted
 from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
 from rlhf_utils.settings.sections import DataSettings
@@ -26,37 +23,30 @@ from rlhf_utils.toyworld import WORLDS
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows as the dataset has them; `test` is None when there is no test split. `fingerprint` is the sha256 of the
-    content (embedded and local data), or id@commit (hub)."""
+class Rows(NamedTuple):
+    """Rows as the dataset `name` has them; `test` is None when there is no test split."""
 
     train: list[dict]
     test: list[dict] | None
     name: str
-    fingerprint: str
 
 
 def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
     """Rows of `dataset`: "embedded" (the one that has a use for `seed`), a path, or a hub id. Raises `InputError` when
     the data cannot be found or read."""
     if (dataset := dataset.strip()) == EMBEDDED:
-        sizes = {"train": settings.embedded_rows, "test": settings.embedded_test_rows}
-        both = [WORLDS[settings.world].rows(split, n, seed, settings.label_noise) for split, n in sizes.items()]
-        return Rows(*both, EMBEDDED, hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest())
+        sizes = {"train": settings.embedded_rows, "test": settings.embedded_test_rows}.items()
+        return Rows(*(WORLDS[settings.world].rows(*size, seed, settings.label_noise) for size in sizes), EMBEDDED)
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
         asked = wanted(dataset, DATASET, settings.revision, settings.data_dir)
-        folder = snapshot(asked)
-        train, test = _folder_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
-        return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
+        return Rows(*_folder_rows(snapshot(asked), asked.subfolder, settings, f"hub dataset {dataset}"), dataset)
     if (path := local_path(dataset)).is_dir():
-        train, test = _folder_rows(path, settings.data_dir, settings, f"folder {path}")
-        return Rows(train, test, str(path), content_hash(path / (settings.data_dir or "")))
+        return Rows(*_folder_rows(path, settings.data_dir, settings, f"folder {path}"), str(path))
     if not (train := _file_rows(path)):
         raise InputError(f"{path} is empty: it holds no rows; give a file with rows")
-    return Rows(train, None, str(path), content_hash(path))
+    return Rows(train, None, str(path))
 
 
 @contextmanager
