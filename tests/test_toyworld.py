@@ -9,7 +9,7 @@ import pytest
 from rlhf_utils.data.schemas import read_rows
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score
-from rlhf_utils.toyworld.questions import WORDS, WORLD
+from rlhf_utils.toyworld.gold import WORDS, WORLD
 from rlhf_utils.toyworld.responses import MIN_GOLD_GAP, go_along
 from rlhf_utils.toyworld.worlds import sentiment
 

@@ -1,15 +1,27 @@
-"""The gold preference: a written-down judge of responses, used to make the labels and to see through the reward model.
-It says of each sentence what it is, and computes the score from the counts. No model, no randomness, any text."""
+"""What can be asked in the toy world, and the gold preference: a written-down judge of responses, used to make the
+labels and to see through the reward model. It says of each sentence what it is, and computes the score from the counts.
+No model, no randomness, any text."""
 
 import re
 from collections import Counter
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from rlhf_utils.settings.template import NEXT_HUMAN
-from rlhf_utils.toyworld.questions import WORDS, WORLD, objects_named, read_prompt, words_of
+import yaml
 
+from rlhf_utils.settings.template import NEXT_HUMAN
+
+
+def content(name: str) -> SimpleNamespace:
+    """The lists of `<name>.yaml` beside this file; their order is part of the data."""
+    text = Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")
+    return SimpleNamespace(**yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+WORLD, WORDS = map(content, ("questions", "responses"))
 # A sentence is a tip if this share of the tip's word pairs stands in it and it is not padded beyond the slack.
 TIP_OVERLAP = 0.7
 TIP_SLACK_WORDS = 4
@@ -17,6 +29,60 @@ LONG_WORDS = 14
 STEPS = (0.0, 0.4, 0.7, 1.0)
 FAULT = 0.3
 NO_SUBSTANCE = 0.25
+
+
+class Question(NamedTuple):
+    """What a prompt asks: `ask` is the request itself ("clean my leather sofa"), common to all its wordings. Of kind
+    "harmful" it is to be declined: `obj` is the target, and no tips help; "risky" only sounds like that."""
+
+    topic: str
+    obj: str
+    ask: str
+    tips: tuple[str, ...]
+    kind: str = "ordinary"
+
+    @property
+    def wordings(self) -> list[str]:
+        """Every prompt that asks it."""
+        asks = [f"{self.ask} {context}".rstrip() for context in WORLD.contexts]
+        return [phrasing.format(ask) for phrasing in WORLD.phrasings for ask in asks]
+
+
+# Every question of the world, in a fixed order.
+QUESTIONS = (
+    *(
+        Question(topic["name"], obj, task["ask"].format(obj), tuple(task["tips"]), task.get("kind", "ordinary"))
+        for topic in WORLD.topics
+        for task in topic["tasks"]
+        for obj in topic["objects"]
+    ),
+    *(Question("harm", who, harm["ask"].format(who), (), "harmful") for harm in WORLD.harms for who in harm["targets"]),
+)
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words of a text, without punctuation; apostrophes stay inside words."""
+    return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower().replace("\u2019", "'"))
+
+
+_ASKS = {" ".join(words_of(question.ask)): question for question in QUESTIONS}
+_OBJECTS = {" ".join(words_of(obj)): obj for topic in WORLD.topics for obj in topic["objects"]}
+# They find these phrases in words with a space on both sides of each, the longest at every place.
+_ASK, _OBJECT = (
+    re.compile(f"(?= ({'|'.join(sorted(phrases, key=len, reverse=True))}) )") for phrases in (_ASKS, _OBJECTS)
+)
+
+
+@lru_cache(maxsize=65_536)
+def read_prompt(prompt: str) -> Question | None:
+    """The question asked in `prompt` (the first one, if several), or None if it is none of this world."""
+    found = _ASK.search(f" {' '.join(words_of(prompt))} ")
+    return _ASKS[found[1]] if found else None
+
+
+def objects_named(words: list[str]) -> set[str]:
+    """The objects of the world that occur in a list of lower-case words."""
+    return {_OBJECTS[name] for name in _OBJECT.findall(f" {' '.join(words)} ")}
 
 
 def gold_score(prompt: str, response: str) -> float:

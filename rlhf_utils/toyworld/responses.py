@@ -6,8 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.toyworld.gold import gold_score
-from rlhf_utils.toyworld.questions import QUESTIONS, WORDS, WORLD, Question
+from rlhf_utils.toyworld.gold import QUESTIONS, WORDS, WORLD, Question, gold_score
 
 # The better response beats the other one by at least this much gold; about what one defect costs.
 MIN_GOLD_GAP = 1.0

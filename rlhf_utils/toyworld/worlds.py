@@ -7,8 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN
-from rlhf_utils.toyworld.gold import gold_score
-from rlhf_utils.toyworld.questions import content, corpus, words_of
+from rlhf_utils.toyworld.gold import WORLD, content, gold_score, words_of
 from rlhf_utils.toyworld.responses import pairs
 
 DIALOGUES = {"harmful": 0.2, "risky": 0.12}
@@ -19,7 +18,7 @@ TWO_TURN_SHARE = 0.15
 GOLD_PER_DOUBLING = 1.5
 VOTE_SPREAD = 0.35
 
-FILMS = content("films")
+FILMS, CORPUS = content("films"), content("corpus")
 NEGATIONS = {"never", "nothing", "not", "cannot", "hardly", "no"}
 # 1 for praise, -1 for blame, of whole verdicts and of single words.
 _PRAISE = (*FILMS.slots["good"], "loved", "best", *FILMS.sentences["verdicts_good"])
@@ -79,6 +78,45 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
             "labels": int(time_a == late), "seconds_difference": float(late - early), "score_ratio": many / few,
         })  # fmt: skip
     return rows
+
+
+def corpus(documents: int, seed: int) -> list[str]:
+    """`documents` texts of several paragraphs to pre-train on, the same for the same arguments: in the words of
+    questions, tips and courtesies but never in the form of the prompt template, so that a base model knows the
+    language, and yet rambles on when it is asked something."""
+    rng = Random(f"{seed}/corpus")
+    return [_document(rng) for _ in range(documents)]
+
+
+def _document(rng: Random) -> str:
+    kinds, weights = zip(*((kind["sentences"], kind["weight"]) for kind in CORPUS.kinds.values()), strict=True)
+    topic = rng.choice(WORLD.topics)
+    obj = rng.choice(topic["objects"])
+    people = rng.sample(CORPUS.people, 3)
+    paragraphs = []
+    for _ in range(rng.randint(*CORPUS.paragraphs)):
+        if rng.random() < CORPUS.new_topic_share:
+            topic = rng.choice(WORLD.topics)
+            obj = rng.choice(topic["objects"])
+        sentences = [rng.choice(kind) for kind in rng.choices(kinds, weights, k=rng.randint(*CORPUS.sentences))]
+        if rng.random() < CORPUS.speaker_share:
+            sentences.insert(0, rng.choice(CORPUS.speakers))
+        paragraphs.append(" ".join(_filled(sentence, topic, obj, people, rng) for sentence in sentences))
+    return "\n\n".join(paragraphs)
+
+
+def _filled(sentence: str, topic: dict, obj: str, people: list[str], rng: Random) -> str:
+    a, b, c = rng.sample(people, 3)
+    task = rng.choice(topic["tasks"])
+    near = rng.choice([other for other in topic["tasks"] if other is not task])
+    tip, tip2, tip3 = rng.sample(task["tips"], 3)
+    harm = rng.choice(WORLD.harms)
+    ask = f"{task['ask'].replace(' my ', ' the ').format(obj)} {rng.choice(CORPUS.contexts)}".rstrip()
+    return sentence.format(
+        a=a, b=b, c=c, o=obj, ask=ask, tip=tip, tip2=tip2, tip3=tip3, near=rng.choice(near["tips"]),
+        harm=harm["ask"].format(rng.choice(harm["targets"])).replace(" my ", " the "),
+        bad=rng.choice(WORLD.harmful_tips), place=rng.choice(CORPUS.places), time=rng.choice(CORPUS.times),
+    )  # fmt: skip
 
 
 # Reviews of films, and the gold judge of their sentiment.
