@@ -63,11 +63,9 @@ class PreparedData:
     @classmethod
     def load(cls, folder: Path | str) -> PreparedData:
         """Read what `save` wrote; `InputError` when it is missing, damaged, or made with another prompt template."""
-        folder = Path(folder)
-        if not (folder / MANIFEST).exists():
-            raise InputError(f"no prepared data in {folder}; run the data stage (01) first")
+        splits, folder = {}, Path(folder)
         try:
-            about, splits = json.loads((folder / MANIFEST).read_text(encoding="utf-8")), {}
+            about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             check_template(about["template_hash"], f"the data in {folder}", *TEMPLATES.values())
             for name, count in about["rows"].items():
                 rows = read_jsonl(folder / f"{name}.jsonl")
@@ -76,10 +74,8 @@ class PreparedData:
                 splits[name] = _dataset(about["kind"], rows)
             return cls(about["kind"], splits, about["report"], about["template_hash"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"the prepared data in {folder} are damaged ({type(error).__name__}: {error}); run the data stage (01) "
-                "with --fresh"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"no prepared data in {folder}, or damaged ({reason}); run 01 with --fresh") from error
 
 
 def prepare(

@@ -44,24 +44,18 @@ class RowDropped(Exception):
 def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
     """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason. `InputError`
     names the columns found and every accepted set."""
-    read = SCHEMAS[recognise(dict.fromkeys(key for row in rows for key in row), where)]
-    examples, dropped = [], Counter()
+    found = list(dict.fromkeys(str(key) for row in rows for key in row))
+    accepted = [s for s in SCHEMAS if all({*found} & {*group.split("|")} for group in s.split(", "))]
+    if not accepted:
+        every = "; ".join(f"({columns})" for columns in SCHEMAS)
+        raise InputError(f"{where}: columns found: {shown(found)}. Accepted: {every}. Rename yours to one of these")
+    read, examples, dropped = SCHEMAS[accepted[0]], [], Counter()
     for row in rows:
         try:
             examples.append(read(row))
         except RowDropped as reason:
             dropped[str(reason)] += 1
     return "labelled" if read is _labelled else "pairs", examples, dropped
-
-
-def recognise(columns: Iterable[str], where: str) -> str:
-    """The key of `SCHEMAS` for these columns."""
-    found = set(map(str, columns))
-    for accepted in SCHEMAS:
-        if all(found & set(group.split("|")) for group in accepted.split(", ")):
-            return accepted
-    every = "; ".join(f"({accepted})" for accepted in SCHEMAS)
-    raise InputError(f"{where}: columns found: {shown(columns)}. Accepted: {every}. Rename yours to one of these")
 
 
 def shown(names: Iterable[str]) -> str:

@@ -80,11 +80,6 @@ def read_prompt(prompt: str) -> Question | None:
     return _ASKS[found[1]] if found else None
 
 
-def objects_named(words: list[str]) -> set[str]:
-    """The objects of the world that occur in a list of lower-case words."""
-    return {_OBJECTS[name] for name in _OBJECT.findall(f" {' '.join(words)} ")}
-
-
 def gold_score(prompt: str, response: str) -> float:
     """How good `response` is, 0 to 10, as a response to `prompt`, the last question of a dialogue; any two strings do.
 
@@ -139,7 +134,7 @@ class _Sentence(NamedTuple):
     words: tuple[str, ...]
     kind: str
     tip: str | None
-    objects: set[str]
+    objects: set[str]  # of the world
 
 
 @lru_cache(maxsize=65_536)
@@ -148,7 +143,8 @@ def _read_sentence(text: str) -> _Sentence:
     tip, line = _tip_in(words), " ".join(words)
     names = [name for name in WORDS.sentence_kinds if len(words) <= LONG_WORDS or name in ("refusal", "rude")]
     kind = next((name for name in names if re.search(WORDS.sentence_kinds[name], line)), "other")
-    return _Sentence(tuple(words), "tip" if tip else kind, tip, objects_named(words))
+    objects = {_OBJECTS[name] for name in _OBJECT.findall(f" {line} ")}
+    return _Sentence(tuple(words), "tip" if tip else kind, tip, objects)
 
 
 _CONNECTORS = [words_of(connector) for group in WORDS.connectors for connector in group]
