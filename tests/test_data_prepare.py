@@ -6,11 +6,13 @@ import json
 from collections import Counter
 
 import pytest
+from tiny import save_tiny
 
-from rlhf_utils.data.prepared import CUT, PreparedData, prepare, pretraining_texts, prompt_key
-from rlhf_utils.data.sources import Rows, load_rows
+from rlhf_utils.data.prepared import CUT, PreparedData, prepare, prompt_key
+from rlhf_utils.data.sources import Rows
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.runs.run import Run
+from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -158,12 +160,15 @@ def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
         rows = [{"prompt": f"question <{i}>", "chosen": f"good <{i}>", "rejected": f"bad <{i}>"} for i in numbers]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    write("train.jsonl", range(400))
+    (tmp_path / "rows").mkdir()
+    write("rows/train.jsonl", range(400))
     if with_test:
-        write("test.jsonl", range(350, 420))
-    recipe = load_recipe("instruct", "tiny", {"dataset": str(tmp_path), "seed": 5})
-    data = prepare(load_rows(str(tmp_path), recipe.data, 5), recipe.data, WordTokenizer(), seed=5)
-    texts = pretraining_texts(recipe)
+        write("rows/test.jsonl", range(350, 420))
+    settings = {"dataset": str(tmp_path / "rows"), "seed": 5, "policy": str(save_tiny(tmp_path / "policy"))}
+    settings |= {f"data.max_{text}_tokens": 40 for text in ("prompt", "response")}
+    settings |= {f"{section}.max_new_tokens": 8 for section in ("generation", "ppo")}
+    cells = run_cells(Run.open("instruct", "tiny", tmp_path / "out", settings), SERIES[0])
+    data, texts = cells["data"], cells["pretraining_texts"](cells["run"].recipe)
     found = {text.split("question ")[1].split()[0] for text in texts}
     learned = {p.split()[1] for name in ("sft", "reward", "ppo") for p in data.splits[name]["prompt"]}
     held_out = {p.split()[1] for name in ("development", "evaluation") for p in data.splits[name]["prompt"]}

@@ -1,35 +1,27 @@
 """From rows to the splits: filter, divide by prompt, write to disk. Every filter counts what it drops."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
 from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
-from rlhf_utils.data.sources import Rows, load_rows
+from rlhf_utils.data.sources import Rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
-from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
 from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, check_template
-from rlhf_utils.toyworld import WORLDS
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SPLITS = get_args(Split)
 LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
 MANIFEST = "data.json"
-
 # What recipes of either form learn from, and its columns.
 _LEARNED = {"dialogue": ("pairs", "prompt, chosen and rejected"), "continuation": ("labelled", "text and label")}
 READ = "rows read"
@@ -44,11 +36,11 @@ class PreparedData:
     dropped, left}."""
 
     kind: Kind
-    splits: dict[str, Dataset]
+    splits: dict[str, Any]
     report: dict[str, list[dict]]
     template_hash: str
 
-    def first(self, name: str, most: int) -> Dataset:
+    def first(self, name: str, most: int) -> Any:
         """The first `most` rows of a split, or all it has; the order is drawn by content, so they are a random part."""
         split = self.splits[name]
         return split.select(range(min(most, len(split))))
@@ -61,7 +53,7 @@ class PreparedData:
         write_json(folder / MANIFEST, {**about, "rows": {name: len(split) for name, split in self.splits.items()}})
 
     @classmethod
-    def load(cls, folder: Path | str) -> PreparedData:
+    def load(cls, folder: Path | str) -> "PreparedData":
         """Read what `save` wrote; `InputError` when it is missing, damaged, or made with another prompt template."""
         splits, folder = {}, Path(folder)
         try:
@@ -160,22 +152,14 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[
     return kind, examples
 
 
-def pretraining_texts(recipe: Recipe, needed: Iterable[str] = ()) -> list[str]:
-    """Documents to pretrain on: the corpus of the recipe's synthetic dataset, else its dataset's own text without what
-    is held out. Pairs give their rejected responses, so that the better ones are new to supervised fine-tuning. Raises
-    `InputError` as `check_rows` does."""
-    if recipe.dataset == EMBEDDED:
-        return WORLDS[recipe.data.world].corpus(recipe.base.documents, recipe.seed)
-    rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-    kind, examples = check_rows(rows, recipe, needed)
+def learned_from(rows: Rows, settings: DataSettings, seed: int) -> Callable[[str], bool]:
+    """Tells of a prompt of the train rows whether a stage trains on it: it is of no held-out split, nor is one that
+    begins with the same turn."""
     tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
-    shares = _shares(rows, recipe.data)
-    return [
-        e.prompt if kind == "labelled" else TEMPLATE.text(e.prompt, e.rejected)
-        for e in examples
-        if conversation_key(e.prompt) not in tested
-        and split_of(e.prompt, shares, recipe.seed) not in ("development", "evaluation")
-    ]
+    shares = _shares(rows, settings)
+    return lambda prompt: (
+        conversation_key(prompt) not in tested and split_of(prompt, shares, seed) not in ("development", "evaluation")
+    )
 
 
 def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed: int) -> list[Example]:
@@ -265,7 +249,7 @@ def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], fou
         )
 
 
-def _dataset(kind: Kind, rows: list[dict]) -> Dataset:
+def _dataset(kind: Kind, rows: list[dict]):
     """Rows as a Dataset in memory, with the same columns also when there are none."""
     from datasets import Dataset, Features, Value
 
