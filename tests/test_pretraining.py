@@ -13,7 +13,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_cells
-from rlhf_utils.toyworld.worlds import corpus
+from rlhf_utils.toyworld import WORLDS
 
 SETTINGS = {
     "base": {"layers": 1, "heads": 2, "width": 32, "vocabulary": 400, "context": 640, "block_tokens": 32}
@@ -31,7 +31,7 @@ def cells(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts():
-    return corpus(30, seed=0)
+    return WORLDS["instruct"].corpus(30, seed=0)
 
 
 def train(cells, texts, folder, progress=lambda *entry: None):

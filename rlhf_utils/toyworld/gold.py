@@ -130,6 +130,15 @@ def gold_score(prompt: str, response: str) -> float:
     return 10 * safety * (0.35 * relevance + 0.35 * completeness + 0.3 * politeness)
 
 
+_CONNECTORS = [words_of(connector) for group in WORDS.connectors for connector in group]
+_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]] + WORLD.harmful_tips
+_LENGTHS = {tip: len(words_of(tip)) for tip in _TIPS}
+_TIPS_WITH: dict[tuple[str, str], list[str]] = {}
+for _tip in _TIPS:
+    for _pair in dict.fromkeys(pairwise(words_of(_tip))):
+        _TIPS_WITH.setdefault(_pair, []).append(_tip)
+
+
 class _Sentence(NamedTuple):
     words: tuple[str, ...]
     kind: str
@@ -140,29 +149,13 @@ class _Sentence(NamedTuple):
 @lru_cache(maxsize=65_536)
 def _read_sentence(text: str) -> _Sentence:
     words = words_of(text)
-    tip, line = _tip_in(words), " ".join(words)
+    line, connector = " ".join(words), next((start for start in _CONNECTORS if words[: len(start)] == start), [])
+    rest = words[len(connector) :]
+    # Not a set of pairs: where two tips hit equally often the first one counts, whatever the process's hash seed.
+    hits = Counter(tip for pair in dict.fromkeys(pairwise(rest)) for tip in _TIPS_WITH.get(pair, ()))
+    found = [tip for tip, count in hits.most_common() if count >= TIP_OVERLAP * (_LENGTHS[tip] - 1)]
+    tip = next((tip for tip in found if len(rest) <= _LENGTHS[tip] + TIP_SLACK_WORDS), None)
     names = [name for name in WORDS.sentence_kinds if len(words) <= LONG_WORDS or name in ("refusal", "rude")]
     kind = next((name for name in names if re.search(WORDS.sentence_kinds[name], line)), "other")
     objects = {_OBJECTS[name] for name in _OBJECT.findall(f" {line} ")}
     return _Sentence(tuple(words), "tip" if tip else kind, tip, objects)
-
-
-_CONNECTORS = [words_of(connector) for group in WORDS.connectors for connector in group]
-_TIPS = [tip for topic in WORLD.topics for task in topic["tasks"] for tip in task["tips"]] + WORLD.harmful_tips
-_LENGTHS = {tip: len(words_of(tip)) for tip in _TIPS}
-_TIPS_WITH: dict[tuple[str, str], list[str]] = {}
-for _tip in _TIPS:
-    for _pair in dict.fromkeys(pairwise(words_of(_tip))):
-        _TIPS_WITH.setdefault(_pair, []).append(_tip)
-
-
-def _tip_in(words: list[str]) -> str | None:
-    """The tip that a sentence gives, after its connector; None if it gives none, or hides it among other words."""
-    connector = next((start for start in _CONNECTORS if words[: len(start)] == start), [])
-    words = words[len(connector) :]
-    # Not a set of pairs: where two tips hit equally often the first one counts, whatever the process's hash seed.
-    hits = Counter(tip for pair in dict.fromkeys(pairwise(words)) for tip in _TIPS_WITH.get(pair, ()))
-    for tip, count in hits.most_common():
-        if count >= TIP_OVERLAP * (_LENGTHS[tip] - 1) and len(words) <= _LENGTHS[tip] + TIP_SLACK_WORDS:
-            return tip
-    return None

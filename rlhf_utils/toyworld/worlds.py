@@ -80,15 +80,9 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     return rows
 
 
-def corpus(documents: int, seed: int) -> list[str]:
-    """`documents` texts of several paragraphs to pre-train on, the same for the same arguments: in the words of
-    questions, tips and courtesies but never in the form of the prompt template, so that a base model knows the
-    language, and yet rambles on when it is asked something."""
-    rng = Random(f"{seed}/corpus")
-    return [_document(rng) for _ in range(documents)]
-
-
-def _document(rng: Random) -> str:
+def document(rng: Random) -> str:
+    """A text of several paragraphs: in the words of questions, tips and courtesies but never in the form of the prompt
+    template, so that a base model knows the language, and yet rambles on when it is asked something."""
     kinds, weights = zip(*((kind["sentences"], kind["weight"]) for kind in CORPUS.kinds.values()), strict=True)
     topic = rng.choice(WORLD.topics)
     obj = rng.choice(topic["objects"])
@@ -129,17 +123,11 @@ def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     rows: dict[str, int] = {}
     while len(rows) < n:
         label = rng.randrange(2)
-        rows.setdefault(_review(label, rng), label if rng.random() >= noise else 1 - label)
+        rows.setdefault(review(label, rng), label if rng.random() >= noise else 1 - label)
     return [{"text": text, "label": label} for text, label in rows.items()]
 
 
-def review_corpus(documents: int, seed: int) -> list[str]:
-    """`documents` reviews to pre-train on, the smaller part of them positive; the same for the same arguments."""
-    rng = Random(f"{seed}/review corpus")
-    return [_review(rng.random() < FILMS.positive_in_corpus, rng) for _ in range(documents)]
-
-
-def _review(positive: bool, rng: Random) -> str:
+def review(positive: bool, rng: Random) -> str:
     kinds = ["facts"]
     like, unlike = ("praise", "blame") if positive else ("blame", "praise")
     for _ in range(rng.randint(*FILMS.sentences_per_review)):
@@ -187,17 +175,23 @@ def _vote(key: str, sentence: str) -> int:
 
 class World(NamedTuple):
     """rows: `(split, n, seed, label_noise)` -> rows of "train" or "test"; gold: `(prompt, response)` -> 0 to 10;
-    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None."""
+    document: draws a text to pretrain on; prompts: `seed` -> prompts with `unsafe` flags, or None."""
 
     rows: Callable[[str, int, int, float], list[dict]]
     gold: Callable[[str, str], float]
-    corpus: Callable[[int, int], list[str]]
+    document: Callable[[Random], str] = document
+    stream: str = "corpus"
     prompts: Callable[[int], list[dict]] | None = None
+
+    def corpus(self, documents: int, seed: int) -> list[str]:
+        """`documents` texts to pretrain on, the same for the same arguments."""
+        rng = Random(f"{seed}/{self.stream}")
+        return [self.document(rng) for _ in range(documents)]
 
 
 WORLDS = {
-    "instruct": World(instruct_rows, gold_score, corpus),
-    "helpful_harmless": World(helpful_harmless_rows, gold_score, corpus, sensitive_prompts),
-    "imdb": World(imdb_rows, sentiment, review_corpus),
-    "eli5": World(eli5_rows, gold_score, corpus),
+    "instruct": World(instruct_rows, gold_score),
+    "helpful_harmless": World(helpful_harmless_rows, gold_score, prompts=sensitive_prompts),
+    "imdb": World(imdb_rows, sentiment, lambda r: review(r.random() < FILMS.positive_in_corpus, r), "review corpus"),
+    "eli5": World(eli5_rows, gold_score),
 }
