@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhf_utils.data.schemas import (
+from rlhf_utils.data.sources import (
     EARLIER_DIFFERENCE,
     EMPTY,
     NO_ANSWER_AT_END,

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from test_data_prepare import WordTokenizer
 
 from rlhf_utils.data.prepared import conversation_key, prepare
-from rlhf_utils.data.schemas import clean, read_rows
-from rlhf_utils.data.sources import Rows
+from rlhf_utils.data.sources import Rows, clean, read_rows
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE, TEMPLATES
 

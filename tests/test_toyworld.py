@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from rlhf_utils.data.schemas import read_rows
+from rlhf_utils.data.sources import read_rows
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.gold import WORDS, WORLD

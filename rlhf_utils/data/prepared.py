@@ -10,8 +10,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, get_args
 
-from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
-from rlhf_utils.data.sources import Rows
+from rlhf_utils.data.sources import EMPTY, Example, Kind, Rows, read_rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
@@ -66,19 +65,16 @@ class PreparedData:
                 splits[name] = _dataset(about["kind"], rows)
             return cls(about["kind"], splits, about["report"], about["template_hash"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"no prepared data in {folder}, or damaged ({reason}); run 01 with --fresh") from error
+            raise InputError(f"no prepared data in {folder}, or damaged ({error!r}); run 01 with --fresh") from error
 
 
 def prepare(
     rows: Rows, settings: DataSettings, tokenizer, seed: int, template=TEMPLATE, needed: Iterable[str] = ()
 ) -> PreparedData:
-    """Read, filter, and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
-
-    Prompts, not rows, are divided (`split_of`); the order of the rows changes nothing. A test split becomes
-    `evaluation`, and no other split has a prompt of it. Of labelled texts the first tokens become the prompt.
-    Raises `InputError` when columns are unknown, or a split with a share or one of `needed` would be empty.
-    """
+    """Read, filter, and divide `rows`, by prompts (`split_of`); their order changes nothing. Token counts are those of
+    `tokenizer`, called on lists of text. A test split becomes `evaluation`, and no other split has a prompt of it. Of
+    labelled texts the first tokens become the prompt. Raises `InputError` when columns are unknown, or a split with a
+    share or one of `needed` would be empty."""
     report, shares = {}, _shares(rows, settings)
     kind, train = _usable("train", rows.name, rows.train, settings, tokenizer, seed, report)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
@@ -106,7 +102,7 @@ def prepare(
     sizes = {name: len(split) for name, split in splits.items()}
     _check_sizes(rows.name, sizes, [name for name in SPLITS if name in needed], ", ".join(told), least=1)
     if kind == "labelled":
-        splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
+        splits = {name: split and cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {name: _dataset(kind, [e._asdict() | e.extra for e in split]) for name, split in splits.items()}
     return PreparedData(kind, datasets, report, template.hash)
 
@@ -142,10 +138,9 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[
         raise InputError(f"{rows.name}: this recipe learns from {wanted} rows, and these are {kind}; give {columns}")
     if kind == "labelled" and len({e.extra["label"] for e in examples}) < 2:
         raise InputError(f"{rows.name}: give texts of two different labels")
-    usable = [e for e in examples if kind == "labelled" or e.chosen != e.rejected]
-    prompts = {prompt_key(e.prompt): e.prompt for e in usable}.values()
+    prompts = {prompt_key(e.prompt): e.prompt for e in examples if kind == "labelled" or e.chosen != e.rejected}
     shares = _shares(rows, recipe.data)
-    sizes = Counter(split_of(prompt, shares, recipe.seed) for prompt in prompts)
+    sizes = Counter(split_of(prompt, shares, recipe.seed) for prompt in prompts.values())
     sizes["evaluation"] += len(rows.test or [])
     found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
@@ -153,8 +148,7 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[
 
 
 def learned_from(rows: Rows, settings: DataSettings, seed: int) -> Callable[[str], bool]:
-    """Tells of a prompt of the train rows whether a stage trains on it: it is of no held-out split, nor is one that
-    begins with the same turn."""
+    """Tells of a prompt of the train rows whether a stage trains on it: no held-out one begins with the same turn."""
     tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
     shares = _shares(rows, settings)
     return lambda prompt: (
@@ -164,8 +158,6 @@ def learned_from(rows: Rows, settings: DataSettings, seed: int) -> Callable[[str
 
 def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed: int) -> list[Example]:
     """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
-    if not examples:
-        return []
     least, most = sorted(settings.prompt_tokens)
     encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
     for example, tokens in zip(examples, encoded, strict=True):
@@ -187,9 +179,7 @@ def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
     return settings.shares.model_dump() | ({} if rows.test is None else {"evaluation": 0.0})
 
 
-def _usable(
-    split: str, name: str, rows: list[dict], settings: DataSettings, tokenizer, seed: int, report: dict
-) -> tuple[Kind, list[Example]]:
+def _usable(split: str, name: str, rows: list, settings, tokenizer, seed: int, report) -> tuple[Kind, list[Example]]:
     """The usable examples of one split, in shuffled order (`_draw`). Lengths are tokens of a prompt with the template
     around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
     kind, examples, unread = read_rows(rows, f"{name} ({split})")

@@ -87,11 +87,9 @@ def words_of(text: str) -> list[str]:
 
 
 class RougeTokenizer:
-    """Words for ROUGE: English ones as in `rouge_score` itself with its stemmer on, and those of every other script.
-
-    Lower case; a word is a run of letters, their marks and digits; each character of a script without spaces is one.
-    Words of a-z and 0-9 are stemmed (Porter 1980). Each word is remembered: stemming is most of the cost of ROUGE.
-    """
+    """Words for ROUGE: English ones as in `rouge_score` itself with its stemmer on (Porter 1980), and those of every
+    other script: a word is a run of letters, their marks and digits, in lower case; each character of a script without
+    spaces is one. Each word is remembered: stemming is most of the cost of ROUGE."""
 
     def __init__(self):
         from rouge_score.tokenizers import DefaultTokenizer

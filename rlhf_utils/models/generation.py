@@ -1,7 +1,7 @@
 """Sampling responses: one sampler for PPO, for evaluation and for the playground."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,7 @@ from rlhf_utils.settings.template import TEMPLATE
 COMPACT_AT = 0.5
 
 
-@dataclass
-class Sampled:
+class Sampled(NamedTuple):
     """What sampling B responses of at most R tokens gives; all [B, R], right-padded. Only `mask` says what is real.
     `hidden` [B, R, D] is None unless asked for, `ended` [B] True where a response ended with EOS."""
 
@@ -31,8 +30,7 @@ class Sampled:
     ended: Tensor
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One sampled response. `tokens` includes the EOS when `ended`; `text` never does."""
 
     text: str
@@ -89,9 +87,7 @@ def sample(
     return Sampled(tokens.masked_fill(~mask, eos_ids[0]), mask, logprobs, entropy, hidden, ended)
 
 
-def _sample_rows(
-    model: nn.Module, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, temperature, eos_ids, keep_hidden
-) -> tuple[Tensor | None, ...]:
+def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, temperature, eos_ids, keep_hidden):
     """Tokens, mask, log-probabilities and entropy [B, R], and states [B, R, D], of these rows sampled at once with the
     random numbers `uniform` [R, B, 1]; the mask also holds what was drawn after an EOS."""
     parts, device, shape = language_model(model), prompts.device, (len(prompts), len(uniform))

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_utils.platforms.errors import InputError
 
@@ -61,11 +60,9 @@ _known: WeakKeyDictionary[nn.Module, LanguageModel] = WeakKeyDictionary()
 
 
 def language_model(model: nn.Module) -> LanguageModel:
-    """The parts of a causal LM, also inside a peft wrapper (its adapters stay active).
-
-    The first time, its own logits for a few tokens are compared with those computed here; raises InputError where they
-    differ, and for what is no causal LM.
-    """
+    """The parts of a causal LM, also inside a peft wrapper (its adapters stay active). The first time, its own logits
+    for a few tokens are compared with those computed here; raises InputError where they differ, and for what is no
+    causal LM."""
     if (inner := _inner(model)) in _known:
         return _known[inner]
     trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
@@ -88,23 +85,22 @@ def language_model(model: nn.Module) -> LanguageModel:
     return _known.setdefault(inner, parts)
 
 
-def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    """From now on `model` gives no probability to rows of its vocabulary that are no entry of `tokenizer`: embeddings
-    are often padded to a round number."""
+def only_tokens_of(tokenizer, model: nn.Module) -> None:
+    """From now on `model` never says rows of its vocabulary that `tokenizer` lacks: embeddings are often padded."""
     parts = language_model(model)
     unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool, device=parts.head.weight.device)
     unknown[[entry for entry in tokenizer.get_vocab().values() if entry < len(unknown)]] = False
     _known[_inner(model)] = replace(parts, unknown=unknown if unknown.any() else None)
 
 
-def eos_ids(source: nn.Module | PretrainedConfig) -> list[int]:
-    """The tokens that end a text, as a model or its configuration names them: none, one or several."""
-    settings = getattr(source, "generation_config", None), getattr(source, "config", source).get_text_config()
+def eos_ids(model: nn.Module) -> list[int]:
+    """The tokens that end a text, as a model names them: none, one or several."""
+    settings = getattr(model, "generation_config", None), model.config.get_text_config()
     named = [getattr(setting, "eos_token_id", None) for setting in settings]
     return [end for ends in named if ends is not None for end in (ends if isinstance(ends, list | tuple) else [ends])]
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
+def end_ids(tokenizer, model: nn.Module) -> list[int]:
     """The tokens that end a response: the tokenizer's EOS, and the special ones that the model names beside it (those
     of Llama 3 and Qwen name two or three)."""
     # A configuration's default may be any word of this tokenizer.
@@ -125,11 +121,9 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Te
 
 @dataclass
 class Episodes:
-    """B finished episodes as right-padded token rows, for which a causal model needs neither mask nor position ids.
-
+    """B finished episodes as right-padded token rows, for which a causal model needs neither mask nor position ids:
     `tokens` [B, T] is prompt then answer then padding, `prompt_lengths` [B] counts prompt tokens, `mask` [B, R] is True
-    at the answer's tokens.
-    """
+    at the answer's tokens."""
 
     tokens: Tensor
     prompt_lengths: Tensor

@@ -1,7 +1,6 @@
 """Stages in which nothing is trained: the data, models that are ready, and the scale of a reward model."""
 
 from functools import partial
-from pathlib import Path
 
 from rlhf_utils.data.prepared import PreparedData, check_rows, prepare
 from rlhf_utils.data.sources import load_rows
@@ -12,8 +11,6 @@ from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards.reward_model import RewardModel
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
-
-_SCALE_PROMPTS, _SCALE_LEAST = 200, 16
 
 
 def make_data(run: Run) -> PreparedData:
@@ -46,8 +43,7 @@ def fetch_policy(run: Run, stage: str) -> None:
         # Loaded and saved, not copied: a folder may hold weights in several formats, or under names that are none.
         model = load_policy(source, detect_device(), dropout=True, base=adapters)
         tokenizer, known = load_tokenizer(source, adapters), run.tokenizer_folder
-        others = stage != "base" and known.is_dir() and load_tokenizer(known).get_vocab()
-        if others and others != tokenizer.get_vocab():
+        if stage != "base" and known.is_dir() and load_tokenizer(known).get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"models.{stage} {source} has another vocabulary than {known}; all policies of a run share one"
             )
@@ -56,9 +52,9 @@ def fetch_policy(run: Run, stage: str) -> None:
 
 def calibrate_on_sft(run: Run, reward: RewardModel) -> None:
     """Put `reward` on the scale of the SFT model's responses to development prompts: mean 0, standard deviation 1."""
-    prompts = list(PreparedData.load(run.folder("data")).splits["development"]["prompt"])[:_SCALE_PROMPTS]
-    # The spread of very few responses says little, that of one nothing: few prompts are answered several times.
-    prompts *= -(-_SCALE_LEAST // len(prompts))
+    prompts = list(PreparedData.load(run.folder("data")).splits["development"]["prompt"])[:200]
+    # The spread of fewer than 16 responses says little, that of one nothing: few prompts are answered several times.
+    prompts *= -(-16 // len(prompts))
     recipe, tokenizer = run.recipe, load_tokenizer(run.folder("sft"))
     sft = load_policy(run.folder("sft"), reward.device).eval()
     texts = [recipe.template.format(prompt) for prompt in prompts]
@@ -66,7 +62,7 @@ def calibrate_on_sft(run: Run, reward: RewardModel) -> None:
     reward.calibrate(prompts, [answer.text for answer in answers])
 
 
-def check_context(recipe: Recipe, policy: str | Path) -> None:
+def check_context(recipe: Recipe, policy: str) -> None:
     """Raise InputError where prompt and response can grow beyond what the model at `policy` has positions for."""
     context = getattr(load_config(policy, recipe.models.adapter_base), "max_position_embeddings", None)
     if context and recipe.longest_text > context:

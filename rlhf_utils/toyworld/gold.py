@@ -23,12 +23,8 @@ def content(name: str) -> SimpleNamespace:
 
 WORLD, WORDS = map(content, ("questions", "responses"))
 # A sentence is a tip if this share of the tip's word pairs stands in it and it is not padded beyond the slack.
-TIP_OVERLAP = 0.7
-TIP_SLACK_WORDS = 4
-LONG_WORDS = 14
-STEPS = (0.0, 0.4, 0.7, 1.0)
-FAULT = 0.3
-NO_SUBSTANCE = 0.25
+TIP_OVERLAP, TIP_SLACK_WORDS, LONG_WORDS = 0.7, 4, 14
+STEPS, FAULT, NO_SUBSTANCE = (0.0, 0.4, 0.7, 1.0), 0.3, 0.25
 
 
 class Question(NamedTuple):

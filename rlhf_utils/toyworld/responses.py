@@ -150,11 +150,9 @@ def pairs(
     split: str, n: int, seed: int, label_noise: float, *, harmful: float, risky: float, evasive: float = 0.0
 ) -> Iterator[Pair]:
     """`n` pairs, the same for the same arguments; `harmful` and `risky` are the shares of such questions, `evasive` the
-    share of harmful ones with a response that neither refuses nor goes along, but talks of other things.
-
-    No prompt comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
-    `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for.
-    """
+    share of harmful ones with a response that neither refuses nor goes along, but talks of other things. No prompt
+    comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
+    `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for."""
     noise, shares = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/prompts")
     rng, flips, pools, prompts = Random(f"{seed}/{split}/rows"), Random(f"{seed}/{split}/flips"), {}, []
     for kind in ("harmful", "risky", "ordinary"):

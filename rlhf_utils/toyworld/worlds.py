@@ -40,8 +40,8 @@ def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.
         prompt = f"{NEXT_HUMAN} {pair.prompt}\n\n"
         if earlier and rng.random() < TWO_TURN_SHARE:
             prompt = f"{NEXT_HUMAN} {earlier.prompt}{NEXT_ASSISTANT} {earlier.better}{prompt}"
-        chosen, rejected = (f"{ASSISTANT} {response}" for response in (pair.chosen, pair.rejected))
-        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        said = {side: f"{ASSISTANT} {getattr(pair, side)}" for side in ("chosen", "rejected")}
+        rows.append({"prompt": prompt, **said})
         earlier = pair
     return rows
 
@@ -113,11 +113,8 @@ def _filled(sentence: str, topic: dict, obj: str, people: list[str], rng: Random
     )  # fmt: skip
 
 
-# Reviews of films, and the gold judge of their sentiment.
-
-
 def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
-    """`n` reviews with keys text and label, 0 or 1, the same for the same arguments; no text comes twice. Their first
+    """`n` reviews of films with text and label, 0 or 1, the same for the same arguments; no text comes twice. The first
     words say nothing about the label. In split "train" the label of a share `label_noise` is the wrong one."""
     noise, rng = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/reviews")
     rows: dict[str, int] = {}
@@ -154,10 +151,8 @@ def _worded(sentence: str, film: str, rng: Random) -> str:
 
 def sentiment(prompt: str, response: str) -> float:
     """The gold judge of a review's sentiment, 0 (all blame) to 10 (all praise), of prompt and response as one text.
-
-    Every sentence counts once, for praise or for blame, whatever it piles up:
-    5 + 5 (praise - blame) / (praise + blame + 1) - 1 for each sentence said before, cut to 0..10.
-    """
+    Every sentence counts once, for praise or for blame, whatever it piles up: 5 + 5 (praise - blame) / (praise + blame
+    + 1) - 1 for each sentence said before, cut to 0..10."""
     said = [(key, part) for part in re.split(r"[.!?\n]+", prompt + response) if (key := " ".join(words_of(part)))]
     votes = [_vote(key, sentence) for key, sentence in dict(reversed(said)).items()]
     praise, blame = votes.count(1), votes.count(-1)
@@ -166,10 +161,9 @@ def sentiment(prompt: str, response: str) -> float:
 
 def _vote(key: str, sentence: str) -> int:
     """1 for praise, -1 for blame, 0 for neither or both."""
-    # What follows "but" is not negated by what stands before it.
-    clauses = [{*words_of(clause)} for clause in sentence.lower().split(", but ")]
-    signs = [-1 if NEGATIONS & words else 1 for words in clauses]
-    total = sum(sign * _VOTES.get(word, 0) for sign, words in zip(signs, clauses, strict=True) for word in words)
+    total = 0
+    for words in ({*words_of(clause)} for clause in sentence.lower().split(", but ")):  # "not" does not reach over it
+        total += (-1 if NEGATIONS & words else 1) * sum(_VOTES.get(word, 0) for word in words)
     return _VOTES.get(key, (total > 0) - (total < 0))
 
 
