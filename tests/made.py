@@ -16,16 +16,14 @@ def make(run: Run, *stages: str) -> Run:
     for stage in stages:
         if stage == "data":
             make_data(run)
-            continue
-        if stage == "base" and run.recipe.policy != EMBEDDED:
+        elif stage == "base" and run.recipe.policy != EMBEDDED:
             fetch_policy(run, stage)
-            continue
-        if stage in run.fetched:
+        elif stage in run.fetched:
             fetch_ready(run)
-            continue
-        entry = next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
-        # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
-        with processes.environment(**{HEADLESS: "1"}):
-            run_cells(run, entry)
-        run.note_made(stage)
+        else:
+            entry = next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
+            # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
+            with processes.environment(**{HEADLESS: "1"}):
+                run_cells(run, entry)
+            run.note_made(stage)
     return run

@@ -155,19 +155,18 @@ def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
 
 
 @pytest.mark.parametrize("with_test", [False, True])
-def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
+def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, tmp_path_factory, with_test):
     def write(name, numbers):
         rows = [{"prompt": f"question <{i}>", "chosen": f"good <{i}>", "rejected": f"bad <{i}>"} for i in numbers]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    (tmp_path / "rows").mkdir()
-    write("rows/train.jsonl", range(400))
+    write("train.jsonl", range(400))
     if with_test:
-        write("rows/test.jsonl", range(350, 420))
-    settings = {"dataset": str(tmp_path / "rows"), "seed": 5, "policy": str(save_tiny(tmp_path / "policy"))}
-    settings |= {f"data.max_{text}_tokens": 40 for text in ("prompt", "response")}
-    settings |= {f"{section}.max_new_tokens": 8 for section in ("generation", "ppo")}
-    cells = run_cells(Run.open("instruct", "tiny", tmp_path / "out", settings), SERIES[0])
+        write("test.jsonl", range(350, 420))
+    out = tmp_path_factory.mktemp("out")
+    settings = {"dataset": str(tmp_path), "policy": str(save_tiny(out / "policy")), "generation.max_new_tokens": 8}
+    settings |= dict.fromkeys(("data.max_prompt_tokens", "data.max_response_tokens", "ppo.max_new_tokens"), 40)
+    cells = run_cells(Run.open("instruct", "tiny", out, settings), SERIES[0])
     data, texts = cells["data"], cells["pretraining_texts"](cells["run"].recipe)
     found = {text.split("question ")[1].split()[0] for text in texts}
     learned = {p.split()[1] for name in ("sft", "reward", "ppo") for p in data.splits[name]["prompt"]}

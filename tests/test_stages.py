@@ -90,8 +90,7 @@ def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy
 
 def test_a_local_model_and_local_rows(tmp_path, policy):
     run = make(open_run(tmp_path, policy, ROWS), "base")
-    assert run.results("base") == {"method": "ready", "source": str(policy)}
-    assert load_tokenizer(run.folder("base")).eos_token_id is not None
+    assert run.results("base")["source"] == str(policy) and load_tokenizer(run.folder("base")).eos_token_id is not None
     data = make_data(run)
     assert sum(len(split) for split in data.splits.values()) == 60 and gold_judge(run.recipe) is None
     assert run.results("data")["rows"] == {name: len(split) for name, split in data.splits.items()}

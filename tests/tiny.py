@@ -11,13 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.models.lora import lora_config
@@ -43,7 +37,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(usual)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerBase:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     bpe, names = ByteLevelBPETokenizer(), ("bos_token", "eos_token", "pad_token")
     bpe.train_from_iterator([], VOCABULARY, show_progress=False, special_tokens=[END])
     how = {"model_max_length": CONTEXT, "clean_up_tokenization_spaces": False, **dict.fromkeys(names, END)}
