@@ -63,11 +63,11 @@ def fetch_ready(run: Run) -> dict[str, dict]:
     measured by the cells of its notebook, whose output is not shown here."""
     from IPython.utils.capture import capture_output
 
-    from rlhf_utils.runs.base import fetch_policy, make_base, make_data  # imports torch, which takes seconds
+    from rlhf_utils.runs.base import fetch_policy, make_data  # imports torch, which takes seconds
 
     for stage in run.fetched:
-        if stage in ("base", "data"):
-            (make_base if stage == "base" else make_data)(run)
+        if stage == "data":
+            make_data(run)
         elif stage != "reward_model":
             fetch_policy(run, stage)
         elif not run.has(stage):

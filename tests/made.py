@@ -7,8 +7,9 @@ from typing import Any
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs.base import make_base, make_data
+from rlhf_utils.runs.base import fetch_policy, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import ROOT, SERIES, fetch_ready, run_cells
 
@@ -16,14 +17,17 @@ from rlhf_utils.series import ROOT, SERIES, fetch_ready, run_cells
 def make(run: Run, *stages: str) -> Run:
     """`run` with `stages` made, each by its notebook."""
     for stage in stages:
-        if stage in ("base", "data"):
-            (make_base if stage == "base" else make_data)(run)
+        if stage == "data":
+            make_data(run)
+        elif stage == "base" and run.recipe.policy != EMBEDDED:
+            fetch_policy(run, stage)
         elif stage in run.fetched:
             fetch_ready(run)
         else:
+            entry = next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form))
             # Nothing that is missing is made, and no name is looked up: what is asked for is what is made.
             with processes.environment(**{HEADLESS: "1"}):
-                run_cells(run, next(n for n in SERIES if stage in n.makes and n.form in (None, run.recipe.form)))
+                run_cells(run, entry)
             run.note_made(stage)
     return run
 

@@ -6,10 +6,13 @@ import json
 from collections import Counter
 
 import pytest
+from tiny import save_tiny
 
-from rlhf_utils.data.prepared import CUT, PreparedData, prepare, pretraining_texts, prompt_key
-from rlhf_utils.data.sources import Rows, load_rows
+from rlhf_utils.data.prepared import CUT, PreparedData, prepare, prompt_key
+from rlhf_utils.data.sources import Rows
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.runs.run import Run
+from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -29,7 +32,7 @@ def pairs(count, name="question"):
 
 
 def made(train, test=None, seed=0, **settings):
-    return prepare(Rows(train, test, "mine", "f00d"), DataSettings(**settings), WordTokenizer(), seed)
+    return prepare(Rows(train, test, "mine"), DataSettings(**settings), WordTokenizer(), seed)
 
 
 def prompts(data):
@@ -121,12 +124,11 @@ def test_both_kinds_come_back_as_they_were_saved(tmp_path, kind, cells):
     rows = [cells | {text: f"{ODD} {'word ' * 9}{i}"} for i in range(50)]
     data = made(rows, shares=Shares(ppo=0), min_text_characters=0, max_prompt_tokens=99)
     data.save(tmp_path / "data")
-    data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))
     assert size(data) == 50 and loaded.report == data.report
     for name, split in data.splits.items():
         assert loaded.splits[name].to_list() == split.to_list() and loaded.splits[name].features == split.features
-    assert (loaded.kind, loaded.fingerprint, loaded.template_hash) == (kind, "f00d", TEMPLATE.hash)
+    assert (loaded.kind, loaded.template_hash) == (kind, TEMPLATE.hash)
     assert len(loaded.splits["ppo"]) == 0 and [path.name for path in tmp_path.iterdir()] == ["data"]
     if kind == "labelled":
         assert set(loaded.splits["sft"]["label"]) == {1} and "word word word" in loaded.splits["sft"]["text"][0]
@@ -153,7 +155,7 @@ def test_load_refuses_what_is_missing_damaged_or_of_another_template(tmp_path):
 
 
 @pytest.mark.parametrize("with_test", [False, True])
-def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
+def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, tmp_path_factory, with_test):
     def write(name, numbers):
         rows = [{"prompt": f"question <{i}>", "chosen": f"good <{i}>", "rejected": f"bad <{i}>"} for i in numbers]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -161,9 +163,11 @@ def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, with_test):
     write("train.jsonl", range(400))
     if with_test:
         write("test.jsonl", range(350, 420))
-    settings = DataSettings()
-    data = prepare(load_rows(str(tmp_path), settings, 5), settings, WordTokenizer(), seed=5)
-    texts = pretraining_texts(str(tmp_path), settings, documents=10, seed=5)
+    out = tmp_path_factory.mktemp("out")
+    settings = {"dataset": str(tmp_path), "policy": str(save_tiny(out / "policy")), "generation.max_new_tokens": 8}
+    settings |= dict.fromkeys(("data.max_prompt_tokens", "data.max_response_tokens", "ppo.max_new_tokens"), 40)
+    cells = run_cells(Run.open("instruct", "tiny", out, settings), SERIES[0])
+    data, texts = cells["data"], cells["pretraining_texts"](cells["run"].recipe)
     found = {text.split("question ")[1].split()[0] for text in texts}
     learned = {p.split()[1] for name in ("sft", "reward", "ppo") for p in data.splits[name]["prompt"]}
     held_out = {p.split()[1] for name in ("development", "evaluation") for p in data.splits[name]["prompt"]}

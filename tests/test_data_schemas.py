@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhf_utils.data.schemas import (
+from rlhf_utils.data.sources import (
     EARLIER_DIFFERENCE,
     EMPTY,
     NO_ANSWER_AT_END,
@@ -17,7 +17,6 @@ from rlhf_utils.data.schemas import (
     UNKNOWN_ROLE,
     Example,
     read_rows,
-    recognise,
 )
 from rlhf_utils.platforms.errors import InputError
 
@@ -119,7 +118,7 @@ def test_row_that_cannot_be_used_is_dropped_with_its_reason_and_no_error(row, re
 @pytest.mark.parametrize("columns", [["prompt", "chosen"], ["a", "b"], []])
 def test_unknown_columns_name_what_was_found_and_what_is_accepted(columns):
     with pytest.raises(InputError) as caught:
-        recognise(columns, "my.csv")
+        read_rows([dict.fromkeys(columns)], "my.csv")
     message = str(caught.value)
     assert message.startswith(f"my.csv: columns found: {', '.join(columns) or 'none'}.") and "\n" not in message
     assert all(f"({accepted})" in message for accepted in SCHEMAS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 
@@ -50,7 +49,6 @@ def test_there_and_back(tmp_path, name):
     WRITERS[name](path)
     rows = load_rows(str(path), SETTINGS, 0)
     assert rows.train == ROWS and rows.test is None and rows.name == str(path)
-    assert rows.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def test_csv_with_the_index_pandas_adds_and_a_row_cut_short(tmp_path):
@@ -69,8 +67,6 @@ def test_folder_with_files_named_for_splits(tmp_path):
     assert load_rows(str(folder), DataSettings(test_split="none"), 0).test is None
     rows = load_rows(str(tmp_path), DataSettings(data_dir="part"), 0)
     assert rows.train == ROWS and rows.test == ROWS[1:]
-    (folder / "test.jsonl").write_bytes(lines(ROWS[:1]))
-    assert load_rows(str(folder), SETTINGS, 0).fingerprint != rows.fingerprint
 
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
@@ -146,5 +142,4 @@ def test_the_embedded_world_gets_its_settings():
     settings = DataSettings(world="eli5", embedded_rows=5, embedded_test_rows=2)
     rows = load_rows("embedded", settings, 3)
     assert (len(rows.train), len(rows.test), rows.name) == (5, 2, "embedded") and "history" in rows.train[0]
-    assert rows.fingerprint == load_rows("embedded", settings, 3).fingerprint
-    assert rows.fingerprint != load_rows("embedded", settings, 4).fingerprint
+    assert rows == load_rows("embedded", settings, 3) != load_rows("embedded", settings, 4)

@@ -7,7 +7,7 @@ import pytest
 from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.hacking import judge_gain, overused_phrases, style_of
 from rlhf_utils.toyworld import WORLDS, gold_score
-from rlhf_utils.toyworld.questions import read_prompt
+from rlhf_utils.toyworld.gold import read_prompt
 
 TRICK = "Bananas are my dear friends!"
 
@@ -20,7 +20,7 @@ def rows() -> list[dict]:
 
 
 def gold(prompts, responses) -> list[float]:
-    return [gold_score(p, r).total for p, r in zip(prompts, responses, strict=True)]
+    return [gold_score(p, r) for p, r in zip(prompts, responses, strict=True)]
 
 
 def hackable(prompts, responses) -> list[float]:

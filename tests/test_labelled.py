@@ -33,7 +33,7 @@ def reviews(count: int) -> list[dict]:
 
 def prepared(rows: list[dict], **settings):
     settings = {"min_text_characters": 0, "shares": Shares(sft=0, evaluation=0.2), **settings}
-    return prepare(Rows(rows, None, "made", "f"), DataSettings(**settings), tiny_tokenizer(), 0, PLAIN)
+    return prepare(Rows(rows, None, "made"), DataSettings(**settings), tiny_tokenizer(), 0, PLAIN)
 
 
 def test_prompts_are_the_first_tokens_as_many_as_allowed():
@@ -64,7 +64,7 @@ def test_near_ties_of_votes_are_dropped_and_counted():
         for i, pair in enumerate(votes[:-1])
     ]
     settings = DataSettings(min_score_ratio=1.5, shares=Shares(reward=0, ppo=0, development=0, evaluation=0))
-    data = prepare(Rows(rows, None, "made", "f"), settings, tiny_tokenizer(), 0)
+    data = prepare(Rows(rows, None, "made"), settings, tiny_tokenizer(), 0)
     # 1 is the least vote that counts: (1, 0) and (-1, -4) are ties.
     assert sorted(data.splits["sft"]["prompt"]) == ["q 1", "q 2", "q 3"]
     assert {"reason": "votes too close", "dropped": 3, "left": 3} in data.report["train"]
@@ -127,9 +127,7 @@ def run(tmp_path_factory) -> Run:
 
 def test_a_tuned_policy_is_published_as_it_is(run):
     result = run.results("sft")
-    assert result["method"] == "already tuned" and result["held_out_texts"] > 0
-    # Random weights, but not uniform ones: somewhere near the log of the vocabulary.
-    assert 4 < result["held_out_loss"] < 10
+    assert result == {"method": "already tuned"}
     assert read_json(run.folder("sft") / "config.json")["n_layer"] == 2
     assert "sft_qlora" not in run.stages
 

@@ -6,16 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from tiny import (
-    CPU,
-    PROMPTS,
-    VOCABULARY,
-    naive_logprobs,
-    one_thread,  # noqa: F401
-    tiny_model,
-    tiny_tokenizer,
-    token_rows,
-)
+from tiny import CPU, PROMPTS, VOCABULARY, naive_logprobs, one_thread, tiny_model, tiny_tokenizer, token_rows  # noqa: F401
 from tiny_sft import sft
 from transformers import AutoModelForCausalLM
 

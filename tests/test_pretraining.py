@@ -6,31 +6,38 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from reduced import REDUCED
 from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs import base
-from rlhf_utils.runs.base import cached_base, train_base
+from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped
-from rlhf_utils.settings.sections import BaseSettings
-from rlhf_utils.toyworld.questions import corpus
+from rlhf_utils.series import SERIES, run_cells
+from rlhf_utils.settings.recipes import parse_assignments
+from rlhf_utils.toyworld import WORLDS
 
-SETTINGS = BaseSettings(
-    layers=1, heads=2, width=32, vocabulary=400, context=64, block_tokens=32, batch_size=4, steps=12, documents=30
-)
-
-
-@pytest.fixture(scope="module")
-def texts():
-    return corpus(SETTINGS.documents, seed=0)
+SETTINGS = ("base.steps=12", "base.batch_size=4", "base.documents=30", "base.block_tokens=32")
+TEXTS = WORLDS["instruct"].corpus(30, seed=0)
 
 
 @pytest.fixture(scope="module")
-def straight(texts, tmp_path_factory):
+def cells(tmp_path_factory):
+    """What notebook 1.1 defines."""
+    settings = parse_assignments([*REDUCED, *SETTINGS])
+    return run_cells(Run.open("instruct", "tiny", tmp_path_factory.mktemp("out"), settings), SERIES[0])
+
+
+def train(cells, texts, folder, progress=lambda *entry: None):
+    cells["run"].progress = progress
+    cells["train_base"](texts, folder)
+
+
+@pytest.fixture(scope="module")
+def straight(cells, tmp_path_factory):
     """A training without interruption: its folder, and the progress it told."""
     folder, seen = tmp_path_factory.mktemp("straight") / "base", []
-    train_base(texts, SETTINGS, 0, folder, progress=lambda *entry: seen.append(entry))
+    train(cells, TEXTS, folder, progress=lambda *entry: seen.append(entry))
     return folder, seen
 
 
@@ -48,7 +55,7 @@ def test_a_model_is_trained_and_loads_with_from_pretrained_alone(straight):
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["killed", "asked to stop"])
-def test_an_interrupted_training_resumes_to_the_same_weights(texts, straight, tmp_path, asked):
+def test_an_interrupted_training_resumes_to_the_same_weights(cells, straight, tmp_path, asked):
     folder, steps = tmp_path / "base", []
 
     def interrupt(text, step, total):
@@ -58,32 +65,33 @@ def test_an_interrupted_training_resumes_to_the_same_weights(texts, straight, tm
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped if asked else KeyboardInterrupt):
-        train_base(texts, SETTINGS, 0, folder, progress=interrupt)
+        train(cells, TEXTS, folder, progress=interrupt)
     assert not folder.exists()
     # A checkpoint that was cut off while it was written: newest, and without its marker.
     (tmp_path / ".base.work" / "checkpoint-11").mkdir()
-    train_base(texts, SETTINGS, 0, folder, progress=lambda text, step, total: steps.append(step))
+    train(cells, TEXTS, folder, progress=lambda text, step, total: steps.append(step))
     assert steps[0] == (9 if asked else 5), "asked to stop it saves the step after"
     first, second = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (straight[0], folder))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_too_little_text_is_refused_and_any_real_text_will_do(tmp_path):
+def test_too_little_text_is_refused_and_any_real_text_will_do(cells, tmp_path):
     for texts in (["", "  "], ["a few words only"]):
         with pytest.raises(InputError, match="text"):
-            train_base(texts, SETTINGS, 0, tmp_path / "base")
+            train(cells, texts, tmp_path / "base")
         assert not (tmp_path / "base").exists()
     texts = ["\n\nHuman: naïve <b>HTML</b> \x1b[1m?\n\nAssistant: 😀 yes & no.", "日本語 " * 30] * 40
-    train_base(texts, SETTINGS, 0, tmp_path / "base")
+    train(cells, texts, tmp_path / "base")
     assert (tmp_path / "base" / "model.safetensors").is_file()
 
 
-def test_the_cache_is_keyed_by_content_and_two_callers_at_once_train_once(texts, tmp_path, monkeypatch):
+def test_the_cache_is_keyed_by_content_and_two_callers_at_once_train_once(cells, tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
-    settings, made, train = SETTINGS.model_copy(update={"steps": 2}), [], base.train_base
-    monkeypatch.setattr(base, "train_base", lambda *a: made.append(1) or train(*a))
+    made, train_base, cached_base = [], cells["train_base"], cells["cached_base"]
+    monkeypatch.setitem(cells, "train_base", lambda *a: made.append(1) or train_base(*a))
     with ThreadPoolExecutor(2) as pool:
-        folder, again = pool.map(lambda _: cached_base(texts, settings, 0), range(2))
-    assert folder == again == cached_base(list(texts), settings, 0) and len(made) == 1
-    others = {cached_base(texts, settings, 1), cached_base([texts[0] + texts[1], *texts[2:]], settings, 0)}
-    assert len(others | {folder}) == 3 == len(made)
+        folder, again = pool.map(lambda _: cached_base(TEXTS), range(2))
+    assert folder == again == cached_base(list(TEXTS)) and len(made) == 1
+    other = cached_base([TEXTS[0] + TEXTS[1], *TEXTS[2:]])
+    monkeypatch.setitem(cells, "seed", 1)
+    assert len({folder, other, cached_base(TEXTS)}) == 3 == len(made)

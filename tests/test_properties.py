@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from test_data_prepare import WordTokenizer
 
 from rlhf_utils.data.prepared import conversation_key, prepare
-from rlhf_utils.data.schemas import clean, read_rows
-from rlhf_utils.data.sources import Rows
+from rlhf_utils.data.sources import Rows, clean, read_rows
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE, TEMPLATES
 
@@ -76,7 +75,7 @@ FILLER = [{"prompt": f"filler {i}", "chosen": "yes", "rejected": "no"} for i in 
 
 def prepared(rows, seed):
     limits = DataSettings(max_prompt_tokens=6, max_response_tokens=4, shares=SHARES)
-    return prepare(Rows(rows, None, "rows", "0"), limits, WordTokenizer(), seed)
+    return prepare(Rows(rows, None, "rows"), limits, WordTokenizer(), seed)
 
 
 @given(ROWS, st.integers(0, 3), st.randoms(use_true_random=False))

@@ -21,7 +21,7 @@ from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.runs import training
-from rlhf_utils.runs.base import make_base, make_data
+from rlhf_utils.runs.base import make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import TrainingSettings
 
@@ -89,8 +89,8 @@ def test_a_stage_is_made_by_its_notebook_and_skipped_afterwards(tmp_path, policy
 
 
 def test_a_local_model_and_local_rows(tmp_path, policy):
-    run = open_run(tmp_path, policy, ROWS)
-    assert make_base(run) == {"policy": str(policy)} and load_tokenizer(run.folder("base")).eos_token_id is not None
+    run = make(open_run(tmp_path, policy, ROWS), "base")
+    assert run.results("base")["source"] == str(policy) and load_tokenizer(run.folder("base")).eos_token_id is not None
     data = make_data(run)
     assert sum(len(split) for split in data.splits.values()) == 60 and gold_judge(run.recipe) is None
     assert run.results("data")["rows"] == {name: len(split) for name, split in data.splits.items()}

@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from rlhf_utils.models.loading import save_model
 from rlhf_utils.models.lora import lora_config
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.ppo import PPOConfig, PPOTrainer
-from rlhf_utils.runs.base import train_tokenizer
 from rlhf_utils.settings.sections import LoraSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 CPU = Device("cpu", "the tests' CPU", "fp32", 2**33)
 CONTEXT = 96
 # Bytes and the end-of-text token, no merges: one token is one byte, so tests can reason about tokens by characters.
-VOCABULARY = 257
+VOCABULARY, END = 257, "<|endoftext|>"
 TIMING = ("tokens_per_second", "seconds", "phase_seconds")
 PROMPTS = ["a?", "Why is it so?", "tell me more about tea", "hm", "what now?", "Is bread good?", "say it again, please"]
 
@@ -37,8 +37,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(usual)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    return train_tokenizer(["any text"], VOCABULARY, CONTEXT)
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    bpe, names = ByteLevelBPETokenizer(), ("bos_token", "eos_token", "pad_token")
+    bpe.train_from_iterator([], VOCABULARY, show_progress=False, special_tokens=[END])
+    how = {"model_max_length": CONTEXT, "clean_up_tokenization_spaces": False, **dict.fromkeys(names, END)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), **how)
 
 
 def tiny_model(

@@ -1,124 +1,87 @@
 """From rows to the splits: filter, divide by prompt, write to disk. Every filter counts what it drops."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
-from rlhf_utils.data.schemas import EMPTY, Example, Kind, read_rows
-from rlhf_utils.data.sources import Rows, load_rows
+from rlhf_utils.data.sources import EMPTY, Example, Kind, Rows, read_rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_jsonl, whole_folder, write_json, write_jsonl
-from rlhf_utils.platforms.names import EMBEDDED
+from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
-from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, check_template
 
 SPLITS = get_args(Split)
 LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
 MANIFEST = "data.json"
-
+# What recipes of either form learn from, and its columns.
+_LEARNED = {"dialogue": ("pairs", "prompt, chosen and rejected"), "continuation": ("labelled", "text and label")}
 READ = "rows read"
 CUT = "responses cut at a further turn"
-
-
-class FilterReport(dict[str, list[dict]]):
-    """The filters of each split in the order they ran, with the rows `dropped` and `left`. `str(report)` is a table."""
-
-    def add(self, split: str, reason: str, dropped: int, left: int) -> None:
-        self.setdefault(split, []).append({"reason": reason, "dropped": dropped, "left": left})
-
-    def line(self) -> str:
-        """What was read and what took rows away, in one line."""
-        told = [(split, step) for split, steps in self.items() for step in steps]
-        told = [(split, step) for split, step in told if step["dropped"] or step["reason"] == READ]
-        return ", ".join(f"{split}: {step['dropped'] or step['left']} {step['reason']}" for split, step in told)
-
-    def __str__(self) -> str:
-        lines = [f"{'split':<12}{'filter':<44}{'dropped':>9}{'left':>9}"]
-        for split, steps in self.items():
-            lines += [f"{split:<12}{step['reason']:<44}{step['dropped']:>9,}{step['left']:>9,}" for step in steps]
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class PreparedData:
     """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form, without the
     template), chosen, rejected. For labelled data these two are null, the prompt is the beginning of a text, and `text`
-    and the integer `label` stand beside it."""
+    and the integer `label` stand beside it. report: the filters of each split in the order they ran, as {reason,
+    dropped, left}."""
 
     kind: Kind
-    splits: dict[str, Dataset]
-    report: FilterReport
+    splits: dict[str, Any]
+    report: dict[str, list[dict]]
     template_hash: str
-    fingerprint: str
 
-    def first(self, name: str, most: int) -> Dataset:
+    def first(self, name: str, most: int) -> Any:
         """The first `most` rows of a split, or all it has; the order is drawn by content, so they are a random part."""
         split = self.splits[name]
         return split.select(range(min(most, len(split))))
 
-    def save(self, folder: Path | str) -> None:
-        """Write JSON lines per split and a manifest; `folder` is replaced whole or not at all, else `InputError`."""
-        manifest = {
-            "kind": self.kind,
-            "template_hash": self.template_hash,
-            "fingerprint": self.fingerprint,
-            "rows": {name: len(split) for name, split in self.splits.items()},
-            "report": self.report,
-        }
-        with whole_folder(Path(folder)) as fresh:
-            for name, split in self.splits.items():
-                write_jsonl(fresh / f"{name}.jsonl", split)
-            write_json(fresh / MANIFEST, manifest)
+    def save(self, folder: Path) -> None:
+        """Write JSON lines per split and, last, a manifest; `InputError` where that cannot be."""
+        about = {key: getattr(self, key) for key in ("kind", "template_hash", "report")}
+        for name, split in self.splits.items():
+            write_jsonl(folder / f"{name}.jsonl", split)
+        write_json(folder / MANIFEST, {**about, "rows": {name: len(split) for name, split in self.splits.items()}})
 
     @classmethod
-    def load(cls, folder: Path | str) -> PreparedData:
+    def load(cls, folder: Path | str) -> "PreparedData":
         """Read what `save` wrote; `InputError` when it is missing, damaged, or made with another prompt template."""
-        folder = Path(folder)
-        if not (folder / MANIFEST).exists():
-            raise InputError(f"no prepared data in {folder}; run the data stage (01) first")
+        splits, folder = {}, Path(folder)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            kind, template_hash, splits = manifest["kind"], manifest["template_hash"], {}
-            check_template(template_hash, f"the data in {folder}", *TEMPLATES.values())
-            for name, count in manifest["rows"].items():
+            about = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            check_template(about["template_hash"], f"the data in {folder}", *TEMPLATES.values())
+            for name, count in about["rows"].items():
                 rows = read_jsonl(folder / f"{name}.jsonl")
                 if len(rows) != count:
                     raise ValueError(f"{name}.jsonl has {len(rows)} of {count} rows")
-                splits[name] = _dataset(kind, rows)
-            return cls(kind, splits, FilterReport(manifest["report"]), template_hash, manifest["fingerprint"])
+                splits[name] = _dataset(about["kind"], rows)
+            return cls(about["kind"], splits, about["report"], about["template_hash"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise InputError(
-                f"the prepared data in {folder} are damaged ({reason}); run the data stage (01) with --fresh"
-            ) from error
+            raise InputError(f"no prepared data in {folder}, or damaged ({error!r}); run 01 with --fresh") from error
 
 
-def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: Template = TEMPLATE) -> PreparedData:
-    """Read, filter, and divide `rows`. Token counts are those of `tokenizer`, called on lists of text.
-
-    Prompts, not rows, are divided (`split_of`); the order of the rows changes nothing. A test split becomes
-    `evaluation`, and no other split has a prompt of it. Of labelled texts the first tokens become the prompt.
-    Raises `InputError` when columns are unknown or a split with a share would be empty.
-    """
-    report, shares = FilterReport(), _shares(rows, settings)
+def prepare(
+    rows: Rows, settings: DataSettings, tokenizer, seed: int, template=TEMPLATE, needed: Iterable[str] = ()
+) -> PreparedData:
+    """Read, filter, and divide `rows`, by prompts (`split_of`); their order changes nothing. Token counts are those of
+    `tokenizer`, called on lists of text. A test split becomes `evaluation`, and no other split has a prompt of it. Of
+    labelled texts the first tokens become the prompt. Raises `InputError` when columns are unknown, or a split with a
+    share or one of `needed` would be empty."""
+    report, shares = {}, _shares(rows, settings)
     kind, train = _usable("train", rows.name, rows.train, settings, tokenizer, seed, report)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
 
     def at_most(name: str, setting: str, examples: list[Example], most: int | None) -> list[Example]:
         if most is not None:
-            report.add(name, f"over {setting} {most}", max(0, len(examples) - most), min(len(examples), most))
+            _count(report, name, {f"over {setting} {most}": max(0, len(examples) - most)}, len(examples))
         return examples[:most]
 
     if rows.test is not None:
@@ -127,21 +90,21 @@ def prepare(rows: Rows, settings: DataSettings, tokenizer, seed: int, template: 
             raise InputError(f"{rows.name}: the train split holds {kind} but the test split {test_kind}")
         tested = {conversation_key(e.prompt) for e in held_out}
         every, train = train, [e for e in train if conversation_key(e.prompt) not in tested]
-        report.add("train", "prompt also in the test split", len(every) - len(train), len(train))
+        _count(report, "train", {"prompt also in the test split": len(every) - len(train)}, len(every))
         splits["evaluation"] = at_most("test", "max_rows", held_out, settings.max_rows)
     for example in at_most("train", "max_rows", train, settings.max_rows):
         splits[split_of(example.prompt, shares, seed)].append(example)
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
-    needed = [name for name in SPLITS if shares[name] > 0 or (name == "evaluation" and rows.test is not None)]
-    _check_sizes(rows.name, {name: len(split) for name, split in splits.items()}, needed, report.line(), least=1)
+    needed = {*needed, *(name for name in SPLITS if shares[name] > 0)} | ({"evaluation"} if rows.test else set())
+    steps = [(split, *step.values()) for split, steps in report.items() for step in steps]
+    told = [f"{split}: {dropped or left} {why}" for split, why, dropped, left in steps if dropped or why == READ]
+    sizes = {name: len(split) for name, split in splits.items()}
+    _check_sizes(rows.name, sizes, [name for name in SPLITS if name in needed], ", ".join(told), least=1)
     if kind == "labelled":
-        splits = {name: cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
-    datasets = {}
-    for name, split in splits.items():
-        columns = [{"prompt": e.prompt, "chosen": e.chosen, "rejected": e.rejected, **e.extra} for e in split]
-        datasets[name] = _dataset(kind, columns)
-    return PreparedData(kind, datasets, report, template.hash, rows.fingerprint)
+        splits = {name: split and cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
+    datasets = {name: _dataset(kind, [e._asdict() | e.extra for e in split]) for name, split in splits.items()}
+    return PreparedData(kind, datasets, report, template.hash)
 
 
 def prompt_key(prompt: str) -> str:
@@ -158,74 +121,57 @@ def conversation_key(prompt: str) -> str:
 def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
     """The split of `prompt`: the hash of its first turn, a number in [0, 1), falls into one of the intervals that
     `shares` cut. Raises InputError when all shares are zero."""
-    total = sum(shares[name] for name in SPLITS)
-    if total <= 0:
+    some = [name for name in SPLITS if shares[name] > 0]
+    if not some:
         raise InputError("data.shares are all zero; give at least one split a share")
-    number = int.from_bytes(_place(seed, "split", conversation_key(prompt))[:8]) / 2**64
-    edge = 0.0
-    for name in SPLITS:
-        edge += shares[name] / total
-        if number < edge:
-            return name
-    return next(name for name in reversed(SPLITS) if shares[name] > 0)
+    number, total = _draw(seed, "split", conversation_key(prompt)) / 2**64, sum(shares[name] for name in some)
+    edges = accumulate(shares[name] / total for name in some)
+    return next((name for name, edge in zip(some, edges, strict=True) if number < edge), some[-1])
 
 
-def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> None:
-    """Raise `InputError` unless `rows` are what the recipe learns from, with two rows for every split of `needed`: all
-    that can be said before there is a tokenizer."""
+def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[Kind, list[Example]]:
+    """The kind and the examples of the train rows. Raises `InputError` unless they are what the recipe learns from,
+    with two rows for every split of `needed`: all that can be said before there is a tokenizer."""
     kind, examples, unread = read_rows(rows.train, f"{rows.name} (train)")
-    wanted = "pairs" if recipe.form == "dialogue" else "labelled"
+    wanted, columns = _LEARNED[recipe.form]
     if kind != wanted:
-        columns = {"pairs": "prompt, chosen and rejected", "labelled": "text and label"}[wanted]
         raise InputError(f"{rows.name}: this recipe learns from {wanted} rows, and these are {kind}; give {columns}")
     if kind == "labelled" and len({e.extra["label"] for e in examples}) < 2:
         raise InputError(f"{rows.name}: give texts of two different labels")
-    usable = [e for e in examples if kind == "labelled" or e.chosen != e.rejected]
-    prompts = {prompt_key(e.prompt): e.prompt for e in usable}.values()
+    prompts = {prompt_key(e.prompt): e.prompt for e in examples if kind == "labelled" or e.chosen != e.rejected}
     shares = _shares(rows, recipe.data)
-    sizes = Counter(split_of(prompt, shares, recipe.seed) for prompt in prompts)
+    sizes = Counter(split_of(prompt, shares, recipe.seed) for prompt in prompts.values())
     sizes["evaluation"] += len(rows.test or [])
     found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
+    return kind, examples
 
 
-def pretraining_texts(dataset: str, settings: DataSettings, documents: int, seed: int) -> list[str]:
-    """Documents to pre-train on: the embedded world's corpus, else the dataset's own text without what is held out.
-    Pairs give their rejected responses, so that the better ones are new to supervised fine-tuning."""
-    if dataset == EMBEDDED:
-        from rlhf_utils.toyworld import WORLDS
-
-        return WORLDS[settings.world].corpus(documents, seed)
-    rows = load_rows(dataset, settings, seed)
-    kind, examples, _ = read_rows(rows.train, rows.name)
+def learned_from(rows: Rows, settings: DataSettings, seed: int) -> Callable[[str], bool]:
+    """Tells of a prompt of the train rows whether a stage trains on it: no held-out one begins with the same turn."""
     tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
     shares = _shares(rows, settings)
-    return [
-        e.prompt if kind == "labelled" else TEMPLATE.text(e.prompt, e.rejected)
-        for e in examples
-        if conversation_key(e.prompt) not in tested
-        and split_of(e.prompt, shares, seed) not in ("development", "evaluation")
-    ]
+    return lambda prompt: (
+        conversation_key(prompt) not in tested and split_of(prompt, shares, seed) not in ("development", "evaluation")
+    )
 
 
 def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed: int) -> list[Example]:
     """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
-    if not examples:
-        return []
     least, most = sorted(settings.prompt_tokens)
     encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
     for example, tokens in zip(examples, encoded, strict=True):
-        drawn = int.from_bytes(_place(seed, "prompt length", example.prompt)[:8]) % (most - least + 1)
-        (decoded,) = continuations(tokenizer, [[]], [tokens[: least + drawn]])
+        drawn = least + _draw(seed, "prompt length", example.prompt) % (most - least + 1)
+        (decoded,) = continuations(tokenizer, [[]], [tokens[:drawn]])
         # A cut inside a character of several bytes decodes to something that the text does not begin with.
         prompt = os.path.commonprefix([example.prompt, decoded]).strip() or example.prompt.split()[0]
         cut.append(Example(prompt, extra={**example.extra, "text": example.prompt}))
     return cut
 
 
-def _place(seed: int, *parts: str | None) -> bytes:
-    """Place of a prompt or a row in the shuffled order: given by seed and content, not by its neighbors."""
-    return hashlib.sha256("\0".join([str(seed), *(part or "" for part in parts)]).encode()).digest()
+def _draw(seed: int, *parts: str | None) -> int:
+    """A random number below 2**64 for a prompt or a row, given by seed and content, not by its neighbors."""
+    return int.from_bytes(hashlib.sha256("\0".join([str(seed), *(part or "" for part in parts)]).encode()).digest()[:8])
 
 
 def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
@@ -233,10 +179,8 @@ def _shares(rows: Rows, settings: DataSettings) -> dict[str, float]:
     return settings.shares.model_dump() | ({} if rows.test is None else {"evaluation": 0.0})
 
 
-def _usable(
-    split: str, name: str, rows: list[dict], settings: DataSettings, tokenizer, seed: int, report: FilterReport
-) -> tuple[Kind, list[Example]]:
-    """The usable examples of one split, in shuffled order (`_place`). Lengths are tokens of a prompt with the template
+def _usable(split: str, name: str, rows: list, settings, tokenizer, seed: int, report) -> tuple[Kind, list[Example]]:
+    """The usable examples of one split, in shuffled order (`_draw`). Lengths are tokens of a prompt with the template
     around it, and of a response with its EOS. Duplicates go last: the row kept for a prompt is a usable one."""
     kind, examples, unread = read_rows(rows, f"{name} ({split})")
     reasons, faults = _faults(kind, examples, settings, tokenizer)
@@ -245,16 +189,17 @@ def _usable(
         counts[f"{CUT}: {cut}"] = 0
     counts |= {reason: faults.count(reason) for reason in reasons}
     examples = [example for example, fault in zip(examples, faults, strict=True) if fault is None]
-    examples.sort(key=lambda e: (_place(seed, prompt_key(e.prompt)), _place(seed, e.prompt, e.chosen, e.rejected)))
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(prompt_key(example.prompt), example)
-    counts["prompt seen before"] = len(examples) - len(first)
-    left = len(rows)
-    for reason, dropped in counts.items():
-        left -= dropped
-        report.add(split, reason, dropped, left)
-    return kind, list(first.values())
+    examples.sort(key=lambda e: (_draw(seed, prompt_key(e.prompt)), _draw(seed, e.prompt, e.chosen, e.rejected)))
+    kept = [next(same) for _, same in groupby(examples, key=lambda e: prompt_key(e.prompt))]
+    _count(report, split, counts | {"prompt seen before": len(examples) - len(kept)}, len(rows))
+    return kind, kept
+
+
+def _count(report: dict, split: str, dropped: Mapping[str, int], left: int) -> None:
+    """Add to `report` the filters of a split, each with what it `dropped` of the `left` rows before it."""
+    for reason, count in dropped.items():
+        left -= count
+        report.setdefault(split, []).append({"reason": reason, "dropped": count, "left": left})
 
 
 def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokenizer) -> tuple[list[str], list]:
@@ -294,11 +239,10 @@ def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], fou
         )
 
 
-def _dataset(kind: Kind, rows: list[dict]) -> Dataset:
+def _dataset(kind: Kind, rows: list[dict]):
     """Rows as a Dataset in memory, with the same columns also when there are none."""
     from datasets import Dataset, Features, Value
 
-    columns = {"prompt": Value("string"), "chosen": Value("string"), "rejected": Value("string")}
-    if kind == "labelled":
-        columns |= {"text": Value("string"), "label": Value("int64")}
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=Features(columns))
+    columns = ["prompt", "chosen", "rejected", *(("text", "label") if kind == "labelled" else ())]
+    features = Features({name: Value("int64" if name == "label" else "string") for name in columns})
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=features)

@@ -1,68 +1,57 @@
-"""Where rows come from: the embedded world, a file or folder on this machine, or the Hugging Face hub.
+"""Rows: where they come from (the embedded world, a file or folder on this machine, the Hugging Face hub), and how one
+of any known form becomes an `Example`. The form is recognized from the columns alone.
 
-What is wrong with a file is said with its name and, where there is one, its line.
+What is wrong with a file is said with its name and, where there is one, its line. A row that cannot be used is dropped
+with a reason, never an error: real data has empty cells, numbers where text should be, and cut-off dialogues.
 """
 
+import ast
 import gzip
-import hashlib
 import json
+import re
 import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pandas
 from pyarrow import parquet
 
-from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import content_hash
 from rlhf_utils.platforms.hub import DATASET, snapshot, wanted
 from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
 from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
+from rlhf_utils.toyworld import WORLDS
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows as the dataset has them; `test` is None when there is no test split. `fingerprint` is the sha256 of the
-    content (embedded and local data), or id@commit (hub)."""
+class Rows(NamedTuple):
+    """Rows as the dataset `name` has them; `test` is None when there is no test split."""
 
     train: list[dict]
     test: list[dict] | None
     name: str
-    fingerprint: str
 
 
 def load_rows(dataset: str, settings: DataSettings, seed: int) -> Rows:
-    """Rows of `dataset`: "embedded", a path, or a hub id. `seed` only matters to the embedded world.
-
-    Raises `InputError` when the data cannot be found or read.
-    """
-    dataset = dataset.strip()
-    if dataset == EMBEDDED:
-        from rlhf_utils.toyworld import WORLDS
-
-        sizes = {"train": settings.embedded_rows, "test": settings.embedded_test_rows}
-        both = [WORLDS[settings.world].rows(split, n, seed, settings.label_noise) for split, n in sizes.items()]
-        return Rows(*both, EMBEDDED, hashlib.sha256(json.dumps(both, sort_keys=True).encode()).hexdigest())
+    """Rows of `dataset`: "embedded" (`seed` is for that), a path, or a hub id; `InputError` where they can't be had."""
+    if (dataset := dataset.strip()) == EMBEDDED:
+        sizes = {"train": settings.embedded_rows, "test": settings.embedded_test_rows}.items()
+        return Rows(*(WORLDS[settings.world].rows(*size, seed, settings.label_noise) for size in sizes), EMBEDDED)
     if not dataset:
         raise InputError("dataset is empty; give a file, a folder, a hub id, or embedded")
     if not is_local(dataset):
         asked = wanted(dataset, DATASET, settings.revision, settings.data_dir)
-        folder = snapshot(asked)
-        train, test = _folder_rows(folder, asked.subfolder, settings, f"hub dataset {dataset}")
-        return Rows(train, test, dataset, f"{asked.name}@{folder.name}")
-    path, test = local_path(dataset), None
-    if path.is_dir():
-        train, test = _folder_rows(path, settings.data_dir, settings, f"folder {path}")
-    else:
-        train = _file_rows(path)
-    if not train:
+        return Rows(*_folder_rows(snapshot(asked), asked.subfolder, settings, f"hub dataset {dataset}"), dataset)
+    if (path := local_path(dataset)).is_dir():
+        return Rows(*_folder_rows(path, settings.data_dir, settings, f"folder {path}"), str(path))
+    if not (train := _file_rows(path)):
         raise InputError(f"{path} is empty: it holds no rows; give a file with rows")
-    return Rows(train, test, str(path), content_hash(path / (settings.data_dir or "") if path.is_dir() else path))
+    return Rows(train, None, str(path))
 
 
 @contextmanager
@@ -132,3 +121,205 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
         line, reason = first_line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", type(error).__name__)
         raise InputError(f"{path}:{line}: broken JSON ({reason}); mend or remove it, and save it as UTF-8") from error
+
+
+Kind = Literal["pairs", "labelled"]
+
+EMPTY = "empty or not text"
+NO_ANSWER_AT_END = f'dialogue does not end with an "{ASSISTANT}" turn'
+EARLIER_DIFFERENCE = "dialogues differ before the last answer"
+NO_PREFERENCE = "no clear preference"
+UNKNOWN_LABEL = "label not understood"
+UNKNOWN_ROLE = "conversation not understood"
+NO_RESPONSE = "response begins with another turn"
+
+
+class Example(NamedTuple):
+    """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
+    what a form knows besides (`label`, the responses' scores), and whether a further turn was cut off a response."""
+
+    prompt: str
+    chosen: str | None = None
+    rejected: str | None = None
+    extra: dict[str, Any] = {}
+    cut: bool = False
+
+
+class RowDropped(Exception):
+    """This row cannot be used; the message is the reason it is counted under."""
+
+
+def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counter]:
+    """Recognize and read rows: the kind, the examples in row order, the number of dropped rows by reason. `InputError`
+    names the columns found and every accepted set."""
+    found = list(dict.fromkeys(str(key) for row in rows for key in row))
+    accepted = [s for s in SCHEMAS if all({*found} & {*group.split("|")} for group in s.split(", "))]
+    if not accepted:
+        every = "; ".join(f"({columns})" for columns in SCHEMAS)
+        raise InputError(f"{where}: columns found: {shown(found)}. Accepted: {every}. Rename yours to one of these")
+    read, examples, dropped = SCHEMAS[accepted[0]], [], Counter()
+    for row in rows:
+        try:
+            examples.append(read(row))
+        except RowDropped as reason:
+            dropped[str(reason)] += 1
+    return "labelled" if read is _labelled else "pairs", examples, dropped
+
+
+def shown(names: Iterable[str]) -> str:
+    """Column names for a message, a long list cut."""
+    text = ", ".join(map(str, names)) or "none"
+    return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+def clean(value: Any) -> str | None:
+    """Text of a cell: line ends made \\n, spaces at both ends removed. None for what is empty or not text."""
+    if not isinstance(value, str):
+        return None
+    # JSON can spell half a surrogate pair, which neither a tokenizer nor a UTF-8 file accepts.
+    value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value.replace("\r\n", "\n").strip() or None
+
+
+_LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
+_DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
+# A CSV has no lists and writes messages as text, `[{'role': ...`.
+_MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](?:role|from)["']\s*:""", re.DOTALL)
+
+
+def _text(value: Any) -> str:
+    if (text := clean(value)) is None:
+        raise RowDropped(EMPTY)
+    return text
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also as text (CSV) or as a float (a column with gaps); None for anything else."""
+    with suppress(TypeError, ValueError, OverflowError):
+        return int(float(value)) if float(value).is_integer() else None
+
+
+def _labelled(row: dict) -> Example:
+    text, label = _text(row.get("text", row.get("review"))), row.get("label", row.get("sentiment"))
+    number = _whole(_LABELS.get(label.strip().casefold(), label) if isinstance(label, str) else label)
+    if number is None or number < 0:
+        raise RowDropped(UNKNOWN_LABEL)
+    return Example(text, extra={"label": number})
+
+
+def _pair(row: dict, **votes: Any) -> Example:
+    """A pair of responses with their prompt beside them, or of whole dialogues where there is none."""
+    turns = [_turn(_spelled(row.get(side)), whole="prompt" not in row) for side in ("chosen", "rejected")]
+    if turns[0][0] != turns[1][0]:
+        raise RowDropped(EARLIER_DIFFERENCE)
+    prompt = turns[0][0] or _prompt(_spelled(row.get("prompt")))
+    (better, cut), (worse, cut_too) = (_alone(response) for _, response in turns)
+    return Example(prompt, better, worse, votes, cut or cut_too)
+
+
+def _spelled(cell: Any) -> Any:
+    """A cell of text that spells messages, in JSON or in Python, as these messages."""
+    if not isinstance(cell, str) or not _MESSAGES.match(cell):
+        return cell
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            return read(cell.strip())
+    raise RowDropped(UNKNOWN_ROLE)
+
+
+def _prompt(value: Any) -> str:
+    """Normal form of a prompt given as text or as a list of messages."""
+    if prompt := _context(value) if isinstance(value, list) else TEMPLATE.normal(_text(value)):
+        return prompt
+    raise RowDropped(EMPTY)
+
+
+def _turn(value: Any, whole: bool) -> tuple[str, str]:
+    """(prompt, response) of messages, or of text that is a `whole` dialogue; the prompt of a response alone is ""."""
+    if isinstance(value, list) and value:
+        if not isinstance(value[-1], dict) or value[-1].get("role") != "assistant":
+            raise RowDropped(NO_ANSWER_AT_END)
+        return _context(value[:-1]), _text(value[-1].get("content"))
+    if not whole:
+        return "", _text(value)
+    before, marker, response = _text(value).rpartition(NEXT_ASSISTANT)
+    if not marker or NEXT_HUMAN in response:
+        raise RowDropped(NO_ANSWER_AT_END)
+    return _prompt(before + marker), _text(response)
+
+
+def _context(messages: list) -> str:
+    """The messages before a response as a prompt in normal form: a dialogue that ends with a human turn."""
+    text = system = role = ""
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("user", "assistant", "system"):
+            raise RowDropped(UNKNOWN_ROLE)
+        content = _text(message.get("content"))
+        if role == "system":
+            system = content + "\n\n"
+        elif role == "user":
+            text, system = f"{text}{NEXT_HUMAN} {system}{content}", ""
+        else:
+            text += f"{NEXT_ASSISTANT} {content}"
+    if role not in ("", "user"):
+        raise RowDropped(UNKNOWN_ROLE)
+    return TEMPLATE.normal(text)
+
+
+def _shp(row: dict) -> Example:
+    """Stanford Human Preferences: `labels` is 1 when human_ref_A is the better response, 0 when B is."""
+    if (label := _whole(row.get("labels"))) not in (0, 1):
+        raise RowDropped(NO_PREFERENCE)
+    better, worse = "AB" if label else "BA"
+    both = {"chosen": row.get(f"human_ref_{better}"), "rejected": row.get(f"human_ref_{worse}")}
+    votes = {"score_chosen": row.get(f"score_{better}"), "score_rejected": row.get(f"score_{worse}")}
+    return _pair({"prompt": row.get("history"), **both}, **votes)
+
+
+def _reddit(row: dict) -> Example:
+    """A raw question with title, selftext, and answers: the highest-scored answer against the lowest-scored one."""
+    title, body, answers = _text(row.get("title")), clean(row.get("selftext")), row.get("answers")
+    found = []
+    with suppress(TypeError, KeyError):  # answers of another form than these two
+        if isinstance(answers, dict):
+            answers = [{"text": t, "score": s} for t, s in zip(answers["text"], answers["score"], strict=False)]
+        found = [(_whole(answer["score"]), clean(answer["text"])) for answer in answers]
+    scored = sorted((score, text) for score, text in found if score is not None and text and text not in _DELETED)
+    if not scored or scored[0][0] == scored[-1][0]:
+        raise RowDropped(NO_PREFERENCE)
+    prompt = f"{title}\n\n{body}" if body and body not in _DELETED else title
+    (least, worst), (most, best) = scored[0], scored[-1]
+    return _pair({"prompt": prompt, "chosen": best, "rejected": worst}, score_chosen=most, score_rejected=least)
+
+
+# How a row is read, by the columns that a dataset has; alternatives are separated by |.
+SCHEMAS = {
+    "history, human_ref_A, human_ref_B, labels": _shp,
+    "prompt, chosen, rejected": _pair,
+    "chosen, rejected": _pair,
+    "title, answers": _reddit,
+    "text|review, label|sentiment": _labelled,
+}
+
+# How datasets mark turns: words at the beginning of a line ("Human:", "**User:**"), headings ("### Instruction:"), and
+# the tokens of chat templates, wherever they stand.
+_WORD = r"\*{0,2}(?:Human|User|Assistant|HUMAN|USER|ASSISTANT|<human>|<bot>) ?\*{0,2}:"
+_HEADING = r"#{3} ?(?:Human|User|Assistant|Instruction|Response)[ \t]*(?::|$)"
+_TOKEN = r"<[|｜]\w+[|｜]>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+# Llama's and Vicuna's end of text is also a tag of HTML: it counts where a turn or nothing follows.
+_END = rf"(?:</?s>\s*)+(?=\Z|{_WORD}|{_HEADING}|{_TOKEN})"
+_FURTHER = re.compile(rf"^[ \t]*(?:{_WORD}|{_HEADING})|{_TOKEN}|{_END}", re.MULTILINE)
+# The marker of the response itself, which some datasets leave in front of it.
+_OWN = re.compile(
+    r"\A\s*(?:Assistant:|### ?(?:Response|Assistant):|<[|｜][Aa]ssistant[|｜]>|<\|im_start\|>assistant\b|\[/INST\]"
+    r"|<start_of_turn>model\b|<\|start_header_id\|>assistant<\|end_header_id\|>)"
+)
+
+
+def _alone(response: str) -> tuple[str, bool]:
+    """A response without the marker in front of it, up to the first further turn; and whether anything was cut off."""
+    text, *further = _FURTHER.split(_OWN.sub("", response), maxsplit=1)
+    if not text.strip():
+        raise RowDropped(NO_RESPONSE if further else EMPTY)
+    return text.strip(), bool(further)

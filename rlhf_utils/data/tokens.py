@@ -1,21 +1,15 @@
-"""Text as token ids and as words, in one place: every stage sees the same tokens of the same text.
+"""Text as token ids (of a tokenizer of transformers) and as words: every stage sees the same tokens of the same text.
 
 Two things differ between tokenizers. Some put a token first (Llama, OPT) or around a text (BERT); SFT, reward model,
 PPO, and evaluation have to agree on it. And a text that continues another one is not tokenized as it is alone:
 SentencePiece reads " answer" alone as two spaces, and decodes a first token without its space.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import regex
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Tokens = list[int]
 
@@ -26,25 +20,21 @@ _LETTERS = regex.compile(r"\p{M}*[\p{L}\p{Nd}][\p{L}\p{M}\p{Nd}]*")
 _JOINERS = dict.fromkeys(map(ord, "\u200c\u200d"))  # between the letters of a word in Persian and scripts of India
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Tokens, Tokens]:
+def special_tokens(tokenizer) -> tuple[Tokens, Tokens]:
     """What `tokenizer` puts before and after a text: nothing for GPT-2, BOS for Llama, CLS and SEP for BERT."""
     (bare,), (whole,) = _bare(tokenizer, ["a"]), _bare(tokenizer, ["a"], special=True)
     first = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
     return whole[:first], whole[first + len(bare) :]
 
 
-def start_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Tokens]:
+def start_tokens(tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """Token ids of texts that a language model continues: the tokenizer's BOS first, once, and no EOS."""
     return _begun(tokenizer, _bare(tokenizer, texts))
 
 
-def continued_tokens(
-    tokenizer: PreTrainedTokenizerBase, starts: Sequence[str], ends: Sequence[str]
-) -> list[tuple[Tokens, Tokens]]:
-    """Token ids of each start, as in `start_tokens`, and those of the end that continues it.
-
-    The boundary is a boundary of tokens, since a model that samples has seen the start alone.
-    """
+def continued_tokens(tokenizer, starts: Sequence[str], ends: Sequence[str]) -> list[tuple[Tokens, Tokens]]:
+    """Token ids of each start, as in `start_tokens`, and those of the end that continues it. The boundary is one of
+    tokens, since a model that samples has seen the start alone."""
     heads = _bare(tokenizer, starts)
     wholes = _bare(tokenizer, [start + end for start, end in zip(starts, ends, strict=True)])
     return [
@@ -53,19 +43,19 @@ def continued_tokens(
     ]
 
 
-def read_tokens(tokenizer: PreTrainedTokenizerBase, starts: Sequence[str], ends: Sequence[str]) -> list[Tokens]:
+def read_tokens(tokenizer, starts: Sequence[str], ends: Sequence[str]) -> list[Tokens]:
     """Token ids of start and end as a reward model reads them: with all that the tokenizer puts around a text."""
     _, after = special_tokens(tokenizer)
     return [start + end + after for start, end in continued_tokens(tokenizer, starts, ends)]
 
 
-def cut_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens], most: int) -> list[Tokens]:
+def cut_tokens(tokenizer, rows: Sequence[Tokens], most: int) -> list[Tokens]:
     """`rows` of at most `most` tokens: what is too long loses its beginning, but not what the tokenizer puts first."""
     keep = len(special_tokens(tokenizer)[0])
     return [row if len(row) <= most else row[:keep] + row[len(row) - most + keep :] for row in rows]
 
 
-def continuations(tokenizer: PreTrainedTokenizerBase, starts: Sequence[Tokens], ends: Sequence[Tokens]) -> list[str]:
+def continuations(tokenizer, starts: Sequence[Tokens], ends: Sequence[Tokens]) -> list[str]:
     """The text of each end as it continues its start, without special tokens; a space at its beginning stays."""
     wholes = [[*start, *end] for start, end in zip(starts, ends, strict=True)]
     texts = (
@@ -75,22 +65,16 @@ def continuations(tokenizer: PreTrainedTokenizerBase, starts: Sequence[Tokens], 
     return [whole[len(head) :] if whole.startswith(head) else alone for head, whole, alone in zip(*texts, strict=True)]
 
 
-def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> list[str]:
-    """The first `most` tokens of each text, as text."""
-    rows = [row[:most] for row in start_tokens(tokenizer, texts)]
-    return continuations(tokenizer, [[]] * len(rows), rows)
-
-
-def _bare(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[Tokens]:
+def _bare(tokenizer, texts: Sequence[str], special: bool = False) -> list[Tokens]:
     return tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _begun(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokens]) -> list[Tokens]:
+def _begun(tokenizer, rows: Sequence[Tokens]) -> list[Tokens]:
     before, _ = special_tokens(tokenizer)
     return [row if row[: len(before)] == before else before + row for row in rows]
 
 
-def _apart(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokens:
+def _apart(tokenizer, end: str) -> Tokens:
     """An end whose first characters would merge into one token with its start, as it is after a line break: that merges
     into nothing, and no space is put before it."""
     line, both = _bare(tokenizer, ["\n", "\n" + end])
@@ -103,11 +87,9 @@ def words_of(text: str) -> list[str]:
 
 
 class RougeTokenizer:
-    """Words for ROUGE: English ones as in `rouge_score` itself with its stemmer on, and those of every other script.
-
-    Lower case; a word is a run of letters, their marks and digits; each character of a script without spaces is one.
-    Words of a-z and 0-9 are stemmed (Porter 1980). Each word is remembered: stemming is most of the cost of ROUGE.
-    """
+    """Words for ROUGE: English ones as in `rouge_score` itself with its stemmer on (Porter 1980), and those of every
+    other script: a word is a run of letters, their marks and digits, in lower case; each character of a script without
+    spaces is one. Each word is remembered: stemming is most of the cost of ROUGE."""
 
     def __init__(self):
         from rouge_score.tokenizers import DefaultTokenizer

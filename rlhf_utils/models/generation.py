@@ -1,25 +1,24 @@
 """Sampling responses: one sampler for PPO, for evaluation and for the playground."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
-from rlhf_utils.settings.template import TEMPLATE, Template
+from rlhf_utils.settings.template import TEMPLATE
 
 # Once this share of the responses has ended, their rows are taken out of the batch.
 COMPACT_AT = 0.5
 
 
-@dataclass
-class Sampled:
+class Sampled(NamedTuple):
     """What sampling B responses of at most R tokens gives; all [B, R], right-padded. Only `mask` says what is real.
     `hidden` [B, R, D] is None unless asked for, `ended` [B] True where a response ended with EOS."""
 
@@ -31,8 +30,7 @@ class Sampled:
     ended: Tensor
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """One sampled response. `tokens` includes the EOS when `ended`; `text` never does."""
 
     text: str
@@ -65,9 +63,8 @@ def sample(
 
     A response ends with its first EOS, which belongs to it; `eos_id` may name several. `generator` lives on the CPU, so
     that a seed draws the same numbers on every device. `keep_hidden` also returns the trunk's state from which each
-    token was drawn (what a value head on the same trunk reads). `place` (first, of) says that these prompts are those
-    from `first` on of a batch of `of`, and draws the numbers they would get there. Where memory runs out, fewer rows
-    are sampled at once, with the same numbers.
+    token was drawn (a value head reads it). `place` (first, of): draw the numbers that these prompts would get as those
+    from `first` on of a batch of `of`. Where memory runs out, fewer rows are sampled at once, with the same numbers.
     """
     # Drawn all at once, so that a generator is left the same however early the responses end.
     first, of = place or (0, len(prompts))
@@ -75,10 +72,8 @@ def sample(
     eos_ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
 
     def parts(size: int) -> list[tuple[Tensor | None, ...]]:
-        return [
-            _sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], temperature, eos_ids, keep_hidden)
-            for rows in torch.arange(len(prompts)).split(size)
-        ]
+        groups, how = torch.arange(len(prompts)).split(size), (temperature, eos_ids, keep_hidden)
+        return [_sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], *how) for rows in groups]
 
     columns = zip(*fitting("sampling", len(prompts), parts), strict=True)
     tokens, mask, *columns = (torch.cat(column) if column[0] is not None else None for column in columns)
@@ -92,9 +87,7 @@ def sample(
     return Sampled(tokens.masked_fill(~mask, eos_ids[0]), mask, logprobs, entropy, hidden, ended)
 
 
-def _sample_rows(
-    model: nn.Module, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, temperature, eos_ids, keep_hidden
-) -> tuple[Tensor | None, ...]:
+def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, temperature, eos_ids, keep_hidden):
     """Tokens, mask, log-probabilities and entropy [B, R], and states [B, R, D], of these rows sampled at once with the
     random numbers `uniform` [R, B, 1]; the mask also holds what was drawn after an EOS."""
     parts, device, shape = language_model(model), prompts.device, (len(prompts), len(uniform))
@@ -142,18 +135,10 @@ def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def answer_prompts(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    settings: GenerationSettings,
-    device: Device,
-    seed: int,
-    template: Template = TEMPLATE,
+    model, tokenizer, prompts: Sequence[str], settings: GenerationSettings, device: Device, seed: int, template=TEMPLATE
 ) -> list[Answer]:
-    """One sampled response for each formatted prompt, in the order given.
-
-    Prompts are batched by length. The same seed, prompts and settings give every model the same random numbers.
-    """
+    """One sampled response of a causal LM for each formatted prompt, in the order given, batched by length. The same
+    seed, prompts and settings give every model the same random numbers."""
     encoded = start_tokens(tokenizer, prompts)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     answers, generator = {}, torch.Generator().manual_seed(seed)
@@ -171,17 +156,10 @@ def answer_prompts(
 
 
 def sample_answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-    generator: torch.Generator,
-    template: Template = TEMPLATE,
-    **more,
+    model: nn.Module, tokenizer, prompts, max_new_tokens: int, temperature: float, generator, template=TEMPLATE, **more
 ) -> tuple[list[Answer], Sampled]:
-    """One response to each of `prompts` (token ids), read as one of `template`, and what the sampler knows of every
-    token; `more` goes to `sample`."""
+    """One response to each of `prompts` (lists of token ids), read as one of `template`, and what the sampler knows of
+    every token; `generator` and `more` go to `sample`."""
     tokens, mask = left_padded(prompts, tokenizer.pad_token_id, next(model.parameters()).device)
     ends = end_ids(tokenizer, model)
     sampled = sample(model, tokens, mask, max_new_tokens, temperature, ends, generator, **more)

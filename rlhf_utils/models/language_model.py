@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_utils.platforms.errors import InputError
 
@@ -61,34 +60,47 @@ _known: WeakKeyDictionary[nn.Module, LanguageModel] = WeakKeyDictionary()
 
 
 def language_model(model: nn.Module) -> LanguageModel:
-    """The parts of a causal LM, also inside a peft wrapper (its adapters stay active).
+    """The parts of a causal LM, also inside a peft wrapper (its adapters stay active). The first time, its own logits
+    for a few tokens are compared with those computed here; raises InputError where they differ, and for what is no
+    causal LM."""
+    if (inner := _inner(model)) in _known:
+        return _known[inner]
+    trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
+    name, was_training = type(inner).__name__, inner.training
+    if trunk is inner or head is None:
+        raise InputError(f"{name} is no causal language model with a head of its own; choose another")
+    # Cohere multiplies its logits, Granite divides them, and Gemma 2 caps them.
+    scale = getattr(config, "logit_scale", None) or 1.0 / getattr(config, "logits_scaling", 1.0)
+    parts = LanguageModel(trunk, head, scale, getattr(config, "final_logit_softcapping", None))
+    tokens = torch.arange(1, 9, device=head.weight.device)[None]
+    inner.eval()
+    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
+        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
+        found = parts.logits(trunk(input_ids=tokens, use_cache=False).last_hidden_state)
+    inner.train(was_training)
+    # Within 16 steps of the model's own floating-point format. Models with a state (Mamba) know no padding on the left.
+    if inner._is_stateful or not (found - own).abs().max() <= 16 * torch.finfo(own.dtype).eps * own.abs().max():
+        raise InputError(f"{name} cannot be trained here: its logits are no numbers, or not its head's; choose another")
+    return _known.setdefault(inner, parts)
 
-    The first time, its own logits for a few tokens are compared with those computed here; raises InputError where they
-    differ, and for what is no causal LM.
-    """
-    inner = _inner(model)
-    if inner not in _known:
-        _known[inner] = _checked(inner)
-    return _known[inner]
 
-
-def only_tokens_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    """From now on `model` gives no probability to rows of its vocabulary that are no entry of `tokenizer`: embeddings
-    are often padded to a round number."""
+def only_tokens_of(tokenizer, model: nn.Module) -> None:
+    """From now on `model` never says rows of its vocabulary that `tokenizer` lacks: embeddings are often padded."""
     parts = language_model(model)
     unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool, device=parts.head.weight.device)
     unknown[[entry for entry in tokenizer.get_vocab().values() if entry < len(unknown)]] = False
     _known[_inner(model)] = replace(parts, unknown=unknown if unknown.any() else None)
 
 
-def eos_ids(source: nn.Module | PretrainedConfig) -> list[int]:
-    """The tokens that end a text, as a model or its configuration names them: none, one or several."""
-    settings = getattr(source, "generation_config", None), getattr(source, "config", source).get_text_config()
+def eos_ids(model: nn.Module) -> list[int]:
+    """The tokens that end a text, as a model names them: none, one or several."""
+    settings = getattr(model, "generation_config", None), model.config.get_text_config()
     named = [getattr(setting, "eos_token_id", None) for setting in settings]
     return [end for ends in named if ends is not None for end in (ends if isinstance(ends, list | tuple) else [ends])]
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> list[int]:
+def end_ids(tokenizer, model: nn.Module) -> list[int]:
     """The tokens that end a response: the tokenizer's EOS, and the special ones that the model names beside it (those
     of Llama 3 and Qwen name two or three)."""
     # A configuration's default may be any word of this tokenizer.
@@ -101,29 +113,6 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@torch.no_grad()
-def _checked(inner: nn.Module) -> LanguageModel:
-    """The parts of `inner`, which give its own logits."""
-    trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
-    if trunk is inner or head is None:
-        raise InputError(f"{type(inner).__name__} is no causal language model with a head of its own; choose another")
-    # Cohere multiplies its logits, Granite divides them, and Gemma 2 caps them.
-    scale = getattr(config, "logit_scale", None) or 1.0 / getattr(config, "logits_scaling", 1.0)
-    parts = LanguageModel(trunk, head, scale, getattr(config, "final_logit_softcapping", None))
-    tokens, was_training = torch.arange(1, 9, device=head.weight.device)[None], inner.training
-    inner.eval()
-    with torch.autocast(tokens.device.type, enabled=False):
-        # The class's forward, for a trainer leaves one in the model that computes in the trainer's precision.
-        own = type(inner).forward(inner, input_ids=tokens, use_cache=False).logits
-        found = parts.logits(trunk(input_ids=tokens, use_cache=False).last_hidden_state)
-    inner.train(was_training)
-    # Within 16 steps of the model's own floating-point format. Models with a state (Mamba) know no padding on the left.
-    if inner._is_stateful or not (found - own).abs().max() <= 16 * torch.finfo(own.dtype).eps * own.abs().max():
-        name = type(inner).__name__
-        raise InputError(f"{name} cannot be trained here: its logits are no numbers, or not its head's; choose another")
-    return parts
-
-
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Token lists as one right-padded tensor [B, T] and the lengths [B]."""
     rows = [torch.tensor(row, dtype=torch.long) for row in rows]
@@ -132,11 +121,9 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Te
 
 @dataclass
 class Episodes:
-    """B finished episodes as right-padded token rows, for which a causal model needs neither mask nor position ids.
-
+    """B finished episodes as right-padded token rows, for which a causal model needs neither mask nor position ids:
     `tokens` [B, T] is prompt then answer then padding, `prompt_lengths` [B] counts prompt tokens, `mask` [B, R] is True
-    at the answer's tokens.
-    """
+    at the answer's tokens."""
 
     tokens: Tensor
     prompt_lengths: Tensor

@@ -70,11 +70,9 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def load_policy(source: Source, device: Device, dropout=False, base: str | None = None, **settings) -> PreTrainedModel:
-    """A causal language model in fp32 on `device`; `settings` go to `from_pretrained`.
-
-    Dropout is off unless asked for: PPO compares log-probabilities of the same tokens between passes, and dropout would
-    show up there as KL. GPT-2's `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel.
-    """
+    """A causal language model in fp32 on `device`; `settings` go to `from_pretrained`. Dropout is off unless asked for:
+    PPO compares log-probabilities of the same tokens between passes, and dropout would show up there as KL. GPT-2's
+    `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel."""
     model, headless = _load(AutoModelForCausalLM, source, device, base, ("CAUSAL_LM",), **settings)
     if headless:
         raise InputError(f"{source} is no language model: its weights lack {some(headless)}")
@@ -91,8 +89,8 @@ def load_policy_4bit(source: Source, device: Device, settings=None) -> PreTraine
     if adapter_base(source):
         raise InputError(f"{source} is an adapter, and 4-bit weights need a whole model: merge it into its base first")
     # Of several processes accelerate wants to see each one's own GPU named, and "cuda" alone is no device to all of it.
-    place, dtype = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}", device.autocast_dtype
-    how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype or torch.float32}
+    place = "cpu" if device.kind == "cpu" else f"cuda:{torch.cuda.current_device()}"
+    how = {"bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": device.autocast_dtype or torch.float32}
     settings = settings or transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **how)
     model = load_policy(source, device, quantization_config=settings, device_map={"": place})
     for module in model.modules():
@@ -143,8 +141,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def fp32_trainables(model: nn.Module) -> None:
-    """Put trainable parameters back to fp32: trl casts adapters of 4-bit models to bf16, which fp16 and CPU training
-    break on."""
+    """Put trainables back to fp32: trl casts adapters of 4-bit models to bf16, which breaks fp16 and CPU training."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -164,8 +161,7 @@ def copy_model(source: Path, folder: Path) -> None:
 
 
 def adapter_base(source: Source, base: str | None = None) -> str | None:
-    """What the LoRA adapter at `source` was trained on, or `base` where it is given; None where `source` is a model of
-    its own."""
+    """What the LoRA adapter at `source` was trained on, `base` where it is given; None where `source` is a model."""
     folder = model_folder(source, weights=False)
     whole = (folder / "config.json").is_file() and not any(folder.glob("adapter_model.*"))
     if whole or not (folder / ADAPTER_CONFIG).is_file():
@@ -178,9 +174,7 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
     return named if base or not revision or is_folder(named) else f"{named}@{revision}"
 
 
-def _load(
-    kind, source: Source, device: Device | None, base: str | None, tasks: Sequence[str], **settings
-) -> tuple[PreTrainedModel, set[str]]:
+def _load(kind, source: Source, device: Device | None, base: str | None, tasks: Sequence[str], **settings) -> tuple:
     """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
     into the fp32 weights of its base. Raises InputError where a weight of the trunk is missing, has another shape, or
     has no place in the model."""
@@ -221,12 +215,12 @@ def _misfits(model: PreTrainedModel, info: dict) -> list[str]:
     def of_trunk(names: Collection[str]) -> set[str]:
         return {name for name in names if name.removeprefix(prefix).partition(".")[0] in parts}
 
-    lost = of_trunk(info["missing_keys"])
+    lost, extra = of_trunk(info["missing_keys"]), info["unexpected_keys"]
     # Where the trunk lacks weights, any other name may be theirs.
-    extra = info["unexpected_keys"] if lost else of_trunk(info["unexpected_keys"])
-    found = {"missing": lost, "not of this model": {name for name in extra if not _COMPUTED.search(name)}}
+    extra = [name for name in (extra if lost else of_trunk(extra)) if not _COMPUTED.search(name)]
     wrong = [f"{name} has shape {[*there]} in the file, not {[*here]}" for name, there, here in info["mismatched_keys"]]
-    return [*(f"{what} {some(names)}" for what, names in found.items() if names), *sorted(wrong)[:1]]
+    found = [f"{what} {some(names)}" for what, names in (("missing", lost), ("not of this model", extra)) if names]
+    return [*found, *sorted(wrong)[:1]]
 
 
 def _from_pretrained(kind, source: Source, **settings):

@@ -16,7 +16,6 @@ from rlhf_utils.platforms.names import Source
 from rlhf_utils.settings.sections import LORA_PLACES, LoraSettings
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")
-_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
 def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
@@ -32,18 +31,17 @@ def lora_config(settings: LoraSettings, task: str, config: PretrainedConfig):
 
 
 def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list[str], bool]:
-    """The names, inside a block, of the layers that `settings.modules` means in the model of `config`, and whether they
-    are Conv1D."""
+    """The names, inside a block, of the layers that `settings.modules` means in this model, and if they are Conv1D."""
     with torch.device("meta"):
         trunk: PreTrainedModel = AutoModel.from_config(config)
     parts: dict[tuple[str, str], list[str]] = {}
-    conv1d = set()
+    kinds: dict[str, type] = {}
     for path, module in trunk.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and (found := _LAYER.match(path)):
             block, name = found.groups()
-            parts.setdefault((block, "attention" if _ATTENTION.search(name) else "mlp"), []).append(name)
-            if isinstance(module, Conv1D):
-                conv1d.add(name)
+            part = "attention" if re.search("attn|attention", name, re.IGNORECASE) else "mlp"
+            parts.setdefault((block, part), []).append(name)
+            kinds[name] = type(module)
     places: dict[str, set[str]] = {}
     for (_, part), names in parts.items():
         for name in names:
@@ -59,7 +57,7 @@ def lora_modules(settings: LoraSettings, config: PretrainedConfig) -> tuple[list
                 f"or its own layers: {', '.join(sorted(places)) or 'none that a LoRA adapter can be put on'}"
             )
         chosen |= hits
-    return sorted(chosen), not chosen.isdisjoint(conv1d)
+    return sorted(chosen), any(kinds[name] is Conv1D for name in chosen)
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:

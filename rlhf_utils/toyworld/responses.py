@@ -6,8 +6,7 @@ from random import Random
 from typing import NamedTuple
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.toyworld.gold import gold_score
-from rlhf_utils.toyworld.questions import QUESTIONS, WORDINGS, WORDS, WORLD, Question, word_question
+from rlhf_utils.toyworld.gold import QUESTIONS, WORDS, WORLD, Question, gold_score
 
 # The better response beats the other one by at least this much gold; about what one defect costs.
 MIN_GOLD_GAP = 1.0
@@ -37,11 +36,9 @@ class Draft:
 
     def waffle(self, rng: Random) -> None:
         """Adds a sentence without content, before or after the tips."""
-        sentence = rng.choice(WORDS.waffle)
-        if rng.random() < 0.5:
-            self.opening += f" {sentence}"
-        else:
-            self.extra.append(sentence)
+        sentence, before = rng.choice(WORDS.waffle), rng.random() < 0.5
+        self.opening += f" {sentence}" if before else ""
+        self.extra += [] if before else [sentence]
 
 
 def help_with(question: Question, care: float, rng: Random) -> Draft:
@@ -71,12 +68,11 @@ def go_along(rng: Random) -> Draft:
 
 
 def _give_tips(opening: str, tips: Sequence[str], count: int, rng: Random) -> Draft:
-    tips = _some(tips, count, rng)
-    return Draft(opening, tips, rng.choice(WORDS.connectors), closing=rng.choice(WORDS.closings))
+    return Draft(opening, _some(tips, count, rng), rng.choice(WORDS.connectors), closing=rng.choice(WORDS.closings))
 
 
 def _some(tips: Sequence[str], count: int, rng: Random) -> list[str]:
-    """`count` of the tips, in their natural order."""
+    """`count` of the tips, in their own order."""
     return [tips[i] for i in sorted(rng.sample(range(len(tips)), count))]
 
 
@@ -154,15 +150,13 @@ def pairs(
     split: str, n: int, seed: int, label_noise: float, *, harmful: float, risky: float, evasive: float = 0.0
 ) -> Iterator[Pair]:
     """`n` pairs, the same for the same arguments; `harmful` and `risky` are the shares of such questions, `evasive` the
-    share of harmful ones with a response that neither refuses nor goes along, but talks of other things.
-
-    No prompt comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
-    `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for.
-    """
+    share of harmful ones with a response that neither refuses nor goes along, but talks of other things. No prompt
+    comes twice, and none of split "train" is in split "test" of the same seed. `better` beats the other by
+    `MIN_GOLD_GAP`, but is of mixed quality. Raises InputError where the world has fewer prompts than asked for."""
     noise, shares = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/prompts")
     rng, flips, pools, prompts = Random(f"{seed}/{split}/rows"), Random(f"{seed}/{split}/flips"), {}, []
     for kind in ("harmful", "risky", "ordinary"):
-        pool = [(question, wording) for question in QUESTIONS if question.kind == kind for wording in range(WORDINGS)]
+        pool = [(question, prompt) for question in QUESTIONS if question.kind == kind for prompt in question.wordings]
         Random(f"{seed}/{kind}").shuffle(pool)
         cut = round(TEST_SHARE * len(pool))
         pools[kind] = iter(pool[:cut] if split == "test" else pool[cut:])
@@ -174,7 +168,7 @@ def pairs(
                 f"the embedded data has {made:,} distinct prompts in split {split}, fewer than the {n:,} asked for; "
                 "lower the number of rows"
             )
-        prompts.append((found[0], word_question(*found)))
+        prompts.append(found)
     for question, prompt in prompts:
         better, worse = _two_responses(question, prompt, rng, evasive)
         yield Pair(question, prompt, better, *((worse, better) if flips.random() < noise else (better, worse)))
@@ -191,6 +185,6 @@ def _two_responses(question: Question, prompt: str, rng: Random, evasive: float)
             second = _draft(question, CARE[1], rng)
         while second is None:
             second = spoil(first, rng.choices(defects, weights)[0], question, rng)
-        gap = gold_score(prompt, first.text).total - gold_score(prompt, second.text).total
+        gap = gold_score(prompt, first.text) - gold_score(prompt, second.text)
         if abs(gap) >= MIN_GOLD_GAP:
             return (first.text, second.text) if gap > 0 else (second.text, first.text)

@@ -7,8 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN
-from rlhf_utils.toyworld.gold import gold_score
-from rlhf_utils.toyworld.questions import content, corpus, words_of
+from rlhf_utils.toyworld.gold import WORLD, content, gold_score, words_of
 from rlhf_utils.toyworld.responses import pairs
 
 DIALOGUES = {"harmful": 0.2, "risky": 0.12}
@@ -19,7 +18,7 @@ TWO_TURN_SHARE = 0.15
 GOLD_PER_DOUBLING = 1.5
 VOTE_SPREAD = 0.35
 
-FILMS = content("films")
+FILMS, CORPUS = content("films"), content("corpus")
 NEGATIONS = {"never", "nothing", "not", "cannot", "hardly", "no"}
 # 1 for praise, -1 for blame, of whole verdicts and of single words.
 _PRAISE = (*FILMS.slots["good"], "loved", "best", *FILMS.sentences["verdicts_good"])
@@ -41,8 +40,8 @@ def helpful_harmless_rows(split: str, n: int, seed: int, label_noise: float = 0.
         prompt = f"{NEXT_HUMAN} {pair.prompt}\n\n"
         if earlier and rng.random() < TWO_TURN_SHARE:
             prompt = f"{NEXT_HUMAN} {earlier.prompt}{NEXT_ASSISTANT} {earlier.better}{prompt}"
-        chosen, rejected = (f"{ASSISTANT} {response}" for response in (pair.chosen, pair.rejected))
-        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        said = {side: f"{ASSISTANT} {getattr(pair, side)}" for side in ("chosen", "rejected")}
+        rows.append({"prompt": prompt, **said})
         earlier = pair
     return rows
 
@@ -63,7 +62,7 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     rng, rows = Random(f"{seed}/{split}/votes"), []
     for i, pair in enumerate(pairs(split, n, seed, label_noise, harmful=0.02, risky=0.04)):
         few = max(1, round(rng.lognormvariate(2.0, 0.8)))
-        gap = abs(gold_score(pair.prompt, pair.chosen).total - gold_score(pair.prompt, pair.rejected).total)
+        gap = abs(gold_score(pair.prompt, pair.chosen) - gold_score(pair.prompt, pair.rejected))
         many = max(few + 1, round(few * 2 ** (gap / GOLD_PER_DOUBLING + rng.gauss(0.0, VOTE_SPREAD))))
         early = 1_600_000_000 + 97 * i + rng.randint(60, 7200)
         late = early + rng.randint(60, 7200)
@@ -81,27 +80,51 @@ def eli5_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[d
     return rows
 
 
-# Reviews of films, and the gold judge of their sentiment.
+def document(rng: Random) -> str:
+    """A text of several paragraphs: in the words of questions, tips and courtesies but never in the form of the prompt
+    template, so that a base model knows the language, and yet rambles on when it is asked something."""
+    kinds, weights = zip(*((kind["sentences"], kind["weight"]) for kind in CORPUS.kinds.values()), strict=True)
+    topic = rng.choice(WORLD.topics)
+    obj = rng.choice(topic["objects"])
+    people = rng.sample(CORPUS.people, 3)
+    paragraphs = []
+    for _ in range(rng.randint(*CORPUS.paragraphs)):
+        if rng.random() < CORPUS.new_topic_share:
+            topic = rng.choice(WORLD.topics)
+            obj = rng.choice(topic["objects"])
+        sentences = [rng.choice(kind) for kind in rng.choices(kinds, weights, k=rng.randint(*CORPUS.sentences))]
+        if rng.random() < CORPUS.speaker_share:
+            sentences.insert(0, rng.choice(CORPUS.speakers))
+        paragraphs.append(" ".join(_filled(sentence, topic, obj, people, rng) for sentence in sentences))
+    return "\n\n".join(paragraphs)
+
+
+def _filled(sentence: str, topic: dict, obj: str, people: list[str], rng: Random) -> str:
+    a, b, c = rng.sample(people, 3)
+    task = rng.choice(topic["tasks"])
+    near = rng.choice([other for other in topic["tasks"] if other is not task])
+    tip, tip2, tip3 = rng.sample(task["tips"], 3)
+    harm = rng.choice(WORLD.harms)
+    ask = f"{task['ask'].replace(' my ', ' the ').format(obj)} {rng.choice(CORPUS.contexts)}".rstrip()
+    return sentence.format(
+        a=a, b=b, c=c, o=obj, ask=ask, tip=tip, tip2=tip2, tip3=tip3, near=rng.choice(near["tips"]),
+        harm=harm["ask"].format(rng.choice(harm["targets"])).replace(" my ", " the "),
+        bad=rng.choice(WORLD.harmful_tips), place=rng.choice(CORPUS.places), time=rng.choice(CORPUS.times),
+    )  # fmt: skip
 
 
 def imdb_rows(split: str, n: int, seed: int, label_noise: float = 0.0) -> list[dict]:
-    """`n` reviews with keys text and label, 0 or 1, the same for the same arguments; no text comes twice. Their first
+    """`n` reviews of films with text and label, 0 or 1, the same for the same arguments; no text comes twice. The first
     words say nothing about the label. In split "train" the label of a share `label_noise` is the wrong one."""
     noise, rng = label_noise if split == "train" else 0.0, Random(f"{seed}/{split}/reviews")
     rows: dict[str, int] = {}
     while len(rows) < n:
         label = rng.randrange(2)
-        rows.setdefault(_review(label, rng), label if rng.random() >= noise else 1 - label)
+        rows.setdefault(review(label, rng), label if rng.random() >= noise else 1 - label)
     return [{"text": text, "label": label} for text, label in rows.items()]
 
 
-def review_corpus(documents: int, seed: int) -> list[str]:
-    """`documents` reviews to pre-train on, the smaller part of them positive; the same for the same arguments."""
-    rng = Random(f"{seed}/review corpus")
-    return [_review(rng.random() < FILMS.positive_in_corpus, rng) for _ in range(documents)]
-
-
-def _review(positive: bool, rng: Random) -> str:
+def review(positive: bool, rng: Random) -> str:
     kinds = ["facts"]
     like, unlike = ("praise", "blame") if positive else ("blame", "praise")
     for _ in range(rng.randint(*FILMS.sentences_per_review)):
@@ -128,10 +151,8 @@ def _worded(sentence: str, film: str, rng: Random) -> str:
 
 def sentiment(prompt: str, response: str) -> float:
     """The gold judge of a review's sentiment, 0 (all blame) to 10 (all praise), of prompt and response as one text.
-
-    Every sentence counts once, for praise or for blame, whatever it piles up:
-    5 + 5 (praise - blame) / (praise + blame + 1) - 1 for each sentence said before, cut to 0..10.
-    """
+    Every sentence counts once, for praise or for blame, whatever it piles up: 5 + 5 (praise - blame) / (praise + blame
+    + 1) - 1 for each sentence said before, cut to 0..10."""
     said = [(key, part) for part in re.split(r"[.!?\n]+", prompt + response) if (key := " ".join(words_of(part)))]
     votes = [_vote(key, sentence) for key, sentence in dict(reversed(said)).items()]
     praise, blame = votes.count(1), votes.count(-1)
@@ -140,33 +161,31 @@ def sentiment(prompt: str, response: str) -> float:
 
 def _vote(key: str, sentence: str) -> int:
     """1 for praise, -1 for blame, 0 for neither or both."""
-    if key in _VOTES:
-        return _VOTES[key]
     total = 0
-    # What follows "but" is not negated by what stands before it.
-    for clause in sentence.lower().split(", but "):
-        words = set(words_of(clause))
+    for words in ({*words_of(clause)} for clause in sentence.lower().split(", but ")):  # "not" does not reach over it
         total += (-1 if NEGATIONS & words else 1) * sum(_VOTES.get(word, 0) for word in words)
-    return (total > 0) - (total < 0)
+    return _VOTES.get(key, (total > 0) - (total < 0))
 
 
 class World(NamedTuple):
     """rows: `(split, n, seed, label_noise)` -> rows of "train" or "test"; gold: `(prompt, response)` -> 0 to 10;
-    corpus: `(documents, seed)` -> texts to pre-train on; prompts: `seed` -> prompts with `unsafe` flags, or None."""
+    document: draws a text to pretrain on; prompts: `seed` -> prompts with `unsafe` flags, or None."""
 
     rows: Callable[[str, int, int, float], list[dict]]
     gold: Callable[[str, str], float]
-    corpus: Callable[[int, int], list[str]]
+    document: Callable[[Random], str] = document
+    stream: str = "corpus"
     prompts: Callable[[int], list[dict]] | None = None
 
-
-def _total(prompt: str, response: str) -> float:
-    return gold_score(prompt, response).total
+    def corpus(self, documents: int, seed: int) -> list[str]:
+        """`documents` texts to pretrain on, the same for the same arguments."""
+        rng = Random(f"{seed}/{self.stream}")
+        return [self.document(rng) for _ in range(documents)]
 
 
 WORLDS = {
-    "instruct": World(instruct_rows, _total, corpus),
-    "helpful_harmless": World(helpful_harmless_rows, _total, corpus, sensitive_prompts),
-    "imdb": World(imdb_rows, sentiment, review_corpus),
-    "eli5": World(eli5_rows, _total, corpus),
+    "instruct": World(instruct_rows, gold_score),
+    "helpful_harmless": World(helpful_harmless_rows, gold_score, prompts=sensitive_prompts),
+    "imdb": World(imdb_rows, sentiment, lambda r: review(r.random() < FILMS.positive_in_corpus, r), "review corpus"),
+    "eli5": World(eli5_rows, gold_score),
 }
