@@ -15,14 +15,13 @@ from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import EMBEDDED, check_trackers, is_folder, is_there, local_path
-from rlhf_utils.runs.launch import check_launcher, run_notebook, run_python
-from rlhf_utils.runs.named import check_names
+from rlhf_utils.platforms.names import check_trackers, is_there, local_path
+from rlhf_utils.runs.launch import run_notebook, run_python
+from rlhf_utils.runs.named import check_named_models, check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
 from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
-from rlhf_utils.settings.sections import LORA_PLACES
 
 # What the one cell tagged `parameters` of every notebook holds.
 PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
@@ -36,13 +35,13 @@ def open_run(
     runtime.prepare_environment()
     runtime.quiet_libraries()
     _refuse_unknown_parameters()
-    run = Run.open(recipe, scale, output_dir, overrides, resume)
-    entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
-    if not _applies(run, entry):
-        useful = ", ".join(n.name[:5] for n in SERIES if _applies(run, n))
-        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe} here; there are: {useful}")
+    run = Run(load_recipe(recipe, scale, overrides), output_dir, resume)
+    there = {n.name[:5]: n for n in SERIES if _applies(run, n)}
+    if notebook not in there:
+        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe}; there are: {', '.join(there)}")
     if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
+    run.make_folders()
     device = runtime.detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
     if runtime.platform_name() == "colab" and runtime.is_attended() and not runtime.is_on_drive(run.root):
@@ -50,8 +49,8 @@ def open_run(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
             f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'
         )
-    _make_missing(run, entry, overrides)
-    if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
+    _make_missing(run, there[notebook], overrides)
+    if processes.count() == 1 and (text := run.recipe.reading.get(Path(there[notebook].path).stem)):
         from IPython.display import Markdown, display
 
         display(Markdown(text))
@@ -92,7 +91,7 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
             flush=True,
         )
         choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
-        for key, value in located(overrides).items():
+        for key, value in overrides.items():
             choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         run_python("-m", "rlhf_utils", "run", *choice, "--only", ",".join(names))
     processes.wait()
@@ -196,12 +195,7 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
     if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
         with runtime.cache_entry("check"):
             pass  # InputError where nothing can be written there
-    adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
-    named = [name for name in recipe.model_names if name and name != EMBEDDED and (is_folder(name) or name in on_hub)]
-    if named or any({*adapter.modules} - {*LORA_PLACES} for adapter in adapters):
-        from rlhf_utils.runs.named import check_named_models  # imports torch, which takes seconds
-
-        check_named_models(run, on_hub)
+    check_named_models(run, on_hub)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
         rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
         check_rows(rows, recipe, run.splits)
@@ -209,11 +203,12 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
-    found = dict(overrides)
-    for key, value in overrides.items():
-        if (key in ("dataset", "policy") or key.startswith("models.")) and isinstance(value, str) and is_there(value):
-            found[key] = _as_seen_from_root(value)
-    return found
+
+    def found(key: str, value: Any) -> Any:
+        named = (key in ("dataset", "policy") or key.startswith("models.")) and isinstance(value, str)
+        return _as_seen_from_root(value) if named and is_there(value) else value
+
+    return {key: found(key, value) for key, value in overrides.items()}
 
 
 def _as_seen_from_root(folder: str) -> str:
@@ -227,18 +222,16 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
     supported under this launcher."""
     run = Run(recipe, output_dir, resume)
-
-    kept = {*run.stages} - {"base", "data", "evaluation"}
-    trained = {n.name[:5]: [stage for stage in n.makes if stage in kept] for n in SERIES if _applies(run, n)}
-    if not trained.get(number):
-        there = ", ".join(name for name, stages in trained.items() if stages)
-        raise InputError(f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {there}")
-    check_launcher()
-    if processes.is_main():
-        check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
-    processes.start()
-    run_cells(run, next(entry for entry in SERIES if entry.name.startswith(number)))
-    return {stage: run.results(stage) for stage in trained[number]}
+    kept = {"base", "data", "evaluation"}
+    there = {n.name[:5]: n for n in SERIES if {*n.makes} - kept and _applies(run, n)}
+    if number not in there:
+        names = ", ".join(there)
+        raise InputError(f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {names}")
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
+            raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
+    run_cells(run, there[number])
+    return {stage: run.results(stage) for stage in there[number].makes if stage in run.stages}
 
 
 def run_cells(run: Run, entry: Notebook) -> dict[str, Any]:

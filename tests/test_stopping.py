@@ -19,7 +19,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs import stopping
 from rlhf_utils.runs.launch import attended
-from rlhf_utils.runs.stopping import HELD, Stopped, run_lock, safe_points, stop_asked, terminable
+from rlhf_utils.runs.stopping import HELD, Stopped, handled, run_lock, safe_points, stop_asked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
@@ -64,7 +64,7 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("repeated")
     assert reached[-1] == "repeated"
-    with pytest.raises(Stopped), terminable():
+    with pytest.raises(Stopped), handled(Stopped.at_once, signal.SIGTERM):
         os.kill(os.getpid(), signal.SIGTERM)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -72,6 +72,11 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_is_attended_is_asked_first_and_ended_then(signals):
     heard, may_end = [], threading.Event()
+
+    def send(number):
+        heard.append(number)
+        if number == signal.SIGKILL:
+            may_end.set()
 
     def work():
         for _ in range(signals):
@@ -82,14 +87,10 @@ def test_what_is_attended_is_asked_first_and_ended_then(signals):
         may_end.wait(10)
         raise ValueError("comes of the signal")
 
-    def end():
-        heard.append("end")
-        may_end.set()
-
     with pytest.raises(Stopped) as stopped:
-        attended(work, lambda: heard.append("ask"), end, lambda: None)
+        attended(work, send, lambda: None)
     assert stopped.value.number == signal.SIGTERM
-    assert heard[0] == "ask" and ("end" in heard) == (signals == 2)
+    assert heard[0] == signal.SIGINT and (signal.SIGKILL in heard) == (signals == 2)
 
 
 @pytest.fixture

@@ -8,18 +8,15 @@ import fnmatch
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.platforms.names import Source, hub_name, is_folder, is_hub_name, local_path
+from rlhf_utils.platforms.names import DATASET, MODEL, Source, Wanted, is_folder, is_hub_name, local_path, wanted
 
-MODEL, DATASET = "model", "dataset"
 ADAPTER_CONFIG, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
 # Beside the weights: configuration, tokenizer, chat template.
 _SMALL = re.compile(r"[^/]+\.(json|txt|model|jinja)")
@@ -36,41 +33,8 @@ _REFUSED = {
 }
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is asked of the hub: a repository, the revision by the name it was given, and a folder inside it."""
-
-    name: str
-    kind: str
-    revision: str | None = None
-    subfolder: str | None = None
-
-    def __str__(self) -> str:
-        """The name as it may be given, with the word for a dataset before it."""
-        where = f":{self.subfolder}" if self.subfolder else ""
-        kind = "" if self.kind == MODEL else f"{self.kind} "
-        return f"{kind}{self.name}{where}{f'@{self.revision}' if self.revision else ''}"
-
-
-_recorders: list[dict[str, str]] = []
-
-
-@contextmanager
-def recording(commits: dict[str, str]) -> Iterator[None]:
-    """While the block runs, `commits` gets the commit of every repository of the hub that is read, by its name."""
-    _recorders.append(commits)
-    try:
-        yield
-    finally:
-        _recorders.pop()
-
-
-def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_dir: str | None = None) -> Wanted:
-    """What the name of a model or dataset asks of the hub, and where it does not say so itself `data.revision` and
-    `data.data_dir`; raises InputError where it is no such name."""
-    name, where = hub_name(source)
-    given = {"revision": revision, "subfolder": (data_dir or "").strip("/")}
-    return Wanted(name, kind, **{key: value for key, value in given.items() if value} | where)
+# The commit of every repository that was read since somebody cleared this, by its name.
+commits: dict[str, str] = {}
 
 
 def model_folder(source: Source, weights: bool = True) -> Path:
@@ -97,43 +61,66 @@ def snapshot(wanted: Wanted, large: bool = True) -> Path:
     """The folder, named by its commit, of a model, or of a dataset with its card and its data files below `subfolder`;
     without `large` only what is small of a model, and nothing of a dataset."""
     root = _fetched(wanted, large)
-    for recorder in _recorders:
-        recorder[str(wanted)] = root.name
+    commits[str(wanted)] = root.name
     return root
 
 
 @lru_cache
 def _fetched(wanted: Wanted, large: bool) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()
+    for name in ("repocard", "utils._http"):  # advice, in several lines
+        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
     where = {"repo_id": wanted.name, "repo_type": wanted.kind, "revision": wanted.revision}
     try:
-        with _asking(wanted):
-            info = HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-            needed = _needed(wanted, [file.rfilename for file in info.siblings or ()])
-            root = _record(wanted).parents[1] / "snapshots" / info.sha
-            if large:
-                write_json(_record(wanted), needed)
-            elif wanted.kind == DATASET:
-                # Anybody may read the list of a gated one.
-                HfApi().auth_check(wanted.name, repo_type=DATASET)
-            light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
-            if files := needed if large else light:
-                root = Path(snapshot_download(**where, allow_patterns=files))
-                # Versions of the library give back what little there is where the hub stops serving in between.
-                if not all((root / file).is_file() for file in files):
-                    raise _Trouble("the hub did not serve all of its files")
+        info = HfApi().repo_info(**where, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        needed = _needed(wanted, [file.rfilename for file in info.siblings or ()])
+        root = _record(wanted).parents[1] / "snapshots" / info.sha
+        if large:
+            write_json(_record(wanted), needed)
+        elif wanted.kind == DATASET:
+            # Anybody may read the list of a gated one.
+            HfApi().auth_check(wanted.name, repo_type=DATASET)
+        light = [file for file in needed if wanted.kind == MODEL and not file.endswith((".safetensors", ".bin"))]
+        if files := needed if large else light:
+            root = Path(snapshot_download(**where, allow_patterns=files))
+            # Versions of the library give back what little there is where the hub stops serving in between.
+            if not all((root / file).is_file() for file in files):
+                raise OSError("it did not serve all of its files")
         return root
-    except _Trouble as trouble:
-        if (root := _cached(wanted, where)) is not None:
-            if not constants.HF_HUB_OFFLINE:
-                print(f"{str(trouble).partition(' (')[0]}; {wanted} is read from the cache", file=sys.stderr)
-            return root
-        own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
-        raise InputError(
-            f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the "
-            f"network and HF_TOKEN, or use what is on this machine ({own}), or --scale tiny, which needs no network"
-        ) from None
+    # The last one is the base of the HTTP library's own, which is another library in newer versions.
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError.__mro__[1]) as error:
+        trouble = _trouble(wanted, error)
+    if (root := _cached(wanted, where)) is not None:
+        if not constants.HF_HUB_OFFLINE:
+            print(f"{trouble.partition(' (')[0]}; {wanted} is read from the cache", file=sys.stderr)
+        return root
+    own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
+    raise InputError(
+        f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the network and "
+        f"HF_TOKEN, or use what is on this machine ({own}), or --scale tiny, which needs no network"
+    )
+
+
+def _trouble(wanted: Wanted, error: BaseException) -> str:
+    """How it shows in `error` that the hub cannot serve for now; raises InputError, in one line, for what it refuses
+    and for a cache that cannot be used."""
+    from huggingface_hub import constants
+
+    while error.__cause__ and "cannot find" in str(error):  # it has looked into the cache too
+        error = error.__cause__
+    if line := _REFUSED.get(type(error).__name__):
+        page = f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == DATASET else ''}{wanted.name}"
+        raise InputError(f"{wanted}: {line.format(wanted=wanted, page=page)}") from None
+    if isinstance(error, OSError) and error.errno is not None:
+        where = error.filename or constants.HF_HUB_CACHE
+        advice = "HF_HOME names another folder for the hub's cache"
+        raise InputError(f"{wanted}: cannot use {where}: {error.strerror}; {advice}") from None
+    how = "could not be reached" if getattr(error, "response", None) is None else "did not serve it"
+    return f"{constants.ENDPOINT} {how} ({first_line(error)})"
 
 
 def _cached(wanted: Wanted, where: dict) -> Path | None:
@@ -185,39 +172,6 @@ def _needed(wanted: Wanted, files: Sequence[str]) -> list[str]:
         f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin); name a revision that has "
         "them (NAME@REVISION), or convert them and give the folder"
     )
-
-
-class _Trouble(Exception):
-    """The hub cannot serve for now; the message says how that showed."""
-
-
-@contextmanager
-def _asking(wanted: Wanted) -> Iterator[None]:
-    """Raise InputError with one line for what the hub refuses in the block, _Trouble where it cannot serve for now."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-    for name in ("repocard", "utils._http"):  # advice, in several lines
-        logging.getLogger(f"huggingface_hub.{name}").setLevel(logging.ERROR)
-    try:
-        yield
-    # The last one is the base of the HTTP library's own, which is another library in newer versions.
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError.__mro__[1]) as error:
-        while error.__cause__ and "cannot find" in str(error):  # it has looked into the cache too
-            error = error.__cause__
-        answer = getattr(error, "response", None)
-        page = f"{constants.ENDPOINT}/{'datasets/' if wanted.kind == DATASET else ''}{wanted.name}"
-        if line := _REFUSED.get(type(error).__name__, ""):
-            line = line.format(wanted=wanted, page=page)
-        elif isinstance(error, OSError) and error.errno is not None:
-            where = error.filename or constants.HF_HUB_CACHE
-            line = f"cannot use {where}: {error.strerror}; HF_HOME names another folder for the hub's cache"
-        else:
-            how = "could not be reached" if answer is None else "did not serve it"
-            raise _Trouble(f"{constants.ENDPOINT} {how} ({first_line(error)})") from None
-        raise InputError(f"{wanted}: {line}") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,8 @@ from rlhf_utils.platforms.runtime import cache_entry, quiet_libraries
 Source = str | Path
 # As a dataset or a policy: made here, without a network.
 EMBEDDED = "embedded"
+# The two kinds of repository that are read.
+MODEL, DATASET = "model", "dataset"
 _PART = r"[A-Za-z0-9][\w.-]{,95}"
 _NAME = re.compile(
     rf"(?P<name>{_PART}(?:/{_PART})?)(?::(?P<subfolder>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
@@ -66,8 +68,25 @@ def is_hub_name(source: Source) -> bool:
     return text != EMBEDDED and not is_folder(source) and ("://" in text or _NAME.fullmatch(text) is not None)
 
 
-def hub_name(source: Source) -> tuple[str, dict[str, str]]:
-    """The id in `owner/name:subfolder@revision`, and what there is of `subfolder` and `revision`; else InputError."""
+@dataclass(frozen=True)
+class Wanted:
+    """What a name asks of the hub: a repository, the revision by the name it was given, and a folder inside it."""
+
+    name: str
+    kind: str
+    revision: str | None = None
+    subfolder: str | None = None
+
+    def __str__(self) -> str:
+        """The name as it may be given, with the word for a dataset before it."""
+        where = f":{self.subfolder}" if self.subfolder else ""
+        kind = "" if self.kind == MODEL else f"{self.kind} "
+        return f"{kind}{self.name}{where}{f'@{self.revision}' if self.revision else ''}"
+
+
+def wanted(source: Source, kind: str = MODEL, revision: str | None = None, data_dir: str | None = None) -> Wanted:
+    """What `owner/name:subfolder@revision` asks of the hub; what it does not say is `data.revision` and
+    `data.data_dir`. Raises InputError where it is no such name."""
     text = str(source).strip()
     found = _NAME.fullmatch(text)
     if found is None or "://" in text or ".." in text:
@@ -75,13 +94,13 @@ def hub_name(source: Source) -> tuple[str, dict[str, str]]:
             f"cannot load {text[:200]} from the Hugging Face hub: it is no id (owner/name, perhaps with :FOLDER and "
             "@REVISION; no address), and there is no file or folder of that name"
         )
-    where = {key: (found[key] or "").strip("/") for key in ("subfolder", "revision")}
-    return found["name"], {key: value for key, value in where.items() if value}
+    folder = (found["subfolder"] or data_dir or "").strip("/")
+    return Wanted(found["name"], kind, found["revision"] or revision, folder or None)
 
 
 def known_as(source: Source) -> str:
     """The id on the hub by which `source` is known elsewhere, also of a packaged model."""
-    return PACKAGED[source].hub if source in PACKAGED else hub_name(source)[0]
+    return PACKAGED[source].hub if source in PACKAGED else wanted(source).name
 
 
 def check_trackers(names: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ import psutil
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import disk_errors, read_json, write_json
+from rlhf_utils.platforms.files import disk_errors, write_json
 from rlhf_utils.platforms.runtime import ALL_GPUS, HEADLESS
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, handled
@@ -47,8 +47,8 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
 
     target, root = run.notebooks / f"{name}.ipynb", notebook.parents[1]
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    started, progress = time.time(), run.root / ".progress.json"
-    progress.unlink(missing_ok=True)
+    started = time.time()
+    run.progress_file.unlink(missing_ok=True)
 
     def work() -> None:
         # It puts the parameters into paths by `str.format`.
@@ -58,52 +58,49 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
         papermill.execute_notebook(*paths, parameters=parameters, kernel_name="python3", **how)
 
     def tell() -> None:
-        state = read_json(progress) if progress.is_file() else {"text": "starting"}
-        step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
-        print(f"{label}  {state['text']}{step}  {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+        said = run.progress_file.read_text("utf-8") if run.progress_file.is_file() else "starting"
+        print(f"{label}  {said}  {time.time() - started:.0f} s", file=sys.stderr, flush=True)
 
     try:
         with disk_errors(running), processes.environment(**_KERNEL):
             # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of it.
-            attended(work, lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL), tell)
+            attended(work, _signal_kernels, tell)
         os.replace(running, target)
     except Stopped:
         run.note("notebooks", name, {"state": "interrupted"})
         raise
     except (PapermillExecutionError, DeadKernelError) as error:
         os.replace(running, failed)
-        place, text = "", "the kernel died, most likely for want of memory"
-        if isinstance(error, PapermillExecutionError):
-            place, text = f", cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
+        of_cell = isinstance(error, PapermillExecutionError)
+        text = f"{error.ename}: {error.evalue}" if of_cell else "the kernel died, most likely for want of memory"
         run.note("notebooks", name, {"state": "failed", "error": text[:500]})
-        if place and error.ename == "InputError":
+        if of_cell and error.ename == "InputError":
             raise InputError(error.evalue) from None
+        place = f"{notebook.relative_to(root)}{f', cell In [{error.exec_count}]' if of_cell else ''}"
         again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
-        raise TrainingError(f"{notebook.relative_to(root)}{place}: {text} (executed: {failed}); {again}") from None
+        raise TrainingError(f"{place}: {text} (executed: {failed}); {again}") from None
     finally:
         running.unlink(missing_ok=True)
-        progress.unlink(missing_ok=True)
+        run.progress_file.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     return round(time.time() - started, 1)
 
 
-def attended(
-    work: Callable[[], None], ask: Callable[[], None], end: Callable[[], None], tell: Callable[[], None]
-) -> None:
-    """Run `work` in a thread while this one listens for signals: `ask` at the first, repeated until it ends, `end` at
-    the second; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
+def attended(work: Callable[[], None], send: Callable[[int], None], tell: Callable[[], None]) -> None:
+    """Run `work` in a thread while this one listens for signals: at the first it sends SIGINT, repeated until the work
+    ends, at the second SIGKILL; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
     asked: list[int] = []
 
     def heard(number: int, _) -> None:
         if asked:
-            end()
+            send(signal.SIGKILL)
         asked.append(number)
 
     with ThreadPoolExecutor(1) as pool, handled(heard):
         done, told = pool.submit(work), time.monotonic()
         while not done.done():
             if asked:
-                ask()
+                send(signal.SIGINT)
             if time.monotonic() - told > _TELL_SECONDS:
                 tell()
                 told = time.monotonic()
@@ -152,13 +149,6 @@ def all_gpus() -> dict[str, str]:
     elif seen is not None:
         environment["CUDA_VISIBLE_DEVICES"] = seen
     return environment
-
-
-def check_launcher() -> None:
-    """Raise InputError where models would be divided among the processes of this launcher."""
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
-            raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
 
 
 def run_python(*arguments: str) -> None:

@@ -8,6 +8,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.hub import DATASET, look_up, wanted
 from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, check_packaged, is_folder, local_path
 from rlhf_utils.runs.run import Run
+from rlhf_utils.settings.sections import LORA_PLACES
 
 
 def check_names(run: Run, stages: Collection[str]) -> set[str]:
@@ -52,6 +53,16 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
 def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     """Raise InputError for a folder, or one of the names `on_hub`, that is no model, is the wrong kind of model, has
     weights that do not fit it, or does not go with the others; and for LoRA modules that the policy does not have."""
+    recipe, base, policies = run.recipe, run.recipe.models.adapter_base, []
+    ppo = recipe.ppo.lora if recipe.ppo.method != "full" else None
+    adapters = {"sft_qlora": recipe.qlora, "reward_model": recipe.reward_model.lora, "ppo": ppo}
+    adapters = {s: lora for s, lora in adapters.items() if lora and s in run.stages and not run.ready_model(s)}
+    named = {"policy": recipe.policy}
+    named |= {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo", "reward_model")}
+    named = {k: n for k, n in named.items() if n in on_hub or (n not in (None, EMBEDDED) and is_folder(n))}
+    if not named and not any({*lora.modules} - {*LORA_PLACES} for lora in adapters.values()):
+        return  # what follows imports torch, which takes seconds
+
     from transformers import GPT2Config
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -62,13 +73,8 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.runs.base import check_context
 
     quiet_libraries()
-    recipe, base, policies = run.recipe, run.recipe.models.adapter_base, []
-    named = {"policy": recipe.policy}
-    named |= {f"models.{stage}": run.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo", "reward_model")}
     configs = {"policy": GPT2Config()} if recipe.policy == EMBEDDED else {}
     for key, source in named.items():
-        if not source or source == EMBEDDED or not (is_folder(source) or source in on_hub):
-            continue
         config = configs[key] = loading.load_config(source, base)
         if key == "models.reward_model":
             load = loading.load_reward_model if recipe.form == "dialogue" else loading.load_classifier
@@ -94,7 +100,5 @@ def check_named_models(run: Run, on_hub: Collection[str] = ()) -> None:
         if is_folder(source):
             load(source, loading.SHAPES_ONLY, base=base)
     if config := configs.get("models.sft", configs.get("policy")):
-        ppo = recipe.ppo.lora if recipe.ppo.method != "full" else None
-        for stage, lora in (("sft_qlora", recipe.qlora), ("reward_model", recipe.reward_model.lora), ("ppo", ppo)):
-            if lora and stage in run.stages and not run.ready_model(stage):
-                lora_modules(lora, config)
+        for lora in adapters.values():
+            lora_modules(lora, config)

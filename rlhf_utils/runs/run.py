@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_utils.platforms import processes
+from rlhf_utils.platforms import files, hub, processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
-from rlhf_utils.platforms.hub import recording
-from rlhf_utils.platforms.names import check_packaged, local_path
+from rlhf_utils.platforms.names import local_path
 from rlhf_utils.platforms.runtime import check_drive, detect_device, peak_host_bytes
 from rlhf_utils.runs.stages import STAGES, Plan
 from rlhf_utils.runs.stopping import run_lock
@@ -56,6 +55,7 @@ class Run(Plan):
     evaluation = property(lambda self: self.root / "evaluation")
     plots = property(lambda self: self.root / "plots")
     notebooks = property(lambda self: self.root / "notebooks")
+    progress_file = property(lambda self: self.root / ".progress.txt")
 
     @classmethod
     def open(cls, recipe: str, scale="tiny", output_dir: str | Path = "outputs", overrides=None, resume=True) -> Run:
@@ -154,26 +154,25 @@ class Run(Plan):
         import torch
 
         self.require(*self.needs(stage))
-        check_packaged(self.recipe.model_names)
-        work, figures, commits = self.work(stage), {}, {}
+        work, figures = self.work(stage), {}
         processes.wait()
         with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), disk_errors(work):
             if processes.is_main():
                 if not self.resume and stage not in self._made_here:
                     shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True, exist_ok=True)
-            about = {"fingerprint": self.fingerprint(stage), **_provenance(), "hub": commits}
-            self._begun[stage] = about, time.time()
-            self.note("stages", stage, {"state": "running", **about})
+            hub.commits.clear()
+            self._begun[stage] = {"fingerprint": self.fingerprint(stage), **_provenance()}, time.time()
+            self.note("stages", stage, {"state": "running", **self._begun[stage][0]})
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             processes.wait()
             try:
-                with recording(commits):
-                    yield figures
+                yield figures
             except BaseException as error:
                 state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                self.note("stages", stage, {"state": state, **about, "error": f"{type(error).__name__}: {error}"[:500]})
+                about = {"state": state, **self._taken(stage), "error": f"{type(error).__name__}: {error}"[:500]}
+                self.note("stages", stage, about)
                 raise
             if processes.is_main() and work.is_dir():  # not published within the block
                 write_json(work / _TRAINED, {**self._taken(stage), "results": figures})
@@ -183,9 +182,13 @@ class Run(Plan):
         import torch
 
         about, begun = self._begun[stage]
-        device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        taken = {"seconds": round(time.time() - begun, 1), "peak_host_bytes": peak_host_bytes()}
-        return {**about, **taken, "peak_device_bytes": device}
+        return {
+            **about,
+            "hub": {**hub.commits},
+            "seconds": round(time.time() - begun, 1),
+            "peak_host_bytes": peak_host_bytes(),
+            "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        }
 
     def train(self, stage: str, trainer: Trainer) -> None:
         """Train `stage` with a trainer of transformers or trl, from its newest whole checkpoint (`runs.training`)."""
@@ -244,9 +247,9 @@ class Run(Plan):
         self._made_here.update(stages)
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
-        """Tell whoever started the series (it polls this file) what is going on."""
+        """Tell whoever started the series (it polls the file) what is going on."""
         if processes.is_main():
-            write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
+            files.write_text(self.progress_file, f"{text} ({step}/{total})" if total else text)
 
     def note(self, kind: str, name: str, about: dict) -> None:
         """Record in run.json how one of the "stages" or "notebooks" stands."""

@@ -3,16 +3,16 @@
 SIGINT and SIGTERM end a training at its next safe point, with the work saved; who asks twice is obeyed at once.
 """
 
-import contextlib
 import os
 import signal
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +35,11 @@ class Stopped(KeyboardInterrupt):
         super().__init__(f"stopped by {signal.Signals(number).name}; run it again to go on from here")
         self.number = number
 
+    @staticmethod
+    def at_once(number: int, _: Any) -> None:
+        """A handler of signals: whatever is open is closed on the way out, as after Ctrl-C."""
+        raise Stopped(number)
+
 
 def stop_asked() -> bool:
     """Whether a training inside `safe_points` should save and end now."""
@@ -43,12 +48,7 @@ def stop_asked() -> bool:
 
 @contextmanager
 def safe_points() -> Iterator[None]:
-    """In the block a first signal only asks (`stop_asked`); the block then ends soon, and Stopped is raised. Several
-    processes of one training are not asked at the same moment, so they stop at once."""
-    global _asked
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
+    """In the block a first signal only asks (`stop_asked`); the block then ends soon, and Stopped is raised."""
 
     def ask(number: int, _) -> None:
         global _asked
@@ -59,6 +59,7 @@ def safe_points() -> Iterator[None]:
             print("stopping at the next safe point", flush=True)
         _asked = number
 
+    global _asked
     try:
         with handled(ask):
             yield
@@ -69,21 +70,11 @@ def safe_points() -> Iterator[None]:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """In the block SIGTERM ends this process like Ctrl-C does: whatever is open is closed on the way out. One of
-    several processes is left to die of it, for its launcher sends it where another one has failed."""
-
-    def stop(number: int, _) -> None:
-        raise Stopped(number)
-
-    with contextlib.nullcontext() if "LOCAL_RANK" in os.environ else handled(stop, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def handled(handler, *numbers: int) -> Iterator[None]:
-    """In the block `handler` hears these signals, by default SIGINT and SIGTERM; only the main thread hears any."""
-    if threading.current_thread() is not threading.main_thread():
+def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """In the block `handler` hears these signals, by default SIGINT and SIGTERM; only the main thread hears any. One of
+    several processes is left to end at once: they are not asked at the same moment, and their launcher sends SIGTERM
+    where another one has failed."""
+    if threading.current_thread() is not threading.main_thread() or "LOCAL_RANK" in os.environ:
         yield
         return
     before = {number: signal.signal(number, handler) for number in numbers or (signal.SIGINT, signal.SIGTERM)}
