@@ -44,7 +44,7 @@ def open_run(
     run.make_folders()
     device = runtime.detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
-    if runtime.platform_name() == "colab" and runtime.is_attended() and not runtime.is_on_drive(run.root):
+    if runtime.platform_name() == "colab" and runtime.is_attended() and runtime.DRIVE not in run.root.parents:
         print(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
             f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -35,7 +36,11 @@ def ready() -> None:
     on Kaggle, else from the package index. Raises InputError where installing is impossible or needs a restart.
     """
     os.chdir(_own_copy() if ATTACHED in ROOT.parents else ROOT)
-    unmet = [needed for needed in requirements() if not is_met(needed)]
+    unmet = requirements()
+    for needed in requirements():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True):
+                unmet.remove(needed)
     if not unmet:
         return
     if blocked := [str(needed) for needed in unmet if needed.name in NEVER_TOUCHED]:
@@ -75,14 +80,6 @@ def requirements() -> list[Requirement]:
 
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8").split(LOCAL_ONLY)[0]
     return [Requirement(line) for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
-
-
-def is_met(needed: Requirement) -> bool:
-    """Whether what is needed is installed, in a version within its range."""
-    try:
-        return needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 def as_installed(needed: Requirement) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +19,6 @@ from rlhf_utils.platforms.files import disk_errors
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
 # Which GPUs there were before `prepare_environment`, as in CUDA_VISIBLE_DEVICES; for those who want all of them.
 ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
@@ -43,17 +42,10 @@ def is_attended() -> bool:
     return bool(getattr(kernel, "_allow_stdin", False))
 
 
-def is_on_drive(folder: Path) -> bool:
-    """Whether `folder` lies where Colab mounts Google Drive."""
-    return DRIVE in folder.parents
-
-
 def check_drive(folder: Path) -> None:
-    """Raise InputError where `folder` lies on Google Drive, this is Colab, and Drive is not mounted.
-
-    A folder made there without Drive would be lost with the session, and would keep Drive from being mounted later.
-    """
-    if platform_name() == "colab" and is_on_drive(folder) and not (DRIVE / "MyDrive").is_dir():
+    """Raise InputError where `folder` lies on Drive, this is Colab, and Drive is not mounted: a folder made there would
+    be lost with the session, and would keep Drive from being mounted later."""
+    if platform_name() == "colab" and DRIVE in folder.parents and not (DRIVE / "MyDrive").is_dir():
         raise InputError(
             f"{folder} is on Google Drive, which is not mounted: run `from google.colab import drive; "
             f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it"
@@ -95,7 +87,7 @@ def hub_token() -> str | None:
     """The Hugging Face token from `HF_TOKEN`, Colab's user data or Kaggle's secrets, in this order; None without."""
     if token := os.environ.get("HF_TOKEN"):
         return token
-    try:
+    with suppress(Exception):  # what a secret that is not there raises has changed over the years
         # Outside Colab's own page `userdata.get` blocks for a while and then fails.
         if platform_name() == "colab" and is_attended():
             from google.colab import userdata  # type: ignore[import-not-found]
@@ -105,8 +97,6 @@ def hub_token() -> str | None:
             from kaggle_secrets import UserSecretsClient  # type: ignore[import-not-found]
 
             return UserSecretsClient().get_secret("HF_TOKEN")
-    except Exception:  # what a secret that is not there raises has changed over the years; a token is optional
-        pass
     return None
 
 
@@ -116,7 +106,7 @@ class Device:
 
     kind: Literal["cpu", "cuda", "meta"]
     name: str
-    precision: Precision
+    precision: Literal["fp32", "bf16", "fp16"]
     memory_bytes: int
 
     @property

@@ -74,16 +74,9 @@ class Run(Plan):
     @classmethod
     def load(cls, folder: str | Path) -> Run:
         """The run in `folder`, with the settings and fingerprints of its own record: its data may have moved since."""
-        folder = Path(folder)
-        if not (folder / "run.json").is_file():
-            raise InputError(f"{folder} is not a run: it has no run.json; give a folder such as outputs/instruct-tiny")
-        record = read_json(folder / "run.json")
-        try:
-            run = cls(Recipe.model_validate(record["settings"]), folder.parent)
-            run._fingerprints = {name: about["fingerprint"] for name, about in record["stages"].items()}
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{folder / 'run.json'} is not a record of this version; run the series again") from None
-        run.root = folder
+        run = cls(Recipe.from_settings(Path(folder) / "run.json"), Path(folder).parent)
+        run.root = Path(folder)
+        run._fingerprints = {name: about["fingerprint"] for name, about in run.record()["stages"].items()}
         return run
 
     @property

@@ -105,12 +105,8 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     """A split as trl's reward trainer takes it tokenized: `chosen_ids`, `rejected_ids`. Without EOS: the score is read
     at the response's last token, in training as in every later use."""
     starts = [TEMPLATE.format(prompt) for prompt in split["prompt"]]
-    chosen, rejected = ([TEMPLATE.completion(said) for said in split[side]] for side in ("chosen", "rejected"))
-    rows = {
-        "chosen_ids": read_tokens(tokenizer, starts, chosen),
-        "rejected_ids": read_tokens(tokenizer, starts, rejected),
-    }
-    return Dataset.from_dict(rows)
+    sides = {side: [TEMPLATE.completion(said) for said in split[side]] for side in ("chosen", "rejected")}
+    return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, said) for side, said in sides.items()})
 
 
 def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
@@ -130,15 +126,17 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
         trainer.model_accepts_loss_kwargs = False
     train_resumably(trainer, Path(trainer.args.output_dir), stage.replace("_", " "), run.progress)
-    history = trainer.state.log_history
+    history, model = trainer.state.log_history, trainer.model
     if processes.is_main():
         lines = [line for line in history if "loss" in line or "eval_loss" in line]
         lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
         write_jsonl(run.work(stage) / LOG, lines)
-    taken = {"peak_memory_bytes": peak_memory_bytes(), "seconds": round(history[-1]["seconds"], 1)}
-    model = trainer.model  # a 4-bit weight counts as the number it stands for
-    trainable = model.num_parameters(only_trainable=True)
-    return {"trainable_parameters": trainable, "total_parameters": model.num_parameters(), **taken}
+    return {
+        "trainable_parameters": model.num_parameters(only_trainable=True),
+        "total_parameters": model.num_parameters(),  # a 4-bit weight counts as the number it stands for
+        "peak_memory_bytes": peak_memory_bytes(),
+        "seconds": round(history[-1]["seconds"], 1),
+    }
 
 
 def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:

@@ -77,7 +77,7 @@ class Recipe(Section):
     def from_settings(cls, file: Path) -> "Recipe":
         """The recipe whose settings `file` holds as JSON, alone or as the `settings` of a run.json."""
         if not file.is_file():
-            raise InputError(f"{file} is not there; give a file of settings, such as a run.json")
+            raise InputError(f"{file} is not there; name a run's folder (outputs/instruct-tiny), or its run.json")
         values = read_json(file)
         return _validated(values.get("settings", values) if isinstance(values, dict) else values, str(file))
 
