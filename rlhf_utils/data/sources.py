@@ -18,8 +18,7 @@ from pyarrow import parquet
 from rlhf_utils.data.schemas import shown
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import content_hash
-from rlhf_utils.platforms.hub import DATASET, snapshot, wanted
-from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
+from rlhf_utils.platforms.names import DATASET, EMBEDDED, is_hub_name, is_there, local_path, snapshot, wanted
 from rlhf_utils.settings.sections import DataSettings
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")

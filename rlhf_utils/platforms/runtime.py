@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import disk_errors
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
 DRIVE = Path("/content/drive")
+T = TypeVar("T")
+# How many rows fitted in the memory of this process, by the name of what they were for.
+_known: dict[str, int] = {}
 
 
 def platform_name() -> Literal["colab", "kaggle", "local"]:
@@ -182,3 +186,32 @@ def peak_host_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None = None) -> T:
+    """`attempt(size)`, with half the size after each time that memory ran out.
+
+    Begins with `most` rows, or with fewer where more are known not to fit. With `whole` every size divides it. Raises
+    TrainingError where one row does not fit, or where other processes would wait for this one.
+    """
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    size = min(most, _known.get(name, most))
+    while True:
+        if whole is not None:
+            size = next(divisor for divisor in range(size, 0, -1) if whole % divisor == 0)
+        try:
+            return attempt(size)
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            said = str(error).split("\n")[0][:200]
+        # Only here, after the handler: until it is left, the traceback keeps the failed graph alive.
+        clear_device_cache(garbage_collection=True)
+        if size == 1 or processes.count() > 1:
+            raise TrainingError(
+                f"{name}: out of memory with {size} rows at once ({said}); set a smaller micro-batch (with several "
+                "processes), gradient_checkpointing, shorter texts, or a smaller policy"
+            )
+        size = _known[name] = size // 2
+        print(f"{name}: out of memory; continuing with {size} rows at once, the result stays the same", flush=True)

@@ -16,7 +16,7 @@ from rlhf_utils.models.generation import Answer, Sampled, sample_answers
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.platforms.memory import fitting
+from rlhf_utils.platforms.runtime import fitting
 from rlhf_utils.ppo.objective import advantages_and_returns, kl_estimate, masked_whiten, shaped_rewards
 from rlhf_utils.ppo.policies import ActorCritic, Policy
 from rlhf_utils.rewards.terms import RewardFunction, RewardMixture

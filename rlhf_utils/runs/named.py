@@ -5,8 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rlhf_utils.data.sources import is_local
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import DATASET, look_up, wanted
-from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, check_packaged, is_folder, local_path
+from rlhf_utils.platforms.names import (
+    DATASET,
+    EMBEDDED,
+    PACKAGED,
+    check_packaged,
+    is_folder,
+    local_path,
+    look_up,
+    wanted,
+)
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import LORA_PLACES
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_utils.platforms import files, hub, processes
+from rlhf_utils.platforms import files, names, processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from rlhf_utils.platforms.names import local_path
@@ -154,7 +154,7 @@ class Run(Plan):
                 if not self.resume and stage not in self._made_here:
                     shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True, exist_ok=True)
-            hub.commits.clear()
+            names.commits.clear()
             self._begun[stage] = {"fingerprint": self.fingerprint(stage), **_provenance()}, time.time()
             self.note("stages", stage, {"state": "running", **self._begun[stage][0]})
             if torch.cuda.is_available():
@@ -177,7 +177,7 @@ class Run(Plan):
         about, begun = self._begun[stage]
         return {
             **about,
-            "hub": {**hub.commits},
+            "hub": {**names.commits},
             "seconds": round(time.time() - begun, 1),
             "peak_host_bytes": peak_host_bytes(),
             "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
