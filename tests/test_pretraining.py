@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.runs import base
 from rlhf_utils.runs.base import cached_base, train_base
-from rlhf_utils.runs.stopping import Stopped
+from rlhf_utils.runs.launch import Stopped
 from rlhf_utils.settings.sections import BaseSettings
 from rlhf_utils.toyworld.questions import corpus
 

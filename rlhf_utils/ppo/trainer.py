@@ -26,7 +26,7 @@ from rlhf_utils.ppo.record import METRICS, SAMPLES, cut_to, figures_of, progress
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.reward_model import RewardModel, check_critic
 from rlhf_utils.rewards.terms import RewardFunction
-from rlhf_utils.runs.stopping import safe_points, stop_asked
+from rlhf_utils.runs.launch import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template
 
@@ -105,7 +105,7 @@ class PPOTrainer:
         `kl_budget` ends the training: the policy before it is the result, and the last line of the metrics is the
         measurement, with no losses.
 
-        Raises InputError where the checkpoint is of other settings or prompts, and `stopping.Stopped` after a
+        Raises InputError where the checkpoint is of other settings or prompts, and `launch.Stopped` after a
         checkpoint where SIGINT or SIGTERM asked for it.
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.

@@ -24,8 +24,8 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from rlhf_utils.platforms.names import local_path
 from rlhf_utils.platforms.runtime import check_drive, detect_device, peak_host_bytes
+from rlhf_utils.runs.launch import run_lock
 from rlhf_utils.runs.stages import STAGES, Plan
-from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template
