@@ -113,14 +113,15 @@ def run_series(
     with run_lock(run.root):
         try:
             for number, notebook in enumerate(chosen, 1):
-                label = f"[{number}/{len(chosen)}] {notebook.path}"
-                if not fresh and _is_done(run, notebook):
+                label, key = f"[{number}/{len(chosen)}] {notebook.path}", _key(run, notebook)
+                done = run.record()["notebooks"].get(notebook.name, {}).get("key") == key
+                done = done and (run.notebooks / f"{notebook.name}.ipynb").is_file()
+                if not fresh and done and all(map(run.is_complete, _makes(run, notebook))):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
                 parameters = dict(zip(PARAMETERS, values, strict=True))
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
-                about = {"state": "complete", "key": _key(run, notebook), "seconds": seconds}
-                run.note("notebooks", notebook.name, about)
+                run.note("notebooks", notebook.name, {"state": "complete", "key": key, "seconds": seconds})
                 print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
         except InputError:
             if is_new and not any(run.checkpoints.glob("*/stage.json")):
@@ -135,12 +136,6 @@ def _key(run: Run, notebook: Notebook) -> str:
     parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
     parts += [run.fingerprint(stage) for stage in [*_makes(run, notebook), *_reads(run, notebook)]]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _is_done(run: Run, notebook: Notebook) -> bool:
-    there = (run.notebooks / f"{notebook.name}.ipynb").is_file()
-    same = run.record()["notebooks"].get(notebook.name, {}).get("key") == _key(run, notebook)
-    return there and same and all(run.is_complete(stage) for stage in _makes(run, notebook))
 
 
 def _chosen(only: list[str] | None) -> list[Notebook]:
@@ -196,8 +191,7 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
             pass  # InputError where nothing can be written there
     check_named_models(run, on_hub)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
-        rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-        check_rows(rows, recipe, run.splits)
+        check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
 
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:

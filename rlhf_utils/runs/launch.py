@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -233,25 +232,18 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
         return
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(count)]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    before = {stage for stage in run.stages if run.has(stage)}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder) / "settings.json"
-        write_json(settings, run.recipe.model_dump(mode="json"))
-        command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
-        run_python("-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"]))
-    run.note_made(*(stage for stage in run.stages if stage not in before and run.is_complete(stage)))
+    write_json(settings := run.root / ".settings.json", run.recipe.model_dump(mode="json"))
+    command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
+    run_python("-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"]))
+    run.note_made(*filter(run.is_complete, run.stages))
 
 
 def all_gpus() -> dict[str, str]:
     """This environment without a launcher's variables, and with the GPUs that this process could see before it was
     given one of them."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
-    seen = environment.pop(ALL_GPUS, None)
-    if seen == "all":
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-    elif seen is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = seen
-    return environment
+    environment["CUDA_VISIBLE_DEVICES"] = environment.pop(ALL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    return {name: value for name, value in environment.items() if (name, value) != ("CUDA_VISIBLE_DEVICES", "all")}
 
 
 def run_python(*arguments: str) -> None:

@@ -4,17 +4,9 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from rlhf_utils.data.sources import is_local
+from rlhf_utils.platforms import names
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.names import (
-    DATASET,
-    EMBEDDED,
-    PACKAGED,
-    check_packaged,
-    is_folder,
-    local_path,
-    look_up,
-    wanted,
-)
+from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, is_folder
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import LORA_PLACES
 
@@ -27,7 +19,7 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
     can be asked.
     """
     recipe = run.recipe
-    check_packaged(recipe.model_names)
+    names.check_packaged(recipe.model_names)
     models = {f"models.{stage}": run.ready_model(stage) for stage in stages}
     if "base" in stages:
         models["policy"] = recipe.policy
@@ -40,16 +32,16 @@ def check_names(run: Run, stages: Collection[str]) -> set[str]:
     for key, name in models.items():
         if name and name != EMBEDDED and not is_folder(name):
             asked[key] = (name,)
-        elif name and name not in (EMBEDDED, *PACKAGED) and not local_path(name).is_dir():
+        elif name and name not in (EMBEDDED, *PACKAGED) and not names.local_path(name).is_dir():
             raise InputError(f"{key}: there is no folder {name}; name a folder, or an id on the Hugging Face hub")
     on_hub = {name for (name,) in asked.values()}
     reads_data = "data" in stages or ("base" in stages and recipe.policy == EMBEDDED)
     if reads_data and recipe.dataset != EMBEDDED and not is_local(recipe.dataset):
-        asked["dataset"] = (recipe.dataset, DATASET, recipe.data.revision, recipe.data.data_dir)
+        asked["dataset"] = (recipe.dataset, names.DATASET, recipe.data.revision, recipe.data.data_dir)
 
     def ask(key: str) -> None:
         try:
-            look_up(wanted(*asked[key]), base_is_known=recipe.models.adapter_base is not None)
+            names.look_up(names.wanted(*asked[key]), base_is_known=recipe.models.adapter_base is not None)
         except InputError as error:
             raise InputError(str(error) if str(error).startswith(key) else f"{key}: {error}") from None
 
