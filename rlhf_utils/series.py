@@ -1,9 +1,9 @@
 """The notebooks in order: opening a run from one of them, and running them headless with papermill."""
 
-import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection, Mapping
@@ -12,10 +12,9 @@ from typing import Any
 
 from rlhf_utils.data.prepared import check_rows
 from rlhf_utils.data.sources import is_local, load_rows
-from rlhf_utils.platforms import processes, runtime
+from rlhf_utils.platforms import names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import check_trackers, is_there, local_path
 from rlhf_utils.runs.launch import run_lock, run_notebook, run_python
 from rlhf_utils.runs.named import check_named_models, check_names
 from rlhf_utils.runs.run import Run
@@ -61,15 +60,13 @@ def _refuse_unknown_parameters() -> None:
     it was given is the cell that it put in, which begins with a comment of its own."""
     from IPython import get_ipython
 
-    shell = get_ipython()
-    for cell in shell.user_ns.get("In", []) if shell else []:
-        if cell.startswith("# Parameters\n"):
-            given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
-            if unknown := sorted(given.difference(PARAMETERS)):
-                raise InputError(
-                    f"unknown parameter {', '.join(unknown)}; there are: {', '.join(PARAMETERS)}, and settings go into "
-                    'overrides, for example {"sft.epochs": 2}'
-                )
+    cells = get_ipython().user_ns.get("In", []) if get_ipython() else []
+    given = {name for cell in cells if cell.startswith("# Parameters\n") for name in re.findall(r"(?m)^(\w+) = ", cell)}
+    if unknown := sorted(given.difference(PARAMETERS)):
+        raise InputError(
+            f"unknown parameter {', '.join(unknown)}; there are: {', '.join(PARAMETERS)}, and settings go into "
+            'overrides, for example {"sft.epochs": 2}'
+        )
 
 
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
@@ -185,8 +182,8 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
     recipe = run.recipe
     if made & {"ppo", "overoptimise"}:
-        check_trackers(recipe.ppo.report_to)
-    if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
+        names.check_trackers(recipe.ppo.report_to)
+    if "base" in made and not all(name is None or names.is_there(name) for name in recipe.model_names):
         with runtime.cache_entry("check"):
             pass  # InputError where nothing can be written there
     check_named_models(run, on_hub)
@@ -199,14 +196,14 @@ def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
     def found(key: str, value: Any) -> Any:
         named = (key in ("dataset", "policy") or key.startswith("models.")) and isinstance(value, str)
-        return _as_seen_from_root(value) if named and is_there(value) else value
+        return _as_seen_from_root(value) if named and names.is_there(value) else value
 
     return {key: found(key, value) for key, value in overrides.items()}
 
 
 def _as_seen_from_root(folder: str) -> str:
     """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
-    path = local_path(Path(folder))
+    path = names.local_path(Path(folder))
     return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
@@ -25,7 +25,6 @@ ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
 DRIVE = Path("/content/drive")
-T = TypeVar("T")
 # How many rows fitted in the memory of this process, by the name of what they were for.
 _known: dict[str, int] = {}
 
@@ -188,7 +187,7 @@ def peak_host_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def fitting(name: str, most: int, attempt: Callable[[int], T], whole: int | None = None) -> T:
+def fitting(name: str, most: int, attempt: Callable[[int], Any], whole: int | None = None) -> Any:
     """`attempt(size)`, with half the size after each time that memory ran out.
 
     Begins with `most` rows, or with fewer where more are known not to fit. With `whole` every size divides it. Raises

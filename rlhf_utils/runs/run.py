@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -17,23 +18,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlhf_utils.platforms import files, names, processes
+from rlhf_utils import __version__
+from rlhf_utils.platforms import files, names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
-from rlhf_utils.platforms.names import local_path
-from rlhf_utils.platforms.runtime import check_drive, detect_device, peak_host_bytes
 from rlhf_utils.runs.launch import run_lock
 from rlhf_utils.runs.stages import STAGES, Plan
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 # What a training leaves in its work folder for the stage that is published from it.
 _TRAINED = "trained.json"
 # The log of a trainer in the work folder, and the record of a training that is published.
@@ -46,7 +42,7 @@ class Run(Plan):
     def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
         super().__init__(recipe)
         self.resume = resume
-        self.root = local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
+        self.root = names.local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
         self._made_here: set[str] = set()
         # What is known of the stages that this process makes, and when each began.
         self._begun: dict[str, tuple[dict, float]] = {}
@@ -66,8 +62,8 @@ class Run(Plan):
 
     def make_folders(self) -> None:
         """Make the run's folders; InputError where nothing can be written."""
-        check_drive(self.root)
-        with disk_errors(self.root):
+        runtime.check_drive(self.root)
+        with files.disk_errors(self.root):
             for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
                 folder.mkdir(parents=True, exist_ok=True)
 
@@ -95,7 +91,7 @@ class Run(Plan):
     def record(self) -> dict:
         """The content of run.json."""
         path = self.root / "run.json"
-        return read_json(path) if path.exists() else {"stages": {}, "notebooks": {}}
+        return files.read_json(path) if path.exists() else {"stages": {}, "notebooks": {}}
 
     def results(self, stage: str) -> dict:
         """The figures `stage` left beside what it made; InputError unless it is complete."""
@@ -137,7 +133,7 @@ class Run(Plan):
 
     def _stamp(self, stage: str) -> dict | None:
         path = self.folder(stage) / "stage.json"
-        return read_json(path) if os.path.isfile(path) else None
+        return files.read_json(path) if os.path.isfile(path) else None
 
     @contextlib.contextmanager
     def training(self, stage: str) -> Iterator[dict[str, Any]]:
@@ -149,7 +145,7 @@ class Run(Plan):
         self.require(*self.needs(stage))
         work, figures = self.work(stage), {}
         processes.wait()
-        with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), disk_errors(work):
+        with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), files.disk_errors(work):
             if processes.is_main():
                 if not self.resume and stage not in self._made_here:
                     shutil.rmtree(work, ignore_errors=True)
@@ -168,7 +164,7 @@ class Run(Plan):
                 self.note("stages", stage, about)
                 raise
             if processes.is_main() and work.is_dir():  # not published within the block
-                write_json(work / _TRAINED, {**self._taken(stage), "results": figures})
+                files.write_json(work / _TRAINED, {**self._taken(stage), "results": figures})
             processes.wait()
 
     def _taken(self, stage: str) -> dict[str, Any]:
@@ -179,11 +175,11 @@ class Run(Plan):
             **about,
             "hub": {**names.commits},
             "seconds": round(time.time() - begun, 1),
-            "peak_host_bytes": peak_host_bytes(),
+            "peak_host_bytes": runtime.peak_host_bytes(),
             "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         }
 
-    def train(self, stage: str, trainer: Trainer) -> None:
+    def train(self, stage: str, trainer) -> None:
         """Train `stage` with a trainer of transformers or trl, from its newest whole checkpoint (`runs.training`)."""
         from rlhf_utils.runs.training import train
 
@@ -194,26 +190,19 @@ class Run(Plan):
         """`figures()`, a JSON value; a stage that was interrupted after it reads what it had found."""
         path = self.work(stage) / f"{name}.json"
         if not path.is_file():
-            write_json(path, figures())
-        return read_json(path)
+            files.write_json(path, figures())
+        return files.read_json(path)
 
-    def publish(
-        self,
-        stage: str,
-        model: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        fill: Callable[[Path], Any] | None = None,
-        **results: Any,
-    ) -> None:
+    def publish(self, stage: str, model=None, tokenizer=None, fill: Callable[[Path], Any] | None = None, **results):
         """Put what `stage` made into `checkpoints/<stage>`, whole or not at all: model, record of the training,
         whatever `fill(folder)` adds, and `results`. Other processes wait until the main one has done so."""
         processes.wait()
         if processes.is_main():
             trained, history = self.work(stage) / _TRAINED, self.work(stage) / LOG
-            made = read_json(trained) if trained.is_file() else self._taken(stage)
+            made = files.read_json(trained) if trained.is_file() else self._taken(stage)
             found = made.pop("results", {}) | results
             with run_lock(self.root):
-                with whole_folder(self.folder(stage)) as folder:
+                with files.whole_folder(self.folder(stage)) as folder:
                     if model is not None:
                         from rlhf_utils.models.loading import save_model
 
@@ -221,9 +210,9 @@ class Run(Plan):
                     if fill:
                         fill(folder)
                     if history.is_file() and not (folder / HISTORY).is_file():
-                        write_jsonl(folder / HISTORY, [*read_jsonl(history), {"summary": True, **found}])
+                        files.write_jsonl(folder / HISTORY, [*files.read_jsonl(history), {"summary": True, **found}])
                     about = {"stage": stage, "fingerprint": self.fingerprint(stage), **self._head()}
-                    write_json(folder / "stage.json", {**about, "results": found, "made": made})
+                    files.write_json(folder / "stage.json", {**about, "results": found, "made": made})
                 self._settle(stage)
         self._made_here.add(stage)
         processes.wait()
@@ -249,7 +238,7 @@ class Run(Plan):
         if processes.is_main():
             record = {**self._head(), **{key: self.record()[key] for key in ("stages", "notebooks")}}
             record[kind][name] = about
-            write_json(self.root / "run.json", record)
+            files.write_json(self.root / "run.json", record)
 
     def _head(self) -> dict:
         return {
@@ -265,16 +254,14 @@ class Run(Plan):
 
 def _provenance() -> dict[str, Any]:
     """When, and with which versions, device, number of processes and git commit."""
-    versions, commit, device = {"python": platform.python_version()}, None, detect_device()
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
+    commit, device = None, runtime.detect_device()
     with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
         where = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 10}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **where).stdout.strip() or None
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), "rlhf_utils": __version__, **found},
         "device": {"name": device.name, "precision": device.precision},
         "processes": processes.count(),
         "git_commit": commit,
