@@ -248,7 +248,7 @@ class Run(Plan):
             "recipe_hash": self.recipe.hash,
             "template_hash": self.recipe.template.hash,
             "settings": self.recipe.model_dump(mode="json"),
-            "not_trained": sorted({*self.recipe.left_out, *self.fetched} - {"data"}),
+            "not_trained": sorted({*STAGES} - {*self.stages} | {*self.fetched} - {"data"}),
         }
 
 

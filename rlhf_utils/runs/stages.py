@@ -102,10 +102,19 @@ class Plan:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that this recipe has, each after those it needs."""
-        kept = [stage for stage in STAGES if stage not in self.recipe.left_out]
+        """The stages that have a meaning in this recipe, each after those it needs."""
+        recipe, ready = self.recipe, self.recipe.models
+        judged = recipe.dataset != EMBEDDED and recipe.form == "dialogue" and recipe.data.shares.judge
+        kept = {stage: True for stage in STAGES} | {
+            # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
+            "judge_model": judged and not ready.ppo,
+            "overoptimise": recipe.evaluation.overoptimise and not ready.sft and not ready.ppo,
+            # A tuned policy needs no adapter, and one beside a ready model of another base would not be comparable.
+            "sft_qlora": ready.sft_qlora or not (recipe.tuned_policy or ready.sft),
+            "base": recipe.policy != EMBEDDED or not ready.sft,
+        }
         # Without a base model the data take their tokenizer from the fine-tuned one, which is ready then.
-        return tuple(sorted(kept, key=lambda stage: "base" not in kept and stage != "sft"))
+        return tuple(sorted(filter(kept.get, STAGES), key=lambda stage: not kept["base"] and stage != "sft"))
 
     def needs(self, stage: str) -> tuple[str, ...]:
         """The stages that `stage` is made from; a ready policy is made from none."""
@@ -147,11 +156,9 @@ class Plan:
             first = "base" if "base" in self.stages else "data"
             if stage == first:
                 settings = STAGES["base"].settings
-            if ready:
-                # A ready reward model is measured on the data and scaled by the fine-tuned policy all the same.
-                settings = (f"models.{stage}", *(settings if stage == "reward_model" else ("name", "scale")))
-            if self.recipe.models.adapter_base and (ready or stage == "base"):
-                settings = (*settings, "models.adapter_base")
+            if ready and stage != "reward_model":  # a ready reward model is measured and scaled
+                settings = ("name", "scale")
+            settings = (*settings, "models.adapter_base", *([f"models.{stage}"] if ready else []))
             sources = [self.recipe.dataset, self.recipe.policy] if stage == first else []
             parts = [
                 stage,

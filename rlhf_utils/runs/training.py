@@ -161,10 +161,9 @@ class RunCallback(TrainerCallback):
     """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, puts
     it back to where it began, stops it when asked to, and where a loss or gradient that is logged is not finite."""
 
-    def __init__(self, trainer: Trainer, work: Path, title: str, progress: Progress | None):
-        self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
-        self.started = 0.0
-        # Several processes do not try again (`memory.fitting`).
+    def __init__(self, trainer: Trainer, title: str, progress: Progress | None):
+        self.trainer, self.title, self.progress = trainer, title, progress
+        # Several processes do not try again (`runtime.fitting`).
         learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
         self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
@@ -224,7 +223,7 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
         trainer.remove_callback(PrinterCallback)
-        ours = [RunCallback(trainer, work, title, progress)]
+        ours = [RunCallback(trainer, title, progress)]
         trainer.add_callback(ours[0])
 
     def attempt(size: int) -> None:

@@ -87,21 +87,6 @@ class Recipe(Section):
         return TEMPLATES[self.form]
 
     @property
-    def left_out(self) -> frozenset[str]:
-        """The stages that have no meaning here."""
-        ready = self.models
-        judged = self.dataset != EMBEDDED and self.form == "dialogue" and self.data.shares.judge
-        out = {
-            # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
-            "judge_model": not judged or ready.ppo,
-            "overoptimise": self.evaluation.overoptimise is None or ready.sft or ready.ppo,
-            # A tuned policy needs no adapter, and one beside a ready model of another base would not be comparable.
-            "sft_qlora": (self.tuned_policy or ready.sft) and not ready.sft_qlora,
-            "base": ready.sft and self.policy == EMBEDDED,
-        }
-        return frozenset(stage for stage, without in out.items() if without)
-
-    @property
     def model_names(self) -> list[str | None]:
         """Every model that the recipe names; None where it names none."""
         assistant = self.evaluation.assistant
