@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     prepare_environment()
     try:
-        with handled(Stopped.at_once, signal.SIGTERM):
+        with handled(Stopped.at_once):
             options.run_command(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

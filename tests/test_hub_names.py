@@ -204,7 +204,7 @@ def test_models_and_data_are_what_their_names_say_and_their_commits_are_known(hu
 RECIPES = """
 import json, sys
 from made import make
-from rlhf_utils.runs.named import check_named_models, check_names
+from rlhf_utils.runs.stages import check_named_models, check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 for name in recipe_names():

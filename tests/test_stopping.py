@@ -63,7 +63,7 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("repeated")
     assert reached[-1] == "repeated"
-    with pytest.raises(Stopped), handled(Stopped.at_once, signal.SIGTERM):
+    with pytest.raises(Stopped), handled(Stopped.at_once):
         os.kill(os.getpid(), signal.SIGTERM)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 

@@ -172,19 +172,14 @@ def cache_entry(name: str) -> Iterator[Path]:
             yield folder
 
 
-def peak_memory_bytes() -> int:
-    """Highest memory use of this process so far: on the GPU where there is one, else resident memory."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_host_bytes()
-
-
-def peak_host_bytes() -> int:
-    """Highest resident memory of this process since it began."""
+def peak_memory() -> tuple[int, int | None]:
+    """The most bytes that this process has used so far: resident, and on the GPU where there is one."""
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    import torch
+
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def fitting(name: str, most: int, attempt: Callable[[int], Any], whole: int | None = None) -> Any:

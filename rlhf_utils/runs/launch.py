@@ -88,14 +88,13 @@ def safe_points() -> Iterator[None]:
 
 
 @contextmanager
-def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
-    """In the block `handler` hears these signals, by default SIGINT and SIGTERM; only the main thread hears any. One of
-    several processes is left to end at once: they are not asked at the same moment, and their launcher sends SIGTERM
-    where another one has failed."""
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """In the block `handler` hears SIGINT and SIGTERM; only the main thread hears any. Of several processes each ends
+    at once: they are not asked at the same moment, and their launcher sends SIGTERM where another one has failed."""
     if threading.current_thread() is not threading.main_thread() or "LOCAL_RANK" in os.environ:
         yield
         return
-    before = {number: signal.signal(number, handler) for number in numbers or (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

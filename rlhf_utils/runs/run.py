@@ -168,16 +168,9 @@ class Run(Plan):
             processes.wait()
 
     def _taken(self, stage: str) -> dict[str, Any]:
-        import torch
-
-        about, begun = self._begun[stage]
-        return {
-            **about,
-            "hub": {**names.commits},
-            "seconds": round(time.time() - begun, 1),
-            "peak_host_bytes": runtime.peak_host_bytes(),
-            "peak_device_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        }
+        (about, begun), (host, device) = self._begun[stage], runtime.peak_memory()
+        taken = {"seconds": round(time.time() - begun, 1), "peak_host_bytes": host, "peak_device_bytes": device}
+        return {**about, "hub": {**names.commits}, **taken}
 
     def train(self, stage: str, trainer) -> None:
         """Train `stage` with a trainer of transformers or trl, from its newest whole checkpoint (`runs.training`)."""

@@ -20,7 +20,7 @@ from rlhf_utils.models.loading import fp32_trainables
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
-from rlhf_utils.platforms.runtime import detect_device, fitting, peak_memory_bytes
+from rlhf_utils.platforms.runtime import detect_device, fitting, peak_memory
 from rlhf_utils.runs.launch import safe_points, stop_asked
 from rlhf_utils.runs.run import LOG, Run
 from rlhf_utils.settings.sections import TrainingSettings
@@ -125,7 +125,7 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
         trainer.model_accepts_loss_kwargs = False
     train_resumably(trainer, Path(trainer.args.output_dir), stage.replace("_", " "), run.progress)
-    history, model = trainer.state.log_history, trainer.model
+    history, model, (host, device) = trainer.state.log_history, trainer.model, peak_memory()
     if processes.is_main():
         lines = [line for line in history if "loss" in line or "eval_loss" in line]
         lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
@@ -133,7 +133,7 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
     return {
         "trainable_parameters": model.num_parameters(only_trainable=True),
         "total_parameters": model.num_parameters(),  # a 4-bit weight counts as the number it stands for
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": device or host,
         "seconds": round(history[-1]["seconds"], 1),
     }
 
