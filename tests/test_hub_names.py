@@ -167,6 +167,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.settings.sections import DataSettings
+from rlhf_utils.platforms.names import commits
 
 def said(name):
     with torch.no_grad():
