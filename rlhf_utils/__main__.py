@@ -122,7 +122,6 @@ def _train(options: argparse.Namespace) -> None:
             results = train(options.notebook, recipe, options.output_dir, not options.fresh)
         if processes.is_main():
             print(json.dumps(results, indent=2))
-        processes.end()
 
 
 def _recipes(_: argparse.Namespace) -> None:

@@ -71,7 +71,7 @@ def _refuse_unknown_parameters() -> None:
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
     """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
     makes = _makes(run, entry)
-    wanted, needed = [*makes, *_reads(run, entry)], set()
+    wanted, needed = [*makes, *(stage for stage in entry.reads if stage in run.stages)], set()
     while wanted:
         needed.add(stage := wanted.pop())
         wanted += run.needs(stage)
@@ -130,7 +130,7 @@ def _key(run: Run, notebook: Notebook) -> str:
     """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
     # The outputs that are stored with it are not part of what it does.
     parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
-    parts += [run.fingerprint(stage) for stage in [*_makes(run, notebook), *_reads(run, notebook)]]
+    parts += [run.fingerprint(stage) for stage in (*_makes(run, notebook), *notebook.reads) if stage in run.stages]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -161,10 +161,6 @@ def _makes(run: Run, notebook: Notebook) -> list[str]:
     return [stage for stage in run.stages if stage in own or stage in fetched]
 
 
-def _reads(run: Run, notebook: Notebook) -> list[str]:
-    return [stage for stage in notebook.reads if stage in run.stages]
-
-
 def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
     """Raise InputError for what can be known to be wrong before anything is started or written; `on_hub` are the names
     of models that the hub has."""
@@ -178,7 +174,7 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         for stage in _makes(run, notebook):
             run.require(*(need for need in run.needs(stage) if need not in made))
             made.add(stage)
-        run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
+        run.require(*(stage for stage in notebook.reads if stage in run.stages and stage not in made))
     recipe = run.recipe
     if made & {"ppo", "overoptimise"}:
         names.check_trackers(recipe.ppo.report_to)

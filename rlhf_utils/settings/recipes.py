@@ -135,8 +135,10 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
             raise InputError(f"{key} holds what looks like an access token; set HF_TOKEN in the environment instead")
         if key in ("name", "scale"):
             raise InputError(f"{key} cannot be overridden; choose another recipe or scale")
-        nested = reduce(lambda inner, part: {part: inner}, str(key).split(".")[::-1], _plain(str(key), value))
-        values = _merged(values, nested)
+        if isinstance(value, str) and not _TEXTS.fullmatch(str(key)):
+            with suppress(yaml.YAMLError):
+                value = yaml.safe_load(value)
+        values = _merged(values, reduce(lambda inner, part: {part: inner}, str(key).split(".")[::-1], value))
     return _validated({"name": name, "scale": scale, **values}, f"recipe {name}, scale {scale}")
 
 
@@ -149,12 +151,6 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment!r} is not key=value; for example --set sft.epochs=2")
         overrides[key.strip()] = value
     return overrides
-
-
-def _plain(key: str, value: Any) -> Any:
-    with suppress(yaml.YAMLError):
-        return value if not isinstance(value, str) or _TEXTS.fullmatch(key) else yaml.safe_load(value)
-    return value
 
 
 def _merged(base: Mapping, change: Mapping) -> dict:
