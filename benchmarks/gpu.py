@@ -143,7 +143,7 @@ def numbers(what: str, precision: str, work: Path) -> dict:
 def ppo(what: str, precision: str, work: Path) -> dict:
     """A short PPO of the method in `what`; a resumed one beside the rewards of the one that was not killed."""
     from rlhf_utils.models.loading import load_tokenizer
-    from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
+    from rlhf_utils.platforms.runtime import detect_device, peak_memory
     from rlhf_utils.ppo import PPOConfig, PPOTrainer
     from rlhf_utils.rewards.reward_model import load_reward
 
@@ -162,7 +162,7 @@ def ppo(what: str, precision: str, work: Path) -> dict:
         "skipped_steps": sum(line["skipped_steps"] for line in history),
         "tokens_per_second": round(history[-1]["tokens_per_second"]),
         "phase_seconds": {name: round(seconds, 2) for name, seconds in history[-1]["phase_seconds"].items()},
-        "peak_gb": round(peak_memory_bytes() / 1e9, 3),
+        "peak_gb": round((peak_memory()[1] or peak_memory()[0]) / 1e9, 3),
     }
 
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from workload import matmul_rate, reached  # also puts the repository on the path
 
 from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.platforms.runtime import detect_device, peak_memory
 from rlhf_utils.ppo import PPOConfig
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -41,7 +41,7 @@ class Watch:
 
     def updated(self) -> None:
         self.times.append(time.perf_counter())
-        self.peak = max(self.peak, peak_memory_bytes())
+        self.peak = max(self.peak, peak_memory()[1] or peak_memory()[0])
         if self.goal is not None and reached(self.rewards, self.goal) is not None:
             raise Enough
 

@@ -1,7 +1,5 @@
 """The command line: `python -m rlhf_utils COMMAND`. Progress goes to stderr, results to stdout."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -10,16 +8,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.runtime import prepare_environment
-from rlhf_utils.runs.stopping import Stopped, terminable
-
-if TYPE_CHECKING:
-    from rlhf_utils.runs.run import Run
+from rlhf_utils.platforms.runtime import detect_device, prepare_environment, quiet_libraries
+from rlhf_utils.runs.launch import Stopped, handled
+from rlhf_utils.runs.run import Run
+from rlhf_utils.series import located, run_series, train
+from rlhf_utils.settings.recipes import SCALES, Recipe, load_recipe, parse_assignments, recipe_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     prepare_environment()
     try:
-        with terminable():
+        with handled(Stopped.at_once):
             options.run_command(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -105,9 +102,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from rlhf_utils.series import run_series
-    from rlhf_utils.settings.recipes import parse_assignments
-
     only = [part.strip() for part in options.only.split(",")] if options.only is not None else None
     overrides = parse_assignments(options.assignments)
     run = run_series(options.recipe, options.scale, options.output_dir, overrides, only, options.fresh)
@@ -119,9 +113,6 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from rlhf_utils.series import located, train
-    from rlhf_utils.settings.recipes import Recipe, load_recipe, parse_assignments
-
     with processes.one_voice():
         if options.settings:
             recipe = Recipe.from_settings(options.settings)
@@ -131,12 +122,9 @@ def _train(options: argparse.Namespace) -> None:
             results = train(options.notebook, recipe, options.output_dir, not options.fresh)
         if processes.is_main():
             print(json.dumps(results, indent=2))
-        processes.end()
 
 
 def _recipes(_: argparse.Namespace) -> None:
-    from rlhf_utils.settings.recipes import SCALES, load_recipe, recipe_names
-
     for name in recipe_names():
         print(f"{name}: {load_recipe(name).title}. {load_recipe(name).description}")
         for scale in SCALES:
@@ -170,7 +158,6 @@ def _rank(options: argparse.Namespace) -> None:
     run = _opened(options.run)
     run.require("reward_model")
 
-    from rlhf_utils.platforms.runtime import detect_device
     from rlhf_utils.rewards import load_reward
 
     reward = load_reward(run.folder("reward_model"), detect_device())
@@ -230,9 +217,6 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _opened(folder: Path) -> Run:
-    from rlhf_utils.platforms.runtime import quiet_libraries
-    from rlhf_utils.runs.run import Run
-
     run = Run.load(folder)
     quiet_libraries()
     return run

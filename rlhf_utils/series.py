@@ -1,9 +1,9 @@
 """The notebooks in order: opening a run from one of them, and running them headless with papermill."""
 
-import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Collection, Mapping
@@ -12,17 +12,13 @@ from typing import Any
 
 from rlhf_utils.data.prepared import check_rows
 from rlhf_utils.data.sources import is_local, load_rows
-from rlhf_utils.platforms import processes, runtime
+from rlhf_utils.platforms import names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.names import EMBEDDED, check_trackers, is_folder, is_there, local_path
-from rlhf_utils.runs.launch import check_launcher, run_notebook, run_python
-from rlhf_utils.runs.named import check_names
+from rlhf_utils.runs.launch import run_lock, run_notebook, run_python
 from rlhf_utils.runs.run import Run
-from rlhf_utils.runs.stages import ROOT, SERIES, Notebook
-from rlhf_utils.runs.stopping import run_lock
+from rlhf_utils.runs.stages import ROOT, SERIES, Notebook, check_named_models, check_names
 from rlhf_utils.settings.recipes import Recipe, load_recipe
-from rlhf_utils.settings.sections import LORA_PLACES
 
 # What the one cell tagged `parameters` of every notebook holds.
 PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
@@ -36,22 +32,22 @@ def open_run(
     runtime.prepare_environment()
     runtime.quiet_libraries()
     _refuse_unknown_parameters()
-    run = Run.open(recipe, scale, output_dir, overrides, resume)
-    entry = next(entry for entry in SERIES if entry.name.startswith(notebook))
-    if not _applies(run, entry):
-        useful = ", ".join(n.name[:5] for n in SERIES if _applies(run, n))
-        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe} here; there are: {useful}")
+    run = Run(load_recipe(recipe, scale, overrides), output_dir, resume)
+    there = {n.name[:5]: n for n in SERIES if _applies(run, n)}
+    if notebook not in there:
+        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe}; there are: {', '.join(there)}")
     if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
+    run.make_folders()
     device = runtime.detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
-    if runtime.platform_name() == "colab" and runtime.is_attended() and not runtime.is_on_drive(run.root):
+    if runtime.platform_name() == "colab" and runtime.is_attended() and runtime.DRIVE not in run.root.parents:
         print(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
             f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'
         )
-    _make_missing(run, entry, overrides)
-    if processes.count() == 1 and (text := run.recipe.reading.get(Path(entry.path).stem)):
+    _make_missing(run, there[notebook], overrides)
+    if processes.count() == 1 and (text := run.recipe.reading.get(Path(there[notebook].path).stem)):
         from IPython.display import Markdown, display
 
         display(Markdown(text))
@@ -82,21 +78,19 @@ def _refuse_unknown_parameters() -> None:
     it was given is the cell that it put in, which begins with a comment of its own."""
     from IPython import get_ipython
 
-    shell = get_ipython()
-    for cell in shell.user_ns.get("In", []) if shell else []:
-        if cell.startswith("# Parameters\n"):
-            given = {target.id for line in ast.parse(cell).body for target in getattr(line, "targets", [])}
-            if unknown := sorted(given.difference(PARAMETERS)):
-                raise InputError(
-                    f"unknown parameter {', '.join(unknown)}; there are: {', '.join(PARAMETERS)}, and settings go into "
-                    'overrides, for example {"sft.epochs": 2}'
-                )
+    cells = get_ipython().user_ns.get("In", []) if get_ipython() else []
+    given = {name for cell in cells if cell.startswith("# Parameters\n") for name in re.findall(r"(?m)^(\w+) = ", cell)}
+    if unknown := sorted(given.difference(PARAMETERS)):
+        raise InputError(
+            f"unknown parameter {', '.join(unknown)}; there are: {', '.join(PARAMETERS)}, and settings go into "
+            'overrides, for example {"sft.epochs": 2}'
+        )
 
 
 def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> None:
     """Run the earlier notebooks for what `entry` needs and is not there; of several processes the main one does."""
     makes = _makes(run, entry)
-    wanted, needed = [*makes, *_reads(run, entry)], set()
+    wanted, needed = [*makes, *(stage for stage in entry.reads if stage in run.stages)], set()
     while wanted:
         needed.add(stage := wanted.pop())
         wanted += run.needs(stage)
@@ -111,7 +105,7 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
             flush=True,
         )
         choice = ["--recipe", run.recipe.name, "--scale", run.recipe.scale, "--output-dir", str(run.root.parent)]
-        for key, value in located(overrides).items():
+        for key, value in overrides.items():
             choice += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         run_python("-m", "rlhf_utils", "run", *choice, "--only", ",".join(names))
     processes.wait()
@@ -134,14 +128,15 @@ def run_series(
     with run_lock(run.root):
         try:
             for number, notebook in enumerate(chosen, 1):
-                label = f"[{number}/{len(chosen)}] {notebook.path}"
-                if not fresh and _is_done(run, notebook):
+                label, key = f"[{number}/{len(chosen)}] {notebook.path}", _key(run, notebook)
+                done = run.record()["notebooks"].get(notebook.name, {}).get("key") == key
+                done = done and (run.notebooks / f"{notebook.name}.ipynb").is_file()
+                if not fresh and done and all(map(run.is_complete, _makes(run, notebook))):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
                 parameters = dict(zip(PARAMETERS, values, strict=True))
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
-                about = {"state": "complete", "key": _key(run, notebook), "seconds": seconds}
-                run.note("notebooks", notebook.name, about)
+                run.note("notebooks", notebook.name, {"state": "complete", "key": key, "seconds": seconds})
                 print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
         except InputError:
             if is_new and not any(run.checkpoints.glob("*/stage.json")):
@@ -154,14 +149,8 @@ def _key(run: Run, notebook: Notebook) -> str:
     """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
     # The outputs that are stored with it are not part of what it does.
     parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
-    parts += [run.fingerprint(stage) for stage in [*_makes(run, notebook), *_reads(run, notebook)]]
+    parts += [run.fingerprint(stage) for stage in (*_makes(run, notebook), *notebook.reads) if stage in run.stages]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _is_done(run: Run, notebook: Notebook) -> bool:
-    there = (run.notebooks / f"{notebook.name}.ipynb").is_file()
-    same = run.record()["notebooks"].get(notebook.name, {}).get("key") == _key(run, notebook)
-    return there and same and all(run.is_complete(stage) for stage in _makes(run, notebook))
 
 
 def _chosen(only: list[str] | None) -> list[Notebook]:
@@ -191,10 +180,6 @@ def _makes(run: Run, notebook: Notebook) -> list[str]:
     return [stage for stage in run.stages if stage in own or stage in fetched]
 
 
-def _reads(run: Run, notebook: Notebook) -> list[str]:
-    return [stage for stage in notebook.reads if stage in run.stages]
-
-
 def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
     """Raise InputError for what can be known to be wrong before anything is started or written; `on_hub` are the names
     of models that the hub has."""
@@ -208,36 +193,31 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
         for stage in _makes(run, notebook):
             run.require(*(need for need in run.needs(stage) if need not in made))
             made.add(stage)
-        run.require(*(stage for stage in _reads(run, notebook) if stage not in made))
+        run.require(*(stage for stage in notebook.reads if stage in run.stages and stage not in made))
     recipe = run.recipe
     if made & {"ppo", "overoptimise"}:
-        check_trackers(recipe.ppo.report_to)
-    if "base" in made and not all(name is None or is_there(name) for name in recipe.model_names):
+        names.check_trackers(recipe.ppo.report_to)
+    if "base" in made and not all(name is None or names.is_there(name) for name in recipe.model_names):
         with runtime.cache_entry("check"):
             pass  # InputError where nothing can be written there
-    adapters = (recipe.qlora, recipe.reward_model.lora, recipe.ppo.lora)
-    named = [name for name in recipe.model_names if name and name != EMBEDDED and (is_folder(name) or name in on_hub)]
-    if named or any({*adapter.modules} - {*LORA_PLACES} for adapter in adapters):
-        from rlhf_utils.runs.named import check_named_models  # imports torch, which takes seconds
-
-        check_named_models(run, on_hub)
+    check_named_models(run, on_hub)
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
-        rows = load_rows(recipe.dataset, recipe.data, recipe.seed)
-        check_rows(rows, recipe, run.splits)
+        check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
 
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in which files and folders have the names by which a kernel finds them, wherever it works."""
-    found = dict(overrides)
-    for key, value in overrides.items():
-        if (key in ("dataset", "policy") or key.startswith("models.")) and isinstance(value, str) and is_there(value):
-            found[key] = _as_seen_from_root(value)
-    return found
+
+    def found(key: str, value: Any) -> Any:
+        named = (key in ("dataset", "policy") or key.startswith("models.")) and isinstance(value, str)
+        return _as_seen_from_root(value) if named and names.is_there(value) else value
+
+    return {key: found(key, value) for key, value in overrides.items()}
 
 
 def _as_seen_from_root(folder: str) -> str:
     """Kernels work in the repository's root; a relative path from elsewhere has to become absolute."""
-    path = local_path(Path(folder))
+    path = names.local_path(Path(folder))
     return str(path) if path.is_absolute() or Path.cwd() == ROOT else str(path.resolve())
 
 
@@ -246,18 +226,16 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
     supported under this launcher."""
     run = Run(recipe, output_dir, resume)
-
-    kept = {*run.stages} - {"base", "data", "evaluation"}
-    trained = {n.name[:5]: [stage for stage in n.makes if stage in kept] for n in SERIES if _applies(run, n)}
-    if not trained.get(number):
-        there = ", ".join(name for name, stages in trained.items() if stages)
-        raise InputError(f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {there}")
-    check_launcher()
-    if processes.is_main():
-        check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
-    processes.start()
-    run_cells(run, next(entry for entry in SERIES if entry.name.startswith(number)))
-    return {stage: run.results(stage) for stage in trained[number]}
+    kept = {"base", "data", "evaluation"}
+    there = {n.name[:5]: n for n in SERIES if {*n.makes} - kept and _applies(run, n)}
+    if number not in there:
+        names = ", ".join(there)
+        raise InputError(f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {names}")
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
+            raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
+    run_cells(run, there[number])
+    return {stage: run.results(stage) for stage in there[number].makes if stage in run.stages}
 
 
 def run_cells(run: Run, entry: Notebook, until: str | None = None) -> dict[str, Any]:

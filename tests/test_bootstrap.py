@@ -196,7 +196,7 @@ def kaggle(tmp_path) -> Path:
         wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: made-up\nVersion: 1.5\n")
         wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{about}/RECORD", "")
-    (attached / bootstrap.MARKER).write_text(json.dumps({"python": bootstrap.this_python()}))
+    (attached / bootstrap.MARKER).write_text(json.dumps({"python": bootstrap.PYTHON}))
     (tmp_path / "working").mkdir()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "image"], check=True, timeout=60)
     [site] = (tmp_path / "image" / "lib").glob("*/site-packages")

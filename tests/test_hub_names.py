@@ -15,18 +15,18 @@ from hub.client import ROOT, ask, done, environment, start, start_asking
 from hub.server import OTHER_TOKEN, TOKEN, closed_port, silent_server
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import wanted as asked
-from rlhf_utils.platforms.names import hub_name, is_hub_name
+from rlhf_utils.platforms.names import Wanted, is_hub_name
+from rlhf_utils.platforms.names import wanted as asked
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 
 
 def test_a_subfolder_and_a_revision_stand_behind_the_name_and_what_is_no_id_is_told():
-    assert hub_name("gpt2") == ("gpt2", {})
-    assert hub_name("a/b:sub/dir-2@refs/pr/1") == ("a/b", {"subfolder": "sub/dir-2", "revision": "refs/pr/1"})
+    assert asked("gpt2") == Wanted("gpt2", "model")
+    assert asked("a/b:sub/dir-2@refs/pr/1", "dataset", "v1") == Wanted("a/b", "dataset", "refs/pr/1", "sub/dir-2")
     assert not any(map(is_hub_name, ("./here:there", "/tmp/run@home", "embedded", "smollm2")))
     for source in ("https://huggingface.co/a/b", "a/b:../../etc", "a" * 5000):
         with pytest.raises(InputError, match=r"it is no id \(owner/name, .* no address\)"):
-            hub_name(source)
+            asked(source)
 
 
 # Causes
@@ -167,7 +167,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.settings.sections import DataSettings
-from rlhf_utils.platforms.hub import recording
+from rlhf_utils.platforms.names import commits
 
 def said(name):
     with torch.no_grad():
@@ -179,14 +179,13 @@ def rows(name, **settings):
 def alike(one, other):
     return bool(torch.allclose(said(one), said(other), atol=1e-5))
 
-device, commits = detect_device(), {}
-with recording(commits):
-    print(json.dumps({
-        "same": [alike("gpt2", name) for name in ("sharded/gpt2", "nested/gpt2:small")],
-        "other": [alike("gpt2", name) for name in ("several/gpt2@v2", "adapters/gpt2")],
-        "rows": [len(rows("several/pairs").train), len(rows("several/pairs@v1").train)],
-        "imdb": [sorted(rows("stanfordnlp/imdb").train[0]), len(rows("stanfordnlp/imdb").test)],
-    }))
+device = detect_device()
+print(json.dumps({
+    "same": [alike("gpt2", name) for name in ("sharded/gpt2", "nested/gpt2:small")],
+    "other": [alike("gpt2", name) for name in ("several/gpt2@v2", "adapters/gpt2")],
+    "rows": [len(rows("several/pairs").train), len(rows("several/pairs@v1").train)],
+    "imdb": [sorted(rows("stanfordnlp/imdb").train[0]), len(rows("stanfordnlp/imdb").test)],
+}))
 print(json.dumps(commits))
 """
 
@@ -206,7 +205,7 @@ def test_models_and_data_are_what_their_names_say_and_their_commits_are_known(hu
 RECIPES = """
 import json, sys
 from made import make
-from rlhf_utils.runs.named import check_named_models, check_names
+from rlhf_utils.runs.stages import check_named_models, check_names
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe, recipe_names
 for name in recipe_names():

@@ -13,9 +13,9 @@ from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.runs import run as runs
 from rlhf_utils.runs import stages
+from rlhf_utils.runs.launch import run_lock
 from rlhf_utils.runs.run import LIBRARIES, Run
 from rlhf_utils.runs.stages import SERIES, STAGES
-from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.template import TEMPLATE
 
 # The stages of recipe instruct at scale tiny.
@@ -148,7 +148,7 @@ def test_run_json_says_with_what_it_was_made_also_after_an_attempt_with_other_se
     assert record["recipe_hash"] == run.recipe.hash and record["template_hash"] == TEMPLATE.hash
     about = record["stages"]["sft"]
     assert about["state"] == "complete" and about["results"] == {"of": "sft"} and about["seconds"] >= 0
-    assert set(about["versions"]) <= {"python", *LIBRARIES} and about["versions"]["torch"]
+    assert set(about["versions"]) <= {"python", "rlhf_utils", *LIBRARIES} and about["versions"]["torch"]
     assert set(about["device"]) == {"name", "precision"} and "git_commit" in about
     assert about["fingerprint"] == read_json(run.folder("sft") / "stage.json")["fingerprint"]
     with pytest.raises(TrainingError), open_run(tmp_path, seed=4, sft__learning_rate=9.0).training("sft"):

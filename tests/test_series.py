@@ -126,7 +126,7 @@ def test_what_lies_in_the_folder_of_a_run(told):
     assert expected <= files, expected - files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".h5"))]
     # Who is killed in the middle of telling how far it is leaves that file behind, and nothing else.
-    rest = [name for name in files if not name.startswith("..progress.json.")]
+    rest = [name for name in files if not name.startswith("..progress.txt.")]
     untidy = [name for name in rest if any(x in name for x in (".tmp", "partial", "running", ".work/"))]
     assert not untidy and not [name for name in files if name.endswith(".failed.ipynb")]
     assert len(read_jsonl(told.root / "checkpoints" / "ppo" / "metrics.jsonl")) == 2

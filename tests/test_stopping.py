@@ -17,16 +17,15 @@ from tiny import one_thread  # noqa: F401
 from rlhf_utils.__main__ import main
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs import stopping
-from rlhf_utils.runs.launch import attended
-from rlhf_utils.runs.stopping import HELD, Stopped, run_lock, safe_points, stop_asked, terminable
+from rlhf_utils.runs import launch
+from rlhf_utils.runs.launch import HELD, Stopped, attended, handled, run_lock, safe_points, stop_asked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys, time, pathlib
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs import stopping
-with stopping.run_lock(pathlib.Path(sys.argv[1])):
+from rlhf_utils.runs import launch
+with launch.run_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -64,7 +63,7 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("repeated")
     assert reached[-1] == "repeated"
-    with pytest.raises(Stopped), terminable():
+    with pytest.raises(Stopped), handled(Stopped.at_once):
         os.kill(os.getpid(), signal.SIGTERM)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -72,6 +71,11 @@ def test_a_second_request_is_obeyed_at_once(monkeypatch):
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_is_attended_is_asked_first_and_ended_then(signals):
     heard, may_end = [], threading.Event()
+
+    def send(number):
+        heard.append(number)
+        if number == signal.SIGKILL:
+            may_end.set()
 
     def work():
         for _ in range(signals):
@@ -82,21 +86,17 @@ def test_what_is_attended_is_asked_first_and_ended_then(signals):
         may_end.wait(10)
         raise ValueError("comes of the signal")
 
-    def end():
-        heard.append("end")
-        may_end.set()
-
     with pytest.raises(Stopped) as stopped:
-        attended(work, lambda: heard.append("ask"), end, lambda: None)
+        attended(work, send, lambda: None)
     assert stopped.value.number == signal.SIGTERM
-    assert heard[0] == "ask" and ("end" in heard) == (signals == 2)
+    assert heard[0] == signal.SIGINT and (signal.SIGKILL in heard) == (signals == 2)
 
 
 @pytest.fixture
 def other(tmp_path, monkeypatch):
     """Starts a process that holds a lock; it is killed at the end."""
     monkeypatch.delenv(HELD, raising=False)
-    monkeypatch.setattr(stopping, "LAST_BREATH_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "LAST_BREATH_SECONDS", 1.0)
     started = []
 
     def start(root: Path = tmp_path) -> subprocess.Popen:
@@ -142,7 +142,7 @@ def test_where_there_are_no_locks_it_warns_and_goes_on(tmp_path, monkeypatch):
     def acquire(self, timeout):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr(stopping.FileLock, "acquire", acquire)
+    monkeypatch.setattr(launch.FileLock, "acquire", acquire)
     with pytest.warns(UserWarning, match="cannot be locked"), run_lock(tmp_path):
         pass
 

@@ -102,7 +102,7 @@ def copy_repository(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--python", default=bootstrap.this_python(), help="e.g. 3.12; on Kaggle, `!python -V` tells")
+    parser.add_argument("--python", default=bootstrap.PYTHON, help="e.g. 3.12; on Kaggle, `!python -V` tells")
     asked = parser.parse_args()
     try:
         count = make(asked.folder, asked.python)

@@ -20,8 +20,7 @@ import pandas
 from pyarrow import parquet
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import DATASET, snapshot, wanted
-from rlhf_utils.platforms.names import EMBEDDED, is_hub_name, is_there, local_path
+from rlhf_utils.platforms.names import DATASET, EMBEDDED, is_hub_name, is_there, local_path, snapshot, wanted
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
 from rlhf_utils.toyworld import WORLDS

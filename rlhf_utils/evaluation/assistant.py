@@ -20,8 +20,7 @@ from rlhf_utils.evaluation.statistics import figures, win_rate
 from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_jsonl, write_text
-from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.names import EMBEDDED
+from rlhf_utils.platforms.names import EMBEDDED, model_folder
 from rlhf_utils.rewards import FluencyReward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import AssistantScore

@@ -18,8 +18,7 @@ from rlhf_utils.models.language_model import eos_ids
 from rlhf_utils.models.lora import merge_adapter, reading, some
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.platforms.hub import ADAPTER_CONFIG, model_folder
-from rlhf_utils.platforms.names import Source, is_folder, is_there
+from rlhf_utils.platforms.names import ADAPTER_CONFIG, Source, is_folder, is_there, model_folder
 from rlhf_utils.platforms.runtime import Device
 
 # Without safetensors transformers would ask a service to convert the weights, and read them from there another time.

@@ -11,8 +11,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.names import Source
+from rlhf_utils.platforms.names import Source, model_folder
 from rlhf_utils.settings.sections import LORA_PLACES, LoraSettings
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.(.+)$")

@@ -1,7 +1,6 @@
 """The first cell of every notebook: finds its feet and installs what is missing. Standard library only."""
 
-from __future__ import annotations
-
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -11,12 +10,8 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rlhf_utils.platforms.errors import InputError
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "gpt2-rlhf"  # what the first cell calls its copy of this repository
@@ -26,6 +21,7 @@ NEVER_TOUCHED = ("torch", "transformers", "numpy", "pandas")
 # Kaggle's attached datasets, read-only; the marker file makes a folder of wheels a wheelhouse and names its Python.
 ATTACHED = Path("/kaggle/input")
 MARKER = "rlhf-wheelhouse.json"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def ready() -> None:
@@ -35,7 +31,11 @@ def ready() -> None:
     on Kaggle, else from the package index. Raises InputError where installing is impossible or needs a restart.
     """
     os.chdir(_own_copy() if ATTACHED in ROOT.parents else ROOT)
-    unmet = [needed for needed in requirements() if not is_met(needed)]
+    unmet = requirements()
+    for needed in requirements():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True):
+                unmet.remove(needed)
     if not unmet:
         return
     if blocked := [str(needed) for needed in unmet if needed.name in NEVER_TOUCHED]:
@@ -66,8 +66,8 @@ def settle() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: advice not in str(record.msg))
 
 
-def requirements() -> list[Requirement]:
-    """What Colab and Kaggle need, of each line of requirements.txt."""
+def requirements() -> list:
+    """What Colab and Kaggle need, of each line of requirements.txt, as packaging's Requirement."""
     try:
         from packaging.requirements import Requirement
     except ImportError:  # pip carries a copy
@@ -77,15 +77,7 @@ def requirements() -> list[Requirement]:
     return [Requirement(line) for raw in text.splitlines() if (line := raw.split("#")[0].strip())]
 
 
-def is_met(needed: Requirement) -> bool:
-    """Whether what is needed is installed, in a version within its range."""
-    try:
-        return needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def as_installed(needed: Requirement) -> str:
+def as_installed(needed) -> str:
     """The requirement as it is given to pip on a notebook service: datasets 5.1 would move huggingface_hub as well."""
     return f"{needed},<5.1" if needed.name == "datasets" else str(needed)
 
@@ -97,11 +89,6 @@ def pip(*arguments: str, advice: str) -> None:
     if done.returncode:
         complaints = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or [done.stderr]
         raise InputError(f"pip {arguments[0]} failed ({complaints[-1].removeprefix('ERROR: ')}); {advice}")
-
-
-def this_python() -> str:
-    """The version of the interpreter as wheels are made for it: `3.12`."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def written_address() -> str:
@@ -126,14 +113,14 @@ def _own_copy() -> Path:
     return copy
 
 
-def _install(unmet: list[Requirement]) -> None:
+def _install(unmet: list) -> None:
     """With pip, from the wheelhouse where there is one; what a notebook service ships stays as it is."""
     attached = (marker.parent for marker in ATTACHED.rglob(MARKER))
     wheels, source = os.environ.get("RLHF_WHEELHOUSE") or next(attached, None), []
     advice = "without internet, attach a wheelhouse (docs/offline_and_kaggle.md)"
     if wheels:
         source = ["--no-index", "--find-links", os.path.expanduser(wheels)]
-        again = f"`python tools/wheelhouse.py FOLDER --python {this_python()}`"
+        again = f"`python tools/wheelhouse.py FOLDER --python {PYTHON}`"
         advice = f"{wheels} lacks what is needed here: make it again with {again}"
     held = [f"{name}=={importlib.metadata.version(name)}" for name in NEVER_TOUCHED]
     pip("install", *source, *map(as_installed, unmet), *held, advice=advice)

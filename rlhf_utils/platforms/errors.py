@@ -14,22 +14,17 @@ def visible(text: str) -> str:
     )
 
 
-class _OneLine:
-    """In a notebook the message alone is shown: IPython asks an exception for this method."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [f"error: {self}"]
-
-
-class InputError(_OneLine, Exception):
-    """Something the user gave is wrong (exit status 2); the one-line message says what, where, and what to do."""
-
+class _OneLine(Exception):
     def __init__(self, message: str):
         super().__init__(visible(" ".join(str(message).split())))
 
+    def _render_traceback_(self) -> list[str]:
+        return [f"error: {self}"]  # IPython asks for it: a notebook shows the message alone
 
-class TrainingError(_OneLine, RuntimeError):
+
+class InputError(_OneLine):
+    """Something the user gave is wrong (exit status 2); the one-line message says what, where, and what to do."""
+
+
+class TrainingError(_OneLine):
     """Training cannot go on (NaN loss, exploding KL); the message names the step and the likely cause."""
-
-    def __init__(self, message: str):
-        super().__init__(visible(str(message)))

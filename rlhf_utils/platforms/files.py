@@ -142,21 +142,16 @@ def content_hash(path: Path) -> str:
     """SHA-256 (first 16 hex digits) of a file, or of all files in a folder with their names."""
     digest = hashlib.sha256()
     for file in sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
         with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
 def newest_complete(work: Path) -> str | None:
     """The newest whole checkpoint of transformers' trainer in `work`; those cut off while they were written are
     removed. The trainer itself would raise on one, go on without its optimizer state, or count it among those kept."""
-    newest = None
-    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
-        if (folder / COMPLETE).exists():
-            newest = str(folder)
-        else:
+    for folder in (found := sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))):
+        if not (folder / COMPLETE).exists():
             shutil.rmtree(folder)
-    return newest
+    return next((str(folder) for folder in reversed(found) if folder.is_dir()), None)

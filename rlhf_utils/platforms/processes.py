@@ -46,12 +46,6 @@ def start() -> Any:
     return PartialState(cpu=detect_device().kind == "cpu", timeout=_PATIENCE)
 
 
-def end() -> None:
-    """Part from the other processes; NCCL complains of those that leave without a word."""
-    if count() > 1:
-        start().destroy_process_group()
-
-
 def wait() -> None:
     """Return once every process has come here."""
     if count() > 1:
@@ -110,6 +104,8 @@ def one_voice() -> Iterator[None]:
             silence.enter_context(warnings.catch_warnings(action="ignore"))
         try:
             yield
+            if count() > 1:
+                start().destroy_process_group()  # NCCL complains of those that leave without a word
         except Exception as error:
             if not is_main():
                 time.sleep(_HEAD_START_SECONDS)

@@ -7,24 +7,26 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms import processes
+from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import disk_errors
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
 # Which GPUs there were before `prepare_environment`, as in CUDA_VISIBLE_DEVICES; for those who want all of them.
 ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
 DRIVE = Path("/content/drive")
+# How many rows fitted in the memory of this process, by the name of what they were for.
+_known: dict[str, int] = {}
 
 
 def platform_name() -> Literal["colab", "kaggle", "local"]:
@@ -43,17 +45,10 @@ def is_attended() -> bool:
     return bool(getattr(kernel, "_allow_stdin", False))
 
 
-def is_on_drive(folder: Path) -> bool:
-    """Whether `folder` lies where Colab mounts Google Drive."""
-    return DRIVE in folder.parents
-
-
 def check_drive(folder: Path) -> None:
-    """Raise InputError where `folder` lies on Google Drive, this is Colab, and Drive is not mounted.
-
-    A folder made there without Drive would be lost with the session, and would keep Drive from being mounted later.
-    """
-    if platform_name() == "colab" and is_on_drive(folder) and not (DRIVE / "MyDrive").is_dir():
+    """Raise InputError where `folder` lies on Drive, this is Colab, and Drive is not mounted: a folder made there would
+    be lost with the session, and would keep Drive from being mounted later."""
+    if platform_name() == "colab" and DRIVE in folder.parents and not (DRIVE / "MyDrive").is_dir():
         raise InputError(
             f"{folder} is on Google Drive, which is not mounted: run `from google.colab import drive; "
             f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it"
@@ -95,7 +90,7 @@ def hub_token() -> str | None:
     """The Hugging Face token from `HF_TOKEN`, Colab's user data or Kaggle's secrets, in this order; None without."""
     if token := os.environ.get("HF_TOKEN"):
         return token
-    try:
+    with suppress(Exception):  # what a secret that is not there raises has changed over the years
         # Outside Colab's own page `userdata.get` blocks for a while and then fails.
         if platform_name() == "colab" and is_attended():
             from google.colab import userdata  # type: ignore[import-not-found]
@@ -105,8 +100,6 @@ def hub_token() -> str | None:
             from kaggle_secrets import UserSecretsClient  # type: ignore[import-not-found]
 
             return UserSecretsClient().get_secret("HF_TOKEN")
-    except Exception:  # what a secret that is not there raises has changed over the years; a token is optional
-        pass
     return None
 
 
@@ -116,7 +109,7 @@ class Device:
 
     kind: Literal["cpu", "cuda", "meta"]
     name: str
-    precision: Precision
+    precision: Literal["fp32", "bf16", "fp16"]
     memory_bytes: int
 
     @property
@@ -179,16 +172,40 @@ def cache_entry(name: str) -> Iterator[Path]:
             yield folder
 
 
-def peak_memory_bytes() -> int:
-    """Highest memory use of this process so far: on the GPU where there is one, else resident memory."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_host_bytes()
-
-
-def peak_host_bytes() -> int:
-    """Highest resident memory of this process since it began."""
+def peak_memory() -> tuple[int, int | None]:
+    """The most bytes that this process has used so far: resident, and on the GPU where there is one."""
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    import torch
+
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def fitting(name: str, most: int, attempt: Callable[[int], Any], whole: int | None = None) -> Any:
+    """`attempt(size)`, with half the size after each time that memory ran out.
+
+    Begins with `most` rows, or with fewer where more are known not to fit. With `whole` every size divides it. Raises
+    TrainingError where one row does not fit, or where other processes would wait for this one.
+    """
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    size = min(most, _known.get(name, most))
+    while True:
+        if whole is not None:
+            size = next(divisor for divisor in range(size, 0, -1) if whole % divisor == 0)
+        try:
+            return attempt(size)
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            said = str(error).split("\n")[0][:200]
+        # Only here, after the handler: until it is left, the traceback keeps the failed graph alive.
+        clear_device_cache(garbage_collection=True)
+        if size == 1 or processes.count() > 1:
+            raise TrainingError(
+                f"{name}: out of memory with {size} rows at once ({said}); set a smaller micro-batch (with several "
+                "processes), gradient_checkpointing, shorter texts, or a smaller policy"
+            )
+        size = _known[name] = size // 2
+        print(f"{name}: out of memory; continuing with {size} rows at once, the result stays the same", flush=True)

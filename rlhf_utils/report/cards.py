@@ -78,7 +78,7 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
     """
     from huggingface_hub import HfApi
 
-    from rlhf_utils.platforms.hub import first_line
+    from rlhf_utils.platforms.names import first_line
 
     token = hub_token()
     if token is None:

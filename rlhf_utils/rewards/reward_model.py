@@ -15,8 +15,7 @@ from rlhf_utils.models.language_model import right_padded
 from rlhf_utils.models.loading import load_classifier_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.platforms.hub import model_folder
-from rlhf_utils.platforms.names import Source
+from rlhf_utils.platforms.names import Source, model_folder
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.template import TEMPLATE
 

@@ -1,30 +1,41 @@
-"""A notebook with nobody there, through papermill; and Python in processes of its own, with all GPUs.
+"""Starting and stopping: one writer for each run, signals, a notebook with nobody there, processes with all GPUs.
 
-`on_all_gpus` starts `accelerate launch -m rlhf_utils train` from inside a notebook: a kernel that has touched its GPU
-can no longer divide itself among several.
+SIGINT and SIGTERM end a training at its next safe point, with the work saved; who asks twice is obeyed at once.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
-from rlhf_utils.platforms.files import disk_errors, read_json, write_json
+from rlhf_utils.platforms.files import disk_errors, write_json, write_text
 from rlhf_utils.platforms.runtime import ALL_GPUS, HEADLESS
-from rlhf_utils.runs.run import Run
-from rlhf_utils.runs.stopping import Stopped, handled
 
+if TYPE_CHECKING:
+    from rlhf_utils.runs.run import Run
+
+# In the environment: the folder of the run that this process, or the one that started it, holds.
+HELD = "RLHF_HELD"
+# A kernel looks every second whether the series that started it is still there.
+LAST_BREATH_SECONDS = 3.0
+_asked: int | None = None
 # How the variables begin by which launchers tell a process that it is one of several.
 _LAUNCHER = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 # What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not warn
@@ -33,6 +44,96 @@ _KERNEL = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 _TELL_SECONDS = 20.0
 # What the command line puts before the one line that says what is wrong, and what it stands for.
 _KINDS = {"error: ": InputError, "failed: ": TrainingError}
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked this process to stop, by signal `number`."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; run it again to go on from here")
+        self.number = number
+
+    @staticmethod
+    def at_once(number: int, _: Any) -> None:
+        """A handler of signals: whatever is open is closed on the way out, as after Ctrl-C."""
+        raise Stopped(number)
+
+
+def stop_asked() -> bool:
+    """Whether a training inside `safe_points` should save and end now."""
+    return _asked is not None
+
+
+@contextmanager
+def safe_points() -> Iterator[None]:
+    """In the block a first signal only asks (`stop_asked`); the block then ends soon, and Stopped is raised."""
+
+    def ask(number: int, _) -> None:
+        global _asked
+        # A series repeats itself, in case the kernel was between two cells; it ends kernels that should end at once.
+        if _asked is not None and HEADLESS not in os.environ:
+            raise Stopped(number)
+        if _asked is None:
+            print("stopping at the next safe point", flush=True)
+        _asked = number
+
+    global _asked
+    try:
+        with handled(ask):
+            yield
+    finally:
+        asked, _asked = _asked, None
+    if asked is not None:
+        raise Stopped(asked)
+
+
+@contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """In the block `handler` hears SIGINT and SIGTERM; only the main thread hears any. Of several processes each ends
+    at once: they are not asked at the same moment, and their launcher sends SIGTERM where another one has failed."""
+    if threading.current_thread() is not threading.main_thread() or "LOCAL_RANK" in os.environ:
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+
+
+@contextmanager
+def run_lock(root: Path) -> Iterator[None]:
+    """Hold the run in `root` for this process and those that it starts; InputError where another process writes there.
+
+    The operating system releases it when the process dies. Reading needs no lock.
+    """
+    folder = str(root.resolve())
+    if os.environ.get(HELD) == folder:
+        yield
+        return
+    lock, owner = FileLock(root / ".lock"), root / ".lock.txt"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        by = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise InputError(f"{root} is in use by {by}; wait for it, or choose another --output-dir") from None
+    except (NotImplementedError, OSError) as error:
+        # Some network drives know no locks; a run on one of them is still better than none.
+        warnings.warn(f"{root} cannot be locked ({error}): do not start a second run there", stacklevel=2)
+        yield
+        return
+    if owner.is_file():
+        # Who held it was killed, and a kernel that it started may live on for a moment.
+        time.sleep(LAST_BREATH_SECONDS)
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        with processes.environment(**{HELD: folder}):
+            yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, Any], label: str) -> float:
@@ -47,8 +148,8 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
 
     target, root = run.notebooks / f"{name}.ipynb", notebook.parents[1]
     running, failed = target.with_suffix(".running.ipynb"), target.with_suffix(".failed.ipynb")
-    started, progress = time.time(), run.root / ".progress.json"
-    progress.unlink(missing_ok=True)
+    started = time.time()
+    run.progress_file.unlink(missing_ok=True)
 
     def work() -> None:
         # It puts the parameters into paths by `str.format`.
@@ -58,52 +159,49 @@ def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, A
         papermill.execute_notebook(*paths, parameters=parameters, kernel_name="python3", **how)
 
     def tell() -> None:
-        state = read_json(progress) if progress.is_file() else {"text": "starting"}
-        step = f" ({state['step']}/{state['total']})" if state.get("total") else ""
-        print(f"{label}  {state['text']}{step}  {time.time() - started:.0f} s", file=sys.stderr, flush=True)
+        said = run.progress_file.read_text("utf-8") if run.progress_file.is_file() else "starting"
+        print(f"{label}  {said}  {time.time() - started:.0f} s", file=sys.stderr, flush=True)
 
     try:
         with disk_errors(running), processes.environment(**_KERNEL):
             # In a thread nbclient leaves signals alone; in the main one it would end the kernel in the middle of it.
-            attended(work, lambda: _signal_kernels(signal.SIGINT), lambda: _signal_kernels(signal.SIGKILL), tell)
+            attended(work, _signal_kernels, tell)
         os.replace(running, target)
     except Stopped:
         run.note("notebooks", name, {"state": "interrupted"})
         raise
     except (PapermillExecutionError, DeadKernelError) as error:
         os.replace(running, failed)
-        place, text = "", "the kernel died, most likely for want of memory"
-        if isinstance(error, PapermillExecutionError):
-            place, text = f", cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
+        of_cell = isinstance(error, PapermillExecutionError)
+        text = f"{error.ename}: {error.evalue}" if of_cell else "the kernel died, most likely for want of memory"
         run.note("notebooks", name, {"state": "failed", "error": text[:500]})
-        if place and error.ename == "InputError":
+        if of_cell and error.ename == "InputError":
             raise InputError(error.evalue) from None
+        place = f"{notebook.relative_to(root)}{f', cell In [{error.exec_count}]' if of_cell else ''}"
         again = f"the same command{'' if parameters['resume'] else ' without --fresh'} goes on from there"
-        raise TrainingError(f"{notebook.relative_to(root)}{place}: {text} (executed: {failed}); {again}") from None
+        raise TrainingError(f"{place}: {text} (executed: {failed}); {again}") from None
     finally:
         running.unlink(missing_ok=True)
-        progress.unlink(missing_ok=True)
+        run.progress_file.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     return round(time.time() - started, 1)
 
 
-def attended(
-    work: Callable[[], None], ask: Callable[[], None], end: Callable[[], None], tell: Callable[[], None]
-) -> None:
-    """Run `work` in a thread while this one listens for signals: `ask` at the first, repeated until it ends, `end` at
-    the second; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
+def attended(work: Callable[[], None], send: Callable[[int], None], tell: Callable[[], None]) -> None:
+    """Run `work` in a thread while this one listens for signals: at the first it sends SIGINT, repeated until the work
+    ends, at the second SIGKILL; and `tell` now and then. Raises Stopped after a signal, else what `work` raises."""
     asked: list[int] = []
 
     def heard(number: int, _) -> None:
         if asked:
-            end()
+            send(signal.SIGKILL)
         asked.append(number)
 
     with ThreadPoolExecutor(1) as pool, handled(heard):
         done, told = pool.submit(work), time.monotonic()
         while not done.done():
             if asked:
-                ask()
+                send(signal.SIGINT)
             if time.monotonic() - told > _TELL_SECONDS:
                 tell()
                 told = time.monotonic()
@@ -133,32 +231,18 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
         return
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", str(count)]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    before = {stage for stage in run.stages if run.has(stage)}
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder) / "settings.json"
-        write_json(settings, run.recipe.model_dump(mode="json"))
-        command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
-        run_python("-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"]))
-    run.note_made(*(stage for stage in run.stages if stage not in before and run.is_complete(stage)))
+    write_json(settings := run.root / ".settings.json", run.recipe.model_dump(mode="json"))
+    command = ["train", notebook, "--settings", str(settings), "--output-dir", str(run.root.parent)]
+    run_python("-m", *launcher, "-m", "rlhf_utils", *command, *([] if run.resume else ["--fresh"]))
+    run.note_made(*filter(run.is_complete, run.stages))
 
 
 def all_gpus() -> dict[str, str]:
     """This environment without a launcher's variables, and with the GPUs that this process could see before it was
     given one of them."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
-    seen = environment.pop(ALL_GPUS, None)
-    if seen == "all":
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-    elif seen is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = seen
-    return environment
-
-
-def check_launcher() -> None:
-    """Raise InputError where models would be divided among the processes of this launcher."""
-    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true":
-            raise InputError(f"{kind} is not supported; use DDP (configs/accelerate), see docs/several_gpus.md")
+    environment["CUDA_VISIBLE_DEVICES"] = environment.pop(ALL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    return {name: value for name, value in environment.items() if (name, value) != ("CUDA_VISIBLE_DEVICES", "all")}
 
 
 def run_python(*arguments: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -17,24 +18,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rlhf_utils.platforms import processes
+from rlhf_utils import __version__
+from rlhf_utils.platforms import files, names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import disk_errors, read_json, read_jsonl, whole_folder, write_json, write_jsonl
-from rlhf_utils.platforms.hub import recording
-from rlhf_utils.platforms.names import check_packaged, local_path
-from rlhf_utils.platforms.runtime import check_drive, detect_device, peak_host_bytes
+from rlhf_utils.runs.launch import run_lock
 from rlhf_utils.runs.stages import STAGES, Plan
-from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "rlhf_utils")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 # What a training leaves in its work folder for the stage that is published from it.
 _TRAINED = "trained.json"
 # The log of a trainer in the work folder, and the record of a training that is published.
@@ -47,7 +42,7 @@ class Run(Plan):
     def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
         super().__init__(recipe)
         self.resume = resume
-        self.root = local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
+        self.root = names.local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
         self._made_here: set[str] = set()
         # What is known of the stages that this process makes, and when each began.
         self._begun: dict[str, tuple[dict, float]] = {}
@@ -56,6 +51,7 @@ class Run(Plan):
     evaluation = property(lambda self: self.root / "evaluation")
     plots = property(lambda self: self.root / "plots")
     notebooks = property(lambda self: self.root / "notebooks")
+    progress_file = property(lambda self: self.root / ".progress.txt")
 
     @classmethod
     def open(cls, recipe: str, scale="tiny", output_dir: str | Path = "outputs", overrides=None, resume=True) -> Run:
@@ -66,24 +62,17 @@ class Run(Plan):
 
     def make_folders(self) -> None:
         """Make the run's folders; InputError where nothing can be written."""
-        check_drive(self.root)
-        with disk_errors(self.root):
+        runtime.check_drive(self.root)
+        with files.disk_errors(self.root):
             for folder in (self.checkpoints, self.evaluation, self.plots, self.notebooks):
                 folder.mkdir(parents=True, exist_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Run:
         """The run in `folder`, with the settings and fingerprints of its own record: its data may have moved since."""
-        folder = Path(folder)
-        if not (folder / "run.json").is_file():
-            raise InputError(f"{folder} is not a run: it has no run.json; give a folder such as outputs/instruct-tiny")
-        record = read_json(folder / "run.json")
-        try:
-            run = cls(Recipe.model_validate(record["settings"]), folder.parent)
-            run._fingerprints = {name: about["fingerprint"] for name, about in record["stages"].items()}
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{folder / 'run.json'} is not a record of this version; run the series again") from None
-        run.root = folder
+        run = cls(Recipe.from_settings(Path(folder) / "run.json"), Path(folder).parent)
+        run.root = Path(folder)
+        run._fingerprints = {name: about["fingerprint"] for name, about in run.record()["stages"].items()}
         return run
 
     @property
@@ -102,7 +91,7 @@ class Run(Plan):
     def record(self) -> dict:
         """The content of run.json."""
         path = self.root / "run.json"
-        return read_json(path) if path.exists() else {"stages": {}, "notebooks": {}}
+        return files.read_json(path) if path.exists() else {"stages": {}, "notebooks": {}}
 
     def results(self, stage: str) -> dict:
         """The figures `stage` left beside what it made; InputError unless it is complete."""
@@ -144,7 +133,7 @@ class Run(Plan):
 
     def _stamp(self, stage: str) -> dict | None:
         path = self.folder(stage) / "stage.json"
-        return read_json(path) if os.path.isfile(path) else None
+        return files.read_json(path) if os.path.isfile(path) else None
 
     @contextlib.contextmanager
     def training(self, stage: str) -> Iterator[dict[str, Any]]:
@@ -154,40 +143,36 @@ class Run(Plan):
         import torch
 
         self.require(*self.needs(stage))
-        check_packaged(self.recipe.model_names)
-        work, figures, commits = self.work(stage), {}, {}
+        work, figures = self.work(stage), {}
         processes.wait()
-        with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), disk_errors(work):
+        with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), files.disk_errors(work):
             if processes.is_main():
                 if not self.resume and stage not in self._made_here:
                     shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True, exist_ok=True)
-            about = {"fingerprint": self.fingerprint(stage), **_provenance(), "hub": commits}
-            self._begun[stage] = about, time.time()
-            self.note("stages", stage, {"state": "running", **about})
+            names.commits.clear()
+            self._begun[stage] = {"fingerprint": self.fingerprint(stage), **_provenance()}, time.time()
+            self.note("stages", stage, {"state": "running", **self._begun[stage][0]})
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             processes.wait()
             try:
-                with recording(commits):
-                    yield figures
+                yield figures
             except BaseException as error:
                 state = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-                self.note("stages", stage, {"state": state, **about, "error": f"{type(error).__name__}: {error}"[:500]})
+                about = {"state": state, **self._taken(stage), "error": f"{type(error).__name__}: {error}"[:500]}
+                self.note("stages", stage, about)
                 raise
             if processes.is_main() and work.is_dir():  # not published within the block
-                write_json(work / _TRAINED, {**self._taken(stage), "results": figures})
+                files.write_json(work / _TRAINED, {**self._taken(stage), "results": figures})
             processes.wait()
 
     def _taken(self, stage: str) -> dict[str, Any]:
-        import torch
+        (about, begun), (host, device) = self._begun[stage], runtime.peak_memory()
+        taken = {"seconds": round(time.time() - begun, 1), "peak_host_bytes": host, "peak_device_bytes": device}
+        return {**about, "hub": {**names.commits}, **taken}
 
-        about, begun = self._begun[stage]
-        device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        taken = {"seconds": round(time.time() - begun, 1), "peak_host_bytes": peak_host_bytes()}
-        return {**about, **taken, "peak_device_bytes": device}
-
-    def train(self, stage: str, trainer: Trainer) -> None:
+    def train(self, stage: str, trainer) -> None:
         """Train `stage` with a trainer of transformers or trl, from its newest whole checkpoint (`runs.training`)."""
         from rlhf_utils.runs.training import train
 
@@ -198,26 +183,19 @@ class Run(Plan):
         """`figures()`, a JSON value; a stage that was interrupted after it reads what it had found."""
         path = self.work(stage) / f"{name}.json"
         if not path.is_file():
-            write_json(path, figures())
-        return read_json(path)
+            files.write_json(path, figures())
+        return files.read_json(path)
 
-    def publish(
-        self,
-        stage: str,
-        model: PreTrainedModel | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        fill: Callable[[Path], Any] | None = None,
-        **results: Any,
-    ) -> None:
+    def publish(self, stage: str, model=None, tokenizer=None, fill: Callable[[Path], Any] | None = None, **results):
         """Put what `stage` made into `checkpoints/<stage>`, whole or not at all: model, record of the training,
         whatever `fill(folder)` adds, and `results`. Other processes wait until the main one has done so."""
         processes.wait()
         if processes.is_main():
             trained, history = self.work(stage) / _TRAINED, self.work(stage) / LOG
-            made = read_json(trained) if trained.is_file() else self._taken(stage)
+            made = files.read_json(trained) if trained.is_file() else self._taken(stage)
             found = made.pop("results", {}) | results
             with run_lock(self.root):
-                with whole_folder(self.folder(stage)) as folder:
+                with files.whole_folder(self.folder(stage)) as folder:
                     if model is not None:
                         from rlhf_utils.models.loading import save_model
 
@@ -225,9 +203,9 @@ class Run(Plan):
                     if fill:
                         fill(folder)
                     if history.is_file() and not (folder / HISTORY).is_file():
-                        write_jsonl(folder / HISTORY, [*read_jsonl(history), {"summary": True, **found}])
+                        files.write_jsonl(folder / HISTORY, [*files.read_jsonl(history), {"summary": True, **found}])
                     about = {"stage": stage, "fingerprint": self.fingerprint(stage), **self._head()}
-                    write_json(folder / "stage.json", {**about, "results": found, "made": made})
+                    files.write_json(folder / "stage.json", {**about, "results": found, "made": made})
                 self._settle(stage)
         self._made_here.add(stage)
         processes.wait()
@@ -244,16 +222,16 @@ class Run(Plan):
         self._made_here.update(stages)
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
-        """Tell whoever started the series (it polls this file) what is going on."""
+        """Tell whoever started the series (it polls the file) what is going on."""
         if processes.is_main():
-            write_json(self.root / ".progress.json", {"text": text, "step": step, "total": total})
+            files.write_text(self.progress_file, f"{text} ({step}/{total})" if total else text)
 
     def note(self, kind: str, name: str, about: dict) -> None:
         """Record in run.json how one of the "stages" or "notebooks" stands."""
         if processes.is_main():
             record = {**self._head(), **{key: self.record()[key] for key in ("stages", "notebooks")}}
             record[kind][name] = about
-            write_json(self.root / "run.json", record)
+            files.write_json(self.root / "run.json", record)
 
     def _head(self) -> dict:
         return {
@@ -263,22 +241,20 @@ class Run(Plan):
             "recipe_hash": self.recipe.hash,
             "template_hash": self.recipe.template.hash,
             "settings": self.recipe.model_dump(mode="json"),
-            "not_trained": sorted({*self.recipe.left_out, *self.fetched} - {"data"}),
+            "not_trained": sorted({*STAGES} - {*self.stages} | {*self.fetched} - {"data"}),
         }
 
 
 def _provenance() -> dict[str, Any]:
     """When, and with which versions, device, number of processes and git commit."""
-    versions, commit, device = {"python": platform.python_version()}, None, detect_device()
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
+    commit, device = None, runtime.detect_device()
     with contextlib.suppress(FileNotFoundError, subprocess.TimeoutExpired):
         where = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 10}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **where).stdout.strip() or None
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), "rlhf_utils": __version__, **found},
         "device": {"name": device.name, "precision": device.precision},
         "processes": processes.count(),
         "git_commit": commit,

@@ -20,10 +20,9 @@ from rlhf_utils.models.loading import fp32_trainables
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
-from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.platforms.runtime import detect_device, peak_memory_bytes
+from rlhf_utils.platforms.runtime import detect_device, fitting, peak_memory
+from rlhf_utils.runs.launch import safe_points, stop_asked
 from rlhf_utils.runs.run import LOG, Run
-from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
 
@@ -105,12 +104,8 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     """A split as trl's reward trainer takes it tokenized: `chosen_ids`, `rejected_ids`. Without EOS: the score is read
     at the response's last token, in training as in every later use."""
     starts = [TEMPLATE.format(prompt) for prompt in split["prompt"]]
-    chosen, rejected = ([TEMPLATE.completion(said) for said in split[side]] for side in ("chosen", "rejected"))
-    rows = {
-        "chosen_ids": read_tokens(tokenizer, starts, chosen),
-        "rejected_ids": read_tokens(tokenizer, starts, rejected),
-    }
-    return Dataset.from_dict(rows)
+    sides = {side: [TEMPLATE.completion(said) for said in split[side]] for side in ("chosen", "rejected")}
+    return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, said) for side, said in sides.items()})
 
 
 def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
@@ -130,15 +125,17 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
         trainer.model_accepts_loss_kwargs = False
     train_resumably(trainer, Path(trainer.args.output_dir), stage.replace("_", " "), run.progress)
-    history = trainer.state.log_history
+    history, model, (host, device) = trainer.state.log_history, trainer.model, peak_memory()
     if processes.is_main():
         lines = [line for line in history if "loss" in line or "eval_loss" in line]
         lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
         write_jsonl(run.work(stage) / LOG, lines)
-    taken = {"peak_memory_bytes": peak_memory_bytes(), "seconds": round(history[-1]["seconds"], 1)}
-    model = trainer.model  # a 4-bit weight counts as the number it stands for
-    trainable = model.num_parameters(only_trainable=True)
-    return {"trainable_parameters": trainable, "total_parameters": model.num_parameters(), **taken}
+    return {
+        "trainable_parameters": model.num_parameters(only_trainable=True),
+        "total_parameters": model.num_parameters(),  # a 4-bit weight counts as the number it stands for
+        "peak_memory_bytes": device or host,
+        "seconds": round(history[-1]["seconds"], 1),
+    }
 
 
 def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:
@@ -164,10 +161,9 @@ class RunCallback(TrainerCallback):
     """Looks after a trainer: reports its progress, `progress(text, step, steps)`, marks its checkpoints complete, puts
     it back to where it began, stops it when asked to, and where a loss or gradient that is logged is not finite."""
 
-    def __init__(self, trainer: Trainer, work: Path, title: str, progress: Progress | None):
-        self.trainer, self.work, self.title, self.progress = trainer, work, title, progress
-        self.started = 0.0
-        # Several processes do not try again (`memory.fitting`).
+    def __init__(self, trainer: Trainer, title: str, progress: Progress | None):
+        self.trainer, self.title, self.progress = trainer, title, progress
+        # Several processes do not try again (`runtime.fitting`).
         learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
         self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
@@ -227,7 +223,7 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
         trainer.remove_callback(PrinterCallback)
-        ours = [RunCallback(trainer, work, title, progress)]
+        ours = [RunCallback(trainer, title, progress)]
         trainer.add_callback(ours[0])
 
     def attempt(size: int) -> None:

@@ -77,7 +77,7 @@ class Recipe(Section):
     def from_settings(cls, file: Path) -> "Recipe":
         """The recipe whose settings `file` holds as JSON, alone or as the `settings` of a run.json."""
         if not file.is_file():
-            raise InputError(f"{file} is not there; give a file of settings, such as a run.json")
+            raise InputError(f"{file} is not there; name a run's folder (outputs/instruct-tiny), or its run.json")
         values = read_json(file)
         return _validated(values.get("settings", values) if isinstance(values, dict) else values, str(file))
 
@@ -85,21 +85,6 @@ class Recipe(Section):
     def template(self) -> Template:
         """The text around prompts and responses."""
         return TEMPLATES[self.form]
-
-    @property
-    def left_out(self) -> frozenset[str]:
-        """The stages that have no meaning here."""
-        ready = self.models
-        judged = self.dataset != EMBEDDED and self.form == "dialogue" and self.data.shares.judge
-        out = {
-            # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
-            "judge_model": not judged or ready.ppo,
-            "overoptimise": self.evaluation.overoptimise is None or ready.sft or ready.ppo,
-            # A tuned policy needs no adapter, and one beside a ready model of another base would not be comparable.
-            "sft_qlora": (self.tuned_policy or ready.sft) and not ready.sft_qlora,
-            "base": ready.sft and self.policy == EMBEDDED,
-        }
-        return frozenset(stage for stage, without in out.items() if without)
 
     @property
     def model_names(self) -> list[str | None]:
@@ -150,8 +135,10 @@ def load_recipe(name: str, scale: str = "tiny", overrides: Mapping[str, Any] | N
             raise InputError(f"{key} holds what looks like an access token; set HF_TOKEN in the environment instead")
         if key in ("name", "scale"):
             raise InputError(f"{key} cannot be overridden; choose another recipe or scale")
-        nested = reduce(lambda inner, part: {part: inner}, str(key).split(".")[::-1], _plain(str(key), value))
-        values = _merged(values, nested)
+        if isinstance(value, str) and not _TEXTS.fullmatch(str(key)):
+            with suppress(yaml.YAMLError):
+                value = yaml.safe_load(value)
+        values = _merged(values, reduce(lambda inner, part: {part: inner}, str(key).split(".")[::-1], value))
     return _validated({"name": name, "scale": scale, **values}, f"recipe {name}, scale {scale}")
 
 
@@ -164,12 +151,6 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {assignment!r} is not key=value; for example --set sft.epochs=2")
         overrides[key.strip()] = value
     return overrides
-
-
-def _plain(key: str, value: Any) -> Any:
-    with suppress(yaml.YAMLError):
-        return value if not isinstance(value, str) or _TEXTS.fullmatch(key) else yaml.safe_load(value)
-    return value
 
 
 def _merged(base: Mapping, change: Mapping) -> dict:

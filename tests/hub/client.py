@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOOK_UP = """
 import json, sys, time
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.hub import look_up, model_folder, snapshot, wanted
+from rlhf_utils.platforms.names import look_up, model_folder, snapshot, wanted
 # Imported here, for the clock.
 from huggingface_hub import HfApi, snapshot_download
 for kind, *name in json.loads(sys.argv[1]):
