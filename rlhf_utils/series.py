@@ -59,7 +59,7 @@ def fetch_ready(run: Run) -> dict[str, dict]:
     measured by the cells of its notebook, whose output is not shown here."""
     from IPython.utils.capture import capture_output
 
-    from rlhf_utils.runs.base import fetch_policy, make_data  # imports torch, which takes seconds
+    from rlhf_utils.runs.ready import fetch_policy, make_data  # imports torch, which takes seconds
 
     for stage in run.fetched:
         if stage == "data":

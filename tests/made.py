@@ -9,7 +9,7 @@ from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs.base import fetch_policy, make_data
+from rlhf_utils.runs.ready import fetch_policy, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import ROOT, SERIES, fetch_ready, run_cells
 

@@ -21,7 +21,7 @@ from rlhf_utils.evaluation.judge import gold_judge
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import read_jsonl, write_text
 from rlhf_utils.runs import training
-from rlhf_utils.runs.base import make_data
+from rlhf_utils.runs.ready import make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import TrainingSettings
 

@@ -236,7 +236,7 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.models.lora import lora_modules
     from rlhf_utils.platforms.runtime import quiet_libraries
     from rlhf_utils.rewards.reward_model import check_critic
-    from rlhf_utils.runs.base import check_context
+    from rlhf_utils.runs.ready import check_context
 
     quiet_libraries()
     configs = {"policy": GPT2Config()} if recipe.policy == EMBEDDED else {}
