@@ -16,7 +16,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
-from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, check_template
+from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
 
 SPLITS = get_args(Split)
 LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
@@ -69,7 +69,12 @@ class PreparedData:
 
 
 def prepare(
-    rows: Rows, settings: DataSettings, tokenizer, seed: int, template=TEMPLATE, needed: Iterable[str] = ()
+    rows: Rows,
+    settings: DataSettings,
+    tokenizer: Callable[..., Any],
+    seed: int,
+    template: Template = TEMPLATE,
+    needed: Iterable[str] = (),
 ) -> PreparedData:
     """Read, filter, and divide `rows`, by prompts (`split_of`); their order changes nothing. Token counts are those of
     `tokenizer`, called on lists of text. A test split becomes `evaluation`, and no other split has a prompt of it. Of

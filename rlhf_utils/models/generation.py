@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
 from rlhf_utils.platforms.runtime import Device, fitting
 from rlhf_utils.settings.sections import GenerationSettings
-from rlhf_utils.settings.template import TEMPLATE
+from rlhf_utils.settings.template import TEMPLATE, Template
 
 # Once this share of the responses has ended, their rows are taken out of the batch.
 COMPACT_AT = 0.5
@@ -134,7 +134,13 @@ def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def answer_prompts(
-    model, tokenizer, prompts: Sequence[str], settings: GenerationSettings, device: Device, seed: int, template=TEMPLATE
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+    device: Device,
+    seed: int,
+    template: Template = TEMPLATE,
 ) -> list[Answer]:
     """One sampled response of a causal LM for each formatted prompt, in the order given, batched by length. The same
     seed, prompts and settings give every model the same random numbers."""
@@ -155,7 +161,14 @@ def answer_prompts(
 
 
 def sample_answers(
-    model: nn.Module, tokenizer, prompts, max_new_tokens: int, temperature: float, generator, template=TEMPLATE, **more
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    template: Template = TEMPLATE,
+    **more,
 ) -> tuple[list[Answer], Sampled]:
     """One response to each of `prompts` (lists of token ids), read as one of `template`, and what the sampler knows of
     every token; `generator` and `more` go to `sample`."""

@@ -68,7 +68,9 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_policy(source: Source, device: Device, dropout=False, base: str | None = None, **settings) -> PreTrainedModel:
+def load_policy(
+    source: Source, device: Device, dropout: bool = False, base: str | None = None, **settings
+) -> PreTrainedModel:
     """A causal language model in fp32 on `device`; `settings` go to `from_pretrained`. Dropout is off unless asked for:
     PPO compares log-probabilities of the same tokens between passes, and dropout would show up there as KL. GPT-2's
     `gelu_new` is replaced by `gelu_pytorch_tanh`, the same function as one fused kernel."""
@@ -104,14 +106,21 @@ def has_bitsandbytes() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def load_reward_model(source: Source, device: Device | None = None, fresh_head=False, base=None) -> PreTrainedModel:
+def load_reward_model(
+    source: Source, device: Device | None = None, fresh_head: bool = False, base: str | None = None
+) -> PreTrainedModel:
     """A sequence classifier with one output, dropout off; with `fresh_head` a language model gets a randomly
     initialized one. Raises InputError where there is no trained head otherwise, and where it has more outputs."""
     return load_classifier(source, device, base=base, fresh_head=fresh_head, num_labels=1)
 
 
 def load_classifier(
-    source: Source, device: Device | None, labels: Sequence[str] = (), base=None, fresh_head=False, **head
+    source: Source,
+    device: Device | None,
+    labels: Sequence[str] = (),
+    base: str | None = None,
+    fresh_head: bool = False,
+    **head,
 ) -> PreTrainedModel:
     """A text classifier, dropout off; with `labels` a language model gets a randomly initialized head for them."""
     if labels:

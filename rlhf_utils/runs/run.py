@@ -16,9 +16,9 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_utils import __version__
 from rlhf_utils.platforms import files, names, processes, runtime
@@ -28,6 +28,9 @@ from rlhf_utils.runs.stages import STAGES, Plan
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 # What a training leaves in its work folder for the stage that is published from it.
@@ -54,7 +57,14 @@ class Run(Plan):
     progress_file = property(lambda self: self.root / ".progress.txt")
 
     @classmethod
-    def open(cls, recipe: str, scale="tiny", output_dir: str | Path = "outputs", overrides=None, resume=True) -> Run:
+    def open(
+        cls,
+        recipe: str,
+        scale: str = "tiny",
+        output_dir: str | Path = "outputs",
+        overrides: Mapping[str, Any] | None = None,
+        resume: bool = True,
+    ) -> Run:
         """Validate the settings and make the run's folders; InputError where either is impossible."""
         run = cls(load_recipe(recipe, scale, overrides), output_dir, resume)
         run.make_folders()
@@ -172,7 +182,7 @@ class Run(Plan):
         taken = {"seconds": round(time.time() - begun, 1), "peak_host_bytes": host, "peak_device_bytes": device}
         return {**about, "hub": {**names.commits}, **taken}
 
-    def train(self, stage: str, trainer) -> None:
+    def train(self, stage: str, trainer: Trainer) -> None:
         """Train `stage` with a trainer of transformers or trl, from its newest whole checkpoint (`runs.training`)."""
         from rlhf_utils.runs.training import train
 
@@ -186,7 +196,14 @@ class Run(Plan):
             files.write_json(path, figures())
         return files.read_json(path)
 
-    def publish(self, stage: str, model=None, tokenizer=None, fill: Callable[[Path], Any] | None = None, **results):
+    def publish(
+        self,
+        stage: str,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        fill: Callable[[Path], Any] | None = None,
+        **results: Any,
+    ) -> None:
         """Put what `stage` made into `checkpoints/<stage>`, whole or not at all: model, record of the training,
         whatever `fill(folder)` adds, and `results`. Other processes wait until the main one has done so."""
         processes.wait()
