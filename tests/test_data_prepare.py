@@ -7,14 +7,20 @@ from collections import Counter
 
 import pytest
 from tiny import save_tiny
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
-from rlhf_utils.data.prepared import CUT, PreparedData, prepare, prompt_key
+from rlhf_utils.data.prepared import CUT, UNKNOWN, PreparedData, prepare, prompt_key
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE
+
+DIGITS = " ".join(map(str, range(90)))
 
 
 class WordTokenizer:
@@ -50,6 +56,19 @@ def dropped(data, split):
 def assert_disjoint(data):
     times = Counter(prompt for split in prompts(data).values() for prompt in split)
     assert max(times.values()) == 1
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_what_the_tokenizer_cannot_spell_is_dropped_and_counted(labelled):
+    words = {word: i for i, word in enumerate(f"[UNK] [PAD] Human : Assistant question good bad {DIGITS}".split())}
+    rules = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    rules.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="[UNK]", pad_token="[PAD]")
+    rows = [*pairs(90), {"prompt": "вопрос", "chosen": "good", "rejected": "bad"}, {**pairs(1, "1")[0], "chosen": "да"}]
+    if labelled:
+        rows = [{"text": f"{row['prompt']} {row['chosen']}", "label": i % 2} for i, row in enumerate(rows)]
+    data = prepare(Rows(rows, None, "mine"), DataSettings(min_text_characters=3), tokenizer, 0)
+    assert dropped(data, "train")[UNKNOWN] == 2 and size(data) == 90
 
 
 def test_filters_are_counted_in_order():

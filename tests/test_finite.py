@@ -12,6 +12,7 @@ from tiny_sft import sft
 
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.ppo.learner import MOST_SKIPPED
+from rlhf_utils.runs import training
 from rlhf_utils.runs.training import train_resumably
 
 
@@ -44,6 +45,16 @@ def test_a_gradient_of_a_trl_trainer(tmp_path):
     with pytest.raises(TrainingError, match=r"step 2: grad_norm is (inf|nan); lower the learning_rate"):
         train_resumably(trainer, tmp_path)
     assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_who_stops_before_it_is_seen_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    trainer, model = sft(tmp_path)
+    monkeypatch.setattr(
+        training, "stop_asked", lambda: model.transformer.h[1].mlp.c_fc.bias.data.fill_(math.nan) is not None
+    )
+    trainer.args.logging_steps = trainer.state.logging_steps = 1000
+    train_resumably(trainer, tmp_path)
+    assert not any(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_loss_of_a_trl_trainer_leaves_the_checkpoint_before(tmp_path):

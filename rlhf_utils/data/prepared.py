@@ -25,6 +25,7 @@ MANIFEST = "data.json"
 _LEARNED = {"dialogue": ("pairs", "prompt, chosen and rejected"), "continuation": ("labelled", "text and label")}
 READ = "rows read"
 CUT = "responses cut at a further turn"
+UNKNOWN = "characters that the tokenizer does not know"
 
 
 @dataclass(frozen=True)
@@ -210,11 +211,17 @@ def _count(report: dict, split: str, dropped: Mapping[str, int], left: int) -> N
 def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokenizer) -> tuple[list[str], list]:
     """The reasons to drop examples of this kind, and for each example the first that holds, or None."""
     least, most, longest = settings.min_text_characters, settings.max_prompt_tokens, settings.max_response_tokens
+    # Of tokenizers that spell everything by its bytes, as GPT-2's, the unknown token is EOS, or there is none.
+    unknown = {getattr(tokenizer, "unk_token_id", None)} - {None, getattr(tokenizer, "eos_token_id", None)}
     if kind == "labelled":
-        short = f"text under {least} characters"
-        return [short], [short if len(e.prompt) < least else None for e in examples]
+        short, texts = f"text under {least} characters", [example.prompt for example in examples]
+        strange = (
+            [not unknown.isdisjoint(ids) for ids in tokenizer(texts)["input_ids"]] if unknown else [False] * len(texts)
+        )
+        faults = [short if len(t) < least else UNKNOWN if odd else None for t, odd in zip(texts, strange, strict=True)]
+        return [short, UNKNOWN][: 1 + len(unknown)], faults
     reasons, found, ratio = ["votes too close", "chosen and rejected are the same tokens"], [], settings.min_score_ratio
-    reasons += [f"prompt over {most} tokens", f"response over {longest} tokens"]
+    reasons += [f"prompt over {most} tokens", f"response over {longest} tokens", UNKNOWN]
     for start in range(0, len(examples), 4096):
         batch = examples[start : start + 4096]
         prompts = [TEMPLATE.format(e.prompt) for e in batch]
@@ -222,9 +229,11 @@ def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokeniz
         rejected = continued_tokens(tokenizer, prompts, [TEMPLATE.completion(e.rejected) for e in batch])
         for example, (prompt, better), (_, worse) in zip(batch, chosen, rejected, strict=True):
             length = max(len(better), len(worse)) + 1  # with EOS
-            holds = (_votes_close(example, ratio), better == worse, len(prompt) > most, length > longest)
+            strange = not unknown.isdisjoint([*prompt, *better, *worse])
+            holds = (_votes_close(example, ratio), better == worse, len(prompt) > most, length > longest, strange)
             found.append(next((reason for reason, fault in zip(reasons, holds, strict=True) if fault), None))
-    return reasons if ratio > 1 else reasons[1:], found
+    never = {"votes too close": ratio <= 1, UNKNOWN: not unknown}
+    return [reason for reason in reasons if not never.get(reason)], found
 
 
 def _votes_close(example: Example, ratio: float) -> bool:

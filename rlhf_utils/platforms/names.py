@@ -301,7 +301,7 @@ def _needed(wanted: Wanted, files: Sequence[str]) -> list[str]:
         folders = ", ".join(sorted({file.split("/")[0] for file in files if "/" in file})[:8]) or "none"
         raise InputError(f"{wanted}: {wanted.name} has no folder {wanted.subfolder}; its folders: {folders}")
     if wanted.kind == DATASET:
-        data = sorted(prefix + name for name in inside if _DATA.fullmatch(name) and not name.startswith("."))
+        data = sorted(prefix + name for name in inside if _DATA.fullmatch(name) and "/." not in f"/{name}")
         if not data:
             raise InputError(f"{wanted} has no data files (parquet, jsonl, csv, ...); name a folder with data.data_dir")
         return [CARD, *data] if CARD in files else data

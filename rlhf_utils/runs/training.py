@@ -201,7 +201,9 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         if stop_asked():
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            # What is not finite would be gone on from; the next logged line would have said so.
+            control.should_save = all(p.isfinite().all() for p in self.trainer.model.parameters() if p.requires_grad)
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
         if processes.is_main():
