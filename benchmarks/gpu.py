@@ -8,8 +8,6 @@ killed and resumed. Prints JSON: what each case took and measured, why a case fa
 with a tiny shape, and of fp16 what a CPU computes, in a few minutes. Exit status 1 where a case failed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

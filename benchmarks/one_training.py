@@ -6,8 +6,6 @@ A job holds `program` (ours, trl), folders `policy`, `reward` and `value` (where
 `config` (a PPOConfig), and `goal`: a mean reward at which it ends, or null.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -8,8 +8,6 @@ responses that end after 40 tokens on average, 128 at most. trl is installed int
 environment of this project, so that torch and transformers are the same on both sides.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """What both programs are given: a random GPT-2 124M, prompts, a small reward model, and how much to do."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

@@ -1,7 +1,5 @@
 """Tiny random models of the architectures that people use, each with a tokenizer of its kind, made in milliseconds."""
 
-from __future__ import annotations
-
 import string
 from pathlib import Path
 

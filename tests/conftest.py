@@ -1,7 +1,5 @@
 """What every test runs in: no network, no more than two threads, no display, and a model cache of its own."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

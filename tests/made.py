@@ -1,7 +1,5 @@
 """Stages made as their notebooks make them: the code cells run in this process."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

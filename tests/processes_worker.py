@@ -1,7 +1,5 @@
 """What tests/test_processes.py runs alone, and in two processes as `torchrun processes_worker.py FOLDER`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Settings with which the whole series takes a minute. Nothing is imported: `tools/` has the standard library only."""
 
-from __future__ import annotations
-
 # Everything the series does, as little of it as possible.
 REDUCED = (
     "base.layers=1",

@@ -1,8 +1,6 @@
 """Policies and reward models of other families than GPT-2: loaded, adapted, sampled, scored and trained by the code
 that trains GPT-2."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The assistant score: refusals, relevance, and the weights between its parts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -4,8 +4,6 @@ Data come as files, settings as `--set`, models as folders. The whole tables of 
 test_data_sources.py and test_recipes.py; what other commands refuse is in test_cli.py.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

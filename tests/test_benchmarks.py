@@ -1,7 +1,5 @@
 """The benchmark's workload is what it says, our side of it runs, and the figures come from the runs."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from pathlib import Path

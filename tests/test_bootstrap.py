@@ -1,7 +1,5 @@
 """The first cell: finds the repository, installs what is missing, keeps neighbors out of the way, works offline."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

@@ -1,7 +1,5 @@
 """The command line as its users meet it: results on stdout, and for bad input status 2 with one line on stderr."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys

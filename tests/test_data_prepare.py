@@ -1,7 +1,5 @@
 """Filters are counted, splits share no prompt, saved data come back whole, and nothing held out is pretrained on."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Every accepted form of dataset, responses that run on, lists that stand there as text, and rows that are dropped."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Where rows come from: every local format there and back, every bad file, the hub, the embedded world."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

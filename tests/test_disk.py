@@ -1,7 +1,5 @@
 """A disk that is full costs nothing that was there before."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Files and folders are there whole or not at all, and a place that cannot be written is one clear line."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

@@ -1,7 +1,5 @@
 """A figure that is no number ends the training before the step; fp16's overflows are the scaler's."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

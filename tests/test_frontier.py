@@ -1,7 +1,5 @@
 """Which checkpoint is used, and what best-of-n sampling would have bought."""
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 from random import Random

@@ -1,7 +1,5 @@
 """Sampling: what is kept from it is what a fresh forward pass on the bare tokens gives, whatever the batch was."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import CONTEXT, CPU, PROMPTS, VOCABULARY, naive_logprobs, one_thread, tiny_model, tiny_tokenizer, token_rows  # noqa: F401

@@ -1,7 +1,5 @@
 """The panel against cheating: it speaks up where the reward model can be fooled, and stays quiet where it cannot."""
 
-from __future__ import annotations
-
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered

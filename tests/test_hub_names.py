@@ -1,8 +1,6 @@
 """Names on the hub, against a hub on the loopback interface: what each cause of failure is told as, and what is found
 again without one."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

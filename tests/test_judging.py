@@ -1,7 +1,5 @@
 """Outside judges: pairs that give nothing away, verdicts read strictly, and an endpoint that misbehaves."""
 
-from __future__ import annotations
-
 import json
 import sys
 from functools import partial

@@ -1,7 +1,5 @@
 """The KL budget: the last policy within it is always there, however the training ends or is cut off."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Recipes of other forms: prompts cut from labelled texts, votes, the classifier that is paid, plain continuations."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Logits in fp32 from any causal language model: what sampling draws from is what learning and scoring compute."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import transformers

@@ -1,7 +1,5 @@
 """Imports run one way: a module takes from its own folder and from those below it, and nothing goes in a circle."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path

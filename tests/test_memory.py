@@ -1,7 +1,5 @@
 """Out of memory: half the rows at once, and the same result."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, without_timing  # noqa: F401

@@ -1,7 +1,5 @@
 """The numbers against slow, independent definitions or known answers."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random

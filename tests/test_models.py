@@ -1,7 +1,5 @@
 """Loading, adapting, merging and saving models."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

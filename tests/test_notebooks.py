@@ -1,7 +1,5 @@
 """What every notebook of the series has to be, without running it."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

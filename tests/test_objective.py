@@ -1,7 +1,5 @@
 """The mathematics of PPO against the same formulas written as loops over Python floats."""
 
-from __future__ import annotations
-
 import math
 import random
 

@@ -1,7 +1,5 @@
 """Models that come as packages: told at once where the package is missing, and real where it is there."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

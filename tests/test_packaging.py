@@ -1,7 +1,5 @@
 """The packaging files agree with each other, with the code, and with what Colab ships."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Colab, Kaggle and a plain machine, simulated: their variables, modules, folders and GPUs."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The playground: every model side by side, votes that are preference rows, and a chat page on this machine only."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

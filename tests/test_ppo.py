@@ -1,7 +1,5 @@
 """PPO: the experience it collects and the step it takes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import naive_logprobs, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401

@@ -1,7 +1,5 @@
 """Notebook 3.1: its PPO in 60 lines, and the same updates by `PPOTrainer`, on other models and settings."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from types import SimpleNamespace

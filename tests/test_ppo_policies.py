@@ -1,7 +1,5 @@
 """What learns in PPO: the whole policy or an adapter on it, and a critic on the same trunk or its own."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401

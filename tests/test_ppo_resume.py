@@ -1,7 +1,5 @@
 """PPO resumes exactly: however a training was cut off, it ends with the weights and figures of one that was not."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import random

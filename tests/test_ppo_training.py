@@ -1,7 +1,5 @@
 """PPO: what it learns, how it stops and fails, what it warns of, and what it leaves behind."""
 
-from __future__ import annotations
-
 import math
 import re
 import sys

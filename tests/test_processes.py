@@ -1,7 +1,5 @@
 """Several processes: two gloo processes train as one does, resume exactly, and speak with one voice."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -219,7 +217,9 @@ def test_a_configuration_is_read_by_accelerate_and_fits_the_recipes(monkeypatch,
         monkeypatch.setenv(name, value)
     for name in recipe_names():
         recipe = load_recipe(name, scale)
-        assert all(micro_batches(settings) for settings in (recipe.sft, recipe.reward_model))
+        for settings in (recipe.sft, recipe.reward_model):
+            rows, accumulated = micro_batches(settings)
+            assert rows * accumulated * count == settings.batch_size
         assert recipe.ppo.rollout_batch_size % count == recipe.ppo.minibatch_size % count == 0
 
 

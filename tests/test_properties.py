@@ -1,7 +1,5 @@
 """What holds for any text, row and file: adapters, template, filters and splits (hypothesis)."""
 
-from __future__ import annotations
-
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, example, given, settings

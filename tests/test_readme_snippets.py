@@ -1,7 +1,5 @@
 """The pages: Python is run as it is printed, on the loopback hub; generated parts are what the tool writes."""
 
-from __future__ import annotations
-
 import re
 
 import pages

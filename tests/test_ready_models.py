@@ -1,7 +1,5 @@
 """Models that stand in for training: folders, adapters and hub names, and the comparison run on nothing else."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

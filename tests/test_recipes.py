@@ -1,7 +1,5 @@
 """Settings, recipes and the prompt template: what is accepted, in which order it is merged, what is refused."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

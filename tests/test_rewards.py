@@ -1,8 +1,6 @@
 """Rewards: one text has one score, whatever stands beside it in the batch; a classifier's label, fluency, length, and
 weighted mixtures."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """A run on disk: stage order, what makes a checkpoint out of date, and what run.json says happened."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

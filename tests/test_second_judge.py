@@ -1,7 +1,5 @@
 """Without a gold judge: a second reward model, trained on pairs of its own, judges what the first one is paid for."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The whole series through papermill, at reduced steps: ended in every way, failed, repaired, and called once more."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """The series without its notebooks: which of them run, what is skipped, how failures are told."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,8 +1,6 @@
 """The other recipes through all their notebooks, at reduced steps, the cells in this process: what applies runs, what
 does not is left out."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

@@ -1,7 +1,5 @@
 """The stages on hand-made parts: what the trainers are given, and what happens to data that do not fit."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A training that is asked to stop saves at its next safe point, and two processes never write into one run."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

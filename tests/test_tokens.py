@@ -1,7 +1,5 @@
 """Text to tokens and back: the special tokens once, boundaries where a sampling model has them, spaces kept."""
 
-from __future__ import annotations
-
 import pytest
 from architectures import TEXTS, tokenizer_of
 from datasets import Dataset

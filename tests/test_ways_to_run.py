@@ -1,7 +1,5 @@
 """One notebook alone, as people run it with papermill; the series has tests of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """No model runs with a weight that was not loaded, and no code runs while weights are read."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A GPT-2 of two layers and width 32 with a byte-level tokenizer, made in milliseconds, for tests that run models."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """trl's SFT trainer on the tests' small model: five steps of eight rows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

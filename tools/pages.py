@@ -6,8 +6,6 @@
 README.md keeps its own text; what stands between `<!-- name -->` and `<!-- end -->` is written here.
 """
 
-from __future__ import annotations
-
 import csv
 import inspect
 import json

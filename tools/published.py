@@ -7,8 +7,6 @@ Of a run only outputs are taken over. Each notebook keeps a hash of the code tha
 when code and outputs are no longer of the same run.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

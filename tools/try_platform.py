@@ -8,8 +8,6 @@ person would, and the series with reduced settings, whose stderr may hold progre
 was found to stdout; exit status 0, or 1 where something failed. Standard library and pip only: nothing else is there.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json

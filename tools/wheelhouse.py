@@ -6,8 +6,6 @@ FOLDER holds wheels of what Colab and Kaggle lack (Linux, x86-64, the Python nam
 Kaggle dataset it is found by the first cell of the notebooks; elsewhere `RLHF_WHEELHOUSE=FOLDER` names it.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Other processes that meet the loopback hub: what they read of it once (address, cache, offline) is theirs alone."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

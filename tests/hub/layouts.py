@@ -1,7 +1,5 @@
 """What the loopback hub serves: repositories laid out as the real ones, with tiny random weights and made-up rows."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json

@@ -3,8 +3,6 @@
 Repositories are dictionaries of bytes.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -65,7 +63,7 @@ class LoopbackHub(ThreadingHTTPServer):
             found.commit(files)
         return found
 
-    def __enter__(self) -> LoopbackHub:
+    def __enter__(self) -> "LoopbackHub":
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
         return self
 

@@ -7,8 +7,6 @@ was lost: it did not go on, did not stop when it was asked to, left a kernel beh
 figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os
