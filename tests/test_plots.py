@@ -70,7 +70,7 @@ def changed(name: str, edit):
         ("04_reward_comparison", changed("summary", lambda s: s["models"]["ppo"].update(gold=4.9))),
         ("04_reward_comparison", changed("summary", lambda s: s["models"]["ppo"].update(reward_ci95=[0.1, 0.9]))),
         ("04_reward_kl_frontier", changed("frontier", lambda f: f["points"][3].update(gold=4.4))),
-        ("04_reward_kl_frontier", changed("frontier", lambda f: f.update(chosen_update=6))),
+        ("04_reward_kl_frontier", changed("frontier", lambda f: f.update(chosen_update=0))),
         ("04_reward_kl_frontier", changed("frontier", lambda f: f["best_of_n"][2].update(reward=1.0))),
         ("04_rouge_comparison", changed("summary", lambda s: s["models"]["ppo"].update(rouge2=0.11))),
         ("04_rouge_comparison", changed("summary", lambda s: s["models"]["sft"].update(rougeL=None))),
