@@ -13,8 +13,8 @@ from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import detect_device, prepare_environment, quiet_libraries
-from rlhf_utils.runs.launch import Stopped, handled
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stopping import Stopped, handled
 from rlhf_utils.series import located, run_series, train
 from rlhf_utils.settings.recipes import SCALES, Recipe, load_recipe, parse_assignments, recipe_names
 

@@ -15,9 +15,10 @@ from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
-from rlhf_utils.runs.launch import run_lock, run_notebook, run_python
+from rlhf_utils.runs.launch import run_notebook, run_python
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import ROOT, SERIES, Notebook, check_named_models, check_names
+from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 
 # What the one cell tagged `parameters` of every notebook holds.

@@ -11,7 +11,7 @@ from tiny import one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F4
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import content_hash, read_jsonl
 from rlhf_utils.ppo import PPOTrainer
-from rlhf_utils.runs.launch import Stopped
+from rlhf_utils.runs.stopping import Stopped
 
 UPDATES = 6
 # With a constant rate the first updates are the same however many follow.

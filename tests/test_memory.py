@@ -6,9 +6,9 @@ from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, wi
 from tiny_sft import sft
 
 from rlhf_utils.models.generation import left_padded, sample
-from rlhf_utils.platforms import runtime
+from rlhf_utils.platforms import memory
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.platforms.runtime import fitting
+from rlhf_utils.platforms.memory import fitting
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -23,7 +23,7 @@ def policy(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(runtime, "_known", {})
+    monkeypatch.setattr(memory, "_known", {})
 
 
 def limited(module, most, error=ERRORS[0], after=0):
@@ -99,7 +99,7 @@ def test_ppo_learns_the_same(policy, tmp_path, change):
         for name in ("reward", "kl", "policy_loss", "value_loss", "gradient_norm", "entropy"):
             assert line[name] == pytest.approx(same[name], abs=2e-4), name
     if seen:
-        assert max(seen) == 2 == runtime._known["ppo learning"]
+        assert max(seen) == 2 == memory._known["ppo learning"]
 
 
 def losses(trainer):
@@ -119,4 +119,4 @@ def test_a_trl_training_continues_with_the_same_losses(tmp_path, after):
     train_resumably(trainer, tmp_path / "work")
     assert seen[-1] <= 2
     assert losses(trainer) == pytest.approx(losses(usual), abs=1e-4)
-    assert runtime._known == {"work": 2}
+    assert memory._known == {"work": 2}

@@ -11,8 +11,8 @@ from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.launch import Stopped
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.recipes import parse_assignments
 from rlhf_utils.toyworld import WORLDS

@@ -11,9 +11,9 @@ from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.runs import run as runs
 from rlhf_utils.runs import stages
-from rlhf_utils.runs.launch import run_lock
 from rlhf_utils.runs.run import LIBRARIES, Run
 from rlhf_utils.runs.stages import SERIES, STAGES
+from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.template import TEMPLATE
 
 # The stages of recipe instruct at scale tiny.

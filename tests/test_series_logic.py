@@ -14,9 +14,9 @@ from papermill.exceptions import PapermillExecutionError
 from rlhf_utils import series
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.runs import launch
-from rlhf_utils.runs.launch import Stopped
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import STAGES
+from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_series
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,15 +15,16 @@ from tiny import one_thread  # noqa: F401
 from rlhf_utils.__main__ import main
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs import launch
-from rlhf_utils.runs.launch import HELD, Stopped, attended, handled, run_lock, safe_points, stop_asked
+from rlhf_utils.runs import stopping
+from rlhf_utils.runs.launch import attended
+from rlhf_utils.runs.stopping import HELD, Stopped, handled, run_lock, safe_points, stop_asked
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys, time, pathlib
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs import launch
-with launch.run_lock(pathlib.Path(sys.argv[1])):
+from rlhf_utils.runs import stopping
+with stopping.run_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -94,7 +95,7 @@ def test_what_is_attended_is_asked_first_and_ended_then(signals):
 def other(tmp_path, monkeypatch):
     """Starts a process that holds a lock; it is killed at the end."""
     monkeypatch.delenv(HELD, raising=False)
-    monkeypatch.setattr(launch, "LAST_BREATH_SECONDS", 1.0)
+    monkeypatch.setattr(stopping, "LAST_BREATH_SECONDS", 1.0)
     started = []
 
     def start(root: Path = tmp_path) -> subprocess.Popen:
@@ -140,7 +141,7 @@ def test_where_there_are_no_locks_it_warns_and_goes_on(tmp_path, monkeypatch):
     def acquire(self, timeout):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr(launch.FileLock, "acquire", acquire)
+    monkeypatch.setattr(stopping.FileLock, "acquire", acquire)
     with pytest.warns(UserWarning, match="cannot be locked"), run_lock(tmp_path):
         pass
 

@@ -9,7 +9,8 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
-from rlhf_utils.platforms.runtime import Device, fitting
+from rlhf_utils.platforms.memory import fitting
+from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
 

@@ -7,14 +7,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlhf_utils.platforms import processes
-from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import disk_errors
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ ALL_GPUS = "RLHF_ALL_GPUS"
 # Set by the series when it executes notebooks with nobody there to click.
 HEADLESS = "RLHF_HEADLESS"
 DRIVE = Path("/content/drive")
-# How many rows fitted in the memory of this process, by the name of what they were for.
-_known: dict[str, int] = {}
 
 
 def platform_name() -> Literal["colab", "kaggle", "local"]:
@@ -180,32 +177,3 @@ def peak_memory() -> tuple[int, int | None]:
 
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-
-
-def fitting(name: str, most: int, attempt: Callable[[int], Any], whole: int | None = None) -> Any:
-    """`attempt(size)`, with half the size after each time that memory ran out.
-
-    Begins with `most` rows, or with fewer where more are known not to fit. With `whole` every size divides it. Raises
-    TrainingError where one row does not fit, or where other processes would wait for this one.
-    """
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-    size = min(most, _known.get(name, most))
-    while True:
-        if whole is not None:
-            size = next(divisor for divisor in range(size, 0, -1) if whole % divisor == 0)
-        try:
-            return attempt(size)
-        except Exception as error:
-            if not should_reduce_batch_size(error):
-                raise
-            said = str(error).split("\n")[0][:200]
-        # Only here, after the handler: until it is left, the traceback keeps the failed graph alive.
-        clear_device_cache(garbage_collection=True)
-        if size == 1 or processes.count() > 1:
-            raise TrainingError(
-                f"{name}: out of memory with {size} rows at once ({said}); set a smaller micro-batch (with several "
-                "processes), gradient_checkpointing, shorter texts, or a smaller policy"
-            )
-        size = _known[name] = size // 2
-        print(f"{name}: out of memory; continuing with {size} rows at once, the result stays the same", flush=True)

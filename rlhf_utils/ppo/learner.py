@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
-from rlhf_utils.platforms.runtime import fitting
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.ppo.objective import kl_estimate, masked_mean, policy_loss, value_loss
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.ppo.rollout import Rollout, seeded

@@ -25,7 +25,7 @@ from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learni
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
 from rlhf_utils.rewards.reward_model import check_critic, load_reward
 from rlhf_utils.rewards.terms import RewardFunction
-from rlhf_utils.runs.launch import safe_points, stop_asked
+from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import PPOConfig, flat
 from rlhf_utils.settings.template import TEMPLATE, Template
 
@@ -108,7 +108,7 @@ class PPOTrainer:
         `kl_budget` ends the training: the policy before it is the result, and the last line of the metrics is the
         measurement, with no losses.
 
-        Raises InputError where the checkpoint is of other settings or prompts, and `launch.Stopped` after a
+        Raises InputError where the checkpoint is of other settings or prompts, and `stopping.Stopped` after a
         checkpoint where SIGINT or SIGTERM asked for it.
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.

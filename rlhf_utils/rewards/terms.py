@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from rlhf_utils.data.tokens import continued_tokens
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
-from rlhf_utils.platforms.runtime import Device, fitting
+from rlhf_utils.platforms.memory import fitting
+from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.template import TEMPLATE, Template
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Tensor]

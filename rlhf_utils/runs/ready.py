@@ -5,12 +5,12 @@ from functools import partial
 from rlhf_utils.data.prepared import PreparedData, check_rows, prepare
 from rlhf_utils.data.sources import load_rows
 from rlhf_utils.models.generation import answer_prompts
-from rlhf_utils.models.loading import copy_model, load_config, load_policy, load_tokenizer
+from rlhf_utils.models.loading import copy_model, load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards.reward_model import RewardModel
 from rlhf_utils.runs.run import Run
-from rlhf_utils.settings.recipes import Recipe
+from rlhf_utils.runs.stages import check_context
 
 
 def make_data(run: Run) -> PreparedData:
@@ -60,13 +60,3 @@ def calibrate_on_sft(run: Run, reward: RewardModel) -> None:
     texts = [recipe.template.format(prompt) for prompt in prompts]
     answers = answer_prompts(sft, tokenizer, texts, recipe.generation, reward.device, recipe.seed)
     reward.calibrate(prompts, [answer.text for answer in answers])
-
-
-def check_context(recipe: Recipe, policy: str) -> None:
-    """Raise InputError where prompt and response can grow beyond what the model at `policy` has positions for."""
-    context = getattr(load_config(policy, recipe.models.adapter_base), "max_position_embeddings", None)
-    if context and recipe.longest_text > context:
-        raise InputError(
-            f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions but the context of "
-            f"{policy} is {context}; lower the token limits"
-        )

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_utils import __version__
 from rlhf_utils.platforms import files, names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.launch import run_lock
 from rlhf_utils.runs.stages import STAGES, Plan
+from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template

@@ -236,7 +236,6 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     from rlhf_utils.models.lora import lora_modules
     from rlhf_utils.platforms.runtime import quiet_libraries
     from rlhf_utils.rewards.reward_model import check_critic
-    from rlhf_utils.runs.ready import check_context
 
     quiet_libraries()
     configs = {"policy": GPT2Config()} if recipe.policy == EMBEDDED else {}
@@ -268,3 +267,15 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     if config := configs.get("models.sft", configs.get("policy")):
         for lora in adapters.values():
             lora_modules(lora, config)
+
+
+def check_context(recipe: Recipe, policy: str) -> None:
+    """Raise InputError where prompt and response can grow beyond what the model at `policy` has positions for."""
+    from rlhf_utils.models.loading import load_config
+
+    context = getattr(load_config(policy, recipe.models.adapter_base), "max_position_embeddings", None)
+    if context and recipe.longest_text > context:
+        raise InputError(
+            f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions but the context of "
+            f"{policy} is {context}; lower the token limits"
+        )

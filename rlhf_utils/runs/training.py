@@ -20,9 +20,10 @@ from rlhf_utils.models.loading import fp32_trainables
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
-from rlhf_utils.platforms.runtime import detect_device, fitting, peak_memory
-from rlhf_utils.runs.launch import safe_points, stop_asked
+from rlhf_utils.platforms.memory import fitting
+from rlhf_utils.platforms.runtime import detect_device, peak_memory
 from rlhf_utils.runs.run import LOG, Run
+from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
 
