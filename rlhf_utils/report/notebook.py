@@ -68,6 +68,8 @@ def picture(run: Run, name: str, title: str, height: float = 4.5) -> Iterator[Fi
     except NotMeasured as reason:
         path.unlink(missing_ok=True)  # of an earlier run in this folder
         left_out = Markdown(f"*{reason}*")
+    except FileNotFoundError as error:
+        raise NotMeasured(f"{error.filename} is missing; run the cells above first") from None
     if get_ipython():
         display(left_out or Image(filename=path, width=900))
 

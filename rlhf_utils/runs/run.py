@@ -157,7 +157,7 @@ class Run(Plan):
         processes.wait()
         with run_lock(self.root) if processes.is_main() else contextlib.nullcontext(), files.disk_errors(work):
             if processes.is_main():
-                if not self.resume and stage not in self._made_here:
+                if not self.resume and stage not in self._made_here and stage not in self._begun:
                     shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True, exist_ok=True)
             names.commits.clear()

@@ -88,14 +88,14 @@ SERIES = (
 
 
 def making_code(stage: str, form: str) -> str:
-    """The code cells that make `stage` in recipes of this form: those of its notebook up to the last that publishes.
-    What follows only looks at the result. Empty where the package makes it."""
+    """The code cells that make `stage` in recipes of this form: those of its notebook, plots aside, up to the one that
+    publishes it. Empty where the package makes it."""
     paths = [ROOT / n.path for n in SERIES if stage in n.makes and n.form in (None, form)]
     if not paths or not paths[0].is_file():
         return ""
     cells = read_json(paths[0])["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and not c["metadata"].get("tags")]
-    last = max((i for i, cell in enumerate(code, 1) if re.search(r"\bpublish(_\w+)?\(", cell)), default=0)
+    last = next((i for i, cell in enumerate(code, 1) if re.search(rf'\bpublish\(\s*"{stage}"', cell)), 0)
     return "\n".join(code[:last])
 
 
