@@ -66,7 +66,7 @@ test-lowest test-newest: test-%:
 	@echo "The $* versions that requirements.txt allows, with $$(cat .venv-$*/torch.txt) of $(TORCH_newest)" >&2
 	@.venv-$*/bin/python -m pytest -m "not slow" $(ARGS)
 
-# Also in an new environment, which stays.
+# Also in a new environment, which stays.
 test-colab test-kaggle: test-%:
 	@[ -f "$(LIST_$*)" ] || { echo "$(LIST_$*) is missing, the list of what $* ships; name its folder: make test-$* PLATFORMS=FOLDER" >&2; exit 2; }
 	$(CHECK_PYTHON)

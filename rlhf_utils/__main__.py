@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError, visible
-from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.files import parse_json, read_json
 from rlhf_utils.platforms.runtime import detect_device, prepare_environment, quiet_libraries
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, handled
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", **folder)
     add("--verdicts", type=Path, help='people\'s, as lines {"id", "verdict": first|second|tie, "judge"}')
     add("--llm", action="store_true", help="ask the model named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL")
-    add("--most", type=int, help="ask about so many pairs at most")
+    add("--most", type=int, help="ask about so many pairs at most, 1 or more")
     add("--yes", action="store_true", help="ask without showing the cost first")
     add = command(_compare, "several runs side by side: a table, a picture")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
@@ -139,10 +139,7 @@ def _recipes(_: argparse.Namespace) -> None:
 def _rouge(options: argparse.Namespace) -> None:
     from rlhf_utils.evaluation.rouge import Rouge
 
-    try:
-        pairs = json.loads(_read_text(options.file))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{options.file}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    pairs = parse_json(_read_text(options.file), options.file)
     said, wanted = (pairs.get(key) if isinstance(pairs, dict) else None for key in ("predictions", "references"))
     if not isinstance(said, list) or not isinstance(wanted, list):
         raise InputError(f"{options.file} must hold a JSON object with the lists predictions and references")
@@ -189,6 +186,8 @@ def _judge(options: argparse.Namespace) -> None:
         for judge, given in judging.read_verdicts(options.verdicts, folder).items():
             for pair, verdict in given.items():
                 judging.add_verdict(folder, pair, verdict, judge)
+    if options.most is not None and options.most < 1:
+        raise InputError(f"--most {options.most}: give the number of pairs to ask about, 1 or more")
     if options.llm:
         endpoint = judging.Endpoint()
         print(f"{endpoint.model} at {endpoint.url}: {judging.cost(pairs[: options.most])}", file=sys.stderr)
@@ -212,7 +211,7 @@ def _push(options: argparse.Namespace) -> None:
 
     from rlhf_utils.report.cards import model_card, push_to_hub
 
-    push = options.to and push_to_hub(run, options.stage, options.to, options.private)
+    push = options.to is not None and push_to_hub(run, options.stage, options.to, options.private)
     print(push or model_card(run, options.stage))
 
 

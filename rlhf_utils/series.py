@@ -121,6 +121,9 @@ def run_series(
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
+    if not chosen:
+        there = ", ".join(notebook.name[:5] for notebook in SERIES if _applies(run, notebook))
+        raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
     is_new = not os.path.exists(run.root)

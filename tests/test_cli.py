@@ -81,6 +81,8 @@ def test_recipes_are_listed_with_their_scales(cli):
         (["--set", "ppo.report_to=[trackio]"], ["ppo.report_to names trackio, which is not installed"]),
         (["--only", "7"], ["--only '7'", "01_01_data_and_baseline"]),
         (["--only", "03"], ["checkpoints/sft is missing", "make sft first"]),
+        (["--only", "02_03"], ["--only 02_03 has nothing to make in recipe instruct", "there are: 01_01, 01_02"]),
+        (["--output-dir", ""], ["output_dir is empty"]),
         (["--output-dir", "/dev/null"], ["cannot write /dev/null"]),
         (["--output-dir", "x" * 300], ["too long"]),
     ],
@@ -97,14 +99,18 @@ def test_rouge(cli, tmp_path):
     assert json.loads(done.out) == pytest.approx({"rouge1": 0.9, "rouge2": 1 / 3, "rougeL": 0.9})
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert cli("rouge", path).out == done.out, "with a byte order mark"
+    path.write_text('{"predictions": ["\\ud800 a"], "references": ["a"]}')
+    assert json.loads(cli("rouge", path).out)["rouge1"] == 1, "half a surrogate pair is no word"
 
 
 @pytest.mark.parametrize(
     "content, words",
     [
         (None, ["cannot read", "No such file"]),
-        (b"", ["line 1: not valid JSON"]),
-        (b'{"predictions": [],\n "references": }', ["line 2: not valid JSON"]),
+        (b"", [":1: broken JSON"]),
+        (b'{"predictions": [],\n "references": }', [":2: broken JSON"]),
+        (b"[" * 200_000, [":1: broken JSON (RecursionError)"]),
+        (b'{"predictions": [' + b"9" * 5_000 + b"]}", [":1: broken JSON"]),
         (b'{"predictions": ["a"]}', ["the lists predictions and references"]),
         (b'{"predictions": ["a"], "references": ["a", "b"]}', ["predictions has 1 texts and references has 2"]),
         (b'{"predictions": [], "references": []}', ["is empty"]),

@@ -117,7 +117,7 @@ def test_what_cannot_be_sampled_or_has_another_head_is_refused_in_words(architec
         language_model(tiny_model().transformer)
 
 
-def test_weights_that_are_no_number_are_told_at_once():
+def test_weights_that_are_nan_are_told_at_once():
     model = tiny_model()
     model.transformer.h[1].mlp.c_proj.weight.data[3, 3] = float("nan")
     with pytest.raises(InputError, match="logits are no numbers"):

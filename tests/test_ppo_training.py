@@ -94,13 +94,13 @@ def test_the_objective_in_the_metrics_is_what_is_paid(policy, tmp_path):
         (torch.zeros(8, 1), r"returned shape \(8, 1\) for 8 responses; one float each is wanted"),
     ],
 )
-def test_a_reward_that_is_no_number_is_named_with_its_update(policy, tmp_path, returned, words):
+def test_a_reward_that_is_nan_or_infinite_is_named_with_its_update(policy, tmp_path, returned, words):
     calls = iter([[1.0] * 8, returned])
     with pytest.raises(TrainingError, match=f"update 1: the reward function {words}"):
         tiny_trainer(policy, tmp_path, lambda prompts, responses: next(calls)).train()
 
 
-def test_a_loss_that_is_no_number_is_named_with_its_update(policy, tmp_path):
+def test_a_loss_that_is_nan_or_infinite_is_named_with_its_update(policy, tmp_path):
     trainer = tiny_trainer(policy, tmp_path)
     trainer.on_update = lambda line: line["update"] == 1 and trainer.actor.value_head.weight.data.fill_(math.nan)
     with pytest.raises(TrainingError, match="update 2: the loss is nan; lower ppo.learning_rate"):

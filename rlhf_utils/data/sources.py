@@ -20,6 +20,7 @@ import pandas
 from pyarrow import parquet
 
 from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import parse_json
 from rlhf_utils.platforms.names import DATASET, EMBEDDED, is_hub_name, is_there, local_path, snapshot, wanted
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import ASSISTANT, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE
@@ -105,21 +106,13 @@ def _file_rows(path: Path) -> list[dict]:
         with (gzip.open if name.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             text = file.read()
     if name.endswith(".json") and text.lstrip().startswith("["):
-        rows = _parse(text, path, 1)
+        rows = parse_json(text, path)
     else:
         lines = enumerate(text.split("\n"), start=1)
-        rows = [_parse(line, path, number) for number, line in lines if line.strip()]
+        rows = [parse_json(line, path, number) for number, line in lines if line.strip()]
     if odd := {type(row).__name__ for row in rows} - {"dict"}:
         raise InputError(f'{path}: expected rows such as {{"prompt": …}}, not {", ".join(odd)}; mend them')
     return rows
-
-
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
-        line, reason = first_line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", type(error).__name__)
-        raise InputError(f"{path}:{line}: broken JSON ({reason}); mend or remove it, and save it as UTF-8") from error
 
 
 Kind = Literal["pairs", "labelled"]

@@ -50,7 +50,7 @@ def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, di
     for place, row in enumerate(rows, 1):
         if not isinstance(row, dict) or str(row.get("verdict")) not in CHOICES:
             raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
-        if row.get("id") in known:
+        if isinstance(row.get("id"), str) and row["id"] in known:
             found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
         elif strict:
             raise InputError(f"{path}, line {place}: there is no pair {row.get('id')!r} in {folder}")
@@ -66,6 +66,8 @@ def add_verdict(folder: Path, pair: str, verdict: str, judge: str, file: str = P
 def outcome(folder: Path) -> dict:
     """What the verdicts in `folder` say: per kind of judge the wins of the first model, by the majority of its judges
     (a tie among them is a tie), and the share of the pairs judged by both kinds that they judged alike."""
+    if not (folder / KEY).is_file():
+        raise InputError(f"{folder / KEY} is missing: it says which model wrote which response of a pair; restore it")
     key, judges, decided = read_json(folder / KEY), {}, []
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
         if given := read_verdicts(folder / file, folder, strict=False):

@@ -41,6 +41,10 @@ class Rouge(evaluate.Metric):
                     raise InputError(f"{name} is empty or no list: pass a list of at least one text")
                 if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
                     raise InputError(f"{name}[{wrong[0]}] is {type(texts[wrong[0]]).__name__}, not a string")
+            # Half a surrogate pair, which JSON can spell, is no text in UTF-8.
+            predictions, references = (
+                [text.encode("utf-8", "replace").decode() for text in texts] for texts in (predictions, references)
+            )
             if len(predictions) != len(references):
                 counts = f"predictions has {len(predictions)} texts and references has {len(references)}"
                 raise InputError(f"{counts}: give exactly one reference for each prediction")

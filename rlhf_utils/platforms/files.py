@@ -80,11 +80,19 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in `path`; raises InputError where it is broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}); restore or delete it") from None
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not text in UTF-8; restore or delete it") from None
+    return parse_json(text, path)
+
+
+def parse_json(text: str, source: str | Path, first_line: int = 1) -> Any:
+    """The JSON value in `text`, which begins in this line of `source`; raises InputError where it is broken."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
+        line, reason = first_line + getattr(error, "lineno", 1) - 1, getattr(error, "msg", type(error).__name__)
+        raise InputError(f"{source}:{line}: broken JSON ({reason}); mend or remove it, and save it as UTF-8") from error
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:

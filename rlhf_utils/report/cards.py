@@ -80,6 +80,8 @@ def push_to_hub(run: Run, stage: str, repository: str, private: bool = False) ->
 
     from rlhf_utils.platforms.names import first_line
 
+    if not repository.strip():
+        raise InputError("the name of the repository is empty; give owner/name")
     token = hub_token()
     if token is None:
         raise InputError("pushing needs a token of the Hugging Face hub with the right to write; set HF_TOKEN")

@@ -75,15 +75,16 @@ def read_result(folder: Path) -> Result:
     """What the run in `folder` found: settings as dotted keys, each measured figure with its 95% CI or None. InputError
     where it is no run, or one that was not evaluated."""
     record, summary = (read_json(_existing(folder, name)) for name in ("run.json", "evaluation/summary.json"))
-    if not record.get("settings") or not summary.get("paired"):
-        raise InputError(f"{folder} was not made by this version; rerun the comparison notebook")
-    pair, gains = next(iter(summary["paired"].items()))
-    model, ppo, wins = summary["reward_model"], summary["models"]["ppo"], summary["win_rate"][pair]
-    found = [(model["accuracy"], model["accuracy_ci95"])]
-    found += [(gains[key]["mean"], gains[key]["ci95"]) if gains[key] else None for key in ("reward", "gold", "rougeL")]
-    found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
-    about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
-    return Result(settings=flat(record["settings"]), figures=dict(zip(FIGURES, found, strict=True)), **about)
+    try:
+        pair, gains = next(iter(summary["paired"].items()))
+        model, ppo, wins = summary["reward_model"], summary["models"]["ppo"], summary["win_rate"][pair]
+        found = [(model["accuracy"], model["accuracy_ci95"])]
+        found += [gains[key] and (gains[key]["mean"], gains[key]["ci95"]) for key in ("reward", "gold", "rougeL")]
+        found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
+        about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
+        return Result(settings=flat(record["settings"]), figures=dict(zip(FIGURES, found, strict=True)), **about)
+    except (LookupError, TypeError, AttributeError, StopIteration):
+        raise InputError(f"{folder} was not made by this version; rerun the comparison notebook") from None
 
 
 def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -119,7 +120,10 @@ def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str,
     folders, output = [Path(folder) for folder in folders], Path(output)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("compare was given the same run twice; give each folder once")
-    groups = grouped([read_result(folder) for folder in folders])
+    results = [read_result(folder) for folder in folders]
+    if again := [f for i, f in enumerate(folders) if results[i].settings in [r.settings for r in results[:i]]]:
+        raise InputError(f"{again[0]} has the settings and the seed of a run before it; a copy is no second run")
+    groups = grouped(results)
     rows = comparison_table(groups)
     write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     with drawing(output / "comparison.png", "Runs side by side", 10, 2.7 + 0.84 * len(groups)) as figure:

@@ -44,6 +44,8 @@ class Run(Plan):
 
     def __init__(self, recipe: Recipe, output_dir: str | Path = "outputs", resume: bool = True):
         super().__init__(recipe)
+        if not str(output_dir).strip():
+            raise InputError("output_dir is empty; name the folder that runs are written to")
         self.resume = resume
         self.root = names.local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
         self._made_here: set[str] = set()
