@@ -13,10 +13,8 @@ from rlhf_utils.evaluation.frontier import expected_best
 CHOOSE = cells("03_02", "def choose(", points=[], config=SimpleNamespace(kl_budget=None)).choose
 
 
-def point(update: int, kl: float, value: float, by: str = "gold", error: float = 0.1) -> dict:
-    other = {"gold": "reward", "reward": "gold"}[by]
-    missing = {"gold": None, "gold_error": None} if by == "reward" else {other: 100.0 * update, f"{other}_error": 1.0}
-    return {"update": update, "kl": kl, by: value, f"{by}_error": error, **missing}
+def point(update: int, kl: float, reward: float, gold: float | None = None) -> dict:
+    return {"update": update, "kl": kl, "reward": reward, "reward_error": 0.1, "gold": gold, "gold_error": gold and 0.1}
 
 
 START = (0, 0.0, 5.0)
@@ -32,17 +30,17 @@ START = (0, 0.0, 5.0)
         ([START, (8, 3.0, 7.0), (16, 2.0, 7.0)], None, 16),
     ],
 )
-@pytest.mark.parametrize("by", ["gold", "reward"])
-def test_of_what_cannot_be_told_apart_the_nearest_is_used(points, budget, chosen, by):
-    update, rule = CHOOSE([point(*each, by) for each in points], budget)
-    assert update == chosen and f"best {by} on development prompts" in rule
+@pytest.mark.parametrize("gold", [None, 1.0, -1.0])
+def test_of_what_cannot_be_told_apart_the_nearest_is_used_and_the_judge_has_no_part_in_it(points, budget, chosen, gold):
+    update, rule = CHOOSE([point(*each, gold and gold * each[0]) for each in points], budget)
+    assert update == chosen and "best reward on development prompts" in rule
 
 
 def test_with_no_policy_within_the_budget_or_no_known_error():
     update, rule = CHOOSE([point(*START), point(8, 2.0, 6.0)], 1.0)
     assert update == 0 and rule.endswith("within the KL budget, so it is the model PPO started from")
     # Of one prompt nobody knows an error, and the best is used.
-    points = [{**point(*each), "gold_error": None} for each in (START, (8, 1.0, 6.0), (16, 2.0, 7.0))]
+    points = [{**point(*each), "reward_error": None} for each in (START, (8, 1.0, 6.0), (16, 2.0, 7.0))]
     assert CHOOSE(points, None)[0] == 16
 
 

@@ -81,7 +81,7 @@ def test_the_majority_decides_its_tie_is_a_tie_and_a_second_thought_replaces_the
         ("{", "as JSON lines: "),
         ('{"id": "ID", "verdict": "left"}', "line 1: verdict must be one of first, second, tie"),
         ('{"id": "nobody", "verdict": "tie"}', "line 1: there is no pair 'nobody'"),
-        ('{"id": ["ID"], "verdict": "tie"}', "line 1: there is no pair ['"),
+        ('{"id": ["ID"], "verdict": "tie"}', r"line 1: there is no pair \['"),
     ],
 )
 def test_wrong_verdicts_are_named_by_their_line(folder, line, words):

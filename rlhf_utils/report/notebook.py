@@ -31,7 +31,7 @@ COLORS |= {"reward": "#CC79A7", "gold": "#D55E00", "muted": "#767676", "pale": "
 # Where there is no effect.
 NEUTRAL = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 3))}
 DPI, _STYLE = 150, str(resources.files(__package__) / "templates" / "plots.mplstyle")
-_SCORES = {"reward": "reward (what PPO optimizes)", "gold": "gold score (held-out judge)"}
+_SCORES = {"reward": "reward (what PPO optimizes)", "gold": "gold score (not optimized)"}
 
 
 class NotMeasured(InputError):
