@@ -48,7 +48,7 @@ def test_it_judges_ppo_and_the_comparison(run):
     lines = [line for line in read_jsonl(run.folder("ppo") / "metrics.jsonl") if "gold" in line]
     assert len(lines) == 2 and all(line["gold"] is not None and line["gold"] != line["reward"] for line in lines)
     result, frontier = run.results("ppo"), read_json(run.folder("ppo") / "frontier.json")
-    assert "best gold" in result["rule"] and result["published"] == f"update-{frontier['chosen_update']:06d}"
+    assert "best reward" in result["rule"] and result["published"] == f"update-{frontier['chosen_update']:06d}"
     assert [point["update"] for point in frontier["points"]] == [0, 1, 2] and result["updates"] == 2
     kept = sorted(path.name for path in (run.folder("ppo") / "frontier").iterdir())
     assert kept == ["update-000001", "update-000002"] and (run.folder("ppo") / "samples.jsonl").is_file()
