@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", **folder)
     add("--prompt", required=True)
     add("--responses", required=True, help="file with one response per line, - for standard input")
+    add = command(_rate, "a reward model's accuracy on any preference set")
+    add("model", help="a folder or hub id, such as outputs/instruct-tiny/checkpoints/reward_model")
+    add("--data", required=True, help="file, folder or hub id of pairs; a column `subset` divides them")
     add = command(_playground, "chat with a run's models side by side, in a browser on this machine")
     add("--run", **folder)
     add("--port", type=int, default=0, help="on 127.0.0.1; without it any that is free")
@@ -162,6 +165,12 @@ def _rank(options: argparse.Namespace) -> None:
     for score, response in sorted(zip(scores, responses, strict=True), key=lambda pair: -pair[0]):
         ranked.append({"rank": len(ranked) + 1, "reward": round(score, 4), "response": response})
     print(visible(json.dumps({"prompt": options.prompt, "ranking": ranked}, indent=2, ensure_ascii=False)))
+
+
+def _rate(options: argparse.Namespace) -> None:
+    from rlhf_utils.evaluation.rating import rate
+
+    print(json.dumps(rate(options.model, options.data), indent=2))
 
 
 def _playground(options: argparse.Namespace) -> None:

@@ -50,7 +50,7 @@ def test_table_and_picture_are_written(runs, tmp_path):
 def test_what_is_no_run_is_refused(runs, tmp_path):
     with pytest.raises(InputError, match="the same run twice"):
         compare([runs[0], runs[0]], tmp_path / "out")
-    with pytest.raises(InputError, match="a copy is no second run"):
+    with pytest.raises(InputError, match="the same run twice"):
         compare([runs[0], shutil.copytree(runs[0], tmp_path / "copy")], tmp_path / "out")
     for left in ("run.json", "evaluation/summary.json"):
         with pytest.raises(InputError, match=f"{left} is missing: run the notebook"):

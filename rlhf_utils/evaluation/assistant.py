@@ -27,7 +27,6 @@ from rlhf_utils.settings.sections import AssistantScore
 from rlhf_utils.toyworld import WORLDS
 
 PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
-TIE = 0.02  # scores that differ by less are a tie
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -67,7 +66,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     # Texts always in quotes: a model may sample a carriage return, which would begin a new row.
     write_text(run.evaluation / "assistant.csv", pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     if {"ppo", "base"} <= quality.keys():
-        wins = win_rate(quality["ppo"], quality["base"], tolerance=TIE)
+        wins = win_rate(quality["ppo"], quality["base"], tolerance=0.02)
         summary["win_rate"]["ppo_vs_base"] = {**wins, "judged_by": "quality"}
     by = f"sentence embeddings ({weights.embedder})" if weights.embedder else "mean-pooled states of the SFT model"
     summary["assistant"] = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}

@@ -118,11 +118,9 @@ def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
 def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str, str]]:
     """Compare the runs in `folders`; writes `comparison.{csv,png}` into `output` and returns the table's rows."""
     folders, output = [Path(folder) for folder in folders], Path(output)
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError("compare was given the same run twice; give each folder once")
     results = [read_result(folder) for folder in folders]
     if again := [f for i, f in enumerate(folders) if results[i].settings in [r.settings for r in results[:i]]]:
-        raise InputError(f"{again[0]} has the settings and the seed of a run before it; a copy is no second run")
+        raise InputError(f"{again[0]} is the same run twice: it has the settings and the seed of one before it")
     groups = grouped(results)
     rows = comparison_table(groups)
     write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,63 @@
+"""A reward model's accuracy on any preference set, also from the command line."""
+
+import json
+
+import pytest
+import torch
+from tiny import CPU, one_thread, save_tiny  # noqa: F401
+
+from rlhf_utils.__main__ import main
+from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
+from rlhf_utils.rewards.reward_model import load_reward
+
+ROWS = [
+    {
+        "prompt": f"Question {i}?",
+        "chosen": f"a good answer {i}",
+        "rejected": text,
+        "subset": "long" if i % 3 else "alike",
+    }
+    for i in range(30)
+    for text in [f"bad {i}" if i % 3 else f"a bad answer {i}"]
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rated")
+    policy = save_tiny(folder / "policy")
+    torch.manual_seed(0)
+    save_model(load_reward_model(policy, CPU, fresh_head=True), load_tokenizer(policy), folder / "model")
+    return folder / "model"
+
+
+def test_of_all_pairs_of_those_alike_in_length_and_of_each_subset(model, tmp_path, capsys):
+    path, odd = tmp_path / "pairs.jsonl", {"prompt": "x", "chosen": None, "rejected": "b", "subset": "long"}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, odd]))
+    assert main(["rate", str(model), "--data", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rated = {line.pop("pairs"): line for line in found["rated"]}
+    assert [*rated] == ["all", "alike in length", "subset alike", "subset long"]
+    assert [line["count"] for line in rated.values()] == [30, 10, 10, 20] and sum(found["dropped"].values()) == 1
+    assert rated["subset long"]["length_accuracy"] == 1 and rated["alike in length"]["length_accuracy"] == 0.5
+    scores = [
+        load_reward(model, CPU).logits(*zip(*[(r["prompt"], r[side]) for r in ROWS], strict=True))
+        for side in ("chosen", "rejected")
+    ]
+    assert rated["all"]["accuracy"] == pytest.approx((scores[0] > scores[1]).float().mean().item())
+    low, high = rated["all"]["accuracy_ci95"]
+    assert low < rated["all"]["accuracy"] < high
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"text": "fine", "label": 1}, "holds labelled rows; give pairs"),
+        ({"prompt": "a", "chosen": "", "rejected": "b"}, "holds no pair that can be read"),
+        ({"a": 1}, "columns found: a"),
+    ],
+)
+def test_data_without_pairs_are_refused(model, tmp_path, capsys, row, words):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["rate", str(model), "--data", str(tmp_path / "rows.jsonl")]) == 2
+    assert words in capsys.readouterr().err
