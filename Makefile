@@ -49,7 +49,7 @@ run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
 
 test: $(INSTALLED) $(MODELS)
-	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # In an environment created each time, because the newest versions change. It stays, for a look at what failed.
 test-lowest test-newest: test-%:

@@ -30,3 +30,9 @@ def hub() -> Iterator:
 
     with populate(LoopbackHub()) as serving:
         yield serving
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes one would otherwise wait for the other's last file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
