@@ -16,7 +16,7 @@ from rlhf_utils.__main__ import main
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs import stopping
-from rlhf_utils.runs.launch import attended
+from rlhf_utils.runs.launch import _signal_kernels, attended
 from rlhf_utils.runs.stopping import HELD, Stopped, handled, run_lock, safe_points, stop_asked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +89,21 @@ def test_what_is_attended_is_asked_first_and_ended_then(signals):
         attended(work, send, lambda: None)
     assert stopped.value.number == signal.SIGTERM
     assert heard[0] == signal.SIGINT and (signal.SIGKILL in heard) == (signals == 2)
+
+
+def test_a_kernel_that_has_lost_its_request_is_ended():
+    """It hears the signals and idles; a second request to stop would have to come otherwise."""
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    kernel = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    kernel.stdout.readline()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)
+        kernel.wait()
+
+    with pytest.raises(Stopped):
+        attended(work, _signal_kernels, lambda: None)
+    assert kernel.returncode == -signal.SIGKILL
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.sections import AssistantScore
 from rlhf_utils.toyworld import WORLDS
 
-PROMPTS = Path(__file__).parent / "prompts" / "assistant.jsonl"
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -40,7 +39,11 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     synthetic dataset where it has some, else a list of the package's.
     """
     weights, made, spoken = run.recipe.evaluation.assistant, WORLDS[run.recipe.data.world].prompts, {}
-    asked = made(run.recipe.seed) if made and run.recipe.dataset == EMBEDDED else read_jsonl(PROMPTS)
+    asked = (
+        made(run.recipe.seed)
+        if made and run.recipe.dataset == EMBEDDED
+        else read_jsonl(Path(__file__).parent / "prompts/assistant.jsonl")
+    )
     prompts, unsafe = [row["prompt"] for row in asked], [bool(row["unsafe"]) for row in asked]
     for i, name in enumerate(models):
         run.progress(f"assistant score: {name} responds", i, len(models))

@@ -39,10 +39,8 @@ def versus(name: str) -> str:
 
 
 def shown(value: float | None, interval=None, spec: str = "z.2f") -> str:
-    """`0.53 [0.41, 0.66]` with true minus signs; a dash for None, which is never shown as 0.
-
-    `spec` is Python's: `+z.2f`, `z.1%`; z makes a plain zero of the negative one that rounding leaves.
-    """
+    """`0.53 [0.41, 0.66]` with true minus signs, a dash for None, never 0. `spec` is Python's: `+z.2f`, `z.1%`;
+    z makes a plain zero of the negative one that rounding leaves."""
     if value is None:
         return "–"
     ends = f" [{', '.join(format(end, spec.lstrip('+')) for end in interval)}]" if interval else ""
@@ -62,10 +60,8 @@ def text_summary(summary: dict) -> str:
 
 
 def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
-    """What the run shows, in sentences computed from its figures, each with whether it is a warning.
-
-    `reward_model` is the content of reward_model.json, or the shorter one of the summary.
-    """
+    """What the run shows, in sentences computed from its figures, each with whether it is a warning; `reward_model` is
+    the content of reward_model.json, or the shorter one of the summary."""
     # A policy that is already fine-tuned has no SFT model to compare with.
     pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
     other = LABELS.get(pair.removeprefix("ppo_vs_"))

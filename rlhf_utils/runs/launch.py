@@ -25,17 +25,16 @@ _LAUNCHER = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORC
 # What a kernel inherits: nobody is there to click on a form, and its debugger, which nobody attaches to, need not warn
 # on stderr that Python's own frozen modules cannot be stepped into.
 _KERNEL = {HEADLESS: "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-_TELL_SECONDS = 20.0
+# CPU seconds of each kernel at every signal that it was sent.
+_spent: dict[int, list[float]] = {}
 # What the command line puts before the one line that says what is wrong, and what it stands for.
 _KINDS = {"error: ": InputError, "failed: ": TrainingError}
 
 
 def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, Any], label: str) -> float:
-    """Execute `notebook` into the run's folder as `name`; returns the seconds it took.
-
-    Raises InputError or TrainingError with one line for a cell that failed, Stopped where a signal ended it; run.json
-    says which, and what was executed so far stays as `.failed.ipynb`.
-    """
+    """Execute `notebook` into the run's folder as `name`; returns the seconds it took. InputError or TrainingError with
+    one line for a cell that failed, Stopped where a signal ended it; run.json says which, and what was executed so far
+    stays as `.failed.ipynb`."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -96,7 +95,7 @@ def attended(work: Callable[[], None], send: Callable[[int], None], tell: Callab
         while not done.done():
             if asked:
                 send(signal.SIGINT)
-            if time.monotonic() - told > _TELL_SECONDS:
+            if time.monotonic() - told > 20.0:
                 tell()
                 told = time.monotonic()
             wait([done], timeout=2.0 if asked else 0.2)
@@ -109,15 +108,17 @@ def attended(work: Callable[[], None], send: Callable[[int], None], tell: Callab
 def _signal_kernels(number: int) -> None:
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.send_signal(number)
+            spent = _spent.setdefault(child.pid, [])
+            spent.append(sum(child.cpu_times()[:2]))
+            # A signal between two cells can cost a kernel the request for the next one, and it idles from then on.
+            idle = len(spent) > 5 and spent[-1] - spent[-6] < 0.2
+            child.send_signal(signal.SIGKILL if idle else number)
 
 
 def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
-    """Make the stages of `notebook` ("01_02") with every GPU of this machine (`count` processes where it is given).
-
-    With fewer than two nothing is done: the cells that follow train in this process. Raises InputError or TrainingError
-    with the line that the processes ended with; an interrupt ends them, and the next call resumes.
-    """
+    """Make the stages of `notebook` ("01_02") with every GPU of this machine (`count` processes if given). With
+    fewer than two nothing is done: the cells that follow train in this process. Raises InputError or TrainingError with
+    the line that the processes ended with; an interrupt ends them, and the next call resumes."""
     if count is None:
         asked = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
         count = int(subprocess.run(asked, env=all_gpus(), capture_output=True, text=True, check=True).stdout)
