@@ -5,9 +5,10 @@ import torch
 from tiny import CPU, PROMPTS, one_thread, save_tiny, tiny_tokenizer, tiny_trainer, without_timing  # noqa: F401
 from transformers import AutoModelForCausalLM
 
-from rlhf_utils.models.loading import has_bitsandbytes, load_policy, load_reward_model, save_model
-from rlhf_utils.platforms.files import content_hash, read_jsonl
+from rlhf_utils.models.loading import has_bitsandbytes, load_classifier, load_policy, load_reward_model, save_model
+from rlhf_utils.platforms.files import content_hash, read_jsonl, write_json
 from rlhf_utils.rewards import RewardModel
+from rlhf_utils.rewards.reward_model import LABEL_FILE
 from rlhf_utils.settings.sections import LoraSettings
 
 ADAPTERS = ["lora", pytest.param("qlora", marks=pytest.mark.skipif(not has_bitsandbytes(), reason="no bitsandbytes"))]
@@ -102,6 +103,14 @@ def test_a_separate_critic_starts_as_the_reward_model_in_its_units(policy, rewar
             expected = (model.score(states)[:, 0] - 0.5) / 2.0
         torch.testing.assert_close(rollout.values[i, :answer], expected, rtol=0, atol=1e-4)
         assert not rollout.values[i, answer:].any()
+
+
+def test_a_classifier_becomes_a_critic_by_the_label_that_is_paid(policy, tmp_path):
+    model = load_classifier(policy, CPU, ("NEGATIVE", "POSITIVE"))
+    save_model(model, tiny_tokenizer(), tmp_path / "classifier")
+    write_json(tmp_path / "classifier" / LABEL_FILE, {"label": "POSITIVE", "joint": ""})
+    trainer = tiny_trainer(policy, tmp_path / "out", critic="separate", critic_model=tmp_path / "classifier", updates=1)
+    assert torch.equal(trainer.actor.value_head.weight, model.score.weight[1:])
 
 
 def test_a_separate_critic_learns_apart_from_the_policy(policy, reward_model, tmp_path):

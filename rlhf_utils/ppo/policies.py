@@ -86,7 +86,7 @@ class ActorCritic(nn.Module):
         for parameter in self.value_head.parameters():
             nn.init.zeros_(parameter)
         if reward is not None:
-            self.value_head.weight.data = reward.model.score.weight.detach().float() / reward.std
+            self.value_head.weight.data = reward.model.score.weight[[reward.label]].detach().float() / reward.std
             self.value_head.bias.data = self.value_head.weight.new_full((1,), -reward.mean) / reward.std
 
     def forward(
