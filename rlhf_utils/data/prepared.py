@@ -215,9 +215,8 @@ def _faults(kind: Kind, examples: list[Example], settings: DataSettings, tokeniz
     unknown = {getattr(tokenizer, "unk_token_id", None)} - {None, getattr(tokenizer, "eos_token_id", None)}
     if kind == "labelled":
         short, texts = f"text under {least} characters", [example.prompt for example in examples]
-        strange = (
-            [not unknown.isdisjoint(ids) for ids in tokenizer(texts)["input_ids"]] if unknown else [False] * len(texts)
-        )
+        ids = tokenizer(texts, verbose=False)["input_ids"] if unknown else texts  # nothing is unknown then
+        strange = [not unknown.isdisjoint(row) for row in ids]
         faults = [short if len(t) < least else UNKNOWN if odd else None for t, odd in zip(texts, strange, strict=True)]
         return [short, UNKNOWN][: 1 + len(unknown)], faults
     reasons, found, ratio = ["votes too close", "chosen and rejected are the same tokens"], [], settings.min_score_ratio
