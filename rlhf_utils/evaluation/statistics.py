@@ -1,8 +1,8 @@
-"""Numbers with their uncertainty: bootstrap and Wilson intervals, win rates, the sign test, calibration."""
+"""Numbers with their uncertainty: the bootstrap over clusters, win rates, the sign test, calibration."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -12,6 +12,7 @@ from rlhf_utils.platforms.errors import InputError
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
 _BINS = 10
+Clusters = Sequence[Hashable] | None
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,42 @@ class Interval:
         return 0 if self.low is None else (self.low > 0.0) - (self.high < 0.0)
 
 
-def mean_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of `values` (n,) with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13); constant
-    values: low = high = mean, because no resample differs."""
+def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of `values` (n,) with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13), the
+    percentiles moved outward by `tail` so that it covers of few values too.
+
+    `clusters` (n,) names the values that belong together, such as the responses to dialogues that begin alike: whole
+    clusters are drawn, since values within one are not independent (Davison and Hinkley 1997, section 3.8). None: each
+    value is its own. Constant values: low = high = mean, because no resample differs; a single cluster: no interval.
+    """
     array = _numbers(values, "values")
-    if array.size == 1 or np.all(array == array[0]):
-        end = None if array.size == 1 else float(array[0])
-        return Interval(float(array[0]), end, end, array.size)
-    draws = np.random.default_rng(seed).integers(0, array.size, size=(samples, array.size))
-    low, high = np.quantile(array[draws].mean(axis=1), [_TAIL, 1.0 - _TAIL]).tolist()
+    counts, sums = _clustered(array, clusters)
+    if counts.size == 1 or np.all(array == array[0]):
+        end = None if counts.size == 1 else float(array[0])
+        return Interval(float(array.mean()), end, end, array.size)
+    draws = np.random.default_rng(seed).integers(0, counts.size, size=(samples, counts.size))
+    means, end = sums[draws].sum(axis=1) / counts[draws].sum(axis=1), tail(counts.size)
+    low, high = np.quantile(means, [end, 1.0 - end]).tolist()
     return Interval(float(array.mean()), low, high, array.size)
+
+
+def tail(n: int) -> float:
+    """The share of resamples that an interval from `n` draws leaves out at either end: 0.025 of many, less of few,
+    where a bootstrap is too narrow by sqrt((n - 1) / n) and by t against z (Hesterberg 2015, section 4.1.1)."""
+    free = n - 1
+    # Student's t by the expansion of Fisher and Cornish (1960) in 1 / free; from 4 on it is right to 1 %.
+    t = _Z + (_Z**3 + _Z) / (4 * free) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * free**2)
+    return NormalDist().cdf(-t * math.sqrt(n / free))
+
+
+def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of outcomes 0, 0.5 or 1 (n,), as `mean_interval` has it; where all are the same, so that resampling shows no
+    spread, Wilson's interval for as many clusters."""
+    found = mean_interval(outcomes, clusters, samples, seed)
+    if found.low != found.high and found.low is not None:
+        return found
+    trials = _clustered(_numbers(outcomes, "outcomes"), clusters)[0].size
+    return replace(proportion_interval(found.mean * trials, trials), n=found.n)
 
 
 def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
@@ -59,9 +86,10 @@ def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
     return mean_interval(values, **settings).named(name) if values is not None else {name: None, f"{name}_ci95": None}
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of a - b over the same prompts, both (n,), with its bootstrap interval: what the prompts scatter cancels."""
-    return mean_interval(_differences(a, b), samples, seed)
+def paired_difference(a: Sequence[float], b: Sequence[float], **settings) -> Interval:
+    """Mean of a - b over the same prompts, both (n,), with its interval: what the prompts scatter cancels. `settings`
+    are those of `mean_interval`."""
+    return mean_interval(_differences(a, b), **settings)
 
 
 def proportion_interval(k: float, n: int) -> Interval:
@@ -72,24 +100,23 @@ def proportion_interval(k: float, n: int) -> Interval:
     return Interval(p, low, high, int(n))
 
 
-def accuracy_of(margins: Sequence[float]) -> Interval:
-    """Share of margins (n,) above 0 with its Wilson interval; a margin of 0 is no decision and counts half."""
-    right = _halves(_numbers(margins, "margins"))
-    return proportion_interval(float(right.sum()), right.size)
+def accuracy_of(margins: Sequence[float], **settings) -> Interval:
+    """Share of margins (n,) above 0 with its interval; a margin of 0 is no decision and counts half. `settings` are
+    those of `rate_interval`."""
+    return rate_interval(_halves(_numbers(margins, "margins")), **settings)
 
 
-def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9) -> dict:
+def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9, **settings) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
-    with ties counted half, its bootstrap `ci95` over prompts (Wilson's where all have the same outcome, for there a
-    bootstrap shows no spread), and `sign_test_p`, exact and two-sided (Dixon and Mood 1946)."""
+    with ties counted half, its `ci95` (`settings` are those of `rate_interval`), and `sign_test_p`, exact and two-sided
+    (Dixon and Mood 1946)."""
     outcomes = _halves(_differences(a, b), tolerance)
     wins, losses = int(np.sum(outcomes == 1.0)), int(np.sum(outcomes == 0.0))
-    won, ties = float(outcomes.sum()), outcomes.size - wins - losses
-    alike = outcomes.size in (wins, losses, ties)
-    interval = proportion_interval(won, outcomes.size) if alike else mean_interval(outcomes)
-    counts = {"wins": wins, "losses": losses, "ties": ties, "rate": won / outcomes.size}
-    tail = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1))
-    return {**counts, "ci95": interval.as_list(), "sign_test_p": min(1.0, 2 * tail / 2 ** (wins + losses))}
+    counts = {"wins": wins, "losses": losses, "ties": outcomes.size - wins - losses}
+    found = rate_interval(outcomes, **settings)
+    lopsided = sum(math.comb(wins + losses, i) for i in range(min(wins, losses) + 1))
+    p = min(1.0, 2 * lopsided / 2 ** (wins + losses))
+    return {**counts, "rate": found.mean, "ci95": found.as_list(), "sign_test_p": p}
 
 
 def calibration(margins: Sequence[float]) -> dict:
@@ -114,6 +141,16 @@ def calibration(margins: Sequence[float]) -> dict:
 def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
     """1 where a difference is above `tolerance`, 0 where it is below -tolerance, else one half."""
     return np.where(differences > tolerance, 1.0, np.where(differences < -tolerance, 0.0, 0.5))
+
+
+def _clustered(values: np.ndarray, clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
+    """The number of values in each cluster, and their sum."""
+    if clusters is None:
+        return np.ones_like(values), values
+    if len(clusters) != values.size:
+        raise InputError(f"{values.size} values and {len(clusters)} clusters: name the cluster of every value")
+    place = np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
+    return np.bincount(place), np.bincount(place, weights=values)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
