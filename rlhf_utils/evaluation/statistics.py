@@ -64,20 +64,37 @@ def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: i
 def tail(n: int) -> float:
     """The share of resamples that an interval from `n` draws leaves out at either end: 0.025 of many, less of few,
     where a bootstrap is too narrow by sqrt((n - 1) / n) and by t against z (Hesterberg 2015, section 4.1.1)."""
-    free = n - 1
-    # Student's t by the expansion of Fisher and Cornish (1960) in 1 / free; from 4 on it is right to 1 %.
-    t = _Z + (_Z**3 + _Z) / (4 * free) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * free**2)
-    return NormalDist().cdf(-t * math.sqrt(n / free))
+    return NormalDist().cdf(-_t(n - 1) * math.sqrt(n / (n - 1)))
 
 
-def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of outcomes 0, 0.5 or 1 (n,), as `mean_interval` has it; where all are the same, so that resampling shows no
-    spread, Wilson's interval for as many clusters."""
-    found = mean_interval(outcomes, clusters, samples, seed)
-    if found.low != found.high and found.low is not None:
-        return found
-    trials = _clustered(_numbers(outcomes, "outcomes"), clusters)[0].size
-    return replace(proportion_interval(found.mean * trials, trials), n=found.n)
+def _t(free: int) -> float:
+    """The 0.975 quantile of Student's t by the expansion of Fisher and Cornish (1960) in 1 / free; from 4 on it is
+    right to 1 %."""
+    return _Z + (_Z**3 + _Z) / (4 * free) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * free**2)
+
+
+def standard_error(values: Sequence[float], clusters: Clusters = None) -> float | None:
+    """Standard error of the mean of `values` (n,), by the residuals of whole clusters (Cochran 1977, section 9A.2); None
+    of a single cluster."""
+    array = _numbers(values, "values")
+    counts, sums = _clustered(array, clusters)
+    if counts.size == 1:
+        return None
+    left = sums - counts * array.mean()
+    return math.sqrt(counts.size / (counts.size - 1) * float(left @ left)) / array.size
+
+
+def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> Interval:
+    """Mean of outcomes 0, 0.5 or 1 (n,) with Wilson's interval for the effective number of outcomes, the one whose
+    binomial variance is that of the clusters (Franco et al. 2019, section 3); of equal outcomes as many as clusters. Near
+    0 and 1 a bootstrap covers too little. Other settings of `mean_interval`, given to all alike, have no part in it."""
+    array = _numbers(outcomes, "outcomes")
+    rate, whole = float(array.mean()), _clustered(array, clusters)[0].size
+    error, apart = standard_error(array, clusters), standard_error(array)
+    if error:
+        # Not above that of independent outcomes: the variance between few clusters may be small by chance.
+        whole = rate * (1 - rate) / max(error, apart) ** 2 * (_Z / _t(whole - 1)) ** 2
+    return replace(proportion_interval(rate * whole, whole), mean=rate, n=array.size)
 
 
 def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
@@ -92,8 +109,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], **settings) -> Int
     return mean_interval(_differences(a, b), **settings)
 
 
-def proportion_interval(k: float, n: int) -> Interval:
-    """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half."""
+def proportion_interval(k: float, n: float) -> Interval:
+    """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half, and `n` an
+    effective number."""
     p, whole = k / n, 1 + _Z * _Z / n
     center, half = (p + _Z * _Z / (2 * n)) / whole, _Z / whole * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
     low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
