@@ -138,7 +138,7 @@ ODD = "line\u2028separator \x0b\x0c\x85 <b> \x1b[0m 😀 \x00"
 @pytest.mark.parametrize("kind, cells", [("pairs", {"chosen": ODD, "rejected": "b"}), ("labelled", {"label": 1})])
 def test_both_kinds_come_back_as_they_were_saved(tmp_path, kind, cells):
     text = "text" if kind == "labelled" else "prompt"
-    rows = [cells | {text: f"{ODD} {'word ' * 9}{i}"} for i in range(50)]
+    rows = [cells | {text: f"{i} {ODD} {'word ' * 9}"} for i in range(50)]
     data = made(rows, shares=Shares(ppo=0), min_text_characters=0, max_prompt_tokens=99)
     data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))
