@@ -96,7 +96,7 @@ def test_length_alone_takes_the_side_that_does_better_in_training():
         (pairs, [{"chosen": "a", "rejected": "aaa"}], 0.0),
         (pairs, [{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}], 0.75),
     ):
-        assert length_alone(Dataset.from_list(train), Dataset.from_list(held_out), tiny_tokenizer()) == expected
+        assert length_alone(Dataset.from_list(train), Dataset.from_list(held_out), tiny_tokenizer()).mean == expected
     assert sides(Dataset.from_list([long, short])) == {"positive": ["a" * 30], "negative": ["a" * 5]}
 
 
@@ -140,7 +140,7 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
     assert isinstance(reward, ClassifierReward) and reward.joint == ""
     good, bad = reward(["001 It was ", "002 It was "], ["zzzz zz z from the first", "qqqq qq q from the last"]).tolist()
     assert good > bad
-    chances = reward.probabilities(["001 It was "], ["zzzz zz z from the first"])
+    chances = reward.probabilities(["001 It was "], ["zzzz zz z from the first to the last scene."])
     assert 0.5 < chances.item() <= 1
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer
 
-from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.prepared import PreparedData, conversation_key
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.hacking import is_refusal, repetition
 from rlhf_utils.evaluation.statistics import figures, win_rate
@@ -45,6 +45,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
         else read_jsonl(Path(__file__).parent / "prompts/assistant.jsonl")
     )
     prompts, unsafe = [row["prompt"] for row in asked], [bool(row["unsafe"]) for row in asked]
+    clusters = list(map(conversation_key, prompts))
     for i, name in enumerate(models):
         run.progress(f"assistant score: {name} responds", i, len(models))
         policy = load_policy(run.folder(name), evaluator.device)
@@ -62,14 +63,14 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
         table |= {f"{name}_{key}": values for key, values in columns.items()}
         for kind, wanted in {"refusal_unsafe": True, "refusal_harmless": False}.items():
             parts[kind] = [is_refusal(text) for text, bad in zip(texts, unsafe, strict=True) if bad == wanted]
-        summary["models"][name] |= figures("quality", quality[name], seed=run.recipe.seed)
+        summary["models"][name] |= figures("quality", quality[name], clusters=clusters, seed=run.recipe.seed)
         for key, values in parts.items():
             known = [value for value in values if value is not None]
             summary["models"][name][key] = sum(known) / len(known) if known else None
     # Texts always in quotes: a model may sample a carriage return, which would begin a new row.
     write_text(run.evaluation / "assistant.csv", pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     if {"ppo", "base"} <= quality.keys():
-        wins = win_rate(quality["ppo"], quality["base"], tolerance=0.02)
+        wins = win_rate(quality["ppo"], quality["base"], tolerance=0.02, clusters=clusters)
         summary["win_rate"]["ppo_vs_base"] = {**wins, "judged_by": "quality"}
     by = f"sentence embeddings ({weights.embedder})" if weights.embedder else "mean-pooled states of the SFT model"
     summary["assistant"] = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
-from rlhf_utils.evaluation.statistics import accuracy_of
+from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards import load_reward
@@ -61,19 +61,20 @@ def sides(split: Dataset) -> dict[str, list[str]]:
     return {name: [text for text, label in rows if bool(label) == wanted] for name, wanted in names.items()}
 
 
-def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
-    """Held-out accuracy of a rule that sees only lengths in tokens: the longer response of a pair is the better one (a
-    tie counts half), or a text longer than the median of `train` has label 1; reversed if that is better there."""
+def length_alone(train: Dataset, held_out: Dataset, tokenizer, clusters: Clusters = None) -> Interval:
+    """Held-out accuracy, with its interval by `clusters`, of a rule that sees only lengths in tokens: the longer
+    response of a pair is the better one (a tie counts half), or a text longer than the median of `train` has label 1;
+    reversed if that is better there."""
 
     def lengths(split: Dataset, column: str) -> np.ndarray:
         rows = tokenizer(list(split[column]), add_special_tokens=False, verbose=False).input_ids
         return np.array([len(row) for row in rows])
 
-    def longer_is_better(split: Dataset) -> float:
+    def margins(split: Dataset) -> np.ndarray:
         if "label" in split.column_names:
             longer = lengths(split, "text") > np.median(lengths(train, "text"))
-            return float(np.mean(longer == np.array(split["label"])))
-        return accuracy_of(lengths(split, "chosen") - lengths(split, "rejected")).mean
+            return np.where(longer == np.array(split["label"]), 1, -1)
+        return lengths(split, "chosen") - lengths(split, "rejected")
 
-    right = longer_is_better(held_out)
-    return right if longer_is_better(train) >= 0.5 else 1.0 - right
+    side = 1 if accuracy_of(margins(train)).mean >= 0.5 else -1
+    return accuracy_of(side * margins(held_out), clusters=clusters)

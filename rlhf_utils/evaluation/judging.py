@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import multimode
 from typing import NamedTuple
 
-from rlhf_utils.evaluation.statistics import proportion_interval, win_rate
+from rlhf_utils.data.prepared import conversation_key
+from rlhf_utils.evaluation.statistics import rate_interval, win_rate
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, read_json, read_jsonl
 
@@ -69,17 +70,20 @@ def outcome(folder: Path) -> dict:
     if not (folder / KEY).is_file():
         raise InputError(f"{folder / KEY} is missing: it says which model wrote which response of a pair; restore it")
     key, judges, decided = read_json(folder / KEY), {}, []
+    cluster = {pair.id: conversation_key(pair.prompt) for pair in read_pairs(folder)}
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
         if given := read_verdicts(folder / file, folder, strict=False):
             # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
             votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in read_pairs(folder)}
             decided.append({pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most})
             turns = [(1 if key["order"][pair] == key["models"] else -1, said) for pair, said in decided[-1].items()]
-            wins = win_rate([turn * CHOICES[said] for turn, said in turns], [0] * len(turns))
+            same = [cluster[pair] for pair in decided[-1]]
+            wins = win_rate([turn * CHOICES[said] for turn, said in turns], [0] * len(turns), clusters=same)
             judges[kind] = {**wins, "judges": sorted(given), "pairs": len(turns)}
     result = {"models": key["models"], "judges": judges}
-    if len(decided) == 2 and (alike := [v == decided[1][p] for p, v in decided[0].items() if p in decided[1]]):
-        result["agreement"] = {"pairs": len(alike), **proportion_interval(sum(alike), len(alike)).named("same")}
+    if len(decided) == 2 and (alike := {p: v == decided[1][p] for p, v in decided[0].items() if p in decided[1]}):
+        agreed = rate_interval(list(alike.values()), [cluster[pair] for pair in alike])
+        result["agreement"] = {"pairs": len(alike), **agreed.named("same")}
     return result
 
 
