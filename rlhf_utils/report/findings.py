@@ -77,6 +77,10 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             said += f": {shown(found['mean'], found['ci95'], f'+z.{digits}f')}"
             said += f", Holm-adjusted p = {found['p_holm']:.2g}." if found.get("p_holm") else "."
             yield said, key == "gold" and high < 0
+    prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))
+    if clusters and clusters < prompts:
+        text = f"Of the {prompts} prompts {distinct} are distinct, in {clusters} clusters by first turn"
+        yield f"{text}; every interval is by these clusters.", False
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):
