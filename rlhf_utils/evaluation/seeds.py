@@ -25,7 +25,7 @@ _COLUMNS = {
     "eos_rate": "ended",
     "mean_tokens": "tokens",
 }
-_RATES = ("win_rate", "accuracy", "eos_rate")
+RATES = ("win_rate", "accuracy", "eos_rate")
 # Of one run: the values of a figure, one for each prompt or pair, and the clusters they belong to.
 Values = tuple[Sequence[float], Sequence[Hashable]]
 
@@ -119,7 +119,7 @@ def merge_runs(runs: Sequence[Path]) -> dict:
     found, records = [figures_of(run) for run in runs], [read_json(run / "run.json") for run in runs]
     merged = {
         whose: {
-            name: merge([figures[whose][name] for figures in found], rate=name in _RATES)
+            name: merge([figures[whose][name] for figures in found], rate=name in RATES)
             for name in figures
             if all(name in other.get(whose, ()) for other in found)
         }

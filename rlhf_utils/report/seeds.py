@@ -21,7 +21,8 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
         for name, found in figures.items():
             if name in _TITLES:
                 title, spec = _TITLES[name]
-                row = {"figure": f"{names.get(whose) or versus(whose)}: {title}"}
+                who = names.get(whose) or versus(whose).replace("vs", "vs" if name == "win_rate" else "−")
+                row = {"figure": f"{who}: {title}"}
                 row["mean [95% CI]"] = shown(found["mean"], found["ci95"], spec)
                 row["SD of seeds"] = shown(found["seed_sd"], None, spec)
                 row["by seed"] = ", ".join(shown(value, None, spec) for value in found["by_seed"])
