@@ -107,6 +107,7 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
         gains = found[pair] = {name: a - b for name, (a, b) in both.items() if a is not None}
         gains["win_rate"] = np.sign(gains[_judge(gains)].round(9)) / 2 + 0.5
         gains["effect_size"] = effect_size(*both["reward"])
+        del gains["reward"]
     found = {whose: {name: (v, keys) for name, v in all.items() if v is not None} for whose, all in found.items()}
     # The pairs are the first rows of the split that the prompts are from: shared where the prompts are, in their order.
     pairs = [(keys[0], keys[-1], place) for place in range(len(measured["margins"]))]
