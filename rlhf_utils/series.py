@@ -161,10 +161,10 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
         runs[seed] = folder, its, Run(load_recipe(recipe, scale, located(its)), folder)
     compared = [n.name for n in SERIES if {*STAGES["evaluation"].needs, "evaluation"} & {*n.makes}]
     first, chosen = runs[start][-1], dict.fromkeys(runs, compared) | {start: None}
-    for place, (seed, (folder, its, run)) in enumerate(runs.items()):
-        left = [(other, chosen[later]) for later, (*_, other) in runs.items() if later >= seed]
-        minutes = sum(_seconds(first, *one, fresh) for one in left) / 60
-        print(f"seed {place + 1} of {seeds} (seed={seed}): {run.root}, {minutes:.0f} min left for all", file=sys.stderr)
+    for seed, (folder, its, run) in runs.items():
+        left = (_seconds(first, other, chosen[later], fresh) for later, (*_, other) in runs.items() if later >= seed)
+        place = f"seed {seed - start + 1} of {seeds} (seed={seed}): {run.root}"
+        print(f"{place}, {sum(left) / 60:.0f} min left for all", file=sys.stderr)
         run_series(recipe, scale, folder, its, chosen[seed], fresh)
     if seeds > 1:
         from rlhf_utils.evaluation.seeds import SEEDS, merge_runs  # imports pandas, which takes a moment

@@ -80,9 +80,9 @@ def test_an_effect_size_has_no_unit_and_scatters_as_its_values_say():
     generator = np.random.default_rng(2)
     old = generator.normal(3, 2, 400)
     new = old + 1.0 + generator.normal(0, 1, 400)
-    values = effect_size(new, old)
+    values = effect_size(new - old, old)
     assert values.mean() == pytest.approx((new - old).mean() / old.std())
-    assert effect_size(10 * new - 7, 10 * old - 7) == pytest.approx(values)
+    assert effect_size(10 * (new - old), 10 * old - 7) == pytest.approx(values)
     draws = generator.integers(0, 400, (2000, 400))
     slow = np.std([(new[d] - old[d]).mean() / old[d].std() for d in draws])
     assert values.std() / 20 == pytest.approx(slow, rel=0.06)
@@ -130,7 +130,7 @@ def test_without_gold_the_reward_decides_the_wins(tmp_path):
     rows.drop(columns=[name for name in rows if name.endswith("_gold")]).to_csv(path, index=False)
     merged = merge_runs([run])
     assert merged["judged_by"] == "reward" and "gold" not in merged["figures"]["ppo_vs_sft"]
-    assert "Judged by the reward model, PPO wins" in seeds_text(merged)
+    assert "PPO vs SFT, judged by the reward model: " in seeds_text(merged)
 
 
 def test_the_page_shows_the_seeds_of_this_run_only(runs):

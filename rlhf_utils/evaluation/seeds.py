@@ -52,8 +52,8 @@ def merge(runs: Sequence[Values], rate: bool = False, **settings) -> dict:
     if seeds > 1:
         parts = [(found - found.mean()) / (seeds * found.size) for found in values]
         own = [[(seed, name) for name in names] for seed, names in enumerate(clusters)]
-        variance = max(means.var(ddof=1) / seeds + _variance(parts, clusters) - _variance(parts, own), 0.0)
-        half = student_t(seeds - 1) * math.sqrt(variance)
+        shared = max(_variance(parts, clusters) - _variance(parts, own), 0.0)
+        half = student_t(seeds - 1) * math.sqrt(means.var(ddof=1) / seeds + shared)
         low, high = min(low, mean - half), max(high, mean + half)
     if rate:
         low, high = max(low, 0.0), min(high, 1.0)
@@ -71,14 +71,13 @@ def _variance(parts: Sequence[np.ndarray], clusters: Sequence[Sequence[Hashable]
     return sum(total**2 for total in sums.values()) * len(sums) / max(len(sums) - 1, 1)
 
 
-def effect_size(new: np.ndarray, old: np.ndarray) -> np.ndarray | None:
-    """One value (n,) for each prompt whose mean is Glass's delta (Hedges 1981): the mean of new - old, both (n,), in
-    standard deviations of `old`. They scatter as this estimate does, that of the standard deviation included (the delta
-    method). None where `old` is constant."""
-    if (unit := float(old.std())) == 0.0:
+def effect_size(gains: np.ndarray, rewards: np.ndarray) -> np.ndarray | None:
+    """One value (n,) for each prompt whose mean is Glass's delta (Hedges 1981): the mean of `gains` (n,) in standard
+    deviations of `rewards` (n,). They scatter as this estimate does, that of the unit included (the delta method). None
+    where `rewards` are constant."""
+    if (unit := float(rewards.std())) == 0.0:
         return None
-    gain, z = (new - old) / unit, (old - old.mean()) / unit
-    return gain - gain.mean() / 2 * (z**2 - 1)
+    return gains / unit - gains.mean() / unit / 2 * (((rewards - rewards.mean()) / unit) ** 2 - 1)
 
 
 def read_samples(run: Path) -> pd.DataFrame:
@@ -90,7 +89,8 @@ def read_samples(run: Path) -> pd.DataFrame:
 def figures_of(run: Path) -> dict[str, dict[str, Values]]:
     """What the run in that folder measured on each prompt, and on each pair of the reward model: by whose figure it is
     ("ppo", "ppo_vs_sft", "reward_model") and which ("gold", "win_rate", ...). A raw reward is not among them: its unit
-    is another in every run. LookupError for a run of another version."""
+    is another in every run, so its gain is an `effect_size` in that of the SFT model's responses, or else of those of
+    the model that PPO is compared with. LookupError for a run of another version."""
     samples = read_samples(run)
     summary, measured = (read_json(run / "evaluation" / f"{name}.json") for name in ("summary", "reward_model"))
     keys, found = [conversation_key(prompt) for prompt in samples["prompt"]], {}
@@ -106,8 +106,7 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
         both = {name: (column(new, name), column(old, name)) for name in ("gold", "rougeL", "positivity", "reward")}
         gains = found[pair] = {name: a - b for name, (a, b) in both.items() if a is not None}
         gains["win_rate"] = np.sign(gains[_judge(gains)].round(9)) / 2 + 0.5
-        gains["effect_size"] = effect_size(*both["reward"])
-        del gains["reward"]
+        gains["effect_size"] = effect_size(gains.pop("reward"), column("sft" if "sft" in found else old, "reward"))
     found = {whose: {name: (v, keys) for name, v in all.items() if v is not None} for whose, all in found.items()}
     # The pairs are the first rows of the split that the prompts are from: shared where the prompts are, in their order.
     pairs = [(keys[0], keys[-1], place) for place in range(len(measured["margins"]))]

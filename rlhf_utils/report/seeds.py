@@ -9,7 +9,7 @@ from rlhf_utils.report.findings import JUDGES, shown, versus
 # Figure: its title, and how it is written.
 _TITLES = {
     "gold": ("gold", "z.2f"), "rougeL": ("ROUGE-L", "z.3f"), "positivity": ("positivity", "z.2f"),
-    "effect_size": ("reward, effect size", "z.2f"), "win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%"),
+    "effect_size": ("reward (effect size)", "z.2f"), "win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%"),
 }  # fmt: skip
 ENOUGH = 5
 
@@ -21,7 +21,7 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
         for name, found in figures.items():
             if name in _TITLES:
                 title, spec = _TITLES[name]
-                who = names.get(whose) or versus(whose).replace("vs", "vs" if name == "win_rate" else "−")
+                who = names.get(whose) or (versus if name == "win_rate" else _difference)(whose)
                 row = {"figure": f"{who}: {title}"}
                 row["mean [95% CI]"] = shown(found["mean"], found["ci95"], spec)
                 row["SD of seeds"] = shown(found["seed_sd"], None, spec)
@@ -32,29 +32,26 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
 
 def seed_sentences(merged: dict) -> list[str]:
     """What the seeds show together, one sentence each."""
-    seeds, figures = merged["seeds"], merged["figures"]
+    seeds, (pair, gains) = merged["seeds"], next(item for item in merged["figures"].items() if "_vs_" in item[0])
     said = [f"Seeds {', '.join(map(str, seeds))}. Brackets: 95% CIs over seeds and prompts; SD: of the seeds' means."]
     if len(seeds) < ENOUGH:
         said.append(f"{len(seeds)} seeds say little about how much runs differ, so the intervals are wide.")
-    pair, gains = next((pair, found) for pair, found in figures.items() if "_vs_" in pair)
-    other = LABELS[pair.removeprefix("ppo_vs_")]
-    for name in ("gold", "rougeL", "positivity"):
-        if found := gains.get(name):
-            title, spec = _TITLES[name]
-            above = sum(value > 0 for value in found["by_seed"])
-            said.append(
-                f"PPO − {other} on {title}: {shown(found['mean'], found['ci95'], f'+{spec}')}, above 0 in {above} of "
-                f"{len(seeds)} runs."
-            )
-    wins = gains["win_rate"]
-    share, judge = shown(wins["mean"], wins["ci95"], "z.1%"), JUDGES[merged["judged_by"]]
-    said.append(f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.")
-    if found := gains.get("effect_size"):
-        size = shown(found["mean"], found["ci95"], "+z.2f")
+    for name in [name for name in gains if name != "win_rate"]:
+        (title, spec), found = _TITLES[name], gains[name]
+        size, above = shown(found["mean"], found["ci95"], f"+{spec}"), sum(value > 0 for value in found["by_seed"])
+        said.append(f"{_difference(pair)} on {title}: {size}, above 0 in {above} of {len(seeds)} runs.")
+    wins = shown(gains["win_rate"]["mean"], gains["win_rate"]["ci95"], "z.1%")
+    said.append(f"{versus(pair)}, judged by {JUDGES[merged['judged_by']]}: {wins} of prompts won, ties counted half.")
+    if "effect_size" in gains:
+        unit = LABELS["sft" if "sft" in merged["figures"] else pair.removeprefix("ppo_vs_")]
         said.append(
-            f"Effect size of the reward gain: {size} standard deviations of {other}'s responses in the same run."
+            f"Effect size: in standard deviations of the rewards of the {unit} model's responses in the same run."
         )
     return said
+
+
+def _difference(pair: str) -> str:
+    return versus(pair).replace("vs", "−")
 
 
 def seeds_text(merged: dict) -> str:
