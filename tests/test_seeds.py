@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pages
 import pandas as pd
 import pytest
 from made_up_run import change, make_run
@@ -61,12 +62,14 @@ def test_the_interval_is_students_t_of_the_means_and_never_narrower_than_that_of
     same = [(wide, range(200)) for _ in range(5)]  # the same responses five times are no more than one run
     low, high = merge(same)["ci95"]
     assert high - low > 1.9 * (pooled.high - pooled.low)
+    assert merge(alike)["prompt_sd"] == pytest.approx(wide.std(ddof=1) / np.sqrt(200), rel=0.01)
 
 
 def test_one_run_keeps_its_own_interval_and_rates_stay_rates():
     values = np.random.default_rng(1).normal(0, 1, 50)
     one = merge([(values, range(50))])
     assert one["ci95"] == mean_interval(values).as_list() and one["seed_sd"] is None
+    assert one == merge([(values, [("dialogue", i) for i in range(50)])]), "any name is one cluster, also a tuple"
     assert merge([([0.5], ["a"])])["ci95"] is None
     won = merge([(np.ones(20), [(seed, i) for i in range(20)]) for seed in range(3)], rate=True)
     assert won["ci95"][1] == 1.0 and 0.9 < won["ci95"][0] < 1.0
@@ -118,19 +121,29 @@ def test_the_figures_of_runs_are_merged_and_a_raw_reward_is_not(runs):
     accuracy = read_json(runs[0] / "evaluation" / "reward_model.json")["accuracy"]
     assert figures["reward_model"]["accuracy"]["mean"] == pytest.approx(accuracy)
     lines, text = seed_table(merged), seeds_text(merged)
-    assert {"figure", "mean [95% CI]", "SD of seeds", "by seed"} == {*lines[0]}
+    assert {"figure", "mean [95% CI]", "SD of seeds", "by prompts", "by seed"} == {*lines[0]}
     assert all(line in text for line in seed_sentences(merged)) and "3 seeds say little" in text
     assert f"above 0 in {sum(gain.mean() > 0.5 * k for k in range(3))} of 3 runs" in text
 
 
-def test_without_gold_the_reward_decides_the_wins(tmp_path):
+def test_without_gold_the_reward_decides_the_wins_and_what_was_not_measured_is_left_out(tmp_path):
     run = make_run(tmp_path, gold=False)
     path = run / "evaluation" / "samples.csv"
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    rows.drop(columns=[name for name in rows if name.endswith("_gold")]).to_csv(path, index=False)
+    rows = rows.drop(columns=[name for name in rows if name.endswith(("_gold", "_rougeL"))])
+    rows.assign(ppo_positivity="0.75", base_positivity="0.25", sft_positivity="0.5").to_csv(path, index=False)
     merged = merge_runs([run])
-    assert merged["judged_by"] == "reward" and "gold" not in merged["figures"]["ppo_vs_sft"]
+    assert merged["judged_by"] == "reward" and {*merged["figures"]["ppo"]} == {"positivity", "eos_rate", "mean_tokens"}
+    assert "PPO − SFT on positivity: +0.25 [0.25, 0.25], above 0 in 1 of 1 runs." in seed_sentences(merged)
     assert "PPO vs SFT, judged by the reward model: " in seeds_text(merged)
+
+
+def test_the_readme_shows_the_merged_seeds_before_the_single_run(runs, monkeypatch):
+    monkeypatch.setattr(pages, "RUN", runs[0])
+    assert pages.results().startswith("One run, seed 0: `instruct`, `tiny`, 250 held-out prompts.")
+    write_json(runs[0] / "evaluation" / SEEDS, merged := merge_runs(runs))
+    text = pages.results()
+    assert text.startswith("3 seeds: ") and text.index(seeds_text(merged)) < text.index("One run, seed 0: ")
 
 
 def test_the_page_shows_the_seeds_of_this_run_only(runs):

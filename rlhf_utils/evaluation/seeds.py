@@ -32,7 +32,8 @@ Values = tuple[Sequence[float], Sequence[Hashable]]
 
 def merge(runs: Sequence[Values], rate: bool = False, **settings) -> dict:
     """A figure over runs of several seeds, from its values in each: `mean` of the runs' means, its `ci95` over seeds
-    and prompts, `seed_sd`, the standard deviation of the runs' means (None of one run), and those means, `by_seed`.
+    and prompts, `seed_sd`, the standard deviation of the runs' means (None of one run), `prompt_sd`, the one that they
+    would have if runs differed in their prompts only, and those means, `by_seed`.
 
     Seeds are random effects: the interval is Student's t of the runs' means, which scatter by seed and by prompts, with
     one degree of freedom less than there are runs. What prompts add that runs share (the same cluster in several) is
@@ -49,17 +50,18 @@ def merge(runs: Sequence[Values], rate: bool = False, **settings) -> dict:
         prompts = (rate_interval if rate else mean_interval)(*everything, **settings)
         if prompts.low is not None:
             low, high = mean + prompts.low - prompts.mean, mean + prompts.high - prompts.mean
+    parts = [(found - found.mean()) / (seeds * found.size) for found in values]
+    own = _variance(parts, [[(seed, name) for name in names] for seed, names in enumerate(clusters)])
     if seeds > 1:
-        parts = [(found - found.mean()) / (seeds * found.size) for found in values]
-        own = [[(seed, name) for name in names] for seed, names in enumerate(clusters)]
-        shared = max(_variance(parts, clusters) - _variance(parts, own), 0.0)
+        shared = max(_variance(parts, clusters) - own, 0.0)
         half = student_t(seeds - 1) * math.sqrt(means.var(ddof=1) / seeds + shared)
         low, high = min(low, mean - half), max(high, mean + half)
     if rate:
         low, high = max(low, 0.0), min(high, 1.0)
     ends = [float(low), float(high)] if low <= high else None
     spread = float(means.std(ddof=1)) if seeds > 1 else None
-    return {"mean": mean, "ci95": ends, "seed_sd": spread, "by_seed": means.tolist()}
+    by_prompts = math.sqrt(seeds * own)
+    return {"mean": mean, "ci95": ends, "seed_sd": spread, "prompt_sd": by_prompts, "by_seed": means.tolist()}
 
 
 def _variance(parts: Sequence[np.ndarray], clusters: Sequence[Sequence[Hashable]]) -> float:

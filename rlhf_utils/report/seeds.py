@@ -24,7 +24,9 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
                 who = names.get(whose) or (versus if name == "win_rate" else _difference)(whose)
                 row = {"figure": f"{who}: {title}"}
                 row["mean [95% CI]"] = shown(found["mean"], found["ci95"], spec)
-                row["SD of seeds"] = shown(found["seed_sd"], None, spec)
+                row["SD of seeds"], row["by prompts"] = (
+                    shown(found[f"{of}_sd"], None, spec) for of in ("seed", "prompt")
+                )
                 row["by seed"] = ", ".join(shown(value, None, spec) for value in found["by_seed"])
                 rows.append(row)
     return rows
@@ -33,9 +35,10 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
 def seed_sentences(merged: dict) -> list[str]:
     """What the seeds show together, one sentence each."""
     seeds, (pair, gains) = merged["seeds"], next(item for item in merged["figures"].items() if "_vs_" in item[0])
-    said = [f"Seeds {', '.join(map(str, seeds))}. Brackets: 95% CIs over seeds and prompts; SD: of the seeds' means."]
+    said = [f"Seeds {', '.join(map(str, seeds))}. Brackets: 95% CIs over seeds and prompts."]
+    said.append("SD of seeds: of the runs' means; by prompts: the SD they would have if only their prompts differed.")
     if len(seeds) < ENOUGH:
-        said.append(f"{len(seeds)} seeds say little about how much runs differ, so the intervals are wide.")
+        said.append(f"{len(seeds)} seeds say little about how much runs differ.")
     for name in [name for name in gains if name != "win_rate"]:
         (title, spec), found = _TITLES[name], gains[name]
         size, above = shown(found["mean"], found["ci95"], f"+{spec}"), sum(value > 0 for value in found["by_seed"])
