@@ -11,6 +11,7 @@ from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_T = (12.706, 4.303, 3.182)
 _BINS = 10
 Clusters = Sequence[Hashable] | None
 
@@ -64,10 +65,17 @@ def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: i
 def tail(n: int) -> float:
     """The share of resamples that an interval from `n` draws leaves out at either end: 0.025 of many, less of few,
     where a bootstrap is too narrow by sqrt((n - 1) / n) and by t against z (Hesterberg 2015, section 4.1.1)."""
-    free = n - 1
-    # Student's t by the expansion of Fisher and Cornish (1960) in 1 / free; from 4 on it is right to 1 %.
-    t = _Z + (_Z**3 + _Z) / (4 * free) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * free**2)
-    return NormalDist().cdf(-t * math.sqrt(n / free))
+    return NormalDist().cdf(-student_t(n - 1) * math.sqrt(n / (n - 1)))
+
+
+def student_t(free: int) -> float:
+    """The 0.975 quantile of Student's t with `free` >= 1 degrees of freedom, to 0.3 %: a table up to 3, from there the
+    expansion of Fisher and Cornish (1960) in 1 / free."""
+    if free <= len(_T):
+        return _T[free - 1]
+    terms = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    terms += ((3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,)
+    return _Z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
 def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
@@ -149,7 +157,8 @@ def _clustered(values: np.ndarray, clusters: Clusters) -> tuple[np.ndarray, np.n
         return np.ones_like(values), values
     if len(clusters) != values.size:
         raise InputError(f"{values.size} values and {len(clusters)} clusters: name the cluster of every value")
-    place = np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
+    places: dict[Hashable, int] = {}  # an array of them would flatten tuples and make one of 1 and "1"
+    place = [places.setdefault(name, len(places)) for name in clusters]
     return np.bincount(place), np.bincount(place, weights=values)
 
 
