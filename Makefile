@@ -77,10 +77,11 @@ test-colab test-kaggle: test-%:
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
-# Runs the series, stores its outputs in the notebooks and what is worth tracking in docs/example_run/.
+# Runs the series with five seeds (about 35 minutes on two cores), stores the outputs of the first in the notebooks and
+# what is worth tracking in docs/example_run/.
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --seeds 5 --fresh
 	@$(PY) -m rlhf_utils run --recipe imdb --scale tiny --only 01_01,02_03 --fresh
 	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
 	@$(PY) tools/pages.py

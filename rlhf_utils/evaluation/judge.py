@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
+from rlhf_utils.evaluation import GOLD_SCALE
 from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
@@ -12,7 +13,6 @@ from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
-_MIDDLE = 5.0  # of gold scores, which lie in 0 to 10
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -47,7 +47,7 @@ def label_noise(judge: Judge, split: Dataset) -> float:
     """Share of a split's labels that the judge disagrees with: pairs the other way round, or texts on the other side
     of the middle of its scale."""
     if "label" in split.column_names:
-        high = np.array(judge([""] * len(split), split["text"])) > _MIDDLE
+        high = np.array(judge([""] * len(split), split["text"])) > sum(GOLD_SCALE) / 2
         return 1.0 - float(np.mean(high == np.array(split["label"], dtype=bool)))
     better, worse = (np.array(judge(split["prompt"], split[side])) for side in ("chosen", "rejected"))
     return float(np.mean(better < worse))

@@ -11,6 +11,7 @@ from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_T = (12.706, 4.303, 3.182)
 _BINS = 10
 Clusters = Sequence[Hashable] | None
 
@@ -64,13 +65,17 @@ def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: i
 def tail(n: int) -> float:
     """The share of resamples that an interval from `n` draws leaves out at either end: 0.025 of many, less of few,
     where a bootstrap is too narrow by sqrt((n - 1) / n) and by t against z (Hesterberg 2015, section 4.1.1)."""
-    return NormalDist().cdf(-t_quantile(n - 1) * math.sqrt(n / (n - 1)))
+    return NormalDist().cdf(-student_t(n - 1) * math.sqrt(n / (n - 1)))
 
 
-def t_quantile(free: int) -> float:
-    """The 0.975 quantile of Student's t by the expansion of Fisher and Cornish (1960) in 1 / free; from 4 on it is
-    right to 1 %."""
-    return _Z + (_Z**3 + _Z) / (4 * free) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * free**2)
+def student_t(free: int) -> float:
+    """The 0.975 quantile of Student's t with `free` >= 1 degrees of freedom, to 0.3 %: a table up to 3, from there the
+    expansion of Fisher and Cornish (1960) in 1 / free."""
+    if free <= len(_T):
+        return _T[free - 1]
+    terms = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    terms += ((3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,)
+    return _Z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
 def standard_error(values: Sequence[float], clusters: Clusters = None) -> float | None:
@@ -92,7 +97,7 @@ def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> 
     rate, whole = float(array.mean()), _clustered(array, clusters)[0].size
     # Not less than that of independent outcomes: the variance between few clusters may be small by chance.
     if whole > 1 and (error := max(standard_error(array, clusters), standard_error(array))):
-        whole = rate * (1 - rate) / error**2 * (_Z / t_quantile(whole - 1)) ** 2
+        whole = rate * (1 - rate) / error**2 * (_Z / student_t(whole - 1)) ** 2
     return replace(proportion_interval(rate * whole, whole), mean=rate, n=array.size)
 
 
@@ -228,7 +233,8 @@ def _places(values: np.ndarray, clusters: Clusters) -> np.ndarray:
         return np.arange(values.size)
     if len(clusters) != values.size:
         raise InputError(f"{values.size} values and {len(clusters)} clusters: name the cluster of every value")
-    return np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
+    places: dict[Hashable, int] = {}  # an array of them would flatten tuples and make one of 1 and "1"
+    return np.array([places.setdefault(name, len(places)) for name in clusters])
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
