@@ -118,6 +118,9 @@ def prepare(
     needed = {*needed, *(name for name in SPLITS if shares[name] > 0)} | ({"evaluation"} if rows.test else set())
     steps = [(split, *step.values()) for split, steps in report.items() for step in steps]
     told = [f"{split}: {dropped or left} {why}" for split, why, dropped, left in steps if dropped or why == READ]
+    if kind == "labelled":
+        different = {conversation_key(example.prompt) for name in PROMPTED for example in splits[name]}
+        told.append(f"{len(different)} different prompts cut from the texts of {', '.join(PROMPTED)}")
     sizes = {name: len(split) for name, split in splits.items()}
     _check_sizes(rows.name, sizes, [name for name in SPLITS if name in needed], ", ".join(told), least=1)
     datasets = {name: _dataset(kind, [e._asdict() | e.extra for e in split]) for name, split in splits.items()}
