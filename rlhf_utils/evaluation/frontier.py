@@ -16,12 +16,14 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
 
 BEST_OF = (1, 2, 4, 8, 16)
+WATCHED = 4  # development prompts whose responses are kept, to be read update by update
 
 
 def measure_policies(
     run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
 ) -> list[dict]:
-    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals.
+    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals, and the
+    `completions` of the first of them: prompt, response, reward, gold.
 
     Two KLs to the SFT model, in nats per response: `kl`, which the budget is about, as training measured it at
     `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
@@ -36,13 +38,24 @@ def measure_policies(
             # Of one prompt nobody knows how far another one would be off.
             error = stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None
             line |= {**figures(name, values, seed=run.recipe.seed), f"{name}_error": error}
-        return line
+        read = zip(split["prompt"], found.texts, found.reward, found.gold or [None] * len(split), strict=True)
+        named = [dict(zip(("prompt", "response", "reward", "gold"), row, strict=True)) for row in read]
+        return line | {"completions": named[:WATCHED]}
 
     points = []
     for i, update in enumerate(policies):
         run.progress("measuring the policies along the way", i, len(policies))
         points.append(run.once(stage, f"policy-{update}", partial(point, update)))
     return points
+
+
+def completions_by_update(points: Sequence[Mapping]) -> list[dict]:
+    """The `completions` of `measure_policies` as rows: all updates of the first prompt, then of the next."""
+    rows = [
+        (place, point["update"], said) for point in points for place, said in enumerate(point.get("completions", ()))
+    ]
+    ordered = sorted(rows, key=lambda row: row[:2])
+    return [{"prompt": said["prompt"], "update": update, **said} for _, update, said in ordered]
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:
