@@ -49,13 +49,13 @@ def measure_policies(
     return points
 
 
-def completions_by_update(points: Sequence[Mapping]) -> list[dict]:
-    """The `completions` of `measure_policies` as rows: all updates of the first prompt, then of the next."""
-    rows = [
-        (place, point["update"], said) for point in points for place, said in enumerate(point.get("completions", ()))
-    ]
-    ordered = sorted(rows, key=lambda row: row[:2])
-    return [{"prompt": said["prompt"], "update": update, **said} for _, update, said in ordered]
+def completions_by_update(frontier: Mapping) -> list[dict]:
+    """The `completions` of frontier.json as rows, update after update for each prompt; none of a policy that was ready,
+    which no steps are known of."""
+    points = [] if frontier["chosen_update"] is None else sorted(frontier["points"], key=lambda point: point["update"])
+    found = [(point["update"], point.get("completions", [])) for point in points]
+    longest = max((len(said) for _, said in found), default=0)
+    return [{"update": update, **said[place]} for place in range(longest) for update, said in found if said]
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from rlhf_utils.evaluation import LABELS
+from rlhf_utils.evaluation.frontier import completions_by_update
 from rlhf_utils.evaluation.judging import KEY, outcome
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_text
@@ -36,7 +37,7 @@ def write_report(run: Path) -> Path:
     record, summary, reward_model = (read_json(_existing(run, name)) for name in names)
     # Every cell is a text: the response "NA" is no gap. The C engine of pandas 2 ends a text at a NUL byte, which an
     # untrained model may write.
-    table = _existing(run, "evaluation/samples.csv")
+    table, frontier = _existing(run, "evaluation/samples.csv"), run / "evaluation" / "frontier.json"
     samples = pd.read_csv(table, dtype=str, keep_default_na=False, engine="python").to_dict("records")
     # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
@@ -50,6 +51,7 @@ def write_report(run: Path) -> Path:
         # The verdicts that outside judges gave on the blinded pairs.
         judged=outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}},
         samples=samples[:: -(-len(samples) // 8)],
+        completions=completions_by_update(read_json(frontier)) if frontier.is_file() else [],
         pictures=[_embedded(path) for path in sorted((run / "plots").glob("*.png"))],
     )
     write_text(run / "report.html", page)
