@@ -86,8 +86,8 @@ def test_accepted_form(name):
 
 def test_what_rows_say_of_their_prompts_is_kept():
     cells = [
-        {"category": "a  b", "unsafe": "True"}, {"topic": "t", "category": "c", "unsafe": 0}, {"subset": 3, "unsafe": ""},
-        {"topic": None, "unsafe": None},
+        {"category": "a  b", "unsafe": "True"}, {"topic": "t", "category": "c", "unsafe": 0},
+        {"subset": 3, "unsafe": ""}, {"topic": None, "unsafe": None},
     ]  # fmt: skip
     _, examples, _ = read_rows([pair("p", "a", "b") | cell for cell in cells], "here")
     told = [{"topic": "a b", "unsafe": "yes"}, {"topic": "t", "unsafe": "no"}, {"topic": "3"}, {}]

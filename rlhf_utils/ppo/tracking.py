@@ -12,6 +12,8 @@ from accelerate.tracking import GeneralTracker
 
 from rlhf_utils.settings.sections import PPOConfig, flat
 
+PROJECT = "rlhf-gpt2-ppo"  # of all trainings, and the folder that tensorboard writes
+
 
 @contextmanager
 def trackers(accelerator: Accelerator, config: PPOConfig, folder: Path, name: str) -> Iterator[list[GeneralTracker]]:
@@ -21,7 +23,7 @@ def trackers(accelerator: Accelerator, config: PPOConfig, folder: Path, name: st
     own = {tracker: {**how, "resume": "allow"} for tracker, how in own.items()}
     # tensorboardX names a file by its second alone, and one opened again in it would take the place of the first.
     own["tensorboard"] = {"filename_suffix": f".{time.monotonic_ns()}"}
-    accelerator.init_trackers("rlhf-gpt2-ppo", settings, own)
+    accelerator.init_trackers(PROJECT, settings, own)
     try:
         yield accelerator.trackers
     finally:
