@@ -14,6 +14,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.ppo import PPOConfig
+from rlhf_utils.ppo.tracking import copy_tracked
 from rlhf_utils.ppo.trainer import warnings_of
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
@@ -204,7 +205,8 @@ def test_tensorboard_gets_the_figures_and_the_completions_as_text_that_cannot_be
     trainer.train()
     trainer.log_table("completions", TABLE)
     assert trainer.accelerator.trackers == []
-    written = b"".join(path.read_bytes() for path in (tmp_path / "rlhf-gpt2-ppo").glob("events*"))
+    copy_tracked(tmp_path, tmp_path / "kept")  # as a stage does, whose work folder is removed
+    written = b"".join(path.read_bytes() for path in (tmp_path / "kept" / "rlhf-gpt2-ppo").glob("events*"))
     assert b"phase_seconds/learning" in written and b"completions/text_summary" in written
     row = b"a &#124; b|3|&lt;script&gt;x&lt;/script&gt; <br> z|1.5"
     assert b"prompt|update|response|reward\n-|-|-|-\n" in written and row in written

@@ -1,6 +1,7 @@
 """The trackers of `ppo.report_to`: opened and closed around a training, and given tables."""
 
 import html
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from accelerate.tracking import GeneralTracker
 
 from rlhf_utils.settings.sections import PPOConfig, flat
 
-PROJECT = "rlhf-gpt2-ppo"  # of all trainings, and the folder that tensorboard writes
+_PROJECT = "rlhf-gpt2-ppo"  # of all trainings, and the folder that tensorboard writes
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def trackers(accelerator: Accelerator, config: PPOConfig, folder: Path, name: st
     own = {tracker: {**how, "resume": "allow"} for tracker, how in own.items()}
     # tensorboardX names a file by its second alone, and one opened again in it would take the place of the first.
     own["tensorboard"] = {"filename_suffix": f".{time.monotonic_ns()}"}
-    accelerator.init_trackers(PROJECT, settings, own)
+    accelerator.init_trackers(_PROJECT, settings, own)
     try:
         yield accelerator.trackers
     finally:
@@ -45,3 +46,10 @@ def log_table(tracker: GeneralTracker, name: str, rows: Sequence[dict]) -> None:
         tracker.log({name: trackio.Table(dataframe=frame)})
     else:
         tracker.log_table(name, dataframe=frame)
+
+
+def copy_tracked(source: Path, folder: Path) -> None:
+    """Copy what trackers wrote on disk beside a training in `source`, which may be removed, into `folder`."""
+    for written in (source / _PROJECT, source / "wandb"):
+        if written.is_dir():
+            shutil.copytree(written, folder / written.name, symlinks=True)
