@@ -106,6 +106,11 @@ def test_a_category_is_called_worse_only_where_all_of_them_together_allow_it():
     assert len(rows) == 21 and {row["verdict"] for row in rows[:-1]} == {"not shown"}
     assert rows[-1]["verdict"] is rows[-1]["ci95"] is rows[-1]["p_holm"] is None and rows[-1]["prompts"] == 9
     moved = noise + np.where(np.arange(400) < 20, -2.0, 0.0)
+    alone = {"topic": {"0": kinds["topic"]["0"]}}
+    slightly = noise + np.where(np.arange(400) < 20, -0.35 - noise[:20].mean(), 0.0)
+    (one,), (among, *_) = (categories(of, slightly, b, names, samples=1000) for of in (alone, kinds))
+    assert (one["verdict"], among["verdict"]) == ("worse", "not shown")
+    assert one["p_holm"] < 0.05 < among["p_holm"] == pytest.approx(20 * one["p_holm"])
     first, *others = categories(kinds, moved, b, names, samples=1000)
     assert first["verdict"] == "worse" and first["difference"] < -1 and first["win_rate"] < 0.2
     assert {row["verdict"] for row in others[:-1]} == {"not shown"}

@@ -158,7 +158,7 @@ def _refitted(
 
 def _logistic(x: np.ndarray, outcomes: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Coefficients [S, k] of S logistic regressions of `outcomes` (n,) or [S, n], each in 0 to 1, on `x` [n, k], each
-    with its weights [S, n] and the ridge: Newton's method, with steps of at most 1, since separated data overshoot."""
+    with its weights [S, n] and the ridge, by Newton's method."""
     k = x.shape[1]
     theta, squares = np.zeros((len(weights), k)), (x[:, :, None] * x[:, None, :]).reshape(len(x), k * k)
     for _ in range(100):
@@ -166,7 +166,7 @@ def _logistic(x: np.ndarray, outcomes: np.ndarray, weights: np.ndarray) -> np.nd
         gradient = (weights * (outcomes - p)) @ x - RIDGE * theta
         curvature = ((weights * p * (1 - p)) @ squares).reshape(-1, k, k) + RIDGE * np.eye(k)
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
-        theta += step / np.maximum(1.0, np.abs(step).max(axis=1, keepdims=True))
+        theta += step
         if np.abs(step).max() < 1e-9:
             break
     return theta
