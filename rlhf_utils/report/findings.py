@@ -147,5 +147,5 @@ def category_table(summary: dict) -> list[dict[str, str]]:
         rows.append({"prompts by": row["by"], "category": row["value"], "prompts": f"{row['prompts']}"})
         rows[-1][f"PPO − {other}"] = shown(row["difference"], row["ci95"], "+z.2f")
         rows[-1]["win rate"] = shown(row["win_rate"], row["win_rate_ci95"], "z.0%")
-        rows[-1] |= {"adjusted p": shown(row["p_holm"], None, "z.3f"), "PPO is": row["verdict"] or shown(None)}
+        rows[-1] |= {"adjusted p": shown(row["p_holm"], None, "z.3f"), "verdict": row["verdict"] or shown(None)}
     return rows
