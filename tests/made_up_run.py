@@ -24,6 +24,7 @@ def make_run(root: Path, gold: bool = True, prompts: int = 12) -> Path:
     if not gold:
         change(run, "summary", _without_gold)
         change(run, "frontier", lambda f: [p.update(gold=None) for p in f["points"] + f["best_of_n"]])
+        change(run, "frontier", lambda f: [s.update(gold=None) for p in f["points"] for s in p.get("completions", ())])
     return run
 
 
@@ -33,6 +34,7 @@ def _without_gold(summary: dict) -> None:
     for pair, wins in summary["win_rate"].items():
         summary["paired"][pair]["gold"], wins["judged_by"] = None, "reward"
     summary["judge"] = None
+    summary.get("bradley_terry", {}).update(judged_by="reward")
 
 
 def change(run: Path, name: str, edit: Callable[[dict], object]) -> None:

@@ -115,6 +115,16 @@ def test_a_test_split_is_the_evaluation_and_its_conversations_are_nowhere_else()
     assert_disjoint(data)
 
 
+def test_what_rows_say_of_their_prompts_comes_with_the_splits(tmp_path):
+    told = [row | {"category": f"c{i % 3}", "unsafe": i % 2} for i, row in enumerate(pairs(60))]
+    made(told).save(tmp_path)
+    for split in PreparedData.load(tmp_path).splits.values():
+        for row in split:
+            number = int(row["prompt"].split()[1])
+            assert (row["topic"], row["unsafe"]) == (f"c{number % 3}", "yes" if number % 2 else "no")
+    assert all(set(split.column_names) == {"prompt", "chosen", "rejected"} for split in made(pairs(60)).splits.values())
+
+
 ALIKE = [{"text": f"{'it ' * 9}{i}", "label": i % 2} for i in range(60)]
 NO_ROWS = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "p", "chosen": "a", "rejected": "a"}]
 

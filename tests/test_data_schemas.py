@@ -84,6 +84,16 @@ def test_accepted_form(name):
     assert (kind, examples, dropped) == ("pairs" if expected[1] else "labelled", [Example(*expected)], {})
 
 
+def test_what_rows_say_of_their_prompts_is_kept():
+    cells = [
+        {"category": "a  b", "unsafe": "True"}, {"topic": "t", "category": "c", "unsafe": 0},
+        {"subset": 3, "unsafe": ""}, {"topic": None, "unsafe": None},
+    ]  # fmt: skip
+    _, examples, _ = read_rows([pair("p", "a", "b") | cell for cell in cells], "here")
+    told = [{"topic": "a b", "unsafe": "yes"}, {"topic": "t", "unsafe": "no"}, {"topic": "3"}, {}]
+    assert [example.extra for example in examples] == told
+
+
 def test_labels_in_every_spelling():
     labels = ["positive", "NEG", 1, 0.0, "1", "0.0", True]
     _, examples, _ = read_rows([{"text": "t", "label": label} for label in labels], "here")

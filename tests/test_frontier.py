@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from made import cells
 
-from rlhf_utils.evaluation.frontier import expected_best
+from rlhf_utils.evaluation.frontier import completions_by_update, expected_best
 
 CHOOSE = cells("03_02", "def choose(", points=[], config=SimpleNamespace(kl_budget=None)).choose
 
@@ -52,3 +52,13 @@ def test_best_of_n_is_the_mean_over_all_subsets(n):
     assert expected_best(order, values, n) == pytest.approx(sum(best) / len(best))
     assert expected_best(order, order, 6) == max(order)
     assert math.isclose(expected_best(order, values, 1), sum(values) / 6)
+
+
+def test_completions_are_read_update_by_update_of_each_prompt():
+    said = {update: [{"prompt": p, "response": f"{p} at {update}"} for p in "ab"] for update in (6, 0, 12)}
+    points = [{"update": update, "completions": rows} for update, rows in said.items()]
+    found = completions_by_update({"chosen_update": 6, "points": points})
+    assert [row["response"] for row in found] == [f"{p} at {update}" for p in "ab" for update in (0, 6, 12)]
+    assert [row["update"] for row in found] == [0, 6, 12] * 2
+    assert completions_by_update({"chosen_update": None, "points": points}) == []  # a policy that was ready
+    assert completions_by_update({"chosen_update": 0, "points": [{"update": 0}]}) == []  # of an earlier version

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hub.client import done, start
 from hub.server import OTHER_TOKEN, TOKEN
+from huggingface_hub import ModelCard
 from made_up_run import make_run
 from tiny import save_tiny
 
@@ -58,9 +59,19 @@ def test_the_card_holds_the_runs_numbers_with_their_intervals(run):
     [result] = about["model-index"][0]["results"]
     [gold] = [metric for metric in result["metrics"] if metric["type"] == "gold"]
     assert gold["value"] == pytest.approx(ppo["gold"], abs=1e-4) and gold["args"] == {"ci95": ppo["gold_ci95"]}
+    wins = summary["win_rate"]["ppo_vs_sft"]
+    summary["win_rate"]["ppo_vs_sft"] = wins | {"length_controlled": {"rate": 0.6543211, "ci95": [0.6, 0.7]}}
+    write_json(run.evaluation / "summary.json", summary)
+    parsed = {found.metric_type: found for found in ModelCard(model_card(run, "ppo")).data.eval_results}
+    alike = parsed["length_controlled_win_rate_ppo_vs_sft"]
+    assert alike.metric_value == 0.6543 and alike.metric_args == {"ci95": [0.6, 0.7]}
+    assert alike.metric_name == "length-controlled win rate, PPO vs SFT, judged by the gold score"
+    assert parsed["win_rate_ppo_vs_sft"].metric_value == pytest.approx(wins["rate"], abs=1e-4)
     assert run.recipe.hash in text and "python -m rlhf_utils run --recipe instruct --scale tiny" in text
     rated = yaml.safe_load(model_card(run, "reward_model").split("---\n", 2)[1])
-    accuracy = rated["model-index"][0]["results"][0]["metrics"][0]["value"]
+    metric = rated["model-index"][0]["results"][0]["metrics"][0]
+    accuracy = metric["value"]
+    assert metric["args"] == {"ci95": summary["reward_model"]["accuracy_ci95"]}
     assert rated["pipeline_tag"] == "text-classification"
     assert accuracy == pytest.approx(summary["reward_model"]["accuracy"], abs=1e-4)
     with pytest.raises(InputError, match="'data' leaves no model; choose one of base, sft"):

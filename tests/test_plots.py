@@ -16,6 +16,7 @@ from rlhf_utils.runs.run import Run
 
 ALL = """01_sft_full_vs_qlora 02_reward_margins 02_reward_model_accuracy 03_ppo_training 04_overoptimisation
 04_reward_comparison 04_reward_kl_frontier 04_rouge_comparison 04_win_rate""".split()
+ALIKE = {"rate": 0.3, "ci95": [0.2, 0.4]}
 run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 
 
@@ -76,6 +77,7 @@ def changed(name: str, edit):
         ("04_rouge_comparison", changed("summary", lambda s: s["models"]["sft"].update(rougeL=None))),
         ("04_win_rate", changed("summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(ci95=[0.4, 0.8]))),
         ("04_win_rate", changed("summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(wins=1))),
+        ("04_win_rate", changed("summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(length_controlled=ALIKE))),
     ],
 )
 def test_a_picture_changes_with_its_numbers(run, monkeypatch, plot, edit):

@@ -14,6 +14,7 @@ from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.ppo import PPOConfig
+from rlhf_utils.ppo.tracking import copy_tracked
 from rlhf_utils.ppo.trainer import warnings_of
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE
@@ -192,6 +193,45 @@ def test_a_tracker_gets_every_number_of_an_update(policy, tmp_path, monkeypatch)
     history = trainer.train()
     assert finished == [True] and list(lines) == [0, 1, 2] and lines[2]["kl"] == history[-1]["kl"]
     assert lines[2]["phase_seconds/learning"] > 0 and {type(v) for v in lines[2].values()} <= {int, float}
+
+
+TABLE = [
+    {"prompt": "a | b", "update": update, "response": "<script>x</script>\nz", "reward": 0.5 * update, "gold": None}
+    for update in (0, 3)
+]
+
+
+def test_tensorboard_gets_the_figures_and_the_completions_as_text_that_cannot_become_markup(policy, tmp_path):
+    pytest.importorskip("tensorboardX")
+    trainer = tiny_trainer(policy, tmp_path, report_to=("tensorboard",))
+    trainer.train()
+    trainer.log_table("completions", TABLE)
+    assert trainer.accelerator.trackers == []
+    copy_tracked(tmp_path, tmp_path / "kept")  # as a stage does, whose work folder is removed
+    written = b"".join(path.read_bytes() for path in (tmp_path / "kept" / "rlhf-gpt2-ppo").glob("events*"))
+    assert b"phase_seconds/learning" in written and b"completions/text_summary" in written
+    row = b"a &#124; b|3|&lt;script&gt;x&lt;/script&gt; <br> z|1.5"
+    assert b"prompt|update|response|reward\n-|-|-|-\n" in written and row in written
+
+
+def test_a_tracker_with_tables_gets_one_under_the_name_of_the_training(policy, tmp_path, monkeypatch):
+    trainer, opened, logged = tiny_trainer(policy, tmp_path, updates=1), [], []
+    tracker = SimpleNamespace(name="wandb", log=lambda *_, **__: None, finish=lambda: None)
+    tracker.log_table = lambda name, dataframe: logged.append((name, dataframe.to_dict("records")))
+    monkeypatch.setattr(trainer.accelerator, "log_with", [tracker])
+
+    def open_one(_, settings, own):
+        opened.append(own["wandb"]["id"])
+        trainer.accelerator.trackers.append(tracker)
+
+    monkeypatch.setattr(trainer.accelerator, "init_trackers", open_one)
+    trainer.train()
+    trainer.log_table("completions", TABLE)
+    assert logged == [] and len(opened) == 1  # nothing is opened where no tracker was asked for
+    trainer.config = trainer.config.model_copy(update={"report_to": ("wandb",)})
+    trainer.log_table("completions", TABLE)
+    read = [{key: value for key, value in row.items() if key != "gold"} for row in TABLE]
+    assert logged == [("completions", read)] and len(opened) == 2 and len({*opened}) == 1
 
 
 # Warnings in plain words

@@ -53,6 +53,67 @@ def test_tables_hold_the_figures_with_their_intervals(run):
         assert said in text, said
 
 
+COMPARED = {
+    "bradley_terry": {
+        "judged_by": "gold",
+        "anchor": "sft",
+        "models": {
+            "sft": {"elo": 1000.0, "elo_ci95": None, "wins_vs_sft": 0.5, "wins_vs_sft_ci95": None},
+            "ppo": {"elo": 1191, "elo_ci95": [1150, 1230.4], "wins_vs_sft": 0.75, "wins_vs_sft_ci95": [0.7, 0.79]},
+        },
+    },
+    "categories": [
+        {"by": "topic", "value": "<b>pets</b>", "prompts": 20, "difference": -1.5, "ci95": [-2.0, -1.0],
+         "win_rate": 0.2, "win_rate_ci95": [0.1, 0.3], "p_holm": 0.004, "verdict": "worse"},
+        {"by": "topic", "value": "other", "prompts": 3, "difference": 1.0, "ci95": None,
+         "win_rate": 1.0, "win_rate_ci95": None, "p_holm": None, "verdict": None},
+    ],
+}  # fmt: skip
+
+
+def test_ranking_categories_and_equal_length_are_shown_with_their_judge(run):
+    change(run, "summary", lambda s: s.update(COMPARED))
+    alike = {"rate": 0.681, "ci95": [0.6, 0.76]}
+    change(run, "summary", lambda s: s["win_rate"]["ppo_vs_sft"].update(length_controlled=alike))
+    text, _ = page_of(run)
+    for said in (
+        "<td>PPO</td><td>1191<small>[1150, 1230]</small></td><td>75.0%<small>[70.0%, 79.0%]</small></td>",
+        "<td>SFT</td><td>1000</td><td>–</td>", "judged by the gold score, ties half; SFT is 1000",
+        "<td>topic</td><td>&lt;b&gt;pets&lt;/b&gt;</td><td>20</td><td>−1.50<small>[−2.00, −1.00]</small></td>",
+        "<td>0.004</td><td>worse</td>", "<td>+1.00</td><td>100%</td><td>–</td><td>–</td>",
+        "<td>0.68<small>[0.60, 0.76]</small></td>",
+    ):  # fmt: skip
+        assert said in text, said
+    assert text.index("<td>PPO</td><td>1191") < text.index("<td>SFT</td><td>1000")  # the strongest first
+    summary = read_json(run / "evaluation" / "summary.json")
+    told = dict(headlines(summary, {}))
+    assert (
+        told["At equal length PPO wins 68.1% [60.0%, 76.0%], by the same judge (length-controlled win rate)."] is False
+    )
+    assert told["PPO is worse where topic is <b>pets</b>: −1.50 [−2.00, −1.00], judged by the gold score."] is True
+    assert not any("other" in line for line in told)
+    second = sentences(summary | {"judge": {"kind": "second reward model"}})
+    assert any(line.startswith("Judged by the second reward model, PPO wins") for line in second)
+
+
+def test_responses_of_every_saved_policy_stand_under_their_prompt(run):
+    def watched(frontier):
+        for point in frontier["points"]:
+            rows = [("a & b", "<i>x", 0.25, None), ("second", f"said at {point['update']}", 1.5, 7.0)]
+            point["completions"] = [dict(zip(("prompt", "response", "reward", "gold"), r, strict=True)) for r in rows]
+
+    change(run, "frontier", lambda f: [point.pop("completions", None) for point in f["points"]])
+    assert "Responses through the training" not in page_of(run)[0]  # of an earlier version
+    change(run, "frontier", watched)
+    text, _ = page_of(run)
+    updates = sorted(point["update"] for point in read_json(run / "evaluation" / "frontier.json")["points"])
+    rows = [f'<tr><td>{u}</td><td>1.50</td><td>7.00</td><td class="said">said at {u}</td></tr>' for u in updates]
+    assert "\n".join(rows) in text and len(updates) > 1
+    assert text.count('<td>0.25</td><td class="said">&lt;i&gt;x</td>') == len(updates) and "a &amp; b" in text
+    change(run, "frontier", lambda f: f.update(chosen_update=None))  # a policy that was ready has no steps
+    assert "Responses through the training" not in page_of(run)[0]
+
+
 def test_model_text_cannot_become_markup_and_is_shown_as_it_is(run):
     path = run / "evaluation" / "samples.csv"
     planted = "<script>alert('x')</script><img src=x onerror=y> & \"quoted\""

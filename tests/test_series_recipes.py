@@ -52,6 +52,18 @@ def test_the_summary_holds_the_models_of_the_recipe(done):
     assert ("assistant" in done.summary) == (done.name == "helpful_harmless")
 
 
+def test_models_are_ranked_and_kinds_of_prompts_told_apart_by_the_judge(done):
+    ranked, plain = done.summary["bradley_terry"], done.name == "imdb"
+    assert (ranked["judged_by"], ranked["anchor"]) == ("gold", "base" if plain else "sft")
+    assert list(ranked["models"]) == list(done.summary["models"])
+    assert 0 <= ranked["models"]["ppo"][f"wins_vs_{ranked['anchor']}"] <= 1
+    assert sum(row["prompts"] for row in done.summary["categories"] if row["by"] == "prompt length") in (0, 24)
+    assert not plain or {row["by"] for row in done.summary["categories"]} <= {"prompt length"}
+    points = read_json(done.root / "evaluation" / "frontier.json")["points"]
+    assert [len(point["completions"]) for point in points] == [4] * len(points)
+    assert points[0]["completions"][0].keys() == {"prompt", "response", "reward", "gold"}
+
+
 def test_the_assistant_score_covers_36_prompts(done):
     if "assistant" not in done.summary:
         pytest.skip("this recipe has no assistant score")

@@ -10,7 +10,7 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, get_args
 
-from rlhf_utils.data.sources import EMPTY, Example, Kind, Rows, read_rows
+from rlhf_utils.data.sources import ABOUT, EMPTY, Example, Kind, Rows, read_rows
 from rlhf_utils.data.tokens import continuations, continued_tokens, start_tokens
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
@@ -34,8 +34,8 @@ UNKNOWN = "characters that the tokenizer does not know"
 class PreparedData:
     """What `prepare` made. splits: name of `SPLITS` -> Dataset with string columns prompt (normal form, without the
     template), chosen, rejected. For labelled data these two are null, the prompt is the beginning of a text, and `text`
-    and the integer `label` stand beside it. report: the filters of each split in the order they ran, as {reason,
-    dropped, left}."""
+    and the integer `label` stand beside it; where rows say them, `topic` and `unsafe` (yes or no) follow. report: the
+    filters of each split in the order they ran, as {reason, dropped, left}."""
 
     kind: Kind
     splits: dict[str, Any]
@@ -284,5 +284,6 @@ def _dataset(kind: Kind, rows: list[dict]):
     from datasets import Dataset, Features, Value
 
     columns = ["prompt", "chosen", "rejected", *(("text", "label") if kind == "labelled" else ())]
+    columns += [name for name in ABOUT if any(row.get(name) for row in rows)]
     features = Features({name: Value("int64" if name == "label" else "string") for name in columns})
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns}, features=features)
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, features=features)

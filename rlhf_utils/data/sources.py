@@ -128,7 +128,8 @@ NO_RESPONSE = "response begins with another turn"
 
 class Example(NamedTuple):
     """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
-    what a form knows besides (`label`, the responses' scores), and whether a further turn was cut off a response."""
+    what a form knows besides (`label`, the responses' scores), what the row says of it (`ABOUT`), and whether a further
+    turn was cut off a response."""
 
     prompt: str
     chosen: str | None = None
@@ -152,10 +153,24 @@ def read_rows(rows: list[dict], where: str) -> tuple[Kind, list[Example], Counte
     read, examples, dropped = SCHEMAS[accepted[0]], [], Counter()
     for row in rows:
         try:
-            examples.append(read(row))
+            example = read(row)
+            examples.append(example._replace(extra={**example.extra, **_about(row)}))
         except RowDropped as reason:
             dropped[str(reason)] += 1
     return "labelled" if read is _labelled else "pairs", examples, dropped
+
+
+# What a row may say of its prompt, and the columns that say it, the first that is there; the comparison groups by it.
+ABOUT = {"topic": ("topic", "category", "subset"), "unsafe": ("unsafe",)}
+
+
+def _about(row: dict) -> dict[str, str]:
+    """The texts of `ABOUT` in a row, where it has them; `unsafe` is yes or no."""
+    cells = {name: [row[key] for key in keys if row.get(key) not in (None, "")] for name, keys in ABOUT.items()}
+    found = {name: " ".join(str(some[0]).split()) for name, some in cells.items() if some}
+    if "unsafe" in found:
+        found["unsafe"] = "yes" if found["unsafe"].casefold() in ("1", "1.0", "true", "yes", "unsafe") else "no"
+    return found
 
 
 def shown(names: Iterable[str]) -> str:

@@ -16,12 +16,14 @@ from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
 
 BEST_OF = (1, 2, 4, 8, 16)
+WATCHED = 4  # development prompts whose responses are kept, to be read update by update
 
 
 def measure_policies(
     run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
 ) -> list[dict]:
-    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals.
+    """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals, and the
+    `completions` of the first of them: prompt, response, reward, gold.
 
     Two KLs to the SFT model, in nats per response: `kl`, which the budget is about, as training measured it at
     `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
@@ -36,13 +38,24 @@ def measure_policies(
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
             line |= figures(name, values, clusters=clusters, seed=run.recipe.seed)
             line[f"{name}_error"] = values and standard_error(values, clusters)
-        return line
+        read = zip(split["prompt"], found.texts, found.reward, found.gold or [None] * len(split), strict=True)
+        named = [dict(zip(("prompt", "response", "reward", "gold"), row, strict=True)) for row in read]
+        return line | {"completions": named[:WATCHED]}
 
     points = []
     for i, update in enumerate(policies):
         run.progress("measuring the policies along the way", i, len(policies))
         points.append(run.once(stage, f"policy-{update}", partial(point, update)))
     return points
+
+
+def completions_by_update(frontier: Mapping) -> list[dict]:
+    """The `completions` of frontier.json as rows, update after update for each prompt; none of a policy that was ready,
+    which no steps are known of."""
+    points = [] if frontier["chosen_update"] is None else sorted(frontier["points"], key=lambda point: point["update"])
+    found = [(point["update"], point.get("completions", [])) for point in points]
+    longest = max((len(said) for _, said in found), default=0)
+    return [{"update": update, **said[place]} for place in range(longest) for update, said in found if said]
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:

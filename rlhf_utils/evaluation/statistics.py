@@ -172,7 +172,7 @@ def rank_correlation(
     """Spearman's correlation of `a` and `b`, both (n,), ties at their mean rank, with its percentile bootstrap interval
     over clusters; None where one of them is constant, and no interval of a single cluster."""
     both = np.stack([_numbers(a, "a"), _numbers(b, "b")])
-    observed, place = _spearman(both), _places(both[0], clusters)
+    observed, place = _spearman(both), cluster_places(both[0], clusters)
     if observed is None or place.max() == 0:
         return None if observed is None else Interval(observed, None, None, place.size)
     counts, rows, source = np.bincount(place), np.argsort(place, kind="stable"), np.random.default_rng(seed)
@@ -223,12 +223,12 @@ def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
 
 def _clustered(values: np.ndarray, clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     """The number of values in each cluster, and their sum."""
-    place = _places(values, clusters)
+    place = cluster_places(values, clusters)
     return np.bincount(place), np.bincount(place, weights=values)
 
 
-def _places(values: np.ndarray, clusters: Clusters) -> np.ndarray:
-    """The number of its cluster, from 0 on, for each of `values` (n,)."""
+def cluster_places(values: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """The number of its cluster, from 0 on, for each of `values` (n,), whatever they are."""
     if clusters is None:
         return np.arange(values.size)
     if len(clusters) != values.size:

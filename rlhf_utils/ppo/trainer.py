@@ -4,7 +4,9 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from rlhf_utils.ppo.learner import NOT_LEARNT, SAME, Learner
 from rlhf_utils.ppo.objective import adapted_kl_coefficient, masked_mean
 from rlhf_utils.ppo.policies import ActorCritic, CheckpointStore, Policy, learning_weights, put_back
 from rlhf_utils.ppo.rollout import Rollout, RolloutCollector
+from rlhf_utils.ppo.tracking import log_table, trackers
 from rlhf_utils.rewards.reward_model import check_critic, load_reward
 from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.stopping import safe_points, stop_asked
@@ -113,14 +116,15 @@ class PPOTrainer:
         """
         _accelerator(self.device)  # Another training of this process may have left it in another precision.
         self._begin(resume)
-        settings = {key: str(value) for key, value in flat(self.config.model_dump(mode="json"), "/").items()}
-        self.accelerator.init_trackers("rlhf-gpt2-ppo", settings, {"wandb": {"dir": str(self.output_dir)}})
-        try:
-            with safe_points():
-                yield from self._updates()
-        finally:
-            while self.accelerator.trackers:
-                self.accelerator.trackers.pop().finish()
+        with self._trackers(), safe_points():
+            yield from self._updates()
+
+    def log_table(self, name: str, rows: Sequence[dict]) -> None:
+        """Add `rows` as a table to what the trackers of `report_to` have of this training."""
+        if self.config.report_to and processes.is_main():
+            with self._trackers() as opened:
+                for tracker in opened:
+                    log_table(tracker, name, rows)
 
     def _updates(self) -> Iterator[int]:
         while not self.finished:
@@ -219,10 +223,11 @@ class PPOTrainer:
         return self.actor.policy
 
     def _build(self) -> None:
-        """Load what learns, as it is before the first update."""
+        """Load what learns, as it is before the first update; for the trackers it is a training of its own."""
         self.actor = self.learner = self.store = None  # two would need twice the memory
         config, device, folder = self.config, self.device, self.output_dir
         self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
+        self._trackers = partial(trackers, self.accelerator, config, folder, name=uuid.uuid4().hex[:8])
         critic = load_reward(self.critic, device) if self.critic else None
         self.actor = ActorCritic(Policy(self.source, device, config, self.tokenizer), critic).to(device.kind)
         if config.gradient_checkpointing:

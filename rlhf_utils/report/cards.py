@@ -4,6 +4,7 @@ import html
 import json
 import shlex
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf_utils.evaluation import LABELS
@@ -13,7 +14,7 @@ from rlhf_utils.platforms.errors import InputError, visible
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED, PACKAGED, is_there, known_as
 from rlhf_utils.platforms.runtime import hub_token
-from rlhf_utils.report.findings import COLUMNS, model_table, sentences
+from rlhf_utils.report.findings import COLUMNS, judge_name, model_table, sentences, versus
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import load_recipe
 from rlhf_utils.settings.sections import flat
@@ -43,8 +44,7 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
         "tags": ["rlhf", stage],
         "model_name": f"{run.recipe.title}: {ROLES[stage]}",
     }
-    figures = (summary if stage == "reward_model" else summary["models"]).get(stage) or {}
-    card_data = ModelCardData(**about, eval_results=_results(about, figures) or None)
+    card_data = ModelCardData(**about, eval_results=_results(about, _figures(summary, stage)) or None)
     values = {"stage": stage, "role": ROLES[stage], "repository": repository, "policy": policy, "data": data}
     values |= {"made": read_json(run.folder(stage) / "stage.json")["made"], "address": written_address()}
     values |= {"recipe": run.recipe, "record": run.record(), "changes": _changes(run), "summary": summary}
@@ -53,7 +53,20 @@ def model_card(run: Run, stage: str, repository: str = "OWNER/NAME") -> str:
     return str(ModelCard.from_template(card_data, template_str=template, **values))
 
 
-def _results(about: dict, figures: dict) -> list:
+def _figures(summary: dict, stage: str) -> Iterator[tuple[str, str, float, list[float] | None]]:
+    """What was measured of the model of `stage`: key, title, value, 95% CI."""
+    figures = (summary if stage == "reward_model" else summary["models"]).get(stage) or {}
+    for key, (title, _) in {"accuracy": ("accuracy on held-out pairs", 0), **COLUMNS}.items():
+        if figures.get(key) is not None:
+            yield key, title, figures[key], figures.get(f"{key}_ci95")
+    for pair, wins in summary.get("win_rate", {}).items() if stage == "ppo" else ():
+        told = f"win rate, {versus(pair)}, judged by {judge_name(summary, wins['judged_by'])}"
+        yield f"win_rate_{pair}", told, wins["rate"], wins["ci95"]
+        if alike := wins.get("length_controlled"):
+            yield f"length_controlled_win_rate_{pair}", f"length-controlled {told}", alike["rate"], alike["ci95"]
+
+
+def _results(about: dict, figures: Iterable[tuple]) -> list:
     """The figures of a model as the hub keeps them beside it, each with its 95% CI."""
     from huggingface_hub import EvalResult
 
@@ -61,11 +74,9 @@ def _results(about: dict, figures: dict) -> list:
     where = {"dataset_name": dataset or "synthetic dataset of the series, or a local file", "dataset_split": "test"}
     where |= {"dataset_type": dataset or "synthetic", "task_type": about["pipeline_tag"]}
     results = []
-    for key, (title, _) in {"accuracy": ("accuracy on held-out pairs", 0), **COLUMNS}.items():
-        if figures.get(key) is not None:
-            ends = figures.get(f"{key}_ci95")
-            value = {"metric_value": round(figures[key], 4), "metric_args": {"ci95": ends} if ends else None}
-            results.append(EvalResult(**where, metric_type=key, metric_name=title, **value))
+    for key, title, value, ends in figures:
+        value = {"metric_value": round(value, 4), "metric_args": {"ci95": ends} if ends else None}
+        results.append(EvalResult(**where, metric_type=key, metric_name=title, **value))
     return results
 
 

@@ -16,7 +16,7 @@ COLUMNS = {
 }  # fmt: skip
 _COMPARED = {"gold": ("gold", 2), "reward": ("reward", 2), "positivity": ("positivity", 2), "rougeL": ("ROUGE-L", 3)}
 JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}
-"""Who decided the prompts of an entry of `win_rate`, by its `judged_by`."""
+"""Who decided the prompts of an entry of `win_rate`, by its `judged_by`; see `judge_name`."""
 
 
 def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
@@ -34,6 +34,12 @@ def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
 def versus(name: str) -> str:
     """`ppo_vs_sft` as `PPO vs SFT`."""
     return " vs ".join(LABELS[model] for model in name.split("_vs_"))
+
+
+def judge_name(summary: dict, judged_by: str) -> str:
+    """Who decided, as in `JUDGES`; where no gold preference is known, the judge that is in its place in the column."""
+    kind = (summary.get("judge") or {}).get("kind", "gold preference")
+    return JUDGES[judged_by] if judged_by != "gold" or kind == "gold preference" else f"the {kind}"
 
 
 def shown(value: float | None, interval=None, spec: str = "z.2f") -> str:
@@ -88,8 +94,16 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     if paired.get("reward") and not paired.get("gold"):
         yield "No gold judge here: reward is the very score that PPO was trained on.", False
     if wins := summary.get("win_rate", {}).get(pair):
-        share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
+        share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), judge_name(summary, wins["judged_by"])
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
+        if alike := wins.get("length_controlled"):
+            share = shown(alike["rate"], alike["ci95"], "z.1%")
+            yield f"At equal length PPO wins {share}, by the same judge (length-controlled win rate).", False
+    for row in summary.get("categories", []):
+        if row["verdict"] == "worse":
+            judge = judge_name(summary, summary["bradley_terry"]["judged_by"])
+            figure = shown(row["difference"], row["ci95"], "+z.2f")
+            yield f"PPO is worse where {row['by']} is {row['value']}: {figure}, judged by {judge}.", True
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
@@ -119,4 +133,26 @@ def model_table(summary: dict) -> list[dict[str, str]]:
         rows.append({"model": LABELS[name]})
         for title, digits, key in ((*columns[key], key) for key in kept):
             rows[-1][title] = shown(found.get(key), found.get(f"{key}_ci95"), f"z.{digits}f")
+    return rows
+
+
+def ranking(summary: dict) -> list[dict[str, str]]:
+    """One row for each model of the Bradley-Terry table, the strongest first; none where the run has no such table."""
+    found, rows = summary.get("bradley_terry") or {"models": {}}, []
+    for name, of in sorted(found["models"].items(), key=lambda item: -item[1]["elo"]):
+        wins, other = f"wins_vs_{found['anchor']}", LABELS[found["anchor"]]
+        rate = None if name == found["anchor"] else of[wins]
+        rows.append({"model": LABELS[name], "Elo": shown(of["elo"], of["elo_ci95"], "z.0f")})
+        rows[-1][f"wins against {other}"] = shown(rate, of[f"{wins}_ci95"], "z.1%")
+    return rows
+
+
+def category_table(summary: dict) -> list[dict[str, str]]:
+    """One row for each category of prompts: PPO against the first model that it is compared with."""
+    other, rows = LABELS.get(next(iter(summary.get("paired", {})), "").removeprefix("ppo_vs_")), []
+    for row in summary.get("categories", []):
+        rows.append({"prompts by": row["by"], "category": row["value"], "prompts": f"{row['prompts']}"})
+        rows[-1][f"PPO − {other}"] = shown(row["difference"], row["ci95"], "+z.2f")
+        rows[-1]["win rate"] = shown(row["win_rate"], row["win_rate_ci95"], "z.0%")
+        rows[-1] |= {"adjusted p": shown(row["p_holm"], None, "z.3f"), "verdict": row["verdict"] or shown(None)}
     return rows

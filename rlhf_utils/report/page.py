@@ -11,6 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from rlhf_utils.evaluation import LABELS
+from rlhf_utils.evaluation.frontier import completions_by_update
 from rlhf_utils.evaluation.judging import KEY, outcome
 from rlhf_utils.evaluation.seeds import RATES, between_seeds, figures_of, merge, read_samples
 from rlhf_utils.platforms.errors import InputError
@@ -38,6 +39,7 @@ def write_report(run: Path) -> Path:
     names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json")
     record, summary, reward_model = (read_json(_existing(run, name)) for name in names)
     _existing(run, "evaluation/samples.csv")
+    frontier = run / "evaluation" / "frontier.json"
     samples = read_samples(run).to_dict("records")
     # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
@@ -52,6 +54,7 @@ def write_report(run: Path) -> Path:
         judged=outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}},
         merged=between_seeds(run),
         samples=samples[:: -(-len(samples) // 8)],
+        completions=completions_by_update(read_json(frontier)) if frontier.is_file() else [],
         pictures=[_embedded(path) for path in sorted((run / "plots").glob("*.png"))],
     )
     write_text(run / "report.html", page)
