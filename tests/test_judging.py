@@ -225,9 +225,7 @@ def test_several_models_judge_alone_and_their_agreement_is_known(tmp_path, loopb
     assert "60 pairs, 240 requests" in capsys.readouterr().err and not asked
     assert main(["judge", "--run", str(tmp_path), "--llm", "--yes"]) == 0
     told = capsys.readouterr()
-    assert (
-        "steady: asked about 60 pairs: 60 judged alike" in told.err and "wavering: asked about 60 pairs: 40" in told.err
-    )
+    assert "steady: asked about 60 pairs: 60 judged" in told.err and "wavering: asked about 60 pairs: 40" in told.err
     assert asked.count("steady") == asked.count("wavering") == 120
     found = json.loads(told.out)
     each = {one["judge"]: one for one in found["each"]}
@@ -235,7 +233,7 @@ def test_several_models_judge_alone_and_their_agreement_is_known(tmp_path, loopb
     assert (each["wavering"]["losses"], each["wavering"]["ties"]) == (20, 20)
     assert each["steady"]["consistent"] == 1.0 > each["steady"]["consistent_ci95"][0] > 0.9
     low, high = each["wavering"]["consistent_ci95"]
-    assert low < each["wavering"]["consistent"] == pytest.approx(2 / 3) < high and "consistent" not in each["Ada"]
+    assert each["wavering"]["consistent"] == pytest.approx(2 / 3) and low < 2 / 3 < high and "consistent" not in each["Ada"]
     alike = {tuple(one["between"]): one for one in found["agreement"]}
     assert [*alike] == [
         ("Ada", "steady"),
