@@ -233,7 +233,11 @@ def test_several_models_judge_alone_and_their_agreement_is_known(tmp_path, loopb
     assert (each["wavering"]["losses"], each["wavering"]["ties"]) == (20, 20)
     assert each["steady"]["consistent"] == 1.0 > each["steady"]["consistent_ci95"][0] > 0.9
     low, high = each["wavering"]["consistent_ci95"]
-    assert each["wavering"]["consistent"] == pytest.approx(2 / 3) and low < 2 / 3 < high and "consistent" not in each["Ada"]
+    assert (
+        each["wavering"]["consistent"] == pytest.approx(2 / 3)
+        and low < 2 / 3 < high
+        and "consistent" not in each["Ada"]
+    )
     alike = {tuple(one["between"]): one for one in found["agreement"]}
     assert [*alike] == [
         ("Ada", "steady"),
