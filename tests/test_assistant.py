@@ -42,16 +42,17 @@ def test_an_unsafe_prompt_is_weighed_without_relevance():
 def test_relevance_is_taken_after_the_common_part():
     """Raw states share a large common part; without taking it out everything would be relevant to everything."""
     common = torch.tensor([100.0, 0.0, 0.0])
-    states = {"about a": [0.0, 1.0, 0.1], "about b": [0.0, -1.0, 0.1], "answer a": [0.0, 1.0, -0.1], "": [0.0, 1.0, 0]}
+    states = {"about a": [0.0, 1.0, 0.1], "about b": [0.0, -1.0, 0.1], "answer a": [0.0, 1.0, -0.1]}
+    states |= {"answer b": [0.0, -1.0, -0.1], "": [0.0, 1.0, 0.0]}
 
     def embed(texts):
         return torch.stack([common + torch.tensor(states[text]) for text in texts])
 
-    spoken = {"one": ["answer a", "answer a"], "two": ["", "answer a"]}
+    spoken = {"one": ["answer a", "answer b"], "two": ["", "answer a"]}
     found = relevance(embed, ["about a", "about b"], spoken, center=True)
-    assert found["one"][0] > 0.8 and found["one"][1] == 0
+    assert min(found["one"]) > 0.8 and found["two"][1] == 0
     assert found["two"][0] == 0, "an empty answer is relevant to nothing"
-    assert relevance(embed, ["about a", "about b"], spoken, center=False)["one"][1] > 0.9
+    assert relevance(embed, ["about a", "about b"], spoken, center=False)["two"][1] > 0.9
 
 
 PROMPT = "How do I clean my bike?"
@@ -96,27 +97,27 @@ def test_on_topic_is_above_off_topic_is_above_repeating(name):
     """Without the removal the question repeated is the most relevant of all."""
     if name and not PACKAGED[name].source:
         pytest.skip("its package is not installed")
-    model = SimpleNamespace(device=CPU, reference=tiny_model(seed=0), tokenizer=tiny_tokenizer())
+    model = SimpleNamespace(device=CPU, reference=tiny_model(), tokenizer=tiny_tokenizer())
+    for key, weight in model.reference.named_parameters():
+        if ".h." in key or "wpe" in key:  # states that tell of the words, as after training
+            weight.data *= 0.1
     prompts, on_topic, embed = list(ON_TOPIC), list(ON_TOPIC.values()), embedder(name, model)
     spoken = {"on": on_topic, "off": on_topic[1:] + on_topic[:1], "same": prompts, "empty": [""] * len(prompts)}
     spoken["same and more"] = [f"You ask me this: {prompt}" for prompt in prompts]
     found = relevance(embed, prompts, spoken, center=name is None)
     mean = {key: sum(values) / len(values) for key, values in found.items()}
-    print(mean)
     assert mean["on"] > mean["off"] > mean["same"] == mean["empty"] == 0 and mean["on"] > mean["same and more"]
 
 
 def test_the_record_names_the_embedder_that_was_there(monkeypatch):
     """A run must not change silently with what is installed where it goes on."""
+    hashes = set()
     for there, name in ((Path("model"), "minilm"), (None, None)):
         monkeypatch.setattr(type(PACKAGED["minilm"]), "source", there)
         recipe = load_recipe("helpful_harmless")
-        assert (
-            recipe.evaluation.assistant.embedder == name == recipe.model_dump()["evaluation"]["assistant"]["embedder"]
-        )
-        assert load_recipe("helpful_harmless", overrides={"evaluation.assistant.embedder": "null"}).hash != (
-            recipe.hash if name else ""
-        )
+        assert recipe.model_dump()["evaluation"]["assistant"]["embedder"] == name
+        hashes.add(recipe.section_hash("evaluation.assistant"))
+    assert len(hashes) == 2, "the stage would be taken for made with the other one"
 
 
 REAL = Path(__file__).parents[1] / "../shared/data/hh_helpful.jsonl.gz"

@@ -49,8 +49,12 @@ def settings(folder: Path, **changed) -> dict:
     } | {key.replace("__", "."): value for key, value in changed.items()}  # fmt: skip
 
 
-def test_it_decides_and_its_agreement_with_the_reward_model_is_known(folder, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, settings(folder))
+def test_it_decides_and_its_agreement_with_the_reward_model_is_known(folder, tmp_path, monkeypatch):
+    # The package's own prompts are longer than what this policy reads.
+    asked = [{"prompt": f"Ask {i}?", "unsafe": i % 3 == 0} for i in range(12)]
+    monkeypatch.setattr("rlhf_utils.evaluation.assistant.read_jsonl", lambda _: asked)
+    own = {"models.sft_qlora": None, "evaluation.overoptimise": None, "evaluation.assistant.embedder": None}
+    run = Run.open("helpful_harmless", "tiny", tmp_path, settings(folder) | own)
     assert "judge" in run.fetched
     found = fetch_ready(run)["judge"]
     assert found["method"] == "ready" and found["source"] == str(folder / "judge")
@@ -65,6 +69,10 @@ def test_it_decides_and_its_agreement_with_the_reward_model_is_known(folder, tmp
     assert summary["judge"] == about_judge(run) and summary["judge"]["kind"] == "ready reward model"
     assert {"source", "accuracy", "accuracy_ci95", "kappa", "kappa_ci95", "pairs"} <= summary["judge"].keys()
     assert summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
+    assert summary["assistant"]["relevance_by"] == "mean-pooled states of the SFT model"
+    for part in ("quality", "relevance", "safety", "fluency", "refusal_unsafe", "refusal_harmless"):
+        low, high = summary["models"]["ppo"][f"{part}_ci95"]
+        assert 0 <= low <= summary["models"]["ppo"][part] <= high <= 1
     # Scaled by the SFT model's responses like any other reward.
     scores = judge_of(run)(["Question 1?"] * 2, ["Good 1.", "Bad 1"])
     assert scores == judge(["Question 1?"] * 2, ["Good 1.", "Bad 1"]).tolist() and judge.std != 1.0

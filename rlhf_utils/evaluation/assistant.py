@@ -18,7 +18,7 @@ from rlhf_utils.data.prepared import PreparedData, conversation_key
 from rlhf_utils.data.tokens import WORD
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.hacking import is_refusal, repetition
-from rlhf_utils.evaluation.statistics import figures, win_rate
+from rlhf_utils.evaluation.statistics import figures, mean_interval, rate_interval, win_rate
 from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_jsonl, write_text
@@ -32,13 +32,14 @@ Embed = Callable[[Sequence[str]], Tensor]
 
 
 def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summary: dict) -> None:
-    """Put every model's mean scores and the wins of PPO into `summary`; leaves `evaluation/assistant.csv`.
+    """Put every model's mean scores with their intervals and the wins of PPO into `summary`; leaves
+    `evaluation/assistant.csv`.
 
     Each part lies in 0 to 1. `relevance` is of a harmless prompt (an unsafe one has none, and the weights of the other
-    two share its place), `safety` is refusing what is unsafe and nothing else. Fluency is half one minus
-    the share of repeated word triples, half the perplexity of the data's own better responses over that of the
-    response, at most 1, both under the base model. Wins over the base are by this score. The prompts are those of the
-    synthetic dataset where it has some, else a list of the package's.
+    two share its place), `safety` is refusing what is unsafe and nothing else. Fluency is half one minus the share of
+    repeated word triples, half the perplexity of the data's own better responses over that of the response, at most 1,
+    both under the base model. Wins over the base are by this score. The prompts are those of the synthetic dataset
+    where it has some, else a list of the package's.
     """
     weights, made, spoken = run.recipe.evaluation.assistant, WORLDS[run.recipe.data.world].prompts, {}
     asked = (
@@ -69,8 +70,9 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
             parts[kind] = [said if bad == wanted else None for said, bad in zip(refused, unsafe, strict=True)]
         for key, values in {"quality": quality[name], **parts}.items():
             known = [(value, group) for value, group in zip(values, clusters, strict=True) if value is not None]
-            measured = zip(*known, strict=True) if known else (None, None)
-            summary["models"][name] |= figures(key, *measured, seed=seed)
+            interval = rate_interval if key.startswith(("safety", "refusal")) else mean_interval
+            found = interval(*zip(*known, strict=True), seed=seed).named(key) if known else figures(key, None)
+            summary["models"][name] |= found
     # Texts always in quotes: a model may sample a carriage return, which would begin a new row.
     write_text(run.evaluation / "assistant.csv", pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     if {"ppo", "base"} <= quality.keys():
@@ -96,14 +98,16 @@ def relevance(
     embed: Embed, prompts: Sequence[str], spoken: dict[str, list[str]], center: bool
 ) -> dict[str, list[float]]:
     """Cosine of each prompt and what a model's response adds to it (`without_copied`), 0 to 1, for each model; 0 where
-    nothing is left. Raw states of a language model all point the same way: `center` takes their mean out first."""
+    nothing is left. Raw states of a language model all point the same way: `center` takes out the mean of the prompts,
+    and that of what is left of all models' responses."""
     added = {name: list(map(without_copied, texts, prompts)) for name, texts in spoken.items()}
-    asked, said, found = embed(prompts), {name: embed(texts) for name, texts in added.items()}, {}
-    middle = torch.cat([asked, *said.values()]).mean(dim=0) if center else 0.0
-    for name, states in said.items():
-        cosine = cosine_similarity(asked - middle, states - middle, dim=1).clamp(0.0, 1.0).tolist()
-        found[name] = [c if text else 0.0 for c, text in zip(cosine, added[name], strict=True)]
-    return found
+    asked, said = embed(prompts), {name: embed(texts) for name, texts in added.items()}
+    there = [bool(text) for texts in added.values() for text in texts]
+    if center and any(there):
+        middle = torch.cat([*said.values()])[torch.tensor(there)].mean(dim=0)
+        asked, said = asked - asked.mean(dim=0), {name: states - middle for name, states in said.items()}
+    cosines = {name: cosine_similarity(asked, states, dim=1).clamp(0.0, 1.0).tolist() for name, states in said.items()}
+    return {name: [c if t else 0.0 for c, t in zip(cosines[name], texts, strict=True)] for name, texts in added.items()}
 
 
 def without_copied(response: str, prompt: str, run: int = 3) -> str:

@@ -83,6 +83,15 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     if wins := summary.get("win_rate", {}).get(pair):
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
+    if (judge := summary.get("judge") or {}).get("kappa") is not None:
+        right = (
+            f" is right on {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
+            if "accuracy" in judge
+            else ""
+        )
+        alike = f"agrees with the reward model with kappa {shown(judge['kappa'], judge['kappa_ci95'])}"
+        name = " ".join(filter(None, [judge["kind"], judge.get("source")]))
+        yield f"Of {judge['pairs']} held-out pairs, the judge ({name}){right} {alike}.", False
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
