@@ -142,7 +142,7 @@ def test_calibration_known_answer():
 
 def test_kappa_as_published():
     """Fleiss, Levin and Paik 2003, table 18.1: two raters, three diagnoses, kappa 0.676 with a standard error of 0.088,
-    so 0.50 to 0.85."""
+    by the formula of Fleiss, Cohen and Everitt 1969, so 0.50 to 0.85."""
     table = [[75, 1, 4], [5, 4, 1], [0, 0, 10]]
     cells = [(i, j) for i in range(3) for j in range(3) for _ in range(table[i][j])]
     a, b = zip(*cells, strict=True)
