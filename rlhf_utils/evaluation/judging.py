@@ -95,7 +95,7 @@ def outcome(folder: Path) -> dict:
         # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
         given = {name: {p.id: said[p.id] for p in pairs if p.id in said} for name, said in sorted(given.items())}
         for name, said in given.items():
-            known = [pair for pair in said if steady[name][pair] is not None]
+            known = [pair for pair in said if isinstance(steady[name][pair], bool)]
             same = known and rate_interval([steady[name][pair] for pair in known], [clusters[pair] for pair in known])
             each.append({"judge": name, "kind": kind, **wins(said), **(same.named("consistent") if same else {})})
         votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in pairs}

@@ -84,14 +84,11 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), JUDGES[wins["judged_by"]]
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
     if (judge := summary.get("judge") or {}).get("kappa") is not None:
-        right = (
-            f" is right on {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
-            if "accuracy" in judge
-            else ""
-        )
-        alike = f"agrees with the reward model with kappa {shown(judge['kappa'], judge['kappa_ci95'])}"
-        name = " ".join(filter(None, [judge["kind"], judge.get("source")]))
-        yield f"Of {judge['pairs']} held-out pairs, the judge ({name}){right} {alike}.", False
+        name, right = " ".join(filter(None, [judge["kind"], judge.get("source")])), ""
+        if "accuracy" in judge:  # the gold preference has none: the labels are its own
+            right = f" has an accuracy of {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
+        kappa = f"a kappa of {shown(judge['kappa'], judge['kappa_ci95'])} with the reward model"
+        yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
