@@ -7,6 +7,7 @@
 # make test-kaggle                           the same for Kaggle
 # make test-colab PLATFORMS=FOLDER           where the platforms' own lists of packages lie
 # make test-lowest TORCH=2.13.0              any of these four with this torch
+# make coverage                              the simulation of what the intervals cover, into docs/coverage.md
 # make docs                                  the pages, the API reference and the notebooks as a site in site/
 # make run PYTHON=python3.12                 the interpreter that .venv is made from (`make clean` first to change it)
 #
@@ -43,7 +44,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks pages docs clean clean-outputs
+.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks coverage pages docs clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
@@ -76,13 +77,17 @@ test-colab test-kaggle: test-%:
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
-# Runs the series, stores its outputs in the notebooks and what is worth tracking in docs/example_run/.
+# Runs the series with five seeds (about 35 minutes on two cores), stores the outputs of the first in the notebooks and
+# what is worth tracking in docs/example_run/.
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --fresh
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --seeds 5 --fresh
 	@$(PY) -m rlhf_utils run --recipe imdb --scale tiny --only 01_01,02_03 --fresh
 	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
 	@$(PY) tools/pages.py
+
+coverage: $(INSTALLED)
+	@$(PY) benchmarks/coverage.py
 
 # The generated parts of README.md and docs/.
 pages: $(INSTALLED)

@@ -15,7 +15,7 @@ from rlhf_utils.platforms.files import parse_json, read_json
 from rlhf_utils.platforms.runtime import detect_device, prepare_environment, quiet_libraries
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped, handled
-from rlhf_utils.series import located, run_series, train
+from rlhf_utils.series import located, run_seeds, run_series, train
 from rlhf_utils.settings.recipes import SCALES, Recipe, load_recipe, parse_assignments, recipe_names
 
 
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(_run, "run the notebook series and print the comparison")
     of_a_run(add)
     add("--only", metavar="01,02", help="only the notebooks whose number starts so")
+    add("--seeds", type=int, default=1, metavar="N", help="so many runs, seed by seed, and their figures merged")
     add = command(_train, "a notebook's code cells; with `accelerate launch -m` on several GPUs")
     add("notebook", help="its number, such as 01_02")
     of_a_run(add)
@@ -107,11 +108,20 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     only = [part.strip() for part in options.only.split(",")] if options.only is not None else None
     overrides = parse_assignments(options.assignments)
-    run = run_series(options.recipe, options.scale, options.output_dir, overrides, only, options.fresh)
+    given = options.recipe, options.scale, options.output_dir, overrides
+    if options.seeds == 1:
+        run = run_series(*given, only, options.fresh)
+    elif only is not None:
+        raise InputError("--seeds compares whole runs; leave out --only")
+    else:
+        run = run_seeds(*given, options.seeds, options.fresh)
     if run.is_complete("evaluation"):
+        from rlhf_utils.evaluation.seeds import between_seeds
         from rlhf_utils.report.findings import text_summary
+        from rlhf_utils.report.seeds import seeds_text
 
-        print(text_summary(read_json(run.evaluation / "summary.json")))
+        merged = between_seeds(run.root) if options.seeds > 1 else None
+        print(seeds_text(merged) if merged else text_summary(read_json(run.evaluation / "summary.json")))
     print(f"Everything is in {run.root}")
 
 

@@ -14,10 +14,10 @@ from rlhf_utils.data.prepared import check_rows
 from rlhf_utils.data.sources import is_local, load_rows
 from rlhf_utils.platforms import names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.runs.launch import run_notebook, run_python
 from rlhf_utils.runs.run import Run
-from rlhf_utils.runs.stages import MEASURED, ROOT, SERIES, Notebook, check_named_models, check_names
+from rlhf_utils.runs.stages import MEASURED, ROOT, SERIES, STAGES, Notebook, check_named_models, check_names
 from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 
@@ -133,9 +133,7 @@ def run_series(
         try:
             for number, notebook in enumerate(chosen, 1):
                 label, key = f"[{number}/{len(chosen)}] {notebook.path}", _key(run, notebook)
-                done = run.record()["notebooks"].get(notebook.name, {}).get("key") == key
-                done = done and (run.notebooks / f"{notebook.name}.ipynb").is_file()
-                if not fresh and done and all(map(run.is_complete, _makes(run, notebook))):
+                if not fresh and _is_done(run, notebook):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
                 parameters = dict(zip(PARAMETERS, values, strict=True))
@@ -149,11 +147,56 @@ def run_series(
     return run
 
 
+def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], seeds: int, fresh: bool) -> Run:
+    """The series with `seeds` seeds, and what they found merged in `evaluation/seeds.json` of the first run, which is
+    the usual one and is returned. Of the others, in `seed-K` beside it, only what the comparison needs is made. Raises
+    what `run_series` does."""
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: give the number of seeds, 1 or more")
+    start, runs = load_recipe(recipe, scale, located(overrides)).seed, {}
+    for seed in range(start, start + seeds):  # all of them first, in case one is not possible
+        folder, its = output_dir, overrides
+        if seed != start:
+            folder, its = os.path.join(output_dir, f"seed-{seed}"), {**overrides, "seed": seed}
+        runs[seed] = folder, its, Run(load_recipe(recipe, scale, located(its)), folder)
+    compared = [n.name for n in SERIES if {*STAGES["evaluation"].needs, "evaluation"} & {*n.makes}]
+    first, chosen = runs[start][-1], dict.fromkeys(runs, compared) | {start: None}
+    for seed, (folder, its, run) in runs.items():
+        left = (_seconds(first, other, chosen[later], fresh) for later, (*_, other) in runs.items() if later >= seed)
+        place = f"seed {seed - start + 1} of {seeds} (seed={seed}): {run.root}"
+        print(f"{place}, {sum(left) / 60:.0f} min left for all", file=sys.stderr)
+        run_series(recipe, scale, folder, its, chosen[seed], fresh)
+    if seeds > 1:
+        from rlhf_utils.evaluation.seeds import SEEDS, merge_runs  # imports pandas, which takes a moment
+
+        write_json(first.evaluation / SEEDS, merge_runs([run.root for *_, run in runs.values()]))
+        comparison = next(n.name for n in SERIES if "evaluation" in n.makes)
+        run_series(recipe, scale, output_dir, overrides, [comparison], fresh=False)  # which shows it
+    return first
+
+
+def _seconds(first: Run, run: Run, only: list[str] | None, fresh: bool) -> float:
+    """About how long the notebooks of `run` will take that are still to be executed, by what they took in the `first`
+    run, or by what the recipe says."""
+    done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / len(SERIES)
+    left = [n for n in _chosen(only) if _applies(run, n) and (fresh or not _is_done(run, n))]
+    return sum(done.get(notebook.name, {}).get("seconds", usual) for notebook in left)
+
+
+def _is_done(run: Run, notebook: Notebook) -> bool:
+    """Whether `notebook` was executed as it is now, and what it makes is there."""
+    noted = run.record()["notebooks"].get(notebook.name, {})
+    there = "key" in noted and (run.notebooks / f"{notebook.name}.ipynb").is_file()
+    return there and all(map(run.is_complete, _makes(run, notebook))) and noted["key"] == _key(run, notebook)
+
+
 def _key(run: Run, notebook: Notebook) -> str:
-    """What makes an executed notebook out of date: its own cells, and whatever its stages depend on."""
+    """What makes an executed notebook out of date: its own cells, whatever its stages depend on, and other seeds."""
     # The outputs that are stored with it are not part of what it does.
     parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
     parts += [run.fingerprint(stage) for stage in (*_makes(run, notebook), *notebook.reads) if stage in run.stages]
+    if "evaluation" in notebook.makes and (merged := run.evaluation / "seeds.json").is_file():
+        parts.append(merged.read_text(encoding="utf-8"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -4,20 +4,29 @@ import csv
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from made_up_run import change, make_run
+from made_up_run import make_run
 
+from rlhf_utils.evaluation.seeds import merge_runs
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.report.findings import shown
 from rlhf_utils.report.page import compare, comparison_table, grouped, read_result
 
 
 def make(folder: Path, seed: int, kl: float, gain: float) -> Path:
-    run = make_run(folder, prompts=1)
+    """A run in which PPO is better by `gain` on average, on prompts of its own."""
+    run = make_run(folder)
+    samples = run / "evaluation" / "samples.csv"
+    rows = pd.read_csv(samples, keep_default_na=False)
+    rows["prompt"] = [f"{folder.name}: {prompt}" for prompt in rows["prompt"]]
+    rows["ppo_gold"] = rows["sft_gold"] + gain + (-1.0) ** rows.index
+    rows.to_csv(samples, index=False)
     record = read_json(run / "run.json")
+    record["seed"] = seed
     record["settings"]["seed"], record["settings"]["ppo"]["kl_coefficient"] = seed, kl
     write_json(run / "run.json", record)
-    change(run, "summary", lambda s: s["paired"]["ppo_vs_sft"]["gold"].update(mean=gain, ci95=[gain - 1, gain + 0.25]))
     return run
 
 
@@ -28,12 +37,17 @@ def runs(tmp_path_factory) -> list[Path]:
     return [make(folder / f"{i}", *settings) for i, settings in enumerate(given)]
 
 
-def test_runs_that_differ_in_their_seed_are_one_row_with_its_spread(runs):
+def test_runs_that_differ_in_their_seed_are_one_row_with_the_interval_of_the_merged_seeds(runs):
     results = [read_result(run) for run in runs]
     several, single = comparison_table(grouped(results))
     assert [several["run"], single["run"]] == [f"instruct, tiny, ppo.kl_coefficient={kl}" for kl in (0.1, 0.02)]
     assert (several["seeds"], several["against"], single["seeds"]) == ("3", "SFT", "1")
-    assert several["gold gain"] == "−0.05 [−0.75, 0.50]" and single["gold gain"] == "0.20 [−0.80, 0.45]"
+    # Student's t of -0.75, 0.1 and 0.5 with two degrees of freedom: no least and greatest value in brackets.
+    assert several["gold gain"] == "−0.05 [−1.64, 1.54]"
+    low, high = merge_runs(runs[:3])["figures"]["ppo_vs_sft"]["gold"]["ci95"]
+    assert several["gold gain"].endswith(shown(-0.05, [low, high])[5:])
+    assert single["gold gain"].startswith("0.20 [−0.") and single["KL, nats"] == "4.10"
+    assert several["KL, nats"] == "4.10 [4.10, 4.10]"
     assert list(grouped(results[3:])) == ["instruct, tiny"]
 
 
@@ -43,7 +57,8 @@ def test_table_and_picture_are_written(runs, tmp_path):
         assert list(csv.DictReader(file)) == rows
     assert (tmp_path / "out" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     copy = shutil.copytree(runs[0], tmp_path / "run")
-    change(copy, "summary", lambda s: s["paired"]["ppo_vs_sft"].update(gold=None))
+    rows = pd.read_csv(copy / "evaluation" / "samples.csv", keep_default_na=False)
+    rows.drop(columns=["ppo_gold", "sft_gold"]).to_csv(copy / "evaluation" / "samples.csv", index=False)
     assert [row["gold gain"] for row in compare([copy], tmp_path / "out")] == ["–"]
 
 
@@ -52,7 +67,8 @@ def test_what_is_no_run_is_refused(runs, tmp_path):
         compare([runs[0], runs[0]], tmp_path / "out")
     with pytest.raises(InputError, match="the same run twice"):
         compare([runs[0], shutil.copytree(runs[0], tmp_path / "copy")], tmp_path / "out")
-    for left in ("run.json", "evaluation/summary.json"):
+    names = ("summary.json", "reward_model.json", "samples.csv")
+    for left in ("run.json", *(f"evaluation/{name}" for name in names)):
         with pytest.raises(InputError, match=f"{left} is missing: run the notebook"):
             compare([tmp_path], tmp_path / "out")
         write_json(tmp_path / left, {})

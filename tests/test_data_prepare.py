@@ -115,6 +115,7 @@ def test_a_test_split_is_the_evaluation_and_its_conversations_are_nowhere_else()
     assert_disjoint(data)
 
 
+ALIKE = [{"text": f"{'it ' * 9}{i}", "label": i % 2} for i in range(60)]
 NO_ROWS = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "p", "chosen": "a", "rejected": "a"}]
 
 
@@ -124,6 +125,12 @@ NO_ROWS = [{"prompt": "p", "chosen": None, "rejected": "b"}] * 3 + [{"prompt": "
         (NO_ROWS, None, {}, "4 rows read, train: 3 empty or not text, train: 1 chosen and rejected are the same"),
         (pairs(20), pairs(20), {}, "too few rows for sft.*20 prompt also in the test split"),
         (pairs(4), None, {}, r"too few rows for .* \(sft \d, reward \d, .*train: 4 rows read"),
+        (
+            ALIKE,
+            None,
+            {"min_text_characters": 0, "prompt_tokens": (2, 2)},
+            "too few rows for .*; .* 1 different prompts",
+        ),
         (pairs(50), [{"text": "p", "label": 1}] * 9, {}, "train split holds pairs but the test split labelled"),
     ],
 )
@@ -138,7 +145,7 @@ ODD = "line\u2028separator \x0b\x0c\x85 <b> \x1b[0m 😀 \x00"
 @pytest.mark.parametrize("kind, cells", [("pairs", {"chosen": ODD, "rejected": "b"}), ("labelled", {"label": 1})])
 def test_both_kinds_come_back_as_they_were_saved(tmp_path, kind, cells):
     text = "text" if kind == "labelled" else "prompt"
-    rows = [cells | {text: f"{ODD} {'word ' * 9}{i}"} for i in range(50)]
+    rows = [cells | {text: f"{i} {ODD} {'word ' * 9}"} for i in range(50)]
     data = made(rows, shares=Shares(ppo=0), min_text_characters=0, max_prompt_tokens=99)
     data.save(tmp_path / "data")
     loaded = PreparedData.load(str(tmp_path / "data"))

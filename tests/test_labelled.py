@@ -24,9 +24,9 @@ PLAIN = TEMPLATES["continuation"]
 
 
 def reviews(count: int) -> list[dict]:
-    """Told apart by one letter."""
+    """Told apart by one letter; a number makes their beginnings differ."""
     kinds = [("It was zzzz zz z from the first to the last", 1), ("It was qqqq qq q from the last to the first", 0)]
-    return [{"text": f"{kinds[i % 2][0]} scene, number {i}.", "label": kinds[i % 2][1]} for i in range(count)]
+    return [{"text": f"{i:03} {kinds[i % 2][0]} scene.", "label": kinds[i % 2][1]} for i in range(count)]
 
 
 def prepared(rows: list[dict], **settings):
@@ -39,8 +39,8 @@ def test_prompts_are_the_first_tokens_as_many_as_allowed():
     rows = [row for split in data.splits.values() for row in split]
     assert len(rows) == 400 and data.template_hash == PLAIN.hash
     assert all(row["text"].startswith(row["prompt"]) for row in rows)
-    # One token is one byte here: of "It was zzz" a blank at the end is taken off.
-    assert {len(row["prompt"]) for row in rows} == {2, 4, 5, 6, 8, 9}
+    # One token is one byte here: of "012 It was" a blank at the end is taken off.
+    assert {len(row["prompt"]) for row in rows} == {3, 5, 6, 8, 9}
     again = prepared(list(reversed(reviews(400))), prompt_tokens=(3, 9))
     found = sorted((row["text"], row["prompt"]) for split in again.splits.values() for row in split)
     assert found == sorted((row["text"], row["prompt"]) for row in rows)
@@ -96,7 +96,7 @@ def test_length_alone_takes_the_side_that_does_better_in_training():
         (pairs, [{"chosen": "a", "rejected": "aaa"}], 0.0),
         (pairs, [{"chosen": "aaa", "rejected": "a"}, {"chosen": "aa", "rejected": "aa"}], 0.75),
     ):
-        assert length_alone(Dataset.from_list(train), Dataset.from_list(held_out), tiny_tokenizer()) == expected
+        assert length_alone(Dataset.from_list(train), Dataset.from_list(held_out), tiny_tokenizer()).mean == expected
     assert sides(Dataset.from_list([long, short])) == {"positive": ["a" * 30], "negative": ["a" * 5]}
 
 
@@ -138,9 +138,9 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
     assert report["of"] == "texts" and report["pairs"] == len(report["margins"])
     reward = load_reward(run.folder("reward_model"), CPU)
     assert isinstance(reward, ClassifierReward) and reward.joint == ""
-    good, bad = reward(["It was ", "It was "], ["zzzz zz z from the first", "qqqq qq q from the last"]).tolist()
+    good, bad = reward(["001 It was ", "002 It was "], ["zzzz zz z from the first", "qqqq qq q from the last"]).tolist()
     assert good > bad
-    chances = reward.probabilities(["It was "], ["zzzz zz z from the first"])
+    chances = reward.probabilities(["001 It was "], ["zzzz zz z from the first to the last scene."])
     assert 0.5 < chances.item() <= 1
 
 

@@ -1,11 +1,14 @@
 """The numbers against slow, independent definitions or known answers."""
 
+import importlib
 import itertools
 import math
 import random
+from pathlib import Path
 
 import evaluate
 import numpy as np
+import pandas as pd
 import pytest
 from rouge_score import rouge_scorer
 
@@ -180,3 +183,70 @@ def test_the_interval_of_kappa_covers():
         low, high = statistics.agreement(*sides, samples=400)["kappa_ci95"]
         hits += low <= truth <= high
     assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_rates_by_clusters_count_effective_outcomes():
+    outcomes, source = np.random.default_rng(0).integers(0, 2, 60), np.random.default_rng(1)
+    alone, order = statistics.rate_interval(outcomes), source.permutation(300)
+    repeated, names = np.repeat(outcomes, 5)[order], np.repeat(np.arange(60), 5)[order]
+    copies = statistics.rate_interval(repeated, names)
+    # Copies say nothing new; taken for independent they would.
+    assert copies.as_list() == pytest.approx(alone.as_list(), abs=1e-9) and copies.n == 300
+    plain = statistics.rate_interval(repeated)
+    assert plain.high - plain.low < 0.5 * (copies.high - copies.low)
+    # Without clusters nearly Wilson's own interval: n - 1 degrees of freedom.
+    assert alone.as_list() == pytest.approx(statistics.proportion_interval(outcomes.sum(), 60).as_list(), abs=0.01)
+    assert statistics.standard_error(repeated, names) == pytest.approx(outcomes.std(ddof=1) / math.sqrt(60))
+    assert statistics.standard_error([1.0, 2.0], ["a", "a"]) is None
+    assert statistics.rate_interval([1, 0], ["a", "a"]).as_list() == statistics.proportion_interval(0.5, 1).as_list()
+
+
+@pytest.mark.parametrize("sizes", ["independent", "1 to 5 per prompt", "5 per prompt"])
+@pytest.mark.parametrize(
+    "what", ["mean of skewed scores", "paired difference", "win rate with ties", "accuracy near 95%"]
+)
+def test_intervals_cover_what_they_say(monkeypatch, what, sizes):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    coverage = importlib.import_module("coverage")
+    line = coverage.simulate(what, sizes, clusters=60, simulations=400)
+    # 400 simulations know the coverage to 2%: none of them may lie clearly outside of 93% to 97%.
+    low, high = statistics.proportion_interval(line.covered, 400).as_list()
+    assert low < 0.97 and high > 0.93
+    if sizes == "5 per prompt":
+        assert line.plain < 0.92 * 400
+
+
+def test_holm_against_a_table_worked_out_by_hand():
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, 1 x 0.04, and none smaller than the one before it.
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.5]) == [1.0, 1.0] and statistics.holm([0.04]) == [0.04] and statistics.holm([]) == []
+
+
+def test_sign_flips_against_all_of_them_and_by_clusters():
+    values, names = [3.0, 1.0, -0.5, 2.0, 0.25, 1.5], ["a", "a", "b", "c", "d", "e"]
+    sums = [4.0, -0.5, 2.0, 0.25, 1.5]
+    flips = [abs(np.dot(signs, sums)) >= abs(sum(sums)) - 1e-12 for signs in itertools.product((-1, 1), repeat=5)]
+    assert statistics.sign_flip_p(values, names, samples=40_000) == pytest.approx(np.mean(flips), abs=0.005)
+    assert statistics.sign_flip_p([1.0] * 100) == 1 / 2001 and statistics.sign_flip_p([1.0, -1.0] * 9) == 1.0
+    assert statistics.sign_flip_p([1.0, 2.0], ["a", "a"]) is None
+    # Copies of one prompt are no evidence.
+    assert statistics.sign_flip_p(np.repeat(values[:3], 50), np.repeat(["a", "b", "c"], 50)) >= 0.2
+
+
+def test_rank_correlation_with_ties_and_nothing_to_rank():
+    a, b = [1.0, 2.0, 2.0, 4.0, 5.0], [2.0, 1.0, 3.0, 3.0, 9.0]
+    ranks = pd.DataFrame({"a": a, "b": b}).rank()
+    got = statistics.rank_correlation(a, b)
+    assert got.mean == pytest.approx(np.corrcoef(ranks["a"], ranks["b"])[0, 1]) and got.low < got.mean < got.high
+    assert statistics.rank_correlation(a, [-x for x in a]).as_list() == pytest.approx([-1.0, -1.0])
+    assert statistics.rank_correlation(a, [1.0] * 5) is None
+    source = np.random.default_rng(0)
+    x, names = source.normal(size=50), np.repeat(np.arange(50), 6)
+    y = x + source.normal(size=50)
+    alone = statistics.rank_correlation(x, y)
+    wide, narrow = (
+        statistics.rank_correlation(np.repeat(x, 6), np.repeat(y, 6), clusters) for clusters in (names, None)
+    )
+    # Six copies of each tell no more than one does.
+    assert wide.high - wide.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert narrow.high - narrow.low < 0.6 * (wide.high - wide.low)

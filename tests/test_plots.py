@@ -86,6 +86,37 @@ def test_a_picture_changes_with_its_numbers(run, monkeypatch, plot, edit):
     assert png(run, plot) != before
 
 
+def axes_of(figure, title: str):
+    return next(axes for axes in figure.axes if axes.get_title("left").startswith(title))
+
+
+def test_each_loss_has_its_own_axis_and_gold_its_band_on_its_whole_scale(run):
+    metrics = run / "checkpoints" / "ppo" / "metrics.jsonl"
+    rows = [row | {"gold": 4.0, "gold_std": 1.0} for row in read_jsonl(metrics)]
+    write_jsonl(metrics, rows)
+    figure = draw(run, "03_ppo_training")
+    for title, key in (
+        ("policy loss", "policy_loss"),
+        ("value loss", "value_loss"),
+        ("explained", "explained_variance"),
+    ):
+        (line,) = (line for line in axes_of(figure, title).lines if len(line.get_ydata()) == len(rows))
+        assert list(line.get_ydata()) == [row[key] for row in rows] and list(line.get_xdata()) == list(range(len(rows)))
+    gold = axes_of(figure, "gold")
+    low, high = (end(gold.collections[0].get_paths()[0].vertices[:, 1]) for end in (min, max))
+    assert gold.get_ylim() == (0, 10) and (low, high) == pytest.approx((4 - 1.96 / 128**0.5, 4 + 1.96 / 128**0.5))
+    for name in ("04_reward_comparison", "04_reward_kl_frontier", "04_overoptimisation"):
+        assert axes_of(draw(run, name), "gold").get_ylim() == (0, 10)
+    write_jsonl(metrics, [row | {"gold": None, "gold_std": None} for row in rows])
+    assert not [axes for axes in draw(run, "03_ppo_training").axes if axes.get_title("left").startswith("gold")]
+
+
+def test_the_frontier_joins_nothing_that_was_not_measured(run):
+    for axes in draw(run, "04_reward_kl_frontier").axes:
+        drawn = [line for line in axes.lines if line.get_linestyle() != "None" and line.get_linewidth()]
+        assert all(len(line.get_xdata()) == 1 for line in drawn)
+
+
 def test_what_a_run_did_not_measure_is_left_out(tmp_path, monkeypatch):
     run, shown = make_run(tmp_path, gold=False), []
     metrics = run / "checkpoints" / "sft_qlora" / "metrics.jsonl"

@@ -21,7 +21,7 @@ from rlhf_utils.settings.template import TEMPLATE
 METRICS = set(
     """update episodes reward reward_std kl kl_k3 kl_coefficient objective entropy policy_loss value_loss clip_fraction
     value_clip_fraction skipped_steps update_kl ratio_error gradient_norm explained_variance response_tokens eos_rate
-    learning_rate tokens_per_second seconds phase_seconds reward_terms gold warnings""".split()
+    learning_rate tokens_per_second seconds phase_seconds reward_terms gold gold_std warnings""".split()
 )
 
 
@@ -133,13 +133,14 @@ def test_each_training_of_a_process_has_its_own_precision(policy, tmp_path):
 # What is left behind
 
 
-def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path):
+def test_metrics_samples_and_checkpoints_say_what_happened(policy, tmp_path, capsys):
     lines = []
     trainer = tiny_trainer(policy, tmp_path, updates=5, keep_checkpoints=1, on_update=lines.append)
     history = trainer.train()
     assert lines == history == read_jsonl(tmp_path / "metrics.jsonl")
     assert all(set(line) == METRICS for line in history)
     assert [line["update"] for line in history] == [0, 1, 2, 3, 4]
+    assert re.findall(r"^update +(\d)/5 .* KL (\S+)", capsys.readouterr().out, re.M)[0] == ("0", "0.00")
     assert [line["episodes"] for line in history] == [8, 16, 24, 32, 40]
     assert history[-1]["learning_rate"] == pytest.approx(1e-4)
     assert sum(history[-1]["phase_seconds"].values()) == pytest.approx(history[-1]["seconds"])
@@ -163,8 +164,9 @@ def test_a_judge_is_watched_and_changes_nothing(policy, tmp_path):
 
     history = tiny_trainer(policy, tmp_path / "a", judge=judge).train()
     assert [line["gold"] for line in history] == pytest.approx([-line["reward"] for line in history])
+    assert [line["gold_std"] for line in history] == pytest.approx([line["reward_std"] for line in history])
     alone = tiny_trainer(policy, tmp_path / "b").train()
-    assert [{**line, "gold": None} for line in without_timing(history)] == without_timing(alone)
+    assert [{**line, "gold": None, "gold_std": None} for line in without_timing(history)] == without_timing(alone)
 
 
 def test_the_loop_in_a_notebook_is_the_one_of_train(policy, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from test_data_prepare import WordTokenizer
 
-from rlhf_utils.data.prepared import conversation_key, prepare
+from rlhf_utils.data.prepared import PROMPTED, conversation_key, prepare
 from rlhf_utils.data.sources import Rows, clean, read_rows
 from rlhf_utils.settings.sections import DataSettings
 from rlhf_utils.settings.template import ASSISTANT, HUMAN, NEXT_ASSISTANT, NEXT_HUMAN, TEMPLATE, TEMPLATES
@@ -95,3 +95,27 @@ def test_rows_are_kept_in_one_split_or_counted_whatever_their_order(rows, seed, 
         assert len(TEMPLATE.format(row["prompt"]).split()) <= 6
         assert max(len(row[answer].split()) + 1 for answer in ("chosen", "rejected")) <= 4
         assert places.setdefault(conversation_key(row["prompt"]), name) == name
+
+
+# Beginnings that many texts share, and texts that are no longer than a prompt.
+FILM = st.lists(st.sampled_from("it was a film THE worst best of all".split()), min_size=1, max_size=12).map(" ".join)
+FILMS = st.lists(st.fixed_dictionaries({"text": FILM, "label": st.sampled_from([0, 1])}), min_size=1, max_size=25)
+FILM_FILLER = [{"text": f"{i} film {i}", "label": i % 2} for i in range(60)]
+
+
+@pytest.mark.parametrize("with_test", [False, True])
+@given(FILMS, FILMS, st.integers(0, 3))
+@settings(max_examples=30)
+def test_no_prompt_that_is_cut_from_texts_is_in_two_splits_nor_any_text(with_test, films, others, seed):
+    limits = DataSettings(min_text_characters=0, prompt_tokens=(1, 3), shares=SHARES)
+    rows, test = [*FILM_FILLER, *films, *(() if with_test else others)], others if with_test else None
+    found = prepare(Rows(rows, test, "films"), limits, WordTokenizer(), seed, TEMPLATES["continuation"])
+    prompts, texts = {}, {}
+    for name, split in found.splits.items():
+        for row in split:
+            assert row["text"].startswith(row["prompt"])
+            assert texts.setdefault(conversation_key(row["text"]), name) == name
+            if name in PROMPTED:
+                assert prompts.setdefault(conversation_key(row["prompt"]), name) == name
+    dropped = sum(step["dropped"] for steps in found.report.values() for step in steps)
+    assert sum(map(len, found.splits.values())) + dropped == len(rows) + len(test or [])

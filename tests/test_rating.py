@@ -7,6 +7,8 @@ import torch
 from tiny import CPU, one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.__main__ import main
+from rlhf_utils.evaluation.rating import rate
+from rlhf_utils.evaluation.statistics import proportion_interval
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer, save_model
 from rlhf_utils.rewards.reward_model import load_reward
 
@@ -47,6 +49,13 @@ def test_of_all_pairs_of_those_alike_in_length_and_of_each_subset(model, tmp_pat
     assert rated["all"]["accuracy"] == pytest.approx((scores[0] > scores[1]).float().mean().item())
     low, high = rated["all"]["accuracy_ci95"]
     assert low < rated["all"]["accuracy"] < high
+
+
+def test_pairs_of_one_prompt_are_one_cluster(model, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row | {"prompt": "Question?"}) + "\n" for row in ROWS))
+    whole = rate(str(model), str(path))["rated"][0]
+    assert whole["accuracy_ci95"] == proportion_interval(whole["accuracy"], 1).as_list()
 
 
 @pytest.mark.parametrize(

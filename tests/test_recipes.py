@@ -1,6 +1,7 @@
 """Settings, recipes and the prompt template: what is accepted, in which order it is merged, what is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,8 @@ def test_every_recipe_at_every_scale(name, scale):
     recipe = load_recipe(name, scale)
     assert (recipe.name, recipe.scale) == (name, scale)
     assert (recipe.dataset == "embedded" and recipe.policy == "embedded") == (scale == "tiny")
+    # The SFT model and the policies that PPO keeps: points enough to see where gold turns.
+    assert 8 <= 1 + math.ceil(recipe.ppo.updates / recipe.ppo.save_every) <= 14
 
 
 def test_merging_order_is_file_then_scale_then_overrides(tmp_path, monkeypatch):

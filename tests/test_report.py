@@ -95,6 +95,21 @@ def test_headlines_follow_the_intervals(ends, text, warning):
     assert [*headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})] == [(text, warning)]
 
 
+@pytest.mark.parametrize(("p", "said"), [(0.04, "PPO beats SFT"), (0.06, "No difference between PPO and SFT is shown")])
+def test_of_several_comparisons_only_what_stays_after_correction_is_claimed(p, said):
+    gold = {"mean": 0.6, "ci95": [0.4, 0.8], "p": 0.02, "p_holm": p}
+    (text, _), *_ = headlines({"paired": {"ppo_vs_sft": {"gold": gold, "rougeL": None}}}, {})
+    assert text == f"{said} on gold: +0.60 [0.40, 0.80], Holm-adjusted p = {p}."
+
+
+def test_prompts_that_repeat_are_said_to():
+    summary = {"prompts": 9, "prompts_distinct": 8, "prompt_clusters": 5}
+    assert sentences(summary) == [
+        "Of the 9 prompts 8 are distinct, in 5 clusters by first turn; every interval is by these clusters."
+    ]
+    assert sentences(summary | {"prompt_clusters": 9}) == []
+
+
 def test_a_reward_model_no_better_than_length_is_said_to_be_so():
     for accuracy, ends, weak in ((0.56, (0.46, 0.66), True), (0.94, (0.92, 0.95), False)):
         model = {"of": "pairs", "accuracy": accuracy, "accuracy_ci95": ends, "length_baseline_accuracy": 0.57}

@@ -138,7 +138,11 @@ def test_the_summary_has_the_promised_figures(told):
     assert {"recipe", "scale", "reward_model", "models", "win_rate"} <= summary.keys()
     assert (summary["recipe"], summary["scale"]) == ("instruct", "tiny")
     judged = {"accuracy", "accuracy_ci95", "untrained_accuracy", "length_baseline_accuracy"}
-    assert set(summary["reward_model"]) == judged | {"of"}
+    assert judged < set(summary["reward_model"]) and len(summary["reward_model"]["untrained_accuracies"]) == 5
+    assert summary["prompts_distinct"] <= 24 and set(summary["near_duplicates"]) == {"sft", "reward", "ppo"}
+    assert set(summary["reward_gold_spearman"]) == {"pooled", *MODELS}
+    for gains in summary["paired"].values():
+        assert all(gain is None or gain["p"] <= gain["p_holm"] <= 1 for gain in gains.values())
     measured = {"reward", "reward_ci95", "gold", "gold_ci95", "rouge1", "rouge2", "rougeL", "eos_rate", "distinct_2"}
     assert list(summary["models"]) == list(MODELS)
     for figures in summary["models"].values():

@@ -1,6 +1,7 @@
 """The series without its notebooks: which of them run, what is skipped, how failures are told."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,16 +9,18 @@ from types import SimpleNamespace
 
 import papermill
 import pytest
+from made_up_run import PUBLISHED
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from rlhf_utils import series
 from rlhf_utils.platforms.errors import InputError, TrainingError
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs import launch
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import STAGES
 from rlhf_utils.runs.stopping import Stopped
-from rlhf_utils.series import SERIES, run_series
+from rlhf_utils.series import SERIES, run_seeds, run_series
 
 ROOT = Path(__file__).resolve().parents[1]
 # The notebooks of recipe instruct.
@@ -145,6 +148,36 @@ def test_bad_input_found_by_the_first_notebook_leaves_no_run(tmp_path, fake):
     with pytest.raises(InputError, match="^no network$"):
         start(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_run_one_after_another_resume_and_are_merged_into_the_first(tmp_path, fake, monkeypatch, capsys):
+    def execute(source: str, target: str, parameters: dict, **how) -> None:
+        fake(source, target, parameters, **how)
+        if "compare_models" in source:
+            evaluation = Path(parameters["output_dir"]) / "instruct-tiny" / "evaluation"
+            shutil.copytree(PUBLISHED / "evaluation", evaluation, dirs_exist_ok=True)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    choice, whole = ("instruct", "tiny", str(tmp_path), {"seed": "3"}, 3), [notebook.path for notebook in SHOWN]
+    needed = [n.path for n in SHOWN if n.name[:5] in ("01_01", "01_02", "01_03", "02_02", "03_02", "04_01")]
+    fake.failures[whole[9]] = cell_failure("TrainingError", "the loss is nan")  # the playground of the first seed
+    with pytest.raises(TrainingError):
+        run_seeds(*choice, fresh=False)
+    fake.failures = {needed[4]: cell_failure("TrainingError", "the loss is nan")}  # PPO of the second
+    with pytest.raises(TrainingError, match="seed-4"):
+        run_seeds(*choice, fresh=False)
+    fake.failures = {}
+    assert run_seeds(*choice, fresh=False).root == tmp_path / "instruct-tiny"
+    again = [whole[9], *needed[:5], *needed[4:], *needed, needed[-1]]
+    assert fake.paths == [*whole, *again], "each seed is resumed, and the comparison runs once more to show all of them"
+    runs = [Run.load(tmp_path / folder / "instruct-tiny") for folder in (".", "seed-4", "seed-5")]
+    assert [run.record()["seed"] for run in runs] == read_json(runs[0].evaluation / "seeds.json")["seeds"] == [3, 4, 5]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seed ")]
+    assert told[0].startswith("seed 1 of 3 (seed=3): ") and told[-1].startswith("seed 3 of 3 (seed=5): ")
+    assert told[0].endswith(" min left for all") and not told[0].endswith(" 0 min left for all")
+    run_seeds(*choice, fresh=False)
+    start(tmp_path, {"seed": "3"})
+    assert len(fake.paths) == len(whole) + len(again), "nothing runs twice"
 
 
 def test_a_path_relative_to_where_the_command_was_typed(tmp_path, fake, monkeypatch):

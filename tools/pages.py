@@ -19,9 +19,11 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 import nbformat
 
+from rlhf_utils.evaluation.seeds import between_seeds
 from rlhf_utils.platforms.bootstrap import written_address
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.report.findings import text_summary
+from rlhf_utils.report.seeds import seeds_text
 from rlhf_utils.series import ROOT, SERIES
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import Section
@@ -55,8 +57,15 @@ def examples() -> str:
 
 
 def results() -> str:
-    """What `make run` prints at its end."""
-    return f"```\n{text_summary(read_json(RUN / 'evaluation' / 'summary.json'))}\n```"
+    """The seeds merged, where more than one was run, and what `make run` prints at its end."""
+    summary, merged = read_json(RUN / "evaluation" / "summary.json"), between_seeds(RUN)
+    about = f"`{summary['recipe']}`, `{summary['scale']}`, {summary['prompts']} held-out prompts"
+    single = f"One run, seed {summary['seed']}: {about}. In brackets: 95% CIs over its prompts."
+    parts = [single, f"```\n{text_summary(summary)}\n```"]
+    if merged:
+        several = f"{len(merged['seeds'])} seeds: {about} each. In brackets: 95% CIs over seeds and prompts."
+        parts = [several, f"```\n{seeds_text(merged)}\n```", *parts]
+    return "\n\n".join(parts)
 
 
 def filled(text: str) -> str:

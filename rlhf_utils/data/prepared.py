@@ -19,6 +19,8 @@ from rlhf_utils.settings.sections import DataSettings, Split
 from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
 
 SPLITS = get_args(Split)
+# Of texts, the splits that are asked their beginnings: no prompt is in two of them.
+PROMPTED = ("ppo", "development", "evaluation")
 LEAST_ROWS = 2  # the spread of a split's figures, and so their intervals, takes two rows
 MANIFEST = "data.json"
 # What recipes of either form learn from, and its columns.
@@ -79,8 +81,8 @@ def prepare(
 ) -> PreparedData:
     """Read, filter, and divide `rows`, by prompts (`split_of`); their order changes nothing. Token counts are those of
     `tokenizer`, called on lists of text. A test split becomes `evaluation`, and no other split has a prompt of it. Of
-    labelled texts the first tokens become the prompt. Raises `InputError` when columns are unknown, or a split with a
-    share or one of `needed` would be empty."""
+    labelled texts the first tokens become the prompt; no text is in two splits, and no prompt in two of `PROMPTED`.
+    Raises `InputError` when columns are unknown, or a split with a share or one of `needed` would be empty."""
     report, shares = {}, _shares(rows, settings)
     kind, train = _usable("train", rows.name, rows.train, settings, tokenizer, seed, report)
     splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
@@ -98,17 +100,29 @@ def prepare(
         every, train = train, [e for e in train if conversation_key(e.prompt) not in tested]
         _count(report, "train", {"prompt also in the test split": len(every) - len(train)}, len(every))
         splits["evaluation"] = at_most("test", "max_rows", held_out, settings.max_rows)
-    for example in at_most("train", "max_rows", train, settings.max_rows):
-        splits[split_of(example.prompt, shares, seed)].append(example)
+    train = at_most("train", "max_rows", train, settings.max_rows)
+    if kind == "pairs":
+        for example in train:
+            splits[split_of(example.prompt, shares, seed)].append(example)
+    else:
+        splits["evaluation"] = cut_prompts(splits["evaluation"], settings, tokenizer, seed)
+        kept = splits["evaluation"][: settings.split_rows.get("evaluation")]
+        asked = {conversation_key(example.prompt) for example in kept}
+        for example in cut_prompts(train, settings, tokenizer, seed):
+            splits[split_of(example.extra["text"], shares, seed, example.prompt)].append(example)
+        for name in ("ppo", "development") if rows.test else ():
+            every, splits[name] = splits[name], [e for e in splits[name] if conversation_key(e.prompt) not in asked]
+            _count(report, name, {"prompt also in the test split": len(every) - len(splits[name])}, len(every))
     for name, split in splits.items():
         splits[name] = at_most(name, f"split_rows.{name}", split, settings.split_rows.get(name))
     needed = {*needed, *(name for name in SPLITS if shares[name] > 0)} | ({"evaluation"} if rows.test else set())
     steps = [(split, *step.values()) for split, steps in report.items() for step in steps]
     told = [f"{split}: {dropped or left} {why}" for split, why, dropped, left in steps if dropped or why == READ]
+    if kind == "labelled":
+        different = {conversation_key(example.prompt) for name in PROMPTED for example in splits[name]}
+        told.append(f"{len(different)} different prompts cut from the texts of {', '.join(PROMPTED)}")
     sizes = {name: len(split) for name, split in splits.items()}
     _check_sizes(rows.name, sizes, [name for name in SPLITS if name in needed], ", ".join(told), least=1)
-    if kind == "labelled":
-        splits = {name: split and cut_prompts(split, settings, tokenizer, seed) for name, split in splits.items()}
     datasets = {name: _dataset(kind, [e._asdict() | e.extra for e in split]) for name, split in splits.items()}
     return PreparedData(kind, datasets, report, template.hash)
 
@@ -124,13 +138,22 @@ def conversation_key(prompt: str) -> str:
     return prompt_key(prompt.partition(NEXT_ASSISTANT)[0])
 
 
-def split_of(prompt: str, shares: Mapping[str, float], seed: int) -> str:
-    """The split of `prompt`: the hash of its first turn, a number in [0, 1), falls into one of the intervals that
-    `shares` cut. Raises InputError when all shares are zero."""
-    some = [name for name in SPLITS if shares[name] > 0]
-    if not some:
+def split_of(text: str, shares: Mapping[str, float], seed: int, prompt: str | None = None) -> str:
+    """The split of `text`, a prompt or one that a `prompt` is cut from: the hash of its first turn, a number in [0, 1),
+    falls into one of the intervals that `shares` cut. Where that is one of `PROMPTED`, a cut `prompt` decides in the
+    same way among these. Raises InputError when all shares are zero."""
+    if not any(shares[name] > 0 for name in SPLITS):
         raise InputError("data.shares are all zero; give at least one split a share")
-    number, total = _draw(seed, "split", conversation_key(prompt)) / 2**64, sum(shares[name] for name in some)
+    name = _interval(_draw(seed, "split", conversation_key(text)), {name: shares[name] for name in SPLITS})
+    if name not in PROMPTED or prompt is None:
+        return name
+    return _interval(_draw(seed, "prompt", conversation_key(prompt)), {name: shares[name] for name in PROMPTED})
+
+
+def _interval(drawn: int, shares: Mapping[str, float]) -> str:
+    """The one of `shares`, not all zero, in whose interval the random number `drawn` falls."""
+    some = [name for name, share in shares.items() if share > 0]
+    number, total = drawn / 2**64, sum(shares[name] for name in some)
     edges = accumulate(shares[name] / total for name in some)
     return next((name for name, edge in zip(some, edges, strict=True) if number < edge), some[-1])
 
@@ -147,23 +170,27 @@ def check_rows(rows: Rows, recipe: Recipe, needed: Iterable[str] = ()) -> tuple[
     prompts = {prompt_key(e.prompt): e.prompt for e in examples if kind == "labelled" or e.chosen != e.rejected}
     shares = _shares(rows, recipe.data)
     sizes = Counter(split_of(prompt, shares, recipe.seed) for prompt in prompts.values())
+    if kind == "labelled":
+        # How they are divided among these depends on prompts that a tokenizer cuts: at most they all go to one.
+        sizes |= dict.fromkeys(PROMPTED, sum(sizes[name] for name in PROMPTED))
     sizes["evaluation"] += len(rows.test or [])
     found = {READ: len(rows.train), **unread, "different prompts of usable rows": len(prompts)}
     _check_sizes(rows.name, sizes, needed, ", ".join(f"{count} {what}" for what, count in found.items()))
     return kind, examples
 
 
-def learned_from(rows: Rows, settings: DataSettings, seed: int) -> Callable[[str], bool]:
-    """Tells of a prompt of the train rows whether a stage trains on it: no held-out one begins with the same turn."""
+def learned_from(rows: Rows, settings: DataSettings, seed: int, kind: Kind) -> Callable[[str], bool]:
+    """Tells of a prompt of the train rows whether a stage trains on it: no held-out one begins with the same turn. Of
+    texts none of `PROMPTED` is learned from: which of them are held out a tokenizer decides, and there is none yet."""
     tested = {conversation_key(e.prompt) for e in read_rows(rows.test, rows.name)[1]} if rows.test else set()
-    shares = _shares(rows, settings)
-    return lambda prompt: (
-        conversation_key(prompt) not in tested and split_of(prompt, shares, seed) not in ("development", "evaluation")
-    )
+    shares, held_out = _shares(rows, settings), PROMPTED if kind == "labelled" else ("development", "evaluation")
+    return lambda prompt: conversation_key(prompt) not in tested and split_of(prompt, shares, seed) not in held_out
 
 
 def cut_prompts(examples: list[Example], settings: DataSettings, tokenizer, seed: int) -> list[Example]:
     """Labelled texts as prompts: the first tokens of each, with the whole text in `extra`."""
+    if not examples:
+        return []
     least, most = sorted(settings.prompt_tokens)
     encoded, cut = start_tokens(tokenizer, [example.prompt[: 40 * most] for example in examples]), []
     for example, tokens in zip(examples, encoded, strict=True):

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from datasets import Dataset
 
-from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.prepared import PreparedData, conversation_key
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.statistics import figures
+from rlhf_utils.evaluation.statistics import figures, standard_error
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
@@ -27,15 +27,15 @@ def measure_policies(
     `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
     """
     split = _prompts(run)
+    clusters = list(map(conversation_key, split["prompt"]))
 
     def point(update: int) -> dict:
         folder, kl = policies[update]
         found = evaluator.measure(load_policy(folder, evaluator.device), split)
         line = {"update": update, "kl": kl, "kl_to_sft": fmean(found.kl)}
         for name, values in {"reward": found.reward, "gold": found.gold}.items():
-            # Of one prompt nobody knows how far another one would be off.
-            error = stdev(values) / math.sqrt(len(values)) if len(values or ()) > 1 else None
-            line |= {**figures(name, values, seed=run.recipe.seed), f"{name}_error": error}
+            line |= figures(name, values, clusters=clusters, seed=run.recipe.seed)
+            line[f"{name}_error"] = values and standard_error(values, clusters)
         return line
 
     points = []
@@ -80,7 +80,7 @@ def _best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
         point = {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
         for name, values in {"reward": reward, "gold": gold}.items():
             best = values and [expected_best(reward[i::step], values[i::step], n) for i in range(step)]
-            point |= figures(name, best, seed=run.recipe.seed)
+            point |= figures(name, best, clusters=list(map(conversation_key, prompts)), seed=run.recipe.seed)
         points.append(point)
     return points
 

@@ -6,7 +6,8 @@ import numpy as np
 from datasets import Dataset
 
 from rlhf_utils.data.prepared import PreparedData, conversation_key
-from rlhf_utils.evaluation.statistics import accuracy_of, agreement
+from rlhf_utils.evaluation import GOLD_SCALE
+from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of, agreement
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
@@ -15,7 +16,6 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
 AGREEMENT = ("pairs", "agreement", "agreement_ci95", "kappa", "kappa_ci95")
-_MIDDLE = 5.0  # of gold scores, which lie in 0 to 10
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -64,7 +64,7 @@ def label_noise(judge: Judge, split: Dataset) -> float:
     """Share of a split's labels that the judge disagrees with: pairs the other way round, or texts on the other side
     of the middle of its scale."""
     if "label" in split.column_names:
-        high = np.array(judge([""] * len(split), split["text"])) > _MIDDLE
+        high = np.array(judge([""] * len(split), split["text"])) > sum(GOLD_SCALE) / 2
         return 1.0 - float(np.mean(high == np.array(split["label"], dtype=bool)))
     better, worse = (np.array(judge(split["prompt"], split[side])) for side in ("chosen", "rejected"))
     return float(np.mean(better < worse))
@@ -78,19 +78,20 @@ def sides(split: Dataset) -> dict[str, list[str]]:
     return {name: [text for text, label in rows if bool(label) == wanted] for name, wanted in names.items()}
 
 
-def length_alone(train: Dataset, held_out: Dataset, tokenizer) -> float:
-    """Held-out accuracy of a rule that sees only lengths in tokens: the longer response of a pair is the better one (a
-    tie counts half), or a text longer than the median of `train` has label 1; reversed if that is better there."""
+def length_alone(train: Dataset, held_out: Dataset, tokenizer, clusters: Clusters = None) -> Interval:
+    """Held-out accuracy, with its interval by `clusters`, of a rule that sees only lengths in tokens: the longer
+    response of a pair is the better one (a tie counts half), or a text longer than the median of `train` has label 1;
+    reversed if that is better there."""
 
     def lengths(split: Dataset, column: str) -> np.ndarray:
         rows = tokenizer(list(split[column]), add_special_tokens=False, verbose=False).input_ids
         return np.array([len(row) for row in rows])
 
-    def longer_is_better(split: Dataset) -> float:
+    def margins(split: Dataset) -> np.ndarray:
         if "label" in split.column_names:
             longer = lengths(split, "text") > np.median(lengths(train, "text"))
-            return float(np.mean(longer == np.array(split["label"])))
-        return accuracy_of(lengths(split, "chosen") - lengths(split, "rejected")).mean
+            return np.where(longer == np.array(split["label"]), 1, -1)
+        return lengths(split, "chosen") - lengths(split, "rejected")
 
-    right = longer_is_better(held_out)
-    return right if longer_is_better(train) >= 0.5 else 1.0 - right
+    side = 1 if accuracy_of(margins(train)).mean >= 0.5 else -1
+    return accuracy_of(side * margins(held_out), clusters=clusters)

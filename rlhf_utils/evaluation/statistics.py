@@ -1,4 +1,4 @@
-"""Numbers with their uncertainty: the bootstrap over clusters, win rates, the sign test, calibration."""
+"""Numbers with their uncertainty: the bootstrap over clusters, rates, tests, calibration."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -11,6 +11,7 @@ from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
 _TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_T = (12.706, 4.303, 3.182)
 _BINS = 10
 Clusters = Sequence[Hashable] | None
 
@@ -64,20 +65,40 @@ def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: i
 def tail(n: int) -> float:
     """The share of resamples that an interval from `n` draws leaves out at either end: 0.025 of many, less of few,
     where a bootstrap is too narrow by sqrt((n - 1) / n) and by t against z (Hesterberg 2015, section 4.1.1)."""
-    free = n - 1
-    # Student's t by the expansion of Fisher and Cornish (1960) in 1 / free; from 4 on it is right to 1 %.
-    t = _Z + (_Z**3 + _Z) / (4 * free) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * free**2)
-    return NormalDist().cdf(-t * math.sqrt(n / free))
+    return NormalDist().cdf(-student_t(n - 1) * math.sqrt(n / (n - 1)))
 
 
-def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of outcomes 0, 0.5 or 1 (n,), as `mean_interval` has it; where all are the same, so that resampling shows no
-    spread, Wilson's interval for as many clusters."""
-    found = mean_interval(outcomes, clusters, samples, seed)
-    if found.low != found.high and found.low is not None:
-        return found
-    trials = _clustered(_numbers(outcomes, "outcomes"), clusters)[0].size
-    return replace(proportion_interval(found.mean * trials, trials), n=found.n)
+def student_t(free: int) -> float:
+    """The 0.975 quantile of Student's t with `free` >= 1 degrees of freedom, to 0.3 %: a table up to 3, from there the
+    expansion of Fisher and Cornish (1960) in 1 / free."""
+    if free <= len(_T):
+        return _T[free - 1]
+    terms = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
+    terms += ((3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,)
+    return _Z + sum(term / free**power for power, term in enumerate(terms, 1))
+
+
+def standard_error(values: Sequence[float], clusters: Clusters = None) -> float | None:
+    """Standard error of the mean of `values` (n,), by the residuals of whole clusters (Cochran 1977, chapter 9); None
+    of a single cluster."""
+    array = _numbers(values, "values")
+    counts, sums = _clustered(array, clusters)
+    if counts.size == 1:
+        return None
+    left = sums - counts * array.mean()
+    return math.sqrt(counts.size / (counts.size - 1) * float(left @ left)) / array.size
+
+
+def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> Interval:
+    """Mean of outcomes 0, 0.5 or 1 (n,) with Wilson's interval for the effective number of outcomes, the one whose
+    binomial variance is that of the clusters (Franco et al. 2019); of equal outcomes as many as clusters. Near 0 and 1
+    a bootstrap covers too little. Other settings of `mean_interval`, given to all alike, have no part in it."""
+    array = _numbers(outcomes, "outcomes")
+    rate, whole = float(array.mean()), _clustered(array, clusters)[0].size
+    # Not less than that of independent outcomes: the variance between few clusters may be small by chance.
+    if whole > 1 and (error := max(standard_error(array, clusters), standard_error(array))):
+        whole = rate * (1 - rate) / error**2 * (_Z / student_t(whole - 1)) ** 2
+    return replace(proportion_interval(rate * whole, whole), mean=rate, n=array.size)
 
 
 def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
@@ -92,8 +113,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], **settings) -> Int
     return mean_interval(_differences(a, b), **settings)
 
 
-def proportion_interval(k: float, n: int) -> Interval:
-    """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half."""
+def proportion_interval(k: float, n: float) -> Interval:
+    """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half, `n` an
+    effective number."""
     p, whole = k / n, 1 + _Z * _Z / n
     center, half = (p + _Z * _Z / (2 * n)) / whole, _Z / whole * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
     low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
@@ -119,20 +141,76 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9, **
     return {**counts, "rate": found.mean, "ci95": found.as_list(), "sign_test_p": p}
 
 
-def calibration(margins: Sequence[float]) -> dict:
+def sign_flip_p(
+    differences: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+) -> float | None:
+    """Two-sided p value of a mean difference of 0 over (n,) `differences`: the share of random sign flips, of whole
+    clusters, that leave a mean as far from 0 as the one observed, which counts as one of them (Phipson and Smyth 2010);
+    None of a single cluster."""
+    sums = _clustered(_numbers(differences, "differences"), clusters)[1]
+    if sums.size == 1:
+        return None
+    flipped = np.random.default_rng(seed).choice((-1.0, 1.0), size=(samples, sums.size)) @ sums
+    # A sum in another order differs in its last bits.
+    as_far = np.abs(flipped) >= abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
+    return (1 + int(as_far.sum())) / (1 + samples)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """`p_values` (m,) adjusted for m comparisons at once (Holm 1979): at most one in twenty families has a false claim
+    among the values below 0.05, whatever depends on what."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def rank_correlation(
+    a: Sequence[float], b: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """Spearman's correlation of `a` and `b`, both (n,), ties at their mean rank, with its percentile bootstrap interval
+    over clusters; None where one of them is constant, and no interval of a single cluster."""
+    both = np.stack([_numbers(a, "a"), _numbers(b, "b")])
+    observed, place = _spearman(both), _places(both[0], clusters)
+    if observed is None or place.max() == 0:
+        return None if observed is None else Interval(observed, None, None, place.size)
+    counts, rows, source = np.bincount(place), np.argsort(place, kind="stable"), np.random.default_rng(seed)
+    members, found = np.split(rows, np.cumsum(counts)[:-1]), []
+    for drawn in source.integers(0, counts.size, size=(samples, counts.size)):
+        found.append(_spearman(both[:, np.concatenate([members[i] for i in drawn])]))
+    end = tail(counts.size)
+    low, high = np.quantile([rho for rho in found if rho is not None], [end, 1.0 - end]).tolist()
+    return Interval(observed, low, high, place.size)
+
+
+def _spearman(both: np.ndarray) -> float | None:
+    """Correlation of the ranks of two rows (2, n); None where one is constant."""
+    ranks = []
+    for values in both:
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place.reshape(-1)])
+        ranks[-1] -= ranks[-1].mean()
+    spread = np.linalg.norm(ranks[0]) * np.linalg.norm(ranks[1])
+    return float(ranks[0] @ ranks[1] / spread) if spread else None
+
+
+def calibration(margins: Sequence[float], clusters: Clusters = None) -> dict:
     """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
 
     The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
     margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
-    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (Wilson), count.
+    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (`rate_interval`, by
+    `clusters`), count.
     """
-    array = _numbers(margins, "margins")
+    array, names = _numbers(margins, "margins"), None if clusters is None else np.asarray(clusters)
     predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
     place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     bins, error = [], 0.0
     for index in np.unique(place).tolist():
         inside, ends = place == index, {"low": 0.5 + index / (2 * _BINS), "high": 0.5 + (index + 1) / (2 * _BINS)}
-        claimed, found = float(predicted[inside].mean()), proportion_interval(float(right[inside].sum()), inside.sum())
+        claimed = float(predicted[inside].mean())
+        found = rate_interval(right[inside], None if names is None else names[inside])
         error += found.n / array.size * abs(found.mean - claimed)
         bins.append({**ends, "predicted": claimed, **found.named("accuracy"), "count": found.n})
     return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
@@ -145,12 +223,18 @@ def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
 
 def _clustered(values: np.ndarray, clusters: Clusters) -> tuple[np.ndarray, np.ndarray]:
     """The number of values in each cluster, and their sum."""
+    place = _places(values, clusters)
+    return np.bincount(place), np.bincount(place, weights=values)
+
+
+def _places(values: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """The number of its cluster, from 0 on, for each of `values` (n,)."""
     if clusters is None:
-        return np.ones_like(values), values
+        return np.arange(values.size)
     if len(clusters) != values.size:
         raise InputError(f"{values.size} values and {len(clusters)} clusters: name the cluster of every value")
-    place = np.unique(np.asarray(clusters), return_inverse=True)[1].reshape(-1)
-    return np.bincount(place), np.bincount(place, weights=values)
+    places: dict[Hashable, int] = {}  # an array of them would flatten tuples and make one of 1 and "1"
+    return np.array([places.setdefault(name, len(places)) for name in clusters])
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:

@@ -51,7 +51,8 @@ class Rollout:
     figures: dict = field(default_factory=dict)
 
     def measured(self, update: int, kl_coefficient: float) -> dict:
-        """What the rollout says of the policy: rewards, KL in nats per response, entropy in nats per token, length.
+        """What the rollout says of the policy after `update` updates: rewards, KL in nats per response, entropy in nats
+        per token, length.
 
         `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what
         a response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
@@ -75,6 +76,7 @@ class Rollout:
             "response_tokens": int(mask.sum()) / episodes,
             "eos_rate": sum(answer.ended for answer in self.answers) / episodes,
             "gold": None if self.gold is None else self.gold.mean().item(),
+            "gold_std": None if self.gold is None else self.gold.std(correction=0).item(),
         }
 
     def samples(self, update: int, most: int = 4) -> list[dict]:

@@ -198,10 +198,10 @@ class PPOTrainer:
             numbers = {name: value for name, value in flat(line, "/").items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=line["update"])
             for name in [name for name in line["warnings"] if name not in known]:
-                print(f"update {done}: {line['warnings'][name]}", flush=True)
-            if done == 1 or done % max(1, config.updates // 8) == 0:
-                told = "reward {reward:+.2f}, KL {kl:.2f} nats, EOS {eos_rate:.0%}, {tokens_per_second:.0f} tokens/s"
-                print(f"update {done:>4}/{config.updates}   {told.format(**line)}", flush=True)
+                print(f"update {line['update']}: {line['warnings'][name]}", flush=True)
+            if line["update"] % max(1, config.updates // 8) == 0 or done == config.updates:
+                told = "reward {reward:+.2f}, KL {kl:z.2f} nats, EOS {eos_rate:.0%}, {tokens_per_second:.0f} tokens/s"
+                print(f"update {line['update']:>4}/{config.updates}   {told.format(**line)}", flush=True)
             if self.on_update:
                 self.on_update(line)
 

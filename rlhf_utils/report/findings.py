@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pandas as pd
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.evaluation.statistics import proportion_interval
 from rlhf_utils.platforms.errors import visible
 
 # Figure of summary.json: its title in the table, decimals.
@@ -22,14 +21,13 @@ JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "th
 
 def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
     """Accuracy on held-out data and its 95% CI, from the content of reward_model.json: the trained reward model first,
-    then the baselines that were measured. The interval of the length baseline is Wilson's over the same pairs."""
-    pairs, length = result.get("pairs"), result.get("length_baseline_accuracy")
-    ends = proportion_interval(length * pairs, pairs).as_list() if pairs and length is not None else None
-    found = {
-        "trained reward model": (result.get("accuracy"), result.get("accuracy_ci95")),
-        "randomly initialized head": (result.get("untrained_accuracy"), result.get("untrained_ci95")),
-        "response length alone": (length, ends),
+    then the baselines that were measured."""
+    names = {
+        "trained reward model": ("accuracy", "accuracy_ci95"),
+        "randomly initialized head": ("untrained_accuracy", "untrained_ci95"),
+        "response length alone": ("length_baseline_accuracy", "length_baseline_accuracy_ci95"),
     }
+    found = {name: tuple(map(result.get, keys)) for name, keys in names.items()}
     return {name: figure for name, figure in found.items() if figure[0] is not None}
 
 
@@ -68,12 +66,21 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     for key, (name, digits) in _COMPARED.items():
         if found := paired.get(key):
             low, high = found["ci95"] or (0, 0)
+            # Adjusted for all comparisons of the run; a single one has no such p value.
+            if (found.get("p_holm") or 0.0) >= 0.05:
+                low = high = 0
             said = f"No difference between PPO and {other} is shown on {name}"
             if low > 0:
                 said = f"PPO beats {other} on {name}"
             elif high < 0:
                 said = f"PPO is worse than {other} on {name}"
-            yield f"{said}: {shown(found['mean'], found['ci95'], f'+z.{digits}f')}.", key == "gold" and high < 0
+            said += f": {shown(found['mean'], found['ci95'], f'+z.{digits}f')}"
+            said += f", Holm-adjusted p = {found['p_holm']:.2g}." if found.get("p_holm") else "."
+            yield said, key == "gold" and high < 0
+    prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))
+    if clusters and clusters < prompts:
+        text = f"Of the {prompts} prompts {distinct} are distinct, in {clusters} clusters by first turn"
+        yield f"{text}; every interval is by these clusters.", False
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):

@@ -19,9 +19,11 @@ from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlhf_utils.evaluation import GOLD_SCALE
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import write_bytes
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.template import Template
 
@@ -74,12 +76,20 @@ def picture(run: Run, name: str, title: str, height: float = 4.5) -> Iterator[Fi
         display(left_out or Image(filename=path, width=900))
 
 
-def by_score(figure: Figure, measured: Collection[dict]) -> Iterator[tuple[Axes, str]]:
+def score_axis(axes: Axes, key: str, run: Run) -> None:
+    """Have the vertical axis of figure `key` show 0, and a synthetic dataset's gold score its whole scale."""
+    if key == "gold" and run.recipe.dataset == EMBEDDED:
+        axes.set_ylim(GOLD_SCALE)
+    axes.axhline(0, linewidth=0)
+
+
+def by_score(figure: Figure, run: Run, measured: Collection[dict]) -> Iterator[tuple[Axes, str]]:
     """A panel for reward, and one for gold where the recipe has a judge: each with its key in `measured`."""
     keys = [key for key in _SCORES if any(found[key] is not None for found in measured)]
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         axes.set_title(_SCORES[key])
         axes.margins(x=0.12, y=0.12)
+        score_axis(axes, key, run)
         yield axes, key
 
 

@@ -4,7 +4,6 @@ import base64
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from types import SimpleNamespace as Result
 
 import jinja2
@@ -13,16 +12,20 @@ from PIL import Image
 
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.judging import KEY, outcome
+from rlhf_utils.evaluation.seeds import RATES, between_seeds, figures_of, merge, read_samples
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.report import findings
 from rlhf_utils.report.notebook import COLORS, categories, dots, drawing
+from rlhf_utils.report.seeds import seed_sentences, seed_table
 from rlhf_utils.settings.sections import flat
 
-# Figures that runs are compared by, and their decimals.
+# Figures that runs are compared by: whose they are (None: PPO against the model before it) and which in
+# `evaluation.seeds.figures_of`, and their decimals.
 FIGURES = {
-    "reward model accuracy": 3, "reward gain": 2, "gold gain": 2, "ROUGE-L gain": 3, "win rate": 2, "KL, nats": 2,
-    "EOS rate": 2, "tokens": 1,
+    "reward model accuracy": ("reward_model", "accuracy", 3), "reward gain, SFT SDs": (None, "effect_size", 2),
+    "gold gain": (None, "gold", 2), "ROUGE-L gain": (None, "rougeL", 3), "win rate": (None, "win_rate", 2),
+    "KL, nats": ("ppo", "kl_to_sft", 2), "EOS rate": ("ppo", "eos_rate", 2), "tokens": ("ppo", "mean_tokens", 1),
 }  # fmt: skip
 
 
@@ -34,14 +37,12 @@ def write_report(run: Path) -> Path:
     """
     names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json")
     record, summary, reward_model = (read_json(_existing(run, name)) for name in names)
-    # Every cell is a text: the response "NA" is no gap. The C engine of pandas 2 ends a text at a NUL byte, which an
-    # untrained model may write.
-    table = _existing(run, "evaluation/samples.csv")
-    samples = pd.read_csv(table, dtype=str, keep_default_na=False, engine="python").to_dict("records")
+    _existing(run, "evaluation/samples.csv")
+    samples = read_samples(run).to_dict("records")
     # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    templates.globals |= vars(findings) | {"colors": COLORS}
+    templates.globals |= vars(findings) | {"colors": COLORS, "seed_table": seed_table, "seed_sentences": seed_sentences}
     templates.filters["shown"] = findings.shown
     page = templates.get_template("report.html.j2").render(
         record=record,
@@ -49,6 +50,7 @@ def write_report(run: Path) -> Path:
         reward_model=reward_model,
         # The verdicts that outside judges gave on the blinded pairs.
         judged=outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}},
+        merged=between_seeds(run),
         samples=samples[:: -(-len(samples) // 8)],
         pictures=[_embedded(path) for path in sorted((run / "plots").glob("*.png"))],
     )
@@ -72,18 +74,19 @@ def _existing(run: Path, name: str) -> Path:
 
 
 def read_result(folder: Path) -> Result:
-    """What the run in `folder` found: settings as dotted keys, each measured figure with its 95% CI or None. InputError
-    where it is no run, or one that was not evaluated."""
-    record, summary = (read_json(_existing(folder, name)) for name in ("run.json", "evaluation/summary.json"))
+    """What the run in `folder` found: settings as dotted keys, the values of each figure, or None. InputError where it
+    is no run, or one that was not evaluated."""
+    names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json", "evaluation/samples.csv")
+    record, summary = (read_json(path) for path in [_existing(folder, name) for name in names][:2])
     try:
-        pair, gains = next(iter(summary["paired"].items()))
-        model, ppo, wins = summary["reward_model"], summary["models"]["ppo"], summary["win_rate"][pair]
-        found = [(model["accuracy"], model["accuracy_ci95"])]
-        found += [gains[key] and (gains[key]["mean"], gains[key]["ci95"]) for key in ("reward", "gold", "rougeL")]
-        found += [(wins["rate"], wins["ci95"]), *((ppo[key], None) for key in ("kl_to_sft", "eos_rate", "mean_tokens"))]
+        pair, settings = next(iter(summary["paired"])), flat(record["settings"])
+        found = figures_of(folder)
+        # Of the KL there is one value in a run, so its interval is known over seeds only.
+        found["ppo"]["kl_to_sft"] = [summary["models"]["ppo"]["kl_to_sft"]], [str(folder)]
+        values = {title: found[whose or pair].get(name) for title, (whose, name, _) in FIGURES.items()}
         about = {"against": LABELS[pair.removeprefix("ppo_vs_")], "hacking": summary["hacking"]["level"]}
-        return Result(settings=flat(record["settings"]), figures=dict(zip(FIGURES, found, strict=True)), **about)
-    except (LookupError, TypeError, AttributeError, StopIteration):
+        return Result(settings=settings, values=values, **about)
+    except (LookupError, TypeError, AttributeError, StopIteration, ValueError):
         raise InputError(f"{folder} was not made by this version; rerun the comparison notebook") from None
 
 
@@ -100,17 +103,25 @@ def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
+def merged_figures(runs: Sequence[Result]) -> dict[str, dict | None]:
+    """Each figure of runs of one group over their seeds (`evaluation.seeds.merge`), a single run's over its prompts;
+    None where a run has it not."""
+    how = {"samples": runs[0].settings["evaluation.bootstrap_samples"], "seed": runs[0].settings["seed"]}
+    found = {title: [run.values[title] for run in runs] for title in FIGURES}
+    return {
+        title: None if None in values else merge(values, FIGURES[title][1] in RATES, **how)
+        for title, values in found.items()
+    }
+
+
 def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
-    """One row for each group: figures as `mean [least, greatest]` over seeds, of one run with its 95% CI."""
+    """One row for each group: figures with their 95% CIs, over seeds and prompts, or of one run over its prompts."""
     rows = []
     for name, runs in groups.items():
         row = {"run": name, "seeds": f"{len(runs)}", "against": runs[0].against}
-        for title, digits in FIGURES.items():
-            found, row[title] = [run.figures[title] for run in runs], findings.shown(None)
-            if None not in found:
-                values = [value for value, _ in found]
-                spread = found[0][1] if len(runs) == 1 else (min(values), max(values))
-                row[title] = findings.shown(fmean(values), spread, f"z.{digits}f")
+        for title, found in merged_figures(runs).items():
+            ends = (found["mean"], found["ci95"]) if found else (None,)
+            row[title] = findings.shown(*ends, spec=f"z.{FIGURES[title][2]}f")
         rows.append(row | {"hacking": " / ".join(sorted({run.hacking for run in runs}))})
     return rows
 
@@ -125,11 +136,17 @@ def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str,
     rows = comparison_table(groups)
     write_text(output / "comparison.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     with drawing(output / "comparison.png", "Runs side by side", 10, 2.7 + 0.84 * len(groups)) as figure:
-        for axes, title in zip(figure.subplots(2, 4, sharey=True).flat, FIGURES, strict=True):
-            for row, runs in enumerate(groups.values()):
-                for value, ends in (run.figures[title] for run in runs if run.figures[title]):
-                    dots(axes, [value], [row], [ends], COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
+        panels = [*figure.subplots(2, 4, sharey=True).flat]
+        for axes, title in zip(panels, FIGURES, strict=True):
             axes.set_title(title, fontsize=9)
             categories(axes, [textwrap.fill(name, 30) for name in groups], "y")
-        figure.note = "A dot for each run with its 95% CI."
+        for row, runs in enumerate(groups.values()):
+            for axes, found in zip(panels, merged_figures(runs).values(), strict=True):
+                if found:
+                    value, ends = [found["mean"]], [found["ci95"]]
+                    dots(axes, value, [row], ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
+                    axes.scatter(found["by_seed"], [row + 0.25] * len(runs), 7, COLORS["muted"])
+        figure.note = (
+            "Means with their 95% CIs: over seeds and prompts, of one run over its prompts. Small dots: single runs."
+        )
     return rows

@@ -237,7 +237,8 @@ class PPOConfig(Section):
     kl_budget: training stops when the KL passes it
     missing_eos_penalty: taken from the reward of a response that does not end with EOS
     reward_clip: rewards are cut to plus or minus this, after `reward_scale`
-    save_every: updates from checkpoint to checkpoint
+    save_every: updates from one checkpoint to the next; the policy of each is kept (GPT-2: 0.5 GB) and measured
+    keep_checkpoints: the newest checkpoints that also keep what resuming needs (GPT-2: 1.5 GB)
     sample_every: updates from one to the next whose first responses are written down
     """
 

@@ -1,0 +1,63 @@
+"""What several seeds found, as `evaluation.seeds.merge_runs` has it, in a table and in sentences."""
+
+import pandas as pd
+
+from rlhf_utils.evaluation import LABELS
+from rlhf_utils.platforms.errors import visible
+from rlhf_utils.report.findings import JUDGES, shown, versus
+
+# Figure: its title, and how it is written.
+_TITLES = {
+    "gold": ("gold", "z.2f"), "rougeL": ("ROUGE-L", "z.3f"), "positivity": ("positivity", "z.2f"),
+    "effect_size": ("reward (effect size)", "z.2f"), "win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%"),
+}  # fmt: skip
+ENOUGH = 5
+
+
+def seed_table(merged: dict) -> list[dict[str, str]]:
+    """One row for each figure: its mean with the 95% CI over seeds and prompts, how the seeds differ, each seed."""
+    rows, names = [], LABELS | {"reward_model": "reward model"}
+    for whose, figures in merged["figures"].items():
+        for name, found in figures.items():
+            if name in _TITLES:
+                title, spec = _TITLES[name]
+                who = names.get(whose) or (versus if name == "win_rate" else _difference)(whose)
+                row = {"figure": f"{who}: {title}"}
+                row["mean [95% CI]"] = shown(found["mean"], found["ci95"], spec)
+                row["SD of seeds"], row["by prompts"] = (
+                    shown(found[f"{of}_sd"], None, spec) for of in ("seed", "prompt")
+                )
+                row["by seed"] = ", ".join(shown(value, None, spec) for value in found["by_seed"])
+                rows.append(row)
+    return rows
+
+
+def seed_sentences(merged: dict) -> list[str]:
+    """What the seeds show together, one sentence each."""
+    seeds, (pair, gains) = merged["seeds"], next(item for item in merged["figures"].items() if "_vs_" in item[0])
+    said = [f"Seeds {', '.join(map(str, seeds))}. Brackets: 95% CIs over seeds and prompts."]
+    said.append("SD of seeds: of the runs' means; by prompts: the SD they would have if only their prompts differed.")
+    if len(seeds) < ENOUGH:
+        said.append(f"{len(seeds)} seeds say little about how much runs differ.")
+    for name in [name for name in gains if name != "win_rate"]:
+        (title, spec), found = _TITLES[name], gains[name]
+        size, above = shown(found["mean"], found["ci95"], f"+{spec}"), sum(value > 0 for value in found["by_seed"])
+        said.append(f"{_difference(pair)} on {title}: {size}, above 0 in {above} of {len(seeds)} runs.")
+    wins = shown(gains["win_rate"]["mean"], gains["win_rate"]["ci95"], "z.1%")
+    said.append(f"{versus(pair)}, judged by {JUDGES[merged['judged_by']]}: {wins} of prompts won, ties counted half.")
+    if "effect_size" in gains:
+        unit = LABELS["sft" if "sft" in merged["figures"] else pair.removeprefix("ppo_vs_")]
+        said.append(
+            f"Effect size: in standard deviations of the rewards of the {unit} model's responses in the same run."
+        )
+    return said
+
+
+def _difference(pair: str) -> str:
+    return versus(pair).replace("vs", "−")
+
+
+def seeds_text(merged: dict) -> str:
+    """The table and the sentences, as plain text for a terminal."""
+    table = pd.DataFrame(seed_table(merged)).set_index("figure").rename_axis(index=None, columns="figure").to_string()
+    return visible("\n".join([table, "", *seed_sentences(merged)]))
