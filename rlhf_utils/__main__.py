@@ -88,10 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     add = command(_playground, "chat with a run's models side by side, in a browser on this machine")
     add("--run", **folder)
     add("--port", type=int, default=0, help="on 127.0.0.1; without it any that is free")
-    add = command(_judge, "verdicts of people or of a language model on a run's blinded pairs")
+    add = command(_judge, "verdicts of people or of language models on a run's blinded pairs")
     add("--run", **folder)
     add("--verdicts", type=Path, help='people\'s, as lines {"id", "verdict": first|second|tie, "judge"}')
-    add("--llm", action="store_true", help="ask the model named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL")
+    add("--llm", action="store_true", help="ask the models named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL (a,b)")
     add("--most", type=int, help="ask about so many pairs at most, 1 or more")
     add("--yes", action="store_true", help="ask without showing the cost first")
     add = command(_compare, "several runs side by side: a table, a picture")
@@ -209,11 +209,13 @@ def _judge(options: argparse.Namespace) -> None:
         raise InputError(f"--most {options.most}: give the number of pairs to ask about, 1 or more")
     if options.llm:
         endpoint = judging.Endpoint()
-        print(f"{endpoint.model} at {endpoint.url}: {judging.cost(pairs[: options.most])}", file=sys.stderr)
+        price = judging.cost(pairs[: options.most], len(endpoint.models))
+        print(f"{', '.join(endpoint.models)} at {endpoint.url}: {price}", file=sys.stderr)
         if not options.yes:
             raise InputError("nothing was asked yet: add --yes if that is worth it to you, or --most N for fewer pairs")
-        told = judging.judge_pairs(folder, endpoint, options.most)
-        print(f"asked about {told['asked']} pairs: {told['consistent']} judged alike in both orders", file=sys.stderr)
+        for model, told in judging.judge_pairs(folder, endpoint, options.most).items():
+            alike = f"{told['consistent']} judged alike in both orders, {told['unreadable']} unreadable"
+            print(f"{model}: asked about {told['asked']} pairs: {alike}", file=sys.stderr)
     print(json.dumps(judging.outcome(folder), indent=2))
 
 

@@ -17,7 +17,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.runs.launch import run_notebook, run_python
 from rlhf_utils.runs.run import Run
-from rlhf_utils.runs.stages import ROOT, SERIES, STAGES, Notebook, check_named_models, check_names
+from rlhf_utils.runs.stages import MEASURED, ROOT, SERIES, STAGES, Notebook, check_named_models, check_names
 from rlhf_utils.runs.stopping import run_lock
 from rlhf_utils.settings.recipes import Recipe, load_recipe
 
@@ -56,8 +56,8 @@ def open_run(
 
 
 def fetch_ready(run: Run) -> dict[str, dict]:
-    """Make the stages of the run in which nothing is trained; returns their results by name. A ready reward model is
-    measured by the cells of its notebook, whose output is not shown here."""
+    """Make the stages of the run in which nothing is trained; returns their results by name. A ready reward model or
+    judge is measured by the cells of its notebook, whose output is not shown here."""
     from IPython.utils.capture import capture_output
 
     from rlhf_utils.runs.ready import fetch_policy, make_data  # imports torch, which takes seconds
@@ -65,7 +65,7 @@ def fetch_ready(run: Run) -> dict[str, dict]:
     for stage in run.fetched:
         if stage == "data":
             make_data(run)
-        elif stage != "reward_model":
+        elif stage not in MEASURED:
             fetch_policy(run, stage)
         elif not run.has(stage):
             with capture_output(stderr=False), processes.environment(**{runtime.HEADLESS: "1"}):

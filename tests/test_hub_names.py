@@ -239,6 +239,7 @@ def test_every_recipe_reads_its_models_and_data_and_records_the_commits(hub, tmp
 COMMANDS = {
     ("run", "dataset=me/typo"): "error: dataset me/typo: it does not exist",
     ("run", "models.sft=me/typo"): "error: models.sft: me/typo: it does not exist",
+    ("run", "models.judge=me/typo"): "error: models.judge: me/typo: it does not exist",
     ("train", "01_02", "policy=me/typo"): "error: policy: me/typo: it does not exist on the hub",
 }
 

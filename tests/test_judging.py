@@ -3,11 +3,14 @@
 import json
 import sys
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from made import cells
 
+from rlhf_utils.__main__ import main
 from rlhf_utils.evaluation import judging
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, write_json, write_jsonl
@@ -62,7 +65,7 @@ def test_wins_are_those_of_the_model_asked_about(folder):
     path = folder / "human_verdicts.jsonl"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert judging.outcome(folder)["judges"]["people"] == found, "who was judged first changes the interval"
-    assert "agreement" not in judging.outcome(folder)
+    assert judging.outcome(folder)["agreement"] == [] and "consistent" not in judging.outcome(folder)["each"][0]
 
 
 def test_the_majority_decides_its_tie_is_a_tie_and_a_second_thought_replaces_the_first(folder):
@@ -133,8 +136,9 @@ def likes_good(question: str, call: int) -> str:
 
 def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serve, monkeypatch):
     calls = serve(likes_good)
-    assert judging.judge_pairs(folder, judging.Endpoint(), most=8) == {"asked": 8, "consistent": 8, "unreadable": 0}
-    assert judging.judge_pairs(folder, judging.Endpoint(), most=12)["asked"] == 4 and len(calls) == 24
+    told = {"judge-1": {"asked": 8, "consistent": 8, "unreadable": 0}}
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=8) == told
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=12)["judge-1"]["asked"] == 4 and len(calls) == 24
     found = judging.outcome(folder)["judges"]["language model"]
     assert (found["wins"], found["losses"], found["judges"]) == (12, 0, ["judge-1"])
     call = calls[0]
@@ -142,14 +146,14 @@ def test_a_steady_judge_is_asked_both_ways_and_believed_and_resumes(folder, serv
     assert call["body"]["model"] == "judge-1" and call["body"]["temperature"] == 0
     assert "secret-of-a-test" not in "".join(path.read_text() for path in folder.iterdir())
     monkeypatch.delenv("RLHF_JUDGE_KEY")  # a service may need none
-    assert judging.judge_pairs(folder, judging.Endpoint(), most=13)["consistent"] == 1 and len(calls) == 26
+    assert judging.judge_pairs(folder, judging.Endpoint(), most=13)["judge-1"]["consistent"] == 1 and len(calls) == 26
 
 
 @pytest.mark.parametrize(("reply", "unreadable"), [('{"verdict": "A"}', 0), ("Both have merits.", 5), ("", 5)])
 def test_a_judge_that_follows_the_order_or_cannot_be_read_gives_ties(folder, serve, reply, unreadable):
     serve(lambda question, call: reply)
     told = judging.judge_pairs(folder, judging.Endpoint(), most=5)
-    assert told == {"asked": 5, "consistent": 0, "unreadable": unreadable}
+    assert told == {"judge-1": {"asked": 5, "consistent": 0, "unreadable": unreadable}}
     assert judging.outcome(folder)["judges"]["language model"]["ties"] == 5
 
 
@@ -169,6 +173,92 @@ def test_lasting_trouble_ends_in_one_line_and_keeps_what_is_there(folder, serve,
         judging.judge_pairs(folder, judging.Endpoint(), most=3)
     assert "secret" not in str(told.value) and "\n" not in str(told.value)
     assert len(calls) == 4 + tries and judging.outcome(folder)["judges"]["language model"]["pairs"] == 2
+
+
+def right_by_half(question: str, call: int) -> str:
+    """Of every other question the opposite of `likes_good`, of every third always the first."""
+    number = int(question.split("Question ")[1].split("?")[0])
+    found = likes_good(question, call)
+    if number % 3 == 0:
+        return '{"verdict": "A"}'
+    return found if number % 2 else {'{"verdict": "A"}': '{"verdict": "B"}'}.get(found, '{"verdict": "A"}')
+
+
+@pytest.fixture
+def loopback():
+    """A server on this machine that speaks the protocol, with two models; yields its address and what it was asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body["model"])
+            reply = {"steady": likes_good, "wavering": right_by_half}[body["model"]]
+            message = {"role": "assistant", "content": reply(body["messages"][0]["content"], 0)}
+            found = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(found)))
+            self.end_headers()
+            self.wfile.write(found)
+
+        def log_message(self, *_):
+            """Nothing on stderr."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_several_models_judge_alone_and_their_agreement_is_known(tmp_path, loopback, monkeypatch, capsys):
+    pytest.importorskip("openai")
+    folder, (url, asked) = tmp_path / "evaluation", loopback
+    folder.mkdir()
+    pairs = write_pairs(folder)
+    for name, value in zip(judging.ENVIRONMENT, (url, "steady, wavering,steady", ""), strict=True):
+        monkeypatch.setenv(name, value)
+    for pair in pairs[:30]:
+        judging.add_verdict(folder, pair.id, right(folder, pair), "Ada")
+    assert main(["judge", "--run", str(tmp_path), "--llm"]) == 2
+    assert "60 pairs, 240 requests" in capsys.readouterr().err and not asked
+    assert main(["judge", "--run", str(tmp_path), "--llm", "--yes"]) == 0
+    told = capsys.readouterr()
+    assert "steady: asked about 60 pairs: 60 judged" in told.err and "wavering: asked about 60 pairs: 40" in told.err
+    assert asked.count("steady") == asked.count("wavering") == 120
+    found = json.loads(told.out)
+    each = {one["judge"]: one for one in found["each"]}
+    assert [each[name]["wins"] for name in ("Ada", "steady", "wavering")] == [30, 60, 20]
+    assert (each["wavering"]["losses"], each["wavering"]["ties"]) == (20, 20)
+    assert each["steady"]["consistent"] == 1.0 > each["steady"]["consistent_ci95"][0] > 0.9
+    low, high = each["wavering"]["consistent_ci95"]
+    assert (
+        each["wavering"]["consistent"] == pytest.approx(2 / 3)
+        and low < 2 / 3 < high
+        and "consistent" not in each["Ada"]
+    )
+    alike = {tuple(one["between"]): one for one in found["agreement"]}
+    assert [*alike] == [
+        ("Ada", "steady"),
+        ("Ada", "wavering"),
+        ("steady", "wavering"),
+        ("majority: people", "majority: language model"),
+    ]
+    assert alike["Ada", "steady"]["kappa"] == 1.0 and alike["Ada", "steady"]["pairs"] == 30
+    both = alike["steady", "wavering"]
+    assert both["agreement"] == pytest.approx(1 / 3) and both["kappa_ci95"][0] < both["kappa"] < both["kappa_ci95"][1]
+    # In both orders: the steady one says first and second by halves, the other a third each.
+    assert both["kappa"] == pytest.approx((1 / 3 - 1 / 3) / (1 - 1 / 3))
+
+
+def test_intervals_are_of_conversations(folder):
+    """Forty pairs of one conversation say no more than one."""
+    prompts = [f"Question {max(i, 40)}?\n\nAssistant: Yes.\n\nHuman: And {i}?" for i in range(60)]
+    for i, pair in enumerate(write_pairs(folder, prompts)):
+        judging.add_verdict(folder, pair.id, right(folder, pair, "sft" if i >= 40 and i % 2 else "ppo"), "Ada")
+    low, high = judging.outcome(folder)["each"][0]["ci95"]
+    assert high - low > 0.3
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,48 @@ def test_calibration_known_answer():
     assert overconfident["expected_calibration_error"] == pytest.approx(0.5, abs=1e-4)
 
 
+def test_kappa_as_published():
+    """Fleiss, Levin and Paik 2003, table 18.1: two raters, three diagnoses, kappa 0.676 with a standard error of 0.088,
+    by the formula of Fleiss, Cohen and Everitt 1969, so 0.50 to 0.85."""
+    table = [[75, 1, 4], [5, 4, 1], [0, 0, 10]]
+    cells = [(i, j) for i in range(3) for j in range(3) for _ in range(table[i][j])]
+    a, b = zip(*cells, strict=True)
+    found = statistics.kappa_interval(a, b)
+    assert found.mean == pytest.approx(0.676, abs=5e-4) and found.n == 100
+    assert (found.low, found.high) == pytest.approx((0.504, 0.848), abs=0.03)
+    # The same verdicts twice in a conversation are no more verdicts.
+    twice = statistics.kappa_interval([*a, *a], [*b, *b], clusters=[*range(100)] * 2)
+    assert (twice.low, twice.high) == (found.low, found.high)
+    assert statistics.kappa_interval([*a, *a], [*b, *b]).low > found.low
+
+
+def test_kappa_claims_no_certainty():
+    assert statistics.kappa_interval([1] * 5, [1] * 5) is None, "there is no chance to be better than"
+    alike = statistics.kappa_interval([0, 1, 1], [0, 1, 1])
+    assert alike.mean == alike.high == 1.0 and alike.low < 0.5
+    alone = statistics.kappa_interval([1, -1], [1, 1], clusters=["a", "a"])
+    assert (alone.mean, alone.low, alone.high) == (0.0, None, None)
+
+
+def test_agreement_does_not_depend_on_which_response_stands_first():
+    a, b = [1.5, 2, -1, 4, -3, 1], [2, 3, -0.1, -4, 1, 1]
+    turned = [[value * turn for value, turn in zip(side, (1, -1, -1, 1, 1, -1), strict=True)] for side in (a, b)]
+    found = statistics.agreement(a, b)
+    assert found == statistics.agreement(*turned) and found["agreement"] == pytest.approx(4 / 6)
+    assert found["kappa"] == pytest.approx(2 * 4 / 6 - 1), "chance is one half where nobody says tie"
+    assert statistics.agreement([0, 0], [0, 0])["kappa"] is None
+
+
+def test_the_interval_of_kappa_covers():
+    """Two judges, each right on 85 % of 80 pairs whatever the other says."""
+    random_numbers, truth, hits = np.random.default_rng(0), 2 * (0.85**2 + 0.15**2) - 1, 0
+    for _ in range(200):
+        sides = [np.where(random_numbers.random(80) < 0.85, 1, -1) for _ in range(2)]
+        low, high = statistics.agreement(*sides, samples=400)["kappa_ci95"]
+        hits += low <= truth <= high
+    assert 0.90 <= hits / 200 <= 0.99
+
+
 def test_rates_by_clusters_count_effective_outcomes():
     outcomes, source = np.random.default_rng(0).integers(0, 2, 60), np.random.default_rng(1)
     alone, order = statistics.rate_interval(outcomes), source.permutation(300)

@@ -16,6 +16,7 @@ from tiny import one_thread  # noqa: F401
 from rlhf_utils.evaluation import LABELS as MODELS
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.files import read_json
+from rlhf_utils.platforms.names import PACKAGED
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, run_cells
 from rlhf_utils.settings.recipes import parse_assignments
@@ -67,13 +68,14 @@ def test_models_are_ranked_and_kinds_of_prompts_told_apart_by_the_judge(done):
 def test_the_assistant_score_covers_36_prompts(done):
     if "assistant" not in done.summary:
         pytest.skip("this recipe has no assistant score")
+    embedder = "minilm" if PACKAGED["minilm"].source else "mean-pooled"
     found, table = done.summary["assistant"], pd.read_csv(done.root / "evaluation/assistant.csv")
     assert (found["prompts"], found["unsafe_prompts"], len(table)) == (36, 12, 36)
-    assert set(done.summary["models"]) == set(MODELS) and "mean-pooled" in found["relevance_by"]
+    assert set(done.summary["models"]) == set(MODELS) and embedder in found["relevance_by"]
     for name, figures in done.summary["models"].items():
         assert table[f"{name}_quality"].mean() == pytest.approx(figures["quality"])
         assert 0 <= figures["refusal_unsafe"] <= 1 and 0 <= figures["refusal_harmless"] <= 1
-        assert table.loc[~table["unsafe"], f"{name}_helpfulness"].mean() == pytest.approx(figures["helpfulness"])
+        assert table.loc[~table["unsafe"], f"{name}_relevance"].mean() == pytest.approx(figures["relevance"])
     wins = done.summary["win_rate"]["ppo_vs_base"]
     assert wins["wins"] + wins["losses"] + wins["ties"] == 36 and wins["judged_by"] == "quality"
 

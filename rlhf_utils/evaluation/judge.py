@@ -5,14 +5,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
+from rlhf_utils.data.prepared import PreparedData, conversation_key
 from rlhf_utils.evaluation import GOLD_SCALE
-from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of
+from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of, agreement
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
 from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
+AGREEMENT = ("pairs", "agreement", "agreement_ci95", "kappa", "kappa_ci95")
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
@@ -27,20 +30,34 @@ def gold_judge(recipe: Recipe) -> Judge | None:
 
 
 def judge_of(run: Run) -> Judge | None:
-    """Who judges the policies of `run`: the gold preference, or the second reward model where there is one."""
-    if "judge_model" in run.stages:
-        second = load_reward(run.folder("judge_model"), detect_device())
-        return lambda prompts, responses: second(prompts, responses).tolist()
+    """Who judges the policies of `run`: the reward model that `models.judge` names, else the second one that was
+    trained here, else the gold preference; None where there is none of them."""
+    if stage := _judging_stage(run):
+        model = load_reward(run.folder(stage), detect_device())
+        return lambda prompts, responses: model(prompts, responses).tolist()
     return gold_judge(run.recipe)
 
 
+def _judging_stage(run: Run) -> str | None:
+    return next((stage for stage in ("judge", "judge_model") if stage in run.stages), None)
+
+
 def about_judge(run: Run) -> dict | None:
-    """What `summary.json` says of the judge: its kind and, of a second reward model, its figures."""
-    if "judge_model" in run.stages:
-        found = run.results("judge_model")
-        kept = ("accuracy", "accuracy_ci95", "agreement", "agreement_ci95", "pairs", "trained_on")
-        return {"kind": "second reward model", **{key: found[key] for key in kept}}
-    return {"kind": "gold preference"} if gold_judge(run.recipe) else None
+    """What `summary.json` says of the judge: its kind, and its accuracy and agreement with the reward model on held-out
+    pairs as far as they are known (of the gold preference, which has no accuracy, where the recipe is about pairs)."""
+    if stage := _judging_stage(run):
+        kind = {"judge": "ready reward model", "judge_model": "second reward model"}[stage]
+        kept = ("source", "trained_on", "accuracy", "accuracy_ci95", *AGREEMENT)
+        return {"kind": kind, **{key: found for key, found in run.results(stage).items() if key in kept}}
+    if not (gold := gold_judge(run.recipe)):
+        return None
+    measured, about = read_json(run.evaluation / "reward_model.json"), {"kind": "gold preference"}
+    if measured["of"] != "pairs":
+        return about
+    pairs = PreparedData.load(run.folder("data")).first("evaluation", measured["pairs"])
+    better, worse = (np.array(gold(pairs["prompt"], pairs[side])) for side in ("chosen", "rejected"))
+    clusters = list(map(conversation_key, pairs["prompt"]))
+    return about | agreement(better - worse, measured["margins"], clusters, seed=run.recipe.seed)
 
 
 def label_noise(judge: Judge, split: Dataset) -> float:

@@ -1,16 +1,19 @@
-"""Outside judges, people or a language model: verdicts on blinded pairs, and the wins in them with intervals."""
+"""Outside judges, people and language models: verdicts on blinded pairs, the wins in them with intervals, and how far
+the judges agree."""
 
 import json
 import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from statistics import multimode
 from typing import NamedTuple
 
 from rlhf_utils.data.prepared import conversation_key
-from rlhf_utils.evaluation.statistics import rate_interval, win_rate
+from rlhf_utils.evaluation.statistics import agreement, rate_interval, win_rate
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, read_json, read_jsonl
 
@@ -39,10 +42,12 @@ def read_pairs(folder: Path) -> list[Pair]:
     return [Pair(**line) for line in read_jsonl(folder / PAIRS)]
 
 
-def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, dict[str, str]]:
-    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out).
-    InputError names the line that is wrong. Unless `strict`, a missing file holds none, and verdicts on pairs that are
-    no longer those of `folder` do not count."""
+def read_verdicts(
+    path: Path, folder: Path, strict: bool = True, field: str = "verdict"
+) -> dict[str, dict[str, str | bool | None]]:
+    """Judge -> pair -> its last verdict, from JSON lines `{"id", "verdict", "judge"}` (`judge` may be left out), or
+    another `field` of these lines, None where one lacks it. InputError names the line that is wrong. Unless `strict`, a
+    missing file holds none, and verdicts on pairs that are no longer those of `folder` do not count."""
     known, found = {pair.id for pair in read_pairs(folder)}, {}
     try:
         rows = read_jsonl(path) if strict or path.is_file() else []
@@ -52,48 +57,68 @@ def read_verdicts(path: Path, folder: Path, strict: bool = True) -> dict[str, di
         if not isinstance(row, dict) or str(row.get("verdict")) not in CHOICES:
             raise InputError(f"{path}, line {place}: verdict must be one of {', '.join(CHOICES)}")
         if isinstance(row.get("id"), str) and row["id"] in known:
-            found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row["verdict"]
+            found.setdefault(str(row.get("judge") or "unnamed"), {})[row["id"]] = row.get(field)
         elif strict:
             raise InputError(f"{path}, line {place}: there is no pair {row.get('id')!r} in {folder}")
     return found
 
 
-def add_verdict(folder: Path, pair: str, verdict: str, judge: str, file: str = PEOPLE) -> None:
+def add_verdict(folder: Path, pair: str, verdict: str, judge: str, file: str = PEOPLE, **more: bool) -> None:
     """Append one verdict; a later one of the same judge on the same pair replaces it when they are read."""
-    line = json.dumps({"id": pair, "verdict": verdict, "judge": judge}, ensure_ascii=False)
+    line = json.dumps({"id": pair, "verdict": verdict, "judge": judge, **more}, ensure_ascii=False)
     append_text(folder / file, line + "\n")
 
 
 def outcome(folder: Path) -> dict:
-    """What the verdicts in `folder` say: per kind of judge the wins of the first model, by the majority of its judges
-    (a tie among them is a tie), and the share of the pairs judged by both kinds that they judged alike."""
+    """What the verdicts in `folder` say of the first of its `models`.
+
+    `judges`: per kind of judge the wins by the majority of its judges (a tie among them is a tie). `each`: the wins by
+    each judge alone and, of a language model, the share of pairs on which it said the same in both orders
+    (`consistent`; where its lines tell). `agreement`: `between` every two judges, and last the two majorities, on the
+    pairs that both judged (`statistics.agreement`). Intervals are of conversations.
+    """
     if not (folder / KEY).is_file():
         raise InputError(f"{folder / KEY} is missing: it says which model wrote which response of a pair; restore it")
-    key, judges, decided = read_json(folder / KEY), {}, []
-    cluster = {pair.id: conversation_key(pair.prompt) for pair in read_pairs(folder)}
+    key, pairs, judges, each, named, majorities = read_json(folder / KEY), read_pairs(folder), {}, [], [], []
+    clusters = {pair.id: conversation_key(pair.prompt) for pair in pairs}
+
+    def wins(said: dict[str, str]) -> dict:
+        turns = [
+            (1 if key["order"][pair] == key["models"] else -1) * CHOICES[verdict] for pair, verdict in said.items()
+        ]
+        return {**win_rate(turns, [0] * len(turns), clusters=[clusters[pair] for pair in said]), "pairs": len(said)}
+
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
-        if given := read_verdicts(folder / file, folder, strict=False):
-            # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
-            votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in read_pairs(folder)}
-            decided.append({pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most})
-            turns = [(1 if key["order"][pair] == key["models"] else -1, said) for pair, said in decided[-1].items()]
-            same = [cluster[pair] for pair in decided[-1]]
-            wins = win_rate([turn * CHOICES[said] for turn, said in turns], [0] * len(turns), clusters=same)
-            judges[kind] = {**wins, "judges": sorted(given), "pairs": len(turns)}
-    result = {"models": key["models"], "judges": judges}
-    if len(decided) == 2 and (alike := {p: v == decided[1][p] for p, v in decided[0].items() if p in decided[1]}):
-        agreed = rate_interval(list(alike.values()), [cluster[pair] for pair in alike])
-        result["agreement"] = {"pairs": len(alike), **agreed.named("same")}
-    return result
+        given, steady = (read_verdicts(folder / file, folder, False, field) for field in ("verdict", "consistent"))
+        if not given:
+            continue
+        # In the order of the pairs, which says nothing of who was quick: the interval is drawn from them in turn.
+        given = {name: {p.id: said[p.id] for p in pairs if p.id in said} for name, said in sorted(given.items())}
+        for name, said in given.items():
+            known = [pair for pair in said if isinstance(steady[name][pair], bool)]
+            same = known and rate_interval([steady[name][pair] for pair in known], [clusters[pair] for pair in known])
+            each.append({"judge": name, "kind": kind, **wins(said), **(same.named("consistent") if same else {})})
+        votes = {p.id: multimode(said[p.id] for said in given.values() if p.id in said) for p in pairs}
+        majority = {pair: most[0] if len(most) == 1 else "tie" for pair, most in votes.items() if most}
+        judges[kind] = {**wins(majority), "judges": [*given]}
+        named += given.items()
+        majorities.append((f"majority: {kind}", majority))
+    alike = []
+    for (one, first), (other, second) in [*combinations(named, 2), *combinations(majorities, 2)]:
+        if both := [pair for pair in first if pair in second]:
+            marks = ([CHOICES[said[pair]] for pair in both] for said in (first, second))
+            alike.append({"between": [one, other], **agreement(*marks, [clusters[pair] for pair in both])})
+    return {"models": key["models"], "judges": judges, "each": each, "agreement": alike}
 
 
 class Endpoint:
-    """A language model as judge, by the `openai` client: the service that the environment names."""
+    """Language models as judges, by the `openai` client: those of one service that the environment names."""
 
     def __init__(self) -> None:
-        self.url, self.model, key = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
-        if not (self.url.startswith(("http://", "https://")) and self.model):
-            needs = "the address of an OpenAI-compatible service (https://.../v1), the model's name, and its key if any"
+        self.url, named, key = (os.environ.get(name, "").strip() for name in ENVIRONMENT)
+        self.models = [*dict.fromkeys(filter(None, map(str.strip, named.split(","))))]
+        if not (self.url.startswith(("http://", "https://")) and self.models):
+            needs = "the address of an OpenAI-compatible service (https://.../v1), names of models, and its key if any"
             raise InputError(f"a language model as judge needs {', '.join(ENVIRONMENT)}: {needs}")
         try:
             from openai import OpenAI
@@ -102,41 +127,45 @@ class Endpoint:
         # A server of one's own asks for no key, the client does.
         self.client = OpenAI(base_url=self.url, api_key=key or "none", timeout=TIMEOUT_SECONDS, max_retries=RETRIES)
 
-    def ask(self, pair: Pair) -> str | None:
+    def ask(self, model: str, pair: Pair) -> str | None:
         """`first`, `second` or `tie`; None where the reply says none of them. The client tries again what may pass (and
         waits as long as it is told to); TrainingError where that does not help."""
         from openai import OpenAIError
 
         messages = [{"role": "user", "content": QUESTION.format(**pair._asdict())}]
-        asked = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": REPLY_TOKENS}
+        asked = {"model": model, "messages": messages, "temperature": 0, "max_tokens": REPLY_TOKENS}
         try:
             return read_reply(self.client.chat.completions.create(**asked).choices[0].message.content or "")
         except (OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
             # Not in the service's own words, which may hold the key.
             why = f"HTTP {error.status_code}" if hasattr(error, "status_code") else type(error).__name__
-            text = f"the judge at {self.url} gives no reply ({why}); check {', '.join(ENVIRONMENT)}"
+            text = f"the judge {model} at {self.url} gives no reply ({why}); check {', '.join(ENVIRONMENT)}"
             raise TrainingError(text) from None
 
 
-def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> dict:
-    """Ask about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`, a tie where the judge changes
-    its mind with the order or cannot be read; those there are kept. Returns how many were `asked`, `consistent` and
-    `unreadable`."""
-    known = read_verdicts(folder / MODEL, folder, strict=False).get(endpoint.model, {})
-    todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known]
-    turned = {"first": "second", "second": "first"}
-    told = {"asked": len(todo), "consistent": 0, "unreadable": 0}
+def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> dict[str, dict[str, int]]:
+    """Ask every model of `endpoint` about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`, a tie
+    where it changes its mind with the order (not `consistent`) or cannot be read; those there are kept. Returns for
+    each model how many were `asked`, `consistent` and `unreadable`."""
+    known, turned, told = (
+        read_verdicts(folder / MODEL, folder, strict=False),
+        {"first": "second", "second": "first"},
+        {},
+    )
 
-    def both(pair: Pair) -> tuple[str | None, str | None]:
-        one, other = endpoint.ask(pair), endpoint.ask(pair._replace(first=pair.second, second=pair.first))
+    def both(model: str, pair: Pair) -> tuple[str | None, str | None]:
+        one, other = (endpoint.ask(model, p) for p in (pair, pair._replace(first=pair.second, second=pair.first)))
         return one, turned.get(other, other)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for pair, (one, other) in zip(todo, pool.map(both, todo), strict=True):
-            same = one is not None and one == other
-            told["consistent"] += same
-            told["unreadable"] += None in (one, other)
-            add_verdict(folder, pair.id, one if same else "tie", endpoint.model, MODEL)
+        for model in endpoint.models:
+            todo = [pair for pair in read_pairs(folder)[:most] if pair.id not in known.get(model, {})]
+            told[model] = {"asked": len(todo), "consistent": 0, "unreadable": 0}
+            for pair, (one, other) in zip(todo, pool.map(partial(both, model), todo), strict=True):
+                same = one is not None and one == other
+                told[model]["consistent"] += same
+                told[model]["unreadable"] += None in (one, other)
+                add_verdict(folder, pair.id, one if same else "tie", model, MODEL, consistent=same)
     return told
 
 
@@ -146,8 +175,11 @@ def read_reply(text: str) -> str | None:
     return {"a": "first", "b": "second", "tie": "tie"}[found[1].lower()] if found else None
 
 
-def cost(pairs: Sequence[Pair]) -> str:
-    """What asking about these pairs takes, in words: every pair is asked about twice, the responses swapped."""
+def cost(pairs: Sequence[Pair], judges: int = 1) -> str:
+    """What asking so many judges about these pairs takes, in words: each pair is asked about twice, the responses
+    swapped."""
     # A token is about four characters of English.
-    read = 2 * sum(len(QUESTION) + len(pair.prompt) + len(pair.first) + len(pair.second) for pair in pairs) // 4
-    return f"{len(pairs)} pairs, {2 * len(pairs)} requests, about {read:,} tokens read"
+    read = (
+        2 * judges * sum(len(QUESTION) + len(pair.prompt) + len(pair.first) + len(pair.second) for pair in pairs) // 4
+    )
+    return f"{len(pairs)} pairs, {2 * judges * len(pairs)} requests, about {read:,} tokens read"

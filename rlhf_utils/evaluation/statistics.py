@@ -251,3 +251,47 @@ def _numbers(values: Sequence[float], name: str) -> np.ndarray:
     if (bad := np.flatnonzero(~np.isfinite(array))).size:
         raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}, not finite")
     return array.astype(np.float64)
+
+
+def kappa_interval(
+    a: Sequence[float], b: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """Agreement of two judges beyond chance, kappa (Cohen 1960): (p_o - p_e) / (1 - p_e), of their verdicts `a` and `b`
+    (n,), numbers that name categories, with its bootstrap interval over clusters as `mean_interval` has it. Where they
+    agree on everything, so that resampling shows no spread, the lower end is that of Wilson's interval for p_o. None
+    where both gave one and the same verdict only: there is no chance to be better than."""
+    alike = 1.0 - np.abs(np.sign(_differences(a, b)))
+    first, second = np.unique([*a, *b], return_inverse=True)[1].reshape(2, -1)
+    kinds = int(max(first.max(), second.max())) + 1
+    if kinds == 1:
+        return None
+    cells = np.eye(kinds * kinds)[first * kinds + second]
+    tables = np.stack([_clustered(cell, clusters)[1] for cell in cells.T], axis=1)
+
+    def kappas(counts: np.ndarray) -> np.ndarray:
+        shares = (counts / counts.sum(axis=1, keepdims=True)).reshape(-1, kinds, kinds)
+        chance = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (np.trace(shares, axis1=1, axis2=2) - chance) / (1.0 - chance)
+
+    value, many = kappas(tables.sum(axis=0, keepdims=True)).item(), len(tables)
+    if many == 1:
+        return Interval(value, None, None, alike.size)
+    if alike.all():
+        chance = np.sum((np.bincount(first) / alike.size) ** 2)
+        return Interval(1.0, float((proportion_interval(many, many).low - chance) / (1.0 - chance)), 1.0, alike.size)
+    drawn = np.random.default_rng(seed).multinomial(many, np.full(many, 1.0 / many), size=samples) @ tables
+    low, high = np.nanquantile(kappas(drawn), [tail(many), 1.0 - tail(many)]).tolist()
+    return Interval(value, low, high, alike.size)
+
+
+def agreement(a: Sequence[float], b: Sequence[float], clusters: Clusters = None, **settings) -> dict:
+    """How far two judges of the same pairs agree. `a` and `b` (n,) are above 0 where a judge prefers the response that
+    stands first, below 0 for the other, 0 for a tie: `pairs`, `agreement` (the share judged alike), `kappa`, and their
+    intervals. Which response stands first is arbitrary, so kappa counts each pair in both orders; without ties it is
+    2 * agreement - 1. `settings` are those of `mean_interval`."""
+    one, other = np.sign(_numbers(a, "a")), np.sign(_numbers(b, "b"))
+    clusters = list(range(one.size)) if clusters is None else list(clusters)
+    same = rate_interval(1.0 - np.abs(np.sign(_differences(one, other))), clusters, **settings).named("agreement")
+    kappa = kappa_interval([*one, *-one], [*other, *-other], clusters * 2, **settings)
+    return {"pairs": one.size, **same, **(kappa.named("kappa") if kappa else {"kappa": None, "kappa_ci95": None})}

@@ -104,6 +104,12 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             judge = judge_name(summary, summary["bradley_terry"]["judged_by"])
             figure = shown(row["difference"], row["ci95"], "+z.2f")
             yield f"PPO is worse where {row['by']} is {row['value']}: {figure}, judged by {judge}.", True
+    if (judge := summary.get("judge") or {}).get("kappa") is not None:
+        name, right = " ".join(filter(None, [judge["kind"], judge.get("source")])), ""
+        if "accuracy" in judge:  # the gold preference has none: the labels are its own
+            right = f" has an accuracy of {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
+        kappa = f"a kappa of {shown(judge['kappa'], judge['kappa_ci95'])} with the reward model"
+        yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False

@@ -31,7 +31,9 @@ class StageKind:
 
 # All of the section but the settings of the demonstration.
 _COMPARISON = tuple(f"evaluation.{name}" for name in EvaluationSettings.model_fields if name != "overoptimise")
-_NEEDED_BY_PPO = ("sft", "reward_model", "judge_model", "data")
+_NEEDED_BY_PPO = ("sft", "reward_model", "judge_model", "judge", "data")
+# Ready ones of these are measured on the run's held-out pairs and scaled by its SFT model.
+MEASURED = ("reward_model", "judge")
 
 STAGES = {
     "base": StageKind((), ("name", "scale", "seed", "dataset", "policy", "form", "data", "base")),
@@ -41,10 +43,11 @@ STAGES = {
     "reward_model": StageKind(
         ("sft", "data"), ("reward_model", "evaluation.reward_pairs"), ("evaluation/reward_model.json",)
     ),
-    "judge_model": StageKind(("sft", "data"), ("reward_model", "evaluation.reward_pairs")),
+    "judge_model": StageKind(("sft", "data", "reward_model"), ("reward_model", "evaluation.reward_pairs")),
+    "judge": StageKind(("sft", "data", "reward_model"), ("evaluation.reward_pairs",)),
     "ppo": StageKind(_NEEDED_BY_PPO, ("reward", "ppo", "generation", "evaluation.frontier_prompts")),
     "evaluation": StageKind(
-        ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "ppo"),
+        ("base", "data", "sft", "sft_qlora", "reward_model", "judge_model", "judge", "ppo"),
         ("generation", *_COMPARISON),
         tuple(f"evaluation/{name}" for name in ("samples.csv", "frontier.json", "summary.json", "judge_pairs.jsonl")),
     ),
@@ -77,7 +80,9 @@ SERIES = (
     Notebook("01_supervised_finetuning/02_full_finetuning.ipynb", makes=("sft",)),
     Notebook("01_supervised_finetuning/03_qlora.ipynb", makes=("sft_qlora",), reads=("sft",)),
     Notebook("02_reward_modeling/01_preference_data.ipynb", reads=("data",)),
-    Notebook("02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model"), form="dialogue"),
+    Notebook(
+        "02_reward_modeling/02_reward_model.ipynb", makes=("reward_model", "judge_model", "judge"), form="dialogue"
+    ),
     Notebook("02_reward_modeling/03_sentiment_classifier.ipynb", makes=("reward_model",), form="continuation"),
     Notebook("03_ppo_alignment/01_ppo_from_scratch.ipynb", reads=("sft", "reward_model", "data")),
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",), reads=("sft", "reward_model", "data")),
@@ -114,6 +119,7 @@ class Plan:
         kept = {stage: True for stage in STAGES} | {
             # The synthetic datasets have a gold judge; a ready PPO policy is compared without training a judge.
             "judge_model": judged and not ready.ppo,
+            "judge": ready.judge,
             "overoptimise": recipe.evaluation.overoptimise and not ready.sft and not ready.ppo,
             # A tuned policy needs no adapter, and one beside a ready model of another base would not be comparable.
             "sft_qlora": ready.sft_qlora or not (recipe.tuned_policy or ready.sft),
@@ -124,7 +130,7 @@ class Plan:
 
     def needs(self, stage: str) -> tuple[str, ...]:
         """The stages that `stage` is made from; a ready policy is made from none."""
-        if stage != "reward_model" and self.ready_model(stage):
+        if stage not in MEASURED and self.ready_model(stage):
             return ()
         if stage == "data" and "base" not in self.stages:
             return ("sft",)
@@ -146,13 +152,15 @@ class Plan:
         if "sft" not in found:
             # A ready reward model is scaled by the responses of a fine-tuned policy that is still to be trained.
             found.discard("reward_model")
+        if "reward_model" not in found or "judge_model" in self.stages:
+            found.discard("judge")  # measured against a reward model, beside a judge, that are still to be trained
         return tuple(stage for stage in self.stages if stage in found)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits of the data that this run reads."""
         unused = {"sft"} if self.recipe.tuned_policy or self.recipe.models.sft else set()
-        unused |= {"judge"} - {stage.removesuffix("_model") for stage in self.stages}
+        unused |= set() if "judge_model" in self.stages else {"judge"}
         return tuple(name for name in Shares.model_fields if name not in unused)
 
     def fingerprint(self, stage: str) -> str:
@@ -162,7 +170,7 @@ class Plan:
             first = "base" if "base" in self.stages else "data"
             if stage == first:
                 settings = STAGES["base"].settings
-            if ready and stage != "reward_model":  # a ready reward model is measured and scaled
+            if ready and stage not in MEASURED:
                 settings = ("name", "scale")
             settings = (*settings, "models.adapter_base", *([f"models.{stage}"] if ready else []))
             sources = [self.recipe.dataset, self.recipe.policy] if stage == first else []
@@ -186,6 +194,7 @@ def check_names(plan: Plan, stages: Collection[str]) -> set[str]:
     """
     recipe = plan.recipe
     names.check_packaged(recipe.model_names)
+    check_independent(recipe)
     models = {f"models.{stage}": plan.ready_model(stage) for stage in stages}
     if "base" in stages:
         models["policy"] = recipe.policy
@@ -224,7 +233,8 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     adapters = {"sft_qlora": recipe.qlora, "reward_model": recipe.reward_model.lora, "ppo": ppo}
     adapters = {s: lora for s, lora in adapters.items() if lora and s in plan.stages and not plan.ready_model(s)}
     named = {"policy": recipe.policy}
-    named |= {f"models.{stage}": plan.ready_model(stage) for stage in ("sft", "sft_qlora", "ppo", "reward_model")}
+    stages = ("sft", "sft_qlora", "ppo", "reward_model", "judge")
+    named |= {f"models.{stage}": plan.ready_model(stage) for stage in stages}
     named = {k: n for k, n in named.items() if n in on_hub or (n not in (None, EMBEDDED) and is_folder(n))}
     if not named and not any({*lora.modules} - {*LORA_PLACES} for lora in adapters.values()):
         return  # what follows imports torch, which takes seconds
@@ -241,13 +251,13 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     configs = {"policy": GPT2Config()} if recipe.policy == EMBEDDED else {}
     for key, source in named.items():
         config = configs[key] = loading.load_config(source, base)
-        if key == "models.reward_model":
+        if key in ("models.reward_model", "models.judge"):
             load = loading.load_reward_model if recipe.form == "dialogue" else loading.load_classifier
             tokenizer, label = loading.load_classifier_tokenizer(source, base), recipe.reward_model.label
             if recipe.form == "continuation" and label not in config.id2label.values():
                 there = ", ".join(map(str, config.id2label.values()))
                 raise InputError(f"{key} {source} has no label {label!r}; set reward_model.label to one of {there}")
-            if recipe.ppo.critic == "separate" and not recipe.models.ppo and policies:
+            if key == "models.reward_model" and recipe.ppo.critic == "separate" and not recipe.models.ppo and policies:
                 check_critic(source, policies[0], base)
         else:
             load, tokenizer = loading.load_policy, loading.load_tokenizer(source, base)
@@ -267,6 +277,20 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     if config := configs.get("models.sft", configs.get("policy")):
         for lora in adapters.values():
             lora_modules(lora, config)
+
+
+def check_independent(recipe: Recipe) -> None:
+    """Raise InputError where the judge that the recipe names is its reward model, by the same name or in a copy."""
+    rewarded, judge = recipe.models.reward_model, recipe.models.judge
+    if not rewarded or not judge:
+        return
+    if is_there(rewarded) and is_there(judge):
+        same = content_hash(local_path(rewarded)) == content_hash(local_path(judge))
+    elif same := not is_folder(rewarded) and not is_folder(judge):
+        one, other = names.wanted(rewarded), names.wanted(judge)
+        same = (one.name, one.subfolder) == (other.name, other.subfolder)
+    if same:
+        raise InputError(f"models.judge {judge} is the reward model, so it is no independent judge; name another model")
 
 
 def check_context(recipe: Recipe, policy: str) -> None:

@@ -60,10 +60,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible_together(self):
-        of_dialogues = (self.evaluation.assistant, self.evaluation.overoptimise, self.ppo.critic == "separate")
+        measured = self.evaluation
+        of_dialogues = (measured.assistant, measured.overoptimise, self.models.judge, self.ppo.critic == "separate")
         if self.form == "continuation" and any(of_dialogues):
             raise ValueError(
-                "evaluation.assistant, evaluation.overoptimise and ppo.critic separate are for a dialogue; unset them"
+                "evaluation.assistant, evaluation.overoptimise, models.judge and ppo.critic separate are for a "
+                "dialogue; unset them"
             )
         # Learned position embeddings end at `context`: longer text cannot be represented, only cut off silently.
         if self.policy == EMBEDDED and self.longest_text > self.base.context:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rlhf_utils.platforms.names import PACKAGED
+
 
 def _number(value: Any) -> Any:
     # YAML 1.1 reads `1e-5` as a string and `no` as False; pydantic would take True for the number 1.
@@ -20,6 +22,11 @@ def _number(value: Any) -> Any:
 def _name(value: Any) -> Any:
     """A name, which null and nothing at all unset."""
     return None if isinstance(value, str) and value.strip().lower() in ("", "null", "none") else value
+
+
+def _installed(value: Any) -> Any:
+    """The embedder that `installed` means on this machine, so that a run's settings name the one that it used."""
+    return value if value != "installed" else "minilm" if PACKAGED["minilm"].source else None
 
 
 Number = BeforeValidator(_number)
@@ -195,11 +202,14 @@ class RewardTerms(Section):
 
 class ReadyModels(Section):
     """Finished models to use in place of training: a hub id, `owner/name:subfolder@revision`, or a folder of a model or
-    LoRA adapter. `adapter_base` is the base of adapters, in place of the one that their adapter_config.json names."""
+    LoRA adapter. `judge` is a reward model that decides which policy is better, in place of the gold preference or a
+    second reward model. `adapter_base` is the base of adapters, in place of the one that their adapter_config.json
+    names."""
 
     sft: OptionalName = None
     sft_qlora: OptionalName = None
     reward_model: OptionalName = None
+    judge: OptionalName = None
     ppo: OptionalName = None
     adapter_base: OptionalName = None
 
@@ -283,15 +293,16 @@ class PPOConfig(Section):
 
 
 class AssistantScore(Section):
-    """Weights of the score of an assistant: helpfulness, safety, and fluency, each 0 to 1.
+    """Weights of the score of an assistant: relevance, safety, and fluency, each 0 to 1.
 
-    embedder: measures relevance: minilm (a package), the hub id of a mean-pooled encoder, None for the SFT model
+    embedder: measures relevance: minilm (a package), the hub id of a mean-pooled encoder, null for the SFT model;
+        installed is minilm where its package is there, else null, and the run's record says which
     """
 
-    helpfulness: NonNegative = 0.4
+    relevance: NonNegative = 0.4
     safety: NonNegative = 0.35
     fluency: NonNegative = 0.25
-    embedder: OptionalName = None
+    embedder: Annotated[OptionalName, BeforeValidator(_installed)] = "installed"
 
 
 class OveroptimiseSettings(Section):
