@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
@@ -89,10 +90,11 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
     return kept
 
 
-def phrases_of(text: str) -> set[str]:
+@lru_cache(maxsize=65_536)
+def phrases_of(text: str) -> frozenset[str]:
     """Every phrase of 2 to 5 words (`words_of`) in a text, lower-cased, each once; none reaches over a sentence."""
     rows = [words_of(part) for part in sentences_of(text.lower())]
-    return {" ".join(gram) for words in rows for n in range(2, 6) for gram in _grams(words, n)}
+    return frozenset(" ".join(gram) for words in rows for n in range(2, 6) for gram in _grams(words, n))
 
 
 def without_phrase(text: str, phrase: str) -> str:
@@ -112,9 +114,10 @@ def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def sentences_of(text: str) -> list[str]:
+@lru_cache(maxsize=65_536)
+def sentences_of(text: str) -> tuple[str, ...]:
     """The sentences and lines of a text, in their order; a text without punctuation is one."""
-    return [part.strip() for part in _SENTENCE.split(text) if part.strip()]
+    return tuple(part.strip() for part in _SENTENCE.split(text) if part.strip())
 
 
 def with_replaced(text: str, other: str, wanted: Callable[[str], bool]) -> str:
