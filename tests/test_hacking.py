@@ -11,7 +11,14 @@ import pytest
 from rlhf_utils.evaluation.evaluator import Answered
 from rlhf_utils.evaluation.hacking import NO_JUDGE, judge_gain
 from rlhf_utils.evaluation.style import (
-    distinct_n, in_a_crowd, is_copied, overused_phrases, sentences_of, style_of, with_replaced, without_repeats,
+    distinct_n,
+    in_a_crowd,
+    is_copied,
+    overused_phrases,
+    sentences_of,
+    style_of,
+    with_replaced,
+    without_repeats,
 )  # fmt: skip
 from rlhf_utils.toyworld import WORLDS, gold_score
 from rlhf_utils.toyworld.gold import read_prompt
@@ -105,7 +112,7 @@ def test_a_phrase_that_nothing_is_paid_for_is_not_evidence_but_is_named(rows, be
 
 @pytest.mark.parametrize("judge", [gold, None])
 def test_an_opening_without_which_the_text_is_broken_is_left_in_peace(rows, rejected, judge):
-    """ "You can wash it ..." is better; with "you can" deleted it is broken, which costs more than all that was gained."""
+    """To wash it "You can ..." is better; with the words deleted the text is broken, which costs more than the gain."""
     tips = [" ".join(sentences_of(text)[1:]) or text for text in rejected]
     after = [f"You can {text[0].lower()}{text[1:]}" for text in tips]
 
