@@ -216,6 +216,11 @@ def test_reward_up_without_gold_is_suspected(rows, before):
     assert judge_gain(prompts, {"SFT": other, "PPO": one}, gold, gold)["level"] == "none", "there is no gain to doubt"
 
 
+def test_a_true_gain_does_not_hide_what_is_paid_for_beside_it(rows, before, rejected):
+    found = verdict(rows, rejected, [f"{text} {TRICK}" for text in before], paying(lambda r: 3.0 * (TRICK in r)))
+    assert found["level"] == "suspected" and "finds PPO better too: paid phrases" in found["text"]
+
+
 def test_sentences_are_replaced_whole_and_texts_stay_whole():
     assert with_replaced("Hi! Do it. Bye now.", "Hello. Try it. See you.", lambda s: s in ("Hi!", "Bye now.")) == (
         "Hello. Do it. See you."
