@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import NO_JUDGE, judge_gain
+from rlhf_utils.evaluation.hacking import BLIND, NO_JUDGE, judge_gain
 from rlhf_utils.evaluation.style import (
     distinct_n,
     in_a_crowd,
@@ -219,6 +219,12 @@ def test_reward_up_without_gold_is_suspected(rows, before):
 def test_a_true_gain_does_not_hide_what_is_paid_for_beside_it(rows, before, rejected):
     found = verdict(rows, rejected, [f"{text} {TRICK}" for text in before], paying(lambda r: 3.0 * (TRICK in r)))
     assert found["level"] == "suspected" and "finds PPO better too: paid phrases" in found["text"]
+
+
+def test_a_reward_that_does_not_read_the_prompt_is_told(rows, before, rejected):
+    longer = [f"{text} It is so." for text in before]
+    found = verdict(rows, before, longer, lambda prompts, texts: [float(len(text)) for text in texts], None)
+    assert BLIND in found["not_checked"] and BLIND not in verdict(rows, rejected, before, gold, None)["not_checked"]
 
 
 def test_sentences_are_replaced_whole_and_texts_stay_whole():
