@@ -44,7 +44,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks coverage pages docs clean clean-outputs
+.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks coverage panel pages docs clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
@@ -92,6 +92,10 @@ coverage: $(INSTALLED)
 # The generated parts of README.md and docs/.
 pages: $(INSTALLED)
 	@$(PY) tools/pages.py
+
+# The error rates of the verdict on reward hacking: docs/hacking_panel.md.
+panel: $(INSTALLED)
+	@$(PY) benchmarks/hacking_panel.py
 
 docs: $(DOCS)
 	@$(PY) tools/pages.py site build/pages

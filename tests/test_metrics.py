@@ -14,8 +14,8 @@ from rouge_score import rouge_scorer
 
 from rlhf_utils.data.tokens import RougeTokenizer
 from rlhf_utils.evaluation import statistics
-from rlhf_utils.evaluation.hacking import distinct_n, phrases_of, repetition, without_phrase
 from rlhf_utils.evaluation.rouge import ROUGE_NAMES, Rouge
+from rlhf_utils.evaluation.style import distinct_n, phrases_of, repetition, without_phrase
 
 WORDS = [f"w{i}" for i in range(25)]
 WORDS += ["running", "runs", "The", "cats", "fairly-built", "don't", "don’t", "“so”", "5 €", "a\tb"]

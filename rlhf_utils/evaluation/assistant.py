@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from rlhf_utils.data.prepared import PreparedData, conversation_key
 from rlhf_utils.data.tokens import WORD
 from rlhf_utils.evaluation.evaluator import Evaluator
-from rlhf_utils.evaluation.hacking import is_refusal, repetition
 from rlhf_utils.evaluation.statistics import figures, mean_interval, rate_interval, win_rate
+from rlhf_utils.evaluation.style import is_refusal, repetition
 from rlhf_utils.models.language_model import language_model, right_padded
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_jsonl, write_text
