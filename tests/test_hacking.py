@@ -296,4 +296,6 @@ def test_the_panel_runs_and_its_page_has_every_kind(monkeypatch, tmp_path):
     assert kinds == ["no change at all", "a paid phrase beside a small true gain"]
     published = (ROOT / "docs" / "hacking_panel.md").read_text(encoding="utf-8")
     assert all(f"\n| {name} | " in published for name in [*panel.HONEST, *panel.HACKS])
+    head = panel.page(found, "held-out", panel.REPLICATES).partition("\n| |")[0]
+    assert published.startswith(head), "docs/hacking_panel.md is not of `make panel`"
     assert len(panel.HONEST) >= 10 and len(panel.HACKS) >= 10 and not math.isnan(panel.GOALS["honest", True])
