@@ -93,7 +93,7 @@ coverage: $(INSTALLED)
 pages: $(INSTALLED)
 	@$(PY) tools/pages.py
 
-# The error rates of the verdict on reward hacking: docs/hacking_panel.md.
+# The error rates of the verdict on reward hacking: docs/hacking_panel.md. About five minutes on two CPU cores.
 panel: $(INSTALLED)
 	@$(PY) benchmarks/hacking_panel.py
 

@@ -51,6 +51,13 @@ def test_wins_that_length_separates_and_wins_of_one_side_alone_stay_finite():
     assert length_controlled([1, 0], [0, 1], [1, 2], clusters=["a", "a"])["ci95"] is None
 
 
+def test_lengths_that_are_nowhere_equal_say_nothing_of_equal_length():
+    generator = np.random.default_rng(0)
+    a = (generator.random(250) < 0.8).astype(float)
+    low, high = length_controlled(a, 1 - a, generator.normal(50, 5, 250), samples=100)["ci95"]
+    assert low < 0.05 and high > 0.95
+
+
 def test_bradley_terry_of_two_models_is_the_odds_of_a_win():
     sft, ppo = np.zeros(120), np.r_[np.ones(75), np.zeros(30), -np.ones(15)]  # won 75, tied 30: 90 of 120
     got = bradley_terry({"ppo": ppo, "sft": sft}, "sft")
@@ -61,6 +68,7 @@ def test_bradley_terry_of_two_models_is_the_odds_of_a_win():
     assert got["sft"] == {"elo": 1000.0, "wins_vs_sft": 0.5, "elo_ci95": None, "wins_vs_sft_ci95": None}
     beaten = bradley_terry({"sft": sft, "ppo": ppo, "base": np.full(120, -9.0)}, "sft")["base"]
     assert -1500 < beaten["elo"] < 0 and beaten["wins_vs_sft"] < 0.01
+    assert beaten["elo_ci95"] is beaten["wins_vs_sft_ci95"] is None  # the ridge alone says how far
 
 
 def test_bradley_terry_as_published():

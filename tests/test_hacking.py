@@ -159,6 +159,25 @@ def test_better_answers_and_good_habits_are_left_in_peace(rows, before, rejected
     assert {"paid phrases", "padding", "mode collapse"} < set(alone["checked"])
 
 
+def test_a_sign_that_was_found_is_not_among_those_that_were_not(rows, before):
+    one = "Sure, I can help. Keep at it. Good luck with it!"
+    found = verdict(rows, before, [one] * len(rows), lambda p, t: [9.0 * (x == one) for x in t], lambda p, t: [
+        9.0 * (x == one) for x in t
+    ])  # fmt: skip
+    absent, present = found["text"].split(", but of ")
+    assert found["level"] == "none" and "mode collapse" in triggered(found)
+    assert "mode collapse" in present and "mode collapse" not in absent and "finds PPO better too" in present
+
+
+def test_responses_in_lines_are_no_repetition(rows, before):
+    """Edits leave line breaks where they are: a reward that likes them rightly would fall by every edit."""
+    assert without_repeats("First this.\nThen that.\n\nDone") == "First this.\nThen that.\n\nDone"
+    assert with_replaced("Hi!\nDo it.\nNow.", "Hello. No. Bye.", "Hi!".__eq__) == "Hello.\nDo it.\nNow."
+    lines = ["\n".join(sentences_of(text)) for text in before]
+    found = verdict(rows, before, lines, paying(lambda r: 2.0 * ("\n" in r), 1.0), None)
+    assert "repetition" not in triggered(found) and found["level"] == "none"
+
+
 def test_diversity_counts_in_both_directions(rows, before):
     """One text for all prompts is mode collapse; noise of many words is unlikely text, and variety is neither."""
     one = "Sure, I can help. Keep at it. Good luck with it!"
@@ -277,4 +296,6 @@ def test_the_panel_runs_and_its_page_has_every_kind(monkeypatch, tmp_path):
     assert kinds == ["no change at all", "a paid phrase beside a small true gain"]
     published = (ROOT / "docs" / "hacking_panel.md").read_text(encoding="utf-8")
     assert all(f"\n| {name} | " in published for name in [*panel.HONEST, *panel.HACKS])
+    head = panel.page(found, "held-out", panel.REPLICATES).partition("\n| |")[0]
+    assert published.startswith(head), "docs/hacking_panel.md is not of `make panel`"
     assert len(panel.HONEST) >= 10 and len(panel.HACKS) >= 10 and not math.isnan(panel.GOALS["honest", True])

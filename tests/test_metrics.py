@@ -162,6 +162,8 @@ def test_kappa_claims_no_certainty():
     assert statistics.kappa_interval([1] * 5, [1] * 5) is None, "there is no chance to be better than"
     alike = statistics.kappa_interval([0, 1, 1], [0, 1, 1])
     assert alike.mean == alike.high == 1.0 and alike.low < 0.5
+    never = statistics.agreement([1, 1, -1], [-1, -1, 1])
+    assert never["kappa"] == never["kappa_ci95"][0] == -1.0 and never["kappa_ci95"][1] > 0.0
     alone = statistics.kappa_interval([1, -1], [1, 1], clusters=["a", "a"])
     assert (alone.mean, alone.low, alone.high) == (0.0, None, None)
 

@@ -4,14 +4,16 @@ import html
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 from made_up_run import change, draw, make_run
 
+from rlhf_utils.evaluation.statistics import accuracy_of
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report import findings, page
-from rlhf_utils.report.findings import headlines, sentences, text_summary
+from rlhf_utils.report.findings import beats_baselines, headlines, sentences, text_summary
 
 run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 
@@ -189,3 +191,14 @@ def test_figures_are_written_with_their_intervals_and_true_minus_signs():
     assert shown(None) == "–" and shown(-0.001) == "0.00" and shown(-0.5, [-1, 0.25]) == "−0.50 [−1.00, 0.25]"
     assert shown(0.6, None, "+z.1f") == "+0.6" and shown(0.6, [0.4, 0.8], "+z.1f") == "+0.6 [0.4, 0.8]"
     assert shown(0.9234, (0.9, 0.94), "z.1%") == "92.3% [90.0%, 94.0%]"
+
+
+def test_two_equally_good_models_are_seldom_told_apart():
+    """The interval of the better one above the other's bare accuracy would be claimed in 8% of such cases."""
+    generator, claimed, n = np.random.default_rng(0), 0, 400
+    for _ in range(1000):
+        first, second = (accuracy_of(generator.random(n) - 0.3) for _ in range(2))
+        claimed += beats_baselines({"a": (first.mean, first.as_list()), "b": (second.mean, second.as_list())})
+    assert 0.01 < claimed / 1000 < 0.04
+    assert beats_baselines({"a": (0.9, [0.85, 0.95])}) and not beats_baselines({"a": (0.55, [0.49, 0.6])})
+    assert not beats_baselines({"a": (1.0, None)}), "a single cluster shows nothing"

@@ -7,6 +7,7 @@ resampled, and everything is fitted again to each resample.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from datasets import Dataset
@@ -28,6 +29,7 @@ RIDGE = 0.01  # a normal prior of standard deviation 10 on each coefficient: whe
 ELO_ANCHOR, _ELO = 1000.0, 400 / math.log(10)  # per unit of log-odds
 LEAST_PROMPTS = 10  # of a category that gets an interval
 _TIE = 1e-9
+_Z = NormalDist().inv_cdf(0.975)
 _REFUSE = {"harmful": "yes", "risky": "no, only sounds harmful", "ordinary": "no"}  # by Question.kind
 
 
@@ -37,28 +39,39 @@ def length_controlled(a: Sequence[float], b: Sequence[float], longer: Sequence[f
 
     P(a wins) = sigma(theta + phi tanh(longer / its standard deviation)), a tie being half a win, is read at longer = 0:
     sigma(theta). The paper's term for the difficulty of a prompt, which takes many models to estimate, is left out.
+    The interval is that of the resamples, and never narrower than the normal approximation to the posterior of theta,
+    which spans nearly everything where all responses of one model are the longer ones.
     """
     outcomes, longer = _outcomes(np.subtract(a, b)), np.asarray(longer, dtype=float)
     if np.all(outcomes == outcomes[0]):  # nothing depends on length, and resampling shows no spread
         found = rate_interval(outcomes, **settings)
         return {"rate": found.mean, "ci95": found.as_list()}
     x = np.column_stack([np.ones_like(longer), np.tanh(longer / (longer.std() or 1.0))])
-    rate, ends = _refitted(lambda weights: _sigma(_logistic(x, outcomes, weights)[:, 0]), len(longer), **settings)
-    return {"rate": float(rate), "ci95": None if ends is None else ends.tolist()}
+    theta, ends = _refitted(lambda weights: _logistic(x, outcomes, weights), len(longer), **settings)
+    if ends is not None:
+        # Where no lengths are near equal the ridge decides, which resamples do not show: never narrower than curvature.
+        p = _sigma(x @ theta)
+        half = _Z * math.sqrt(np.linalg.inv(x.T @ (x * (p * (1 - p))[:, None]) + RIDGE * np.eye(2))[0, 0])
+        ends = _sigma(np.array([min(ends[0, 0], theta[0] - half), max(ends[1, 0], theta[0] + half)])).tolist()
+    return {"rate": float(_sigma(theta[0])), "ci95": ends}
 
 
 def bradley_terry(scores: Mapping[str, Sequence[float]], anchor: str, **settings) -> dict[str, dict]:
     """The models of `scores` in one ranking (Bradley and Terry 1952), from each two of them on every prompt, ties half:
     for each `elo`, 400 points being odds of 10 to 1 and `anchor` 1000, `wins_vs_<anchor>`, the probability of winning
-    that this implies, and both with `_ci95`, null for the anchor itself."""
+    that this implies, and both with `_ci95`, null for the anchor itself and for a model without a chain of wins to it
+    or from it: the ridge alone says how far apart they are."""
     names, wins = [anchor, *(name for name in scores if name != anchor)], f"wins_vs_{anchor}"
     columns = np.column_stack([scores[name] for name in names])
     outcomes = _outcomes(columns[:, :, None] - columns[:, None, :]).reshape(len(columns), -1)
     shape = (-1, len(names), len(names))
     found, ends = _refitted(lambda weights: strengths((weights @ outcomes).reshape(shape)), len(columns), **settings)
+    # Ford 1957: only between models that win against each other, or through others, do the data fix a distance.
+    won = np.linalg.matrix_power(np.eye(len(names)) + (outcomes.sum(axis=0).reshape(shape)[0] > 0), len(names)) > 0
     table = {}
     for name in scores:
-        place, known = names.index(name), ends is not None and name != anchor
+        place = names.index(name)
+        known = ends is not None and name != anchor and won[place, 0] and won[0, place]
         low_high = ends[:, place] if known else None
         table[name] = {"elo": ELO_ANCHOR + _ELO * float(found[place]), wins: float(_sigma(found[place]))}
         table[name]["elo_ci95"] = (ELO_ANCHOR + _ELO * low_high).tolist() if known else None

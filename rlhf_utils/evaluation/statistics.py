@@ -146,7 +146,8 @@ def sign_flip_p(
 ) -> float | None:
     """Two-sided p value of a mean difference of 0 over (n,) `differences`: the share of random sign flips, of whole
     clusters, that leave a mean as far from 0 as the one observed, which counts as one of them (Phipson and Smyth 2010);
-    None of a single cluster."""
+    None of a single cluster. Exact where either sign is as likely, as of two models that respond alike; of a mean of 0
+    with skewed differences only as the clusters grow many (skewness 2: 11 % of p below 0.05 at 12, 7 % at 36)."""
     sums = _clustered(_numbers(differences, "differences"), clusters)[1]
     if sums.size == 1:
         return None
@@ -258,8 +259,8 @@ def kappa_interval(
 ) -> Interval | None:
     """Agreement of two judges beyond chance, kappa (Cohen 1960): (p_o - p_e) / (1 - p_e), of their verdicts `a` and `b`
     (n,), numbers that name categories, with its bootstrap interval over clusters as `mean_interval` has it. Where they
-    agree on everything, so that resampling shows no spread, the lower end is that of Wilson's interval for p_o. None
-    where both gave one and the same verdict only: there is no chance to be better than."""
+    agree on everything or on nothing, so that resampling shows no spread, the ends are those of Wilson's interval for
+    p_o. None where both gave one and the same verdict only: there is no chance to be better than."""
     alike = 1.0 - np.abs(np.sign(_differences(a, b)))
     first, second = np.unique([*a, *b], return_inverse=True)[1].reshape(2, -1)
     kinds = int(max(first.max(), second.max())) + 1
@@ -277,9 +278,13 @@ def kappa_interval(
     value, many = kappas(tables.sum(axis=0, keepdims=True)).item(), len(tables)
     if many == 1:
         return Interval(value, None, None, alike.size)
-    if alike.all():
-        chance = np.sum((np.bincount(first) / alike.size) ** 2)
-        return Interval(1.0, float((proportion_interval(many, many).low - chance) / (1.0 - chance)), 1.0, alike.size)
+    if alike.all() or not alike.any():
+        shares, low_high = (
+            tables.sum(axis=0).reshape(kinds, kinds) / alike.size,
+            proportion_interval(many * alike[0], many),
+        )
+        chance = float(shares.sum(axis=0) @ shares.sum(axis=1))
+        return Interval(value, *((end - chance) / (1.0 - chance) for end in low_high.as_list()), alike.size)
     drawn = np.random.default_rng(seed).multinomial(many, np.full(many, 1.0 / many), size=samples) @ tables
     low, high = np.nanquantile(kappas(drawn), [tail(many), 1.0 - tail(many)]).tolist()
     return Interval(value, low, high, alike.size)

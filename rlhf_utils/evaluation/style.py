@@ -124,28 +124,40 @@ def with_replaced(text: str, other: str, wanted: Callable[[str], bool]) -> str:
     """The text with its `wanted` sentences replaced by what stands there in `other`: where the first or the last one
     goes, that of `other` comes, unless it is wanted or there already. A text of which nothing is left becomes `other`.
     What stays is made of whole sentences, so no reward falls because of broken text."""
-    said, spare = sentences_of(text), [part for part in sentences_of(other) if not wanted(part)]
-    kept = [part for part in said if not wanted(part)]
+    said, spare = _spaced(text), [part for part in sentences_of(other) if not wanted(part)]
+    kept = [(gap, part) for gap, part in said if not wanted(part)]
     if len(kept) == len(said):
         return text
-    if spare and kept and wanted(said[0]) and spare[0] not in kept:
-        kept.insert(0, spare[0])
-    if spare and kept and wanted(said[-1]) and spare[-1] not in kept:
-        kept.append(spare[-1])
-    return " ".join(kept or spare)
+    if spare and kept and wanted(said[0][1]) and spare[0] not in [part for _, part in kept]:
+        kept = [("", spare[0]), (kept[0][0] or " ", kept[0][1]), *kept[1:]]
+    if spare and kept and wanted(said[-1][1]) and spare[-1] not in [part for _, part in kept]:
+        kept.append((said[-1][0] or " ", spare[-1]))
+    return "".join(gap + part for gap, part in kept).strip() or " ".join(spare)
 
 
 def without_repeats(text: str) -> str:
-    """The text without sentences of which most pairs of words were said before in it, and without loops of words."""
-    kept, seen = [], set()
-    for part in sentences_of(text):
+    """The text without sentences of which most pairs of words were said before in it, and without loops of words; its
+    line breaks stay."""
+    kept, seen = "", set()
+    for gap, part in _spaced(text):
         words = words_of(part)
         keys = _grams(words_of(part.lower()), 2) or [tuple(words_of(part.lower()))]
         if sum(key in seen for key in keys) <= len(keys) / 2:
             fresh = [True] + [key not in keys[:i] for i, key in enumerate(keys)]
-            kept.append(part if all(fresh) else " ".join(word for word, new in zip(words, fresh, strict=False) if new))
+            kept += gap
+            kept += part if all(fresh) else " ".join(word for word, new in zip(words, fresh, strict=False) if new)
         seen |= set(keys)
-    return " ".join(kept)
+    return kept.strip()
+
+
+def _spaced(text: str) -> list[tuple[str, str]]:
+    """Each sentence of a text after the space or line breaks that stand before it."""
+    found, end = [], 0
+    for part in sentences_of(text):
+        start = text.index(part, end)
+        found.append((text[end:start], part))
+        end = start + len(part)
+    return found
 
 
 def is_copied(sentence: str, prompt: str, n: int = 3) -> bool:

@@ -1,5 +1,6 @@
 """What a run found: its figures in sentences and in rows of tables. Nothing new is computed."""
 
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -29,6 +30,15 @@ def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
     }
     found = {name: tuple(map(result.get, keys)) for name, keys in names.items()}
     return {name: figure for name, figure in found.items() if figure[0] is not None}
+
+
+def beats_baselines(judges: dict[str, tuple[float, list[float] | None]]) -> bool:
+    """Whether the first of `accuracies` is shown to be above chance and above each of the others: the 95% CI of the
+    difference, from the two CIs (Newcombe 1998, method 10), excludes 0. That takes the two for independent, which is
+    cautious where both judge the same pairs."""
+    (value, ends), *others = judges.values()
+    room = [(0.5, 0.0), *((other, (found or [other, other])[1] - other) for other, found in others)]
+    return ends is not None and all(value - other > math.hypot(value - ends[0], above) for other, above in room)
 
 
 def versus(name: str) -> str:
@@ -113,9 +123,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
-        # The whole interval of the trained one, which is first, against chance and the baselines.
-        (value, ends), *baselines = judges.values()
-        if (ends or [value])[0] <= max([0.5, *(figure[0] for figure in baselines)]):
+        if not beats_baselines(judges):
             text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
             yield text, True
     if found := summary.get("assistant"):
