@@ -1,7 +1,7 @@
 """Numbers with their uncertainty: the bootstrap over clusters, rates, tests, calibration."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -10,9 +10,10 @@ import numpy as np
 from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
-_TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_TAIL, Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
 _T = (12.706, 4.303, 3.182)
 _BINS = 10
+TIE = 1e-9  # a difference of scores up to this is none
 Clusters = Sequence[Hashable] | None
 
 
@@ -58,8 +59,21 @@ def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: i
         return Interval(float(array.mean()), end, end, array.size)
     draws = np.random.default_rng(seed).integers(0, counts.size, size=(samples, counts.size))
     means, end = sums[draws].sum(axis=1) / counts[draws].sum(axis=1), tail(counts.size)
-    low, high = np.quantile(means, [end, 1.0 - end]).tolist()
-    return Interval(float(array.mean()), low, high, array.size)
+    return Interval(float(array.mean()), *np.quantile(means, [end, 1.0 - end]).tolist(), array.size)
+
+
+def refitted(
+    fit: Callable[[np.ndarray], np.ndarray], n: int, clusters: Clusters = None, samples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`fit`, which makes [S, ...] of weights [S, n] of all values, once of the values as they are and, for the ends
+    [2, ...] of its 95 % interval, of resamples of whole clusters, those left out of which it makes NaN; None for these
+    where there is one cluster."""
+    place = cluster_places(np.empty(n), clusters)
+    count, found = place.max() + 1, fit(np.ones((1, n)))[0]
+    if count == 1:
+        return found, None
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+    return found, np.nanquantile(fit(drawn[:, place]), [tail(count), 1 - tail(count)], axis=0)
 
 
 def tail(n: int) -> float:
@@ -73,20 +87,23 @@ def student_t(free: int) -> float:
     expansion of Fisher and Cornish (1960) in 1 / free."""
     if free <= len(_T):
         return _T[free - 1]
-    terms = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
-    terms += ((3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,)
-    return _Z + sum(term / free**power for power, term in enumerate(terms, 1))
+    terms = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+    terms += ((3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,)
+    return Z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
 def standard_error(values: Sequence[float], clusters: Clusters = None) -> float | None:
     """Standard error of the mean of `values` (n,), by the residuals of whole clusters (Cochran 1977, chapter 9); None
     of a single cluster."""
     array = _numbers(values, "values")
-    counts, sums = _clustered(array, clusters)
-    if counts.size == 1:
-        return None
-    left = sums - counts * array.mean()
-    return math.sqrt(counts.size / (counts.size - 1) * float(left @ left)) / array.size
+    variance = variance_of_sum(array - array.mean(), clusters)
+    return None if variance is None else math.sqrt(variance) / array.size
+
+
+def variance_of_sum(residuals: np.ndarray, clusters: Clusters = None) -> float | None:
+    """Variance of the sum of values that scatter by cluster, from their `residuals` (n,); None of a single cluster."""
+    sums = _clustered(residuals, clusters)[1]
+    return float(sums @ sums) * sums.size / (sums.size - 1) if sums.size > 1 else None
 
 
 def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> Interval:
@@ -97,7 +114,7 @@ def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> 
     rate, whole = float(array.mean()), _clustered(array, clusters)[0].size
     # Not less than that of independent outcomes: the variance between few clusters may be small by chance.
     if whole > 1 and (error := max(standard_error(array, clusters), standard_error(array))):
-        whole = rate * (1 - rate) / error**2 * (_Z / student_t(whole - 1)) ** 2
+        whole = rate * (1 - rate) / error**2 * (Z / student_t(whole - 1)) ** 2
     return replace(proportion_interval(rate * whole, whole), mean=rate, n=array.size)
 
 
@@ -116,8 +133,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float], **settings) -> Int
 def proportion_interval(k: float, n: float) -> Interval:
     """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half, `n` an
     effective number."""
-    p, whole = k / n, 1 + _Z * _Z / n
-    center, half = (p + _Z * _Z / (2 * n)) / whole, _Z / whole * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
+    p, whole = k / n, 1 + Z * Z / n
+    center, half = (p + Z * Z / (2 * n)) / whole, Z / whole * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
     return Interval(p, low, high, int(n))
 
@@ -125,14 +142,14 @@ def proportion_interval(k: float, n: float) -> Interval:
 def accuracy_of(margins: Sequence[float], **settings) -> Interval:
     """Share of margins (n,) above 0 with its interval; a margin of 0 is no decision and counts half. `settings` are
     those of `rate_interval`."""
-    return rate_interval(_halves(_numbers(margins, "margins")), **settings)
+    return rate_interval(outcomes_of(_numbers(margins, "margins")), **settings)
 
 
-def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9, **settings) -> dict:
+def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = TIE, **settings) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
     with ties counted half, its `ci95` (`settings` are those of `rate_interval`), and `sign_test_p`, exact and two-sided
     (Dixon and Mood 1946)."""
-    outcomes = _halves(_differences(a, b), tolerance)
+    outcomes = outcomes_of(_differences(a, b), tolerance)
     wins, losses = int(np.sum(outcomes == 1.0)), int(np.sum(outcomes == 0.0))
     counts = {"wins": wins, "losses": losses, "ties": outcomes.size - wins - losses}
     found = rate_interval(outcomes, **settings)
@@ -175,13 +192,11 @@ def rank_correlation(
     observed, place = _spearman(both), cluster_places(both[0], clusters)
     if observed is None or place.max() == 0:
         return None if observed is None else Interval(observed, None, None, place.size)
-    counts, rows, source = np.bincount(place), np.argsort(place, kind="stable"), np.random.default_rng(seed)
-    members, found = np.split(rows, np.cumsum(counts)[:-1]), []
-    for drawn in source.integers(0, counts.size, size=(samples, counts.size)):
-        found.append(_spearman(both[:, np.concatenate([members[i] for i in drawn])]))
-    end = tail(counts.size)
-    low, high = np.quantile([rho for rho in found if rho is not None], [end, 1.0 - end]).tolist()
-    return Interval(observed, low, high, place.size)
+    members = [np.flatnonzero(place == cluster) for cluster in range(place.max() + 1)]
+    draws = np.random.default_rng(seed).integers(0, len(members), size=(samples, len(members)))
+    found = [_spearman(both[:, np.concatenate([members[i] for i in drawn])]) for drawn in draws]
+    ends = [tail(len(members)), 1.0 - tail(len(members))]
+    return Interval(observed, *np.quantile([rho for rho in found if rho is not None], ends).tolist(), place.size)
 
 
 def _spearman(both: np.ndarray) -> float | None:
@@ -204,7 +219,7 @@ def calibration(margins: Sequence[float], clusters: Clusters = None) -> dict:
     `clusters`), count.
     """
     array, names = _numbers(margins, "margins"), None if clusters is None else np.asarray(clusters)
-    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
+    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), outcomes_of(array)
     place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     bins, error = [], 0.0
     for index in np.unique(place).tolist():
@@ -216,8 +231,8 @@ def calibration(margins: Sequence[float], clusters: Clusters = None) -> dict:
     return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
 
 
-def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
-    """1 where a difference is above `tolerance`, 0 where it is below -tolerance, else one half."""
+def outcomes_of(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
+    """1 for a win, where a difference is above `tolerance`, 0 for a loss, below -tolerance, else 0.5 for a tie."""
     return np.where(differences > tolerance, 1.0, np.where(differences < -tolerance, 0.0, 0.5))
 
 
@@ -266,23 +281,19 @@ def kappa_interval(
     if kinds == 1:
         return None
     cells = np.eye(kinds * kinds)[first * kinds + second]
-    tables = np.stack([_clustered(cell, clusters)[1] for cell in cells.T], axis=1)
 
-    def kappas(counts: np.ndarray) -> np.ndarray:
-        shares = (counts / counts.sum(axis=1, keepdims=True)).reshape(-1, kinds, kinds)
+    def kappas(weights: np.ndarray) -> np.ndarray:
+        shares = (weights @ cells / weights.sum(axis=1, keepdims=True)).reshape(-1, kinds, kinds)
         chance = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return (np.trace(shares, axis1=1, axis2=2) - chance) / (1.0 - chance)
 
-    value, many = kappas(tables.sum(axis=0, keepdims=True)).item(), len(tables)
-    if many == 1:
-        return Interval(value, None, None, alike.size)
-    if alike.all():
-        chance = np.sum((np.bincount(first) / alike.size) ** 2)
-        return Interval(1.0, float((proportion_interval(many, many).low - chance) / (1.0 - chance)), 1.0, alike.size)
-    drawn = np.random.default_rng(seed).multinomial(many, np.full(many, 1.0 / many), size=samples) @ tables
-    low, high = np.nanquantile(kappas(drawn), [tail(many), 1.0 - tail(many)]).tolist()
-    return Interval(value, low, high, alike.size)
+    value, ends = refitted(kappas, alike.size, clusters, samples, seed)
+    low, high = (None, None) if ends is None else ends.tolist()
+    if ends is not None and alike.all():
+        many, chance = _clustered(alike, clusters)[0].size, np.sum((np.bincount(first) / alike.size) ** 2)
+        low = float((proportion_interval(many, many).low - chance) / (1.0 - chance))
+    return Interval(float(value), low, high, alike.size)
 
 
 def agreement(a: Sequence[float], b: Sequence[float], clusters: Clusters = None, **settings) -> dict:
