@@ -86,6 +86,11 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text)
 
 
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of `n` of these words, in their order; none where there are fewer."""
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
 class RougeTokenizer:
     """Words for ROUGE: English ones as in `rouge_score` itself with its stemmer on (Porter 1980), and those of every
     other script: a word is a run of letters, their marks and digits, in lower case; each character of a script without

@@ -59,8 +59,14 @@ def sentences(summary: dict) -> list[str]:
 def text_summary(summary: dict) -> str:
     """The table of models without its intervals, and the sentences, as plain text for a terminal."""
     rows = [{title: text.split(" [")[0] for title, text in row.items()} for row in model_table(summary)]
-    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string()
-    return visible("\n".join([table, "", *sentences(summary)]))
+    return as_text(rows, sentences(summary))
+
+
+def as_text(rows: list[dict[str, str]], said: list[str]) -> str:
+    """Rows as a table, with `said` below it, as plain text for a terminal."""
+    name = next(iter(rows[0]))
+    table = pd.DataFrame(rows).set_index(name).rename_axis(index=None, columns=name).to_string()
+    return visible("\n".join([table, "", *said]))
 
 
 def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
@@ -131,9 +137,8 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
 def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
     models, rows = summary["models"], []
-    columns = COLUMNS | {
-        "kl_to_sft": (f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)", 2)
-    }
+    kl = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
+    columns = COLUMNS | {"kl_to_sft": (kl, 2)}
     kept = [key for key in columns if any(found.get(key) is not None for found in models.values())]
     for name, found in models.items():
         rows.append({"model": LABELS[name]})

@@ -36,9 +36,7 @@ def write_report(run: Path) -> Path:
     It holds the pictures that are in `plots/`. Needs `evaluation/summary.json` and `samples.csv`; InputError says which
     of them is missing.
     """
-    names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json")
-    record, summary, reward_model = (read_json(_existing(run, name)) for name in names)
-    _existing(run, "evaluation/samples.csv")
+    record, summary, reward_model = _evaluated(run)
     frontier = run / "evaluation" / "frontier.json"
     samples = read_samples(run).to_dict("records")
     # All text of data and models is escaped.
@@ -68,19 +66,20 @@ def _embedded(path: Path) -> dict[str, str]:
     return {"alt": alt, "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")}
 
 
-def _existing(run: Path, name: str) -> Path:
-    """The file `name` of the run; raises InputError where it is not there."""
-    if not (run / name).is_file():
-        hint = "run the notebook of this stage, or `python -m rlhf_utils run` for the whole series"
-        raise InputError(f"{run / name} is missing: {hint}")
-    return run / name
+def _evaluated(run: Path) -> list[dict]:
+    """The record, summary and reward_model.json of the run; InputError where one of them or samples.csv is missing."""
+    paths = [run / "run.json", *(run / "evaluation" / f"{name}.json" for name in ("summary", "reward_model"))]
+    for path in [*paths, run / "evaluation" / "samples.csv"]:
+        if not path.is_file():
+            hint = "run the notebook of this stage, or `python -m rlhf_utils run` for the whole series"
+            raise InputError(f"{path} is missing: {hint}")
+    return list(map(read_json, paths))
 
 
 def read_result(folder: Path) -> Result:
     """What the run in `folder` found: settings as dotted keys, the values of each figure, or None. InputError where it
     is no run, or one that was not evaluated."""
-    names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json", "evaluation/samples.csv")
-    record, summary = (read_json(path) for path in [_existing(folder, name) for name in names][:2])
+    record, summary, _ = _evaluated(folder)
     try:
         pair, settings = next(iter(summary["paired"])), flat(record["settings"])
         found = figures_of(folder)
