@@ -116,8 +116,7 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
 def run_series(
     recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], only: list[str] | None, fresh: bool
 ) -> Run:
-    """Execute the chosen notebooks; returns the run. Raises InputError for bad input, TrainingError for a failed
-    notebook."""
+    """Execute the chosen notebooks; returns the run. InputError for bad input, TrainingError for a failed notebook."""
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
@@ -149,8 +148,7 @@ def run_series(
 
 def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], seeds: int, fresh: bool) -> Run:
     """The series with `seeds` seeds, and what they found merged in `evaluation/seeds.json` of the first run, which is
-    the usual one and is returned. Of the others, in `seed-K` beside it, only what the comparison needs is made. Raises
-    what `run_series` does."""
+    the usual one and is returned. Of the others, in `seed-K`, what the comparison needs is made. Raises as `run_series`."""
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give the number of seeds, 1 or more")
     start, runs = load_recipe(recipe, scale, located(overrides)).seed, {}
@@ -228,8 +226,7 @@ def _makes(run: Run, notebook: Notebook) -> list[str]:
 
 
 def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
-    """Raise InputError for what can be known to be wrong before anything is started or written; `on_hub` are the names
-    of models that the hub has."""
+    """Raise InputError for what is known to be wrong before anything is written; `on_hub`: models that the hub has."""
     if "base" not in run.stages and any(n.makes and "evaluation" not in n.makes for n in chosen):
         raise InputError(
             "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
@@ -287,8 +284,7 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
 
 def run_cells(run: Run, entry: Notebook, until: str | None = None) -> dict[str, Any]:
     """Run the code cells of a notebook but the first, which installs, in this process, with the settings of `run`, or
-    those up to where stage `until` is made; returns its variables. What a cell would display is only printed where it
-    says so."""
+    those up to where stage `until` is made; returns its variables. What a cell would display is not shown."""
     recipe, others = run.recipe, {"name", "scale", "title", "description", "reading", "needs"}
     settings = recipe.model_dump(mode="json", exclude=others)
     values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)

@@ -128,8 +128,7 @@ NO_RESPONSE = "response begins with another turn"
 
 class Example(NamedTuple):
     """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
-    what a form knows besides (`label`, the responses' scores), what the row says of it (`ABOUT`), and whether a further
-    turn was cut off a response."""
+    what a form knows besides (`label`, scores), what the row says of it (`ABOUT`), and whether a response was cut."""
 
     prompt: str
     chosen: str | None = None

@@ -53,9 +53,8 @@ def judge_gain(
     wide = [one for one in phrases if one["growth"] >= SPREAD]
     habit = case.cost_of(max(wide, key=lambda one: one["growth"])) if wide else None
     evidence += [habit] * bool(habit)
-    was, now = (
-        {**style.style_of(a.texts, a.ended), "perplexity": math.exp(np.mean(a.surprise))} for a in (before, after)
-    )
+    both = (before, after)
+    was, now = ({**style.style_of(a.texts, a.ended), "perplexity": math.exp(np.mean(a.surprise))} for a in both)
     for key in was:
         if abs(now[key] - was[key]) >= max(0.3 * was[key], 0.1):
             evidence.append(f"{key.replace('_', ' ')}: {was[key]:.2f} -> {now[key]:.2f}")
@@ -104,6 +103,7 @@ class _Case:
         self.prompts, self.before, self.after, self.rng = prompts, before, after, Random(seed)
         self.settings = {"clusters": [conversation_key(prompt) for prompt in prompts], "seed": seed}
         self.gain, self.judges, self.known = np.subtract(after.reward, before.reward), (reward, gold), [{}, {}]
+        self.gains = {"reward": self.gain} | ({"gold": np.subtract(after.gold, before.gold)} if gold else {})
         for known, *sides in ((self.known[0], before.reward, after.reward), (self.known[1], before.gold, after.gold)):
             for answers, scores in zip((before, after), sides, strict=True):
                 known |= dict(zip(zip(prompts, answers.texts, strict=True), scores or (), strict=False))
@@ -125,7 +125,7 @@ class _Case:
         more, odd = refused - [*map(style.is_refusal, old)], np.subtract(self.after.surprise, self.before.surprise)
         order = self._worth(new, [" ".join(self.rng.sample(w := text.split(), len(w))) for text in new])[0]
         if self.judges[1]:
-            gained = np.subtract(self.after.gold, self.before.gold)
+            gained = self.gains["gold"]
             short = BOUGHT * self.gain / self.units[0] - gained / self.units[1]
             says = f"gold: {gained.mean():+.2f}, in standard deviations less than half of the gain in reward"
             tests.append(self._test("reward without gold", gained, [short], says))
@@ -161,10 +161,7 @@ class _Case:
         """The gain where both responses are equally long, by linear regression on the difference in words: rows to read
         beside the tests, of reward and, with a judge, of gold. Where all differences are the same it is unknown."""
         longer, rows = self.words[1] - self.words[0], []
-        gains = {"reward": self.gain}
-        if self.judges[1]:
-            gains["gold"] = np.subtract(self.after.gold, self.before.gold)
-        for name, of in gains.items() if longer.var() > 0 else ():
+        for name, of in self.gains.items() if longer.var() > 0 else ():
             away = (longer - longer.mean()) / longer.var()
             slope = float(away @ of) / len(of)
             rest = of - of.mean() - slope * (longer - longer.mean())
@@ -213,9 +210,13 @@ class _Case:
 
     def cost_of(self, phrase: dict) -> str:
         """How a phrase spread, and what its sentences are worth."""
-        (reward, gold), _ = self._costs([phrase])
         text = "What spread: {text!r} went from {second} to {first} of {first_total} responses; replacing its sentences"
-        text = f"{text.format_map(phrase)} costs {reward.mean():.2f} of the {self.gain.mean():.2f} gained in reward"
+        return f"{text.format_map(phrase)} costs {self._amount(self._costs([phrase])[0])}"
+
+    def _amount(self, worth: list) -> str:
+        """What something is worth, in words."""
+        reward, gold = worth
+        text = f"{reward.mean():.2f} of the {self.gain.mean():.2f} gained in reward"
         return text if gold is None else f"{text} and {gold.mean():.2f} in gold"
 
     def _paid(self, name, worth, what, extra=()) -> dict:
@@ -224,9 +225,7 @@ class _Case:
         conditions = [reward - BOUGHT * self.gain, *extra]
         if gold is not None:
             conditions.append(BOUGHT * reward / self.units[0] - gold / self.units[1])
-        says = f"{what}: worth {reward.mean():.2f} of the {self.gain.mean():.2f} gained in reward"
-        says += "" if gold is None else f" and {gold.mean():.2f} in gold"
-        return self._test(name, reward, conditions, says) | {"paid": True}
+        return self._test(name, reward, conditions, f"{what}: worth {self._amount(worth)}") | {"paid": True}
 
     def _test(self, name, shown, conditions, says) -> dict:
         mean, error = float(np.mean(shown)), standard_error(shown, self.settings["clusters"])

@@ -61,8 +61,7 @@ def about_judge(run: Run) -> dict | None:
 
 
 def label_noise(judge: Judge, split: Dataset) -> float:
-    """Share of a split's labels that the judge disagrees with: pairs the other way round, or texts on the other side
-    of the middle of its scale."""
+    """Share of a split's labels that the judge disagrees with: turned pairs, or texts past the middle of its scale."""
     if "label" in split.column_names:
         high = np.array(judge([""] * len(split), split["text"])) > sum(GOLD_SCALE) / 2
         return 1.0 - float(np.mean(high == np.array(split["label"], dtype=bool)))

@@ -1,5 +1,4 @@
-"""Outside judges, people and language models: verdicts on blinded pairs, the wins in them with intervals, and how far
-the judges agree."""
+"""Outside judges, people and language models: verdicts on blinded pairs, wins with intervals, and agreement."""
 
 import json
 import os
@@ -172,8 +171,7 @@ def read_reply(text: str) -> str | None:
 
 
 def cost(pairs: Sequence[Pair], judges: int = 1) -> str:
-    """What asking so many judges about these pairs takes, in words: each pair is asked about twice, the responses
-    swapped."""
+    """What asking so many judges about these pairs takes, in words: each is asked about in both orders."""
     requests, characters = 2 * judges, sum(len(QUESTION) + sum(map(len, texts)) for _, *texts in pairs)
     # A token is about four characters of English.
     read = requests * characters // 4

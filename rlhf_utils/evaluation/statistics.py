@@ -14,7 +14,7 @@ _TAIL, Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
 _T = (12.706, 4.303, 3.182)
 _BINS = 10
 TIE = 1e-9  # a difference of scores up to this is none
-Clusters = Sequence[Hashable] | None
+Numbers, Clusters = Sequence[float], Sequence[Hashable] | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Interval:
         return 0 if self.low is None else (self.low > 0.0) - (self.high < 0.0)
 
 
-def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(values: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
     """Mean of `values` (n,) with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13), the
     percentiles moved outward by `tail` so that it covers of few values too.
 
@@ -66,8 +66,7 @@ def refitted(
     fit: Callable[[np.ndarray], np.ndarray], n: int, clusters: Clusters = None, samples: int = 2000, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """`fit`, which makes [S, ...] of weights [S, n] of all values, once of the values as they are and, for the ends
-    [2, ...] of its 95 % interval, of resamples of whole clusters, those left out of which it makes NaN; None for these
-    where there is one cluster."""
+    [2, ...] of its 95 % interval, of resamples of whole clusters, but those it makes NaN of; None of one cluster."""
     place = cluster_places(np.empty(n), clusters)
     count, found = place.max() + 1, fit(np.ones((1, n)))[0]
     if count == 1:
@@ -92,9 +91,8 @@ def student_t(free: int) -> float:
     return Z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
-def standard_error(values: Sequence[float], clusters: Clusters = None) -> float | None:
-    """Standard error of the mean of `values` (n,), by the residuals of whole clusters (Cochran 1977, chapter 9); None
-    of a single cluster."""
+def standard_error(values: Numbers, clusters: Clusters = None) -> float | None:
+    """Standard error of the mean of `values` (n,) over clusters (Cochran 1977, chapter 9); None of a single one."""
     array = _numbers(values, "values")
     variance = variance_of_sum(array - array.mean(), clusters)
     return None if variance is None else math.sqrt(variance) / array.size
@@ -106,7 +104,7 @@ def variance_of_sum(residuals: np.ndarray, clusters: Clusters = None) -> float |
     return float(sums @ sums) * sums.size / (sums.size - 1) if sums.size > 1 else None
 
 
-def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> Interval:
+def rate_interval(outcomes: Numbers, clusters: Clusters = None, **_) -> Interval:
     """Mean of outcomes 0, 0.5 or 1 (n,) with Wilson's interval for the effective number of outcomes, the one whose
     binomial variance is that of the clusters (Franco et al. 2019); of equal outcomes as many as clusters. Near 0 and 1
     a bootstrap covers too little. Other settings of `mean_interval`, given to all alike, have no part in it."""
@@ -118,34 +116,31 @@ def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> 
     return replace(proportion_interval(rate * whole, whole), mean=rate, n=array.size)
 
 
-def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
-    """Mean and interval of `values` as `Interval.named` has them, null where there are none; `settings` are those of
-    `mean_interval`."""
+def figures(name: str, values: Numbers | None, **settings) -> dict:
+    """`mean_interval` of `values`, with its `settings`, as `Interval.named` has it; null where there are none."""
     return mean_interval(values, **settings).named(name) if values is not None else {name: None, f"{name}_ci95": None}
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], **settings) -> Interval:
+def paired_difference(a: Numbers, b: Numbers, **settings) -> Interval:
     """Mean of a - b over the same prompts, both (n,), with its interval: what the prompts scatter cancels. `settings`
     are those of `mean_interval`."""
     return mean_interval(_differences(a, b), **settings)
 
 
 def proportion_interval(k: float, n: float) -> Interval:
-    """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half, `n` an
-    effective number."""
+    """k successes of n with the Wilson score interval (Wilson 1927); `k` may count halves, `n` be effective."""
     p, whole = k / n, 1 + Z * Z / n
     center, half = (p + Z * Z / (2 * n)) / whole, Z / whole * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
     return Interval(p, low, high, int(n))
 
 
-def accuracy_of(margins: Sequence[float], **settings) -> Interval:
-    """Share of margins (n,) above 0 with its interval; a margin of 0 is no decision and counts half. `settings` are
-    those of `rate_interval`."""
+def accuracy_of(margins: Numbers, **settings) -> Interval:
+    """Share of margins (n,) above 0, those of 0 counted half, with its interval; `settings` are of `rate_interval`."""
     return rate_interval(outcomes_of(_numbers(margins, "margins")), **settings)
 
 
-def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = TIE, **settings) -> dict:
+def win_rate(a: Numbers, b: Numbers, tolerance: float = TIE, **settings) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
     with ties counted half, its `ci95` (`settings` are those of `rate_interval`), and `sign_test_p`, exact and two-sided
     (Dixon and Mood 1946)."""
@@ -158,12 +153,10 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = TIE, **s
     return {**counts, "rate": found.mean, "ci95": found.as_list(), "sign_test_p": p}
 
 
-def sign_flip_p(
-    differences: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
-) -> float | None:
+def sign_flip_p(differences: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> float | None:
     """Two-sided p value of a mean difference of 0 over (n,) `differences`: the share of random sign flips, of whole
-    clusters, that leave a mean as far from 0 as the one observed, which counts as one of them (Phipson and Smyth 2010);
-    None of a single cluster."""
+    clusters, that leave a mean as far from 0 as the observed one, which is counted (Phipson and Smyth 2010); None of a
+    single cluster."""
     sums = _clustered(_numbers(differences, "differences"), clusters)[1]
     if sums.size == 1:
         return None
@@ -173,7 +166,7 @@ def sign_flip_p(
     return (1 + int(as_far.sum())) / (1 + samples)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Numbers) -> list[float]:
     """`p_values` (m,) adjusted for m comparisons at once (Holm 1979): at most one in twenty families has a false claim
     among the values below 0.05, whatever depends on what."""
     adjusted, least = [0.0] * len(p_values), 0.0
@@ -184,7 +177,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(
-    a: Sequence[float], b: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+    a: Numbers, b: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0
 ) -> Interval | None:
     """Spearman's correlation of `a` and `b`, both (n,), ties at their mean rank, with its percentile bootstrap interval
     over clusters; None where one of them is constant, and no interval of a single cluster."""
@@ -210,7 +203,7 @@ def _spearman(both: np.ndarray) -> float | None:
     return float(ranks[0] @ ranks[1] / spread) if spread else None
 
 
-def calibration(margins: Sequence[float], clusters: Clusters = None) -> dict:
+def calibration(margins: Numbers, clusters: Clusters = None) -> dict:
     """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
 
     The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
@@ -252,13 +245,13 @@ def cluster_places(values: np.ndarray, clusters: Clusters) -> np.ndarray:
     return np.array([places.setdefault(name, len(places)) for name in clusters])
 
 
-def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+def _differences(a: Numbers, b: Numbers) -> np.ndarray:
     if len(a) != len(b):
         raise InputError(f"a has {len(a)} values and b has {len(b)}: pass one value of each for every prompt")
     return _numbers(a, "a") - _numbers(b, "b")
 
 
-def _numbers(values: Sequence[float], name: str) -> np.ndarray:
+def _numbers(values: Numbers, name: str) -> np.ndarray:
     """`values` as float64 (n,), n >= 1; InputError for anything else, ValueError where one is NaN or infinite."""
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
@@ -269,7 +262,7 @@ def _numbers(values: Sequence[float], name: str) -> np.ndarray:
 
 
 def kappa_interval(
-    a: Sequence[float], b: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+    a: Numbers, b: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0
 ) -> Interval | None:
     """Agreement of two judges beyond chance, kappa (Cohen 1960): (p_o - p_e) / (1 - p_e), of their verdicts `a` and `b`
     (n,), numbers that name categories, with its bootstrap interval over clusters as `mean_interval` has it. Where they
@@ -296,7 +289,7 @@ def kappa_interval(
     return Interval(float(value), low, high, alike.size)
 
 
-def agreement(a: Sequence[float], b: Sequence[float], clusters: Clusters = None, **settings) -> dict:
+def agreement(a: Numbers, b: Numbers, clusters: Clusters = None, **settings) -> dict:
     """How far two judges of the same pairs agree. `a` and `b` (n,) are above 0 where a judge prefers the response that
     stands first, below 0 for the other, 0 for a tie: `pairs`, `agreement` (the share judged alike), `kappa`, and their
     intervals. Which response stands first is arbitrary, so kappa counts each pair in both orders; without ties it is

@@ -22,8 +22,7 @@ _PADDING = {"cpu": 0.1, "cuda": 0.5}
 @dataclass(frozen=True)
 class LanguageModel:
     """Trunk and head of a causal LM (inside a peft wrapper the adapted ones). Its logits are `scale` times what the
-    head gives, held within plus and minus `cap` by tanh; `unknown` [V] is True at rows of the vocabulary that stand for
-    no token."""
+    head gives, held within plus and minus `cap` by tanh; `unknown` [V] is True at rows that stand for no token."""
 
     trunk: nn.Module
     head: nn.Module
@@ -61,8 +60,7 @@ _known: WeakKeyDictionary[nn.Module, LanguageModel] = WeakKeyDictionary()
 
 def language_model(model: nn.Module) -> LanguageModel:
     """The parts of a causal LM, also inside a peft wrapper (its adapters stay active). The first time, its own logits
-    for a few tokens are compared with those computed here; raises InputError where they differ, and for what is no
-    causal LM."""
+    for a few tokens are compared with those computed here; InputError where they differ, or it is no causal LM."""
     if (inner := _inner(model)) in _known:
         return _known[inner]
     trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()

@@ -184,8 +184,7 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
 
 def _load(kind, source: Source, device: Device | None, base: str | None, tasks: Sequence[str], **settings) -> tuple:
     """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
-    into the fp32 weights of its base. Raises InputError where a weight of the trunk is missing, has another shape, or
-    has no place in the model."""
+    into the fp32 weights of its base. InputError where a weight of the trunk is missing, misshapen, or has no place."""
     if below := adapter_base(source, base):
         task = read_json(model_folder(source) / ADAPTER_CONFIG).get("task_type")
         if task and task not in tasks:

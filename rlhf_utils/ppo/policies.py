@@ -92,8 +92,7 @@ class ActorCritic(nn.Module):
     def forward(
         self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values [B, R] of the responses; tensors rather than `Episodes`, so that DDP can wrap
-        this."""
+        """Log-probabilities and values [B, R] of the responses; of tensors, not `Episodes`, so that DDP can wrap it."""
         episodes, parts = lm.Episodes(tokens, prompt_lengths, mask), lm.language_model(self.policy)
         before = lm.states_before_answers(parts.trunk, episodes)
         logprobs = lm.chosen_logprobs(parts, before, episodes, temperature)
@@ -182,8 +181,7 @@ class CheckpointStore:
         return sorted(path.parent for path in self.folder.glob("update-*/state.json"))
 
     def measured(self) -> dict[int, tuple[Path, float]]:
-        """Each saved policy by its update: its folder, and its KL as training measured it, in nats per response at the
-        temperature of the training."""
+        """Each saved policy by its update: its folder, and its KL in nats per response at training's temperature."""
         states = {folder: read_json(folder / "state.json") for folder in self.policies()}
         return {state["update"]: (folder / "policy", state["kl"]) for folder, state in states.items()}
 

@@ -108,8 +108,7 @@ class PPOTrainer:
         """The updates that are still to be made, from the newest complete checkpoint if `resume`.
 
         Each policy is measured by a rollout before anything is learnt from it, the last one too. The first that is over
-        `kl_budget` ends the training: the policy before it is the result, and the last line of the metrics is the
-        measurement, with no losses.
+        `kl_budget` ends the training: the one before it is the result, and the last line of the metrics has no losses.
 
         Raises InputError where the checkpoint is of other settings or prompts, and `stopping.Stopped` after a
         checkpoint where SIGINT or SIGTERM asked for it.
@@ -146,8 +145,7 @@ class PPOTrainer:
     def collect(self) -> Rollout:
         """Sample, score and shape a batch with the present policy, and measure the policy by it: `rollout.figures`.
 
-        A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
-        is not finite.
+        A policy within the KL budget is remembered, and saved when due. TrainingError where a reward is not finite.
         """
         update, budget = len(self.history), self.config.kl_budget
         coefficient = self.kl_coefficient

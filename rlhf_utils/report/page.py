@@ -33,8 +33,7 @@ FIGURES = {
 def write_report(run: Path) -> Path:
     """Write `report.html` into the run's folder, in one step, and return its path.
 
-    It holds the pictures that are in `plots/`. Needs `evaluation/summary.json` and `samples.csv`; InputError says which
-    of them is missing.
+    It holds the pictures that are in `plots/`. InputError says which file of the evaluation is missing.
     """
     record, summary, reward_model = _evaluated(run)
     frontier = run / "evaluation" / "frontier.json"
@@ -106,14 +105,11 @@ def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def merged_figures(runs: Sequence[Result]) -> dict[str, dict | None]:
-    """Each figure of runs of one group over their seeds (`evaluation.seeds.merge`), a single run's over its prompts;
-    None where a run has it not."""
+    """Each figure of a group's runs over their seeds (`merge`), one run's over its prompts; None where one has none."""
     how = {"samples": runs[0].settings["evaluation.bootstrap_samples"], "seed": runs[0].settings["seed"]}
     found = {title: [run.values[title] for run in runs] for title in FIGURES}
-    return {
-        title: None if None in values else merge(values, FIGURES[title][1] in RATES, **how)
-        for title, values in found.items()
-    }
+    rate = {title: name in RATES for title, (_, name, _) in FIGURES.items()}
+    return {title: None if None in values else merge(values, rate[title], **how) for title, values in found.items()}
 
 
 def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
@@ -149,6 +145,6 @@ def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str,
                     dots(axes, value, [row], ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
                     axes.scatter(found["by_seed"], [row + 0.25] * len(runs), 7, COLORS["muted"])
         figure.note = (
-            "Means with their 95% CIs: over seeds and prompts, of one run over its prompts. Small dots: single runs."
+            "Means with 95% CIs: over seeds and prompts, of one run over its prompts. Small dots: single runs."
         )
     return rows

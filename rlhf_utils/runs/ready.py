@@ -44,9 +44,8 @@ def fetch_policy(run: Run, stage: str) -> None:
         model = load_policy(source, detect_device(), dropout=True, base=adapters)
         tokenizer, known = load_tokenizer(source, adapters), run.tokenizer_folder
         if stage != "base" and known.is_dir() and load_tokenizer(known).get_vocab() != tokenizer.get_vocab():
-            raise InputError(
-                f"models.{stage} {source} has another vocabulary than {known}; all policies of a run share one"
-            )
+            where = f"models.{stage} {source} has another vocabulary than {known}"
+            raise InputError(f"{where}; all policies of a run share one")
         run.publish(stage, model, tokenizer, method="ready", source=source)
 
 

@@ -92,8 +92,7 @@ def checkpointing(work: Path, seed: int, logging_steps: int, save_steps: int) ->
 
 
 def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """A split as trl's SFT trainer takes it tokenized: `input_ids` of prompt + response + EOS, `completion_mask` 1 on
-    response and EOS."""
+    """A split for trl's SFT trainer: `input_ids` of prompt, response, EOS; `completion_mask` 0 on the prompt."""
     prompts, said = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split["chosen"]]
     rows = continued_tokens(tokenizer, prompts, said)
     ids = [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in rows]
@@ -116,8 +115,7 @@ def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: in
 
 
 def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
-    """Train `stage` from its newest whole checkpoint; returns parameters, seconds and peak memory. The lines of its log
-    are left in the work folder."""
+    """Train `stage` from its newest whole checkpoint; returns parameters, seconds and peak memory; leaves its log."""
     fp32_trainables(trainer.model)
     if isinstance(trainer, SFTTrainer):
         head_in_fp32(trainer.model)
