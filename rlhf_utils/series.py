@@ -148,7 +148,7 @@ def run_series(
 
 def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], seeds: int, fresh: bool) -> Run:
     """The series with `seeds` seeds, and what they found merged in `evaluation/seeds.json` of the first run, which is
-    the usual one and is returned. Of the others, in `seed-K`, what the comparison needs is made. Raises as `run_series`."""
+    the usual one and returned. Of the others, in `seed-K`, what the comparison needs is made. Errors: `run_series`."""
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give the number of seeds, 1 or more")
     start, runs = load_recipe(recipe, scale, located(overrides)).seed, {}
@@ -228,10 +228,8 @@ def _makes(run: Run, notebook: Notebook) -> list[str]:
 def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
     """Raise InputError for what is known to be wrong before anything is written; `on_hub`: models that the hub has."""
     if "base" not in run.stages and any(n.makes and "evaluation" not in n.makes for n in chosen):
-        raise InputError(
-            "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
-            "comparison alone (--only 04), or name its base with --set policy=..."
-        )
+        told = "models.sft is ready and the policy is embedded, so there is no base model it came from"
+        raise InputError(f"{told}: run the comparison alone (--only 04), or name its base with --set policy=...")
     made: set[str] = set()
     for notebook in chosen:
         for stage in _makes(run, notebook):

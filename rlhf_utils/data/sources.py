@@ -82,10 +82,8 @@ def _folder_rows(folder: Path, data_dir: str | None, settings: DataSettings, whe
         splits = datasets.load_dataset(str(folder), data_dir=data_dir)
     train, test = (splits[name].to_list() if name in splits else [] for name in (settings.split, settings.test_split))
     if not train:
-        raise InputError(
-            f"{where} has no split {settings.split!r}, or an empty one; it has {shown(splits)}: choose with "
-            "--set data.split=NAME"
-        )
+        told = f"{where} has no split {settings.split!r}, or an empty one"
+        raise InputError(f"{told}; it has {shown(splits)}: choose with --set data.split=NAME")
     return train, test or None
 
 

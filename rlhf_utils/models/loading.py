@@ -128,10 +128,8 @@ def load_classifier(
     tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
     model, headless = _load(transformers.AutoModelForSequenceClassification, source, device, base, tasks, **head)
     if headless and not fresh_head:
-        raise InputError(
-            f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
-            "name a model that was saved as a sequence classifier"
-        )
+        told = f"{source} has no trained head ({some(headless)} is not among its weights)"
+        raise InputError(f"{told}, so its scores would be random; name a model that was saved as a sequence classifier")
     if model.config.pad_token_id is None:
         # Only transformers' own forward pass asks for it: here lengths say what is padding.
         model.config.pad_token_id = next(iter(eos_ids(model)), 0)

@@ -313,10 +313,8 @@ def _needed(wanted: Wanted, files: Sequence[str]) -> list[str]:
             # Beside an adapter the configuration would be that of its base.
             small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
             return [prefix + name for name in sorted(small.union(weights))]
-    raise InputError(
-        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin); name a revision that has "
-        "them (NAME@REVISION), or convert them and give the folder"
-    )
+    told = f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin)"
+    raise InputError(f"{told}; name a revision that has them (NAME@REVISION), or convert them and give the folder")
 
 
 def first_line(error: BaseException) -> str:

@@ -165,10 +165,8 @@ class CheckpointStore:
             except Exception as error:  # whatever a half-written file makes a reader raise
                 failure = repr(error)
             if changed:
-                raise InputError(
-                    f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
-                    "or resume=False to train anew"
-                )
+                problem = f"{folder} was made with other settings ({', '.join(changed[:3])})"
+                raise InputError(f"{problem}; use those, another output_dir, or resume=False to train anew")
             # Where any process failed to read it, all of them have to go on from the one before.
             failures = [told for told in processes.gathered(failure) if told]
             if not failures:

@@ -277,10 +277,8 @@ def cut_to(folder: Path, updates: int) -> list[dict]:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         kept = [line for line in lines if json.loads(line)["update"] < updates]
         if name == METRICS and len(kept) < updates:
-            raise InputError(
-                f"{path} has {len(kept)} lines, but the checkpoint beside it stands at {updates}; restore the file, "
-                "or train anew with resume=False"
-            )
+            told = f"{path} has {len(kept)} lines, but the checkpoint beside it stands at {updates}"
+            raise InputError(f"{told}; restore the file, or train anew with resume=False")
         write_text(path, "".join(line + "\n" for line in kept))
     return [json.loads(line) for line in kept]
 

@@ -43,10 +43,8 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
     share = processes.divided(settings.batch_size, "batch_size")
     micro = min(settings.micro_batch_size or share, share)
     if share % micro:
-        raise InputError(
-            f"batch_size {settings.batch_size} is {share} rows for each process, which is not a multiple of "
-            f"micro_batch_size {micro}; change one of them"
-        )
+        told = f"batch_size {settings.batch_size} is {share} rows for each process"
+        raise InputError(f"{told}, which is not a multiple of micro_batch_size {micro}; change one of them")
     return micro, share // micro
 
 
