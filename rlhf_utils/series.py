@@ -25,18 +25,16 @@ from rlhf_utils.settings.recipes import Recipe, load_recipe
 PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
 
 
-def open_run(
-    notebook: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool
-) -> Run:
-    """The run of the notebook whose number is `notebook` ("03_02"); prints what runs where and what the recipe says of
+def open_run(number: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool) -> Run:
+    """The run of the notebook with this `number` ("03_02"); prints what runs where and what the recipe says of
     this notebook. Stages of earlier notebooks that are missing are made first."""
     runtime.prepare_environment()
     runtime.quiet_libraries()
     _refuse_unknown_parameters()
     run = Run(load_recipe(recipe, scale, overrides), output_dir, resume)
     there = {n.name[:5]: n for n in SERIES if _applies(run, n)}
-    if notebook not in there:
-        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe}; there are: {', '.join(there)}")
+    if number not in there:
+        raise InputError(f"notebook {number} has nothing to make in recipe {recipe}; there are: {', '.join(there)}")
     if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     run.make_folders()
@@ -47,8 +45,8 @@ def open_run(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
             f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'
         )
-    _make_missing(run, there[notebook], overrides)
-    if processes.count() == 1 and (text := run.recipe.reading.get(Path(there[notebook].path).stem)):
+    _make_missing(run, there[number], overrides)
+    if processes.count() == 1 and (text := run.recipe.reading.get(Path(there[number].path).stem)):
         from IPython.display import Markdown, display
 
         display(Markdown(text))

@@ -90,9 +90,7 @@ def weighted(weights: AssistantScore, relevant: float | None, safe: float, fluen
     return sum(weight * part for weight, part in known) / (sum(weight for weight, _ in known) or 1.0)
 
 
-def relevance(
-    embed: Embed, prompts: Sequence[str], spoken: dict[str, list[str]], center: bool
-) -> dict[str, list[float]]:
+def relevance(embed: Embed, prompts: list[str], spoken: dict[str, list[str]], center: bool) -> dict[str, list[float]]:
     """Cosine of each prompt and what a model's response adds to it (`without_copied`), 0 to 1, for each model; 0 where
     nothing is left. Raw states of a language model all point the same way: `center` takes out the mean of the prompts,
     and that of what is left of all models' responses."""

@@ -89,9 +89,7 @@ def kinds_of(split: Dataset, synthetic: bool) -> dict[str, dict[str, list[int]]]
     return {by: places for by, places in found.items() if len(places) > 1}
 
 
-def categories(
-    kinds: Mapping, a: Sequence[float], b: Sequence[float], clusters: stats.Clusters, **settings
-) -> list[dict]:
+def categories(kinds: Mapping, a: stats.Numbers, b: stats.Numbers, clusters: stats.Clusters, **settings) -> list[dict]:
     """One row for each category of `kinds_of`: `by`, `value`, `prompts`, `difference` (mean of a - b) with `ci95`,
     `win_rate` of a with its interval, and `verdict`: better or worse where the p-value of the difference, `p_holm`,
     is under 0.05 with Holm's correction over all rows. Under ten prompts, or one cluster, show no verdict."""

@@ -267,9 +267,8 @@ class _Case:
         return " ".join(words[start : start + most])
 
     def _uncopied(self, i: int) -> str:
-        return style.with_replaced(
-            self.after.texts[i], self.before.texts[i], lambda part: style.is_copied(part, self.prompts[i])
-        )
+        old, new, prompt = self.before.texts[i], self.after.texts[i], self.prompts[i]
+        return style.with_replaced(new, old, lambda part: style.is_copied(part, prompt))
 
 
 def _saying(group: list[dict]) -> Callable[[str], bool]:

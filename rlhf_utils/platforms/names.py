@@ -244,10 +244,9 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
             print(f"{trouble.partition(' (')[0]}; {wanted} is read from the cache", file=sys.stderr)
         return root
     own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
-    raise InputError(
-        f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the network and "
-        f"HF_TOKEN, or use what is on this machine ({own}), or --scale tiny, which needs no network"
-    )
+    told = f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache"
+    advice = f"check the network and HF_TOKEN, or use what is on this machine ({own}), or --scale tiny"
+    raise InputError(f"{told}; {advice}, which needs no network")
 
 
 def _trouble(wanted: Wanted, error: BaseException) -> str:

@@ -14,7 +14,9 @@ COLUMNS = {
     "eos_rate": ("EOS rate", 2), "distinct_2": ("distinct-2", 3), "kl_to_sft": ("KL to SFT (nats)", 2),
     "mean_tokens": ("tokens", 1),
 }  # fmt: skip
-_COMPARED = {"gold": ("gold", 2), "reward": ("reward", 2), "positivity": ("positivity", 2), "rougeL": ("ROUGE-L", 3)}
+# Figure that models are compared by: its name, and how it is written.
+COMPARED = {"gold": ("gold", "z.2f"), "reward": ("reward", "z.2f"), "positivity": ("positivity", "z.2f")}
+COMPARED |= {"rougeL": ("ROUGE-L", "z.3f")}
 JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}
 """Who decided the prompts of an entry of `win_rate`, by its `judged_by`; see `judge_name`."""
 
@@ -75,7 +77,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     # A policy that is already fine-tuned has no SFT model to compare with.
     pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
     other = LABELS.get(pair.removeprefix("ppo_vs_"))
-    for key, (name, digits) in _COMPARED.items():
+    for key, (name, spec) in COMPARED.items():
         if found := paired.get(key):
             low, high = found["ci95"] or (0, 0)
             # Adjusted for all comparisons of the run; a single one has no such p value.
@@ -86,7 +88,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
                 said = f"PPO beats {other} on {name}"
             elif high < 0:
                 said = f"PPO is worse than {other} on {name}"
-            said += f": {shown(found['mean'], found['ci95'], f'+z.{digits}f')}"
+            said += f": {shown(found['mean'], found['ci95'], f'+{spec}')}"
             said += f", Holm-adjusted p = {found['p_holm']:.2g}." if found.get("p_holm") else "."
             yield said, key == "gold" and high < 0
     prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))

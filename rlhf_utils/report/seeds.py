@@ -1,13 +1,10 @@
 """What several seeds found, as `evaluation.seeds.merge_runs` has it, in a table and in sentences."""
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.report.findings import JUDGES, as_text, shown, versus
+from rlhf_utils.report.findings import COMPARED, JUDGES, as_text, shown, versus
 
-# Figure: its title, and how it is written.
-_TITLES = {
-    "gold": ("gold", "z.2f"), "rougeL": ("ROUGE-L", "z.3f"), "positivity": ("positivity", "z.2f"),
-    "effect_size": ("reward (effect size)", "z.2f"), "win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%"),
-}  # fmt: skip
+_TITLES = COMPARED | {"win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%")}
+_TITLES |= {"effect_size": ("reward (effect size)", "z.2f")}
 ENOUGH = 5
 
 
