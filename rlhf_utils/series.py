@@ -172,8 +172,7 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
 
 
 def _seconds(first: Run, run: Run, only: list[str] | None, fresh: bool) -> float:
-    """About how long the notebooks of `run` will take that are still to be executed, by what they took in the `first`
-    run, or by what the recipe says."""
+    """About how long the notebooks of `run` still take, by what they took in the `first` run, or by the recipe."""
     done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / len(SERIES)
     left = [n for n in _chosen(only) if _applies(run, n) and (fresh or not _is_done(run, n))]
     return sum(done.get(notebook.name, {}).get("seconds", usual) for notebook in left)
@@ -263,8 +262,7 @@ def _as_seen_from_root(folder: str) -> str:
 
 def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[str, dict]:
     """Run the code cells of notebook `number` ("01_02") in every process that a launcher started; returns the results
-    of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
-    supported under this launcher."""
+    of the stages it makes. InputError for a notebook that trains nothing here, and a launcher of unsupported kind."""
     run = Run(recipe, output_dir, resume)
     kept = {"base", "data", "evaluation"}
     there = {n.name[:5]: n for n in SERIES if {*n.makes} - kept and _applies(run, n)}

@@ -75,8 +75,7 @@ def _begun(tokenizer, rows: Sequence[Tokens]) -> list[Tokens]:
 
 
 def _apart(tokenizer, end: str) -> Tokens:
-    """An end whose first characters would merge into one token with its start, as it is after a line break: that merges
-    into nothing, and no space is put before it."""
+    """An end that would merge with its start, as after a line break: that merges into nothing and puts no space."""
     line, both = _bare(tokenizer, ["\n", "\n" + end])
     return both[len(line) :] if both[: len(line)] == line else _bare(tokenizer, [end])[0]
 

@@ -1,5 +1,4 @@
-"""The score of an assistant, for recipes about assistants: relevance, safety and fluency on a fixed set of prompts, a
-third of which should be refused."""
+"""The score of an assistant: relevance, safety, fluency on a fixed set of prompts; a third should be refused."""
 
 import csv
 import math

@@ -79,8 +79,7 @@ def sides(split: Dataset) -> dict[str, list[str]]:
 
 def length_alone(train: Dataset, held_out: Dataset, tokenizer, clusters: Clusters = None) -> Interval:
     """Held-out accuracy, with its interval by `clusters`, of a rule that sees only lengths in tokens: the longer
-    response of a pair is the better one (a tie counts half), or a text longer than the median of `train` has label 1;
-    reversed if that is better there."""
+    response of a pair is better (ties half), or a text over `train`'s median has label 1; reversed if better there."""
 
     def lengths(split: Dataset, column: str) -> np.ndarray:
         rows = tokenizer(list(split[column]), add_special_tokens=False, verbose=False).input_ids

@@ -122,8 +122,7 @@ def figures(name: str, values: Numbers | None, **settings) -> dict:
 
 
 def paired_difference(a: Numbers, b: Numbers, **settings) -> Interval:
-    """Mean of a - b over the same prompts, both (n,), with its interval: what the prompts scatter cancels. `settings`
-    are those of `mean_interval`."""
+    """`mean_interval`, with `settings`, of a - b over the same prompts, both (n,): what prompts scatter cancels."""
     return mean_interval(_differences(a, b), **settings)
 
 
@@ -142,8 +141,7 @@ def accuracy_of(margins: Numbers, **settings) -> Interval:
 
 def win_rate(a: Numbers, b: Numbers, tolerance: float = TIE, **settings) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
-    with ties counted half, its `ci95` (`settings` are those of `rate_interval`), and `sign_test_p`, exact and two-sided
-    (Dixon and Mood 1946)."""
+    with ties half, `ci95` (`rate_interval`, its `settings`), and `sign_test_p`, two-sided (Dixon and Mood 1946)."""
     outcomes = outcomes_of(_differences(a, b), tolerance)
     wins, losses = int(np.sum(outcomes == 1.0)), int(np.sum(outcomes == 0.0))
     counts = {"wins": wins, "losses": losses, "ties": outcomes.size - wins - losses}
@@ -154,9 +152,8 @@ def win_rate(a: Numbers, b: Numbers, tolerance: float = TIE, **settings) -> dict
 
 
 def sign_flip_p(differences: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> float | None:
-    """Two-sided p value of a mean difference of 0 over (n,) `differences`: the share of random sign flips, of whole
-    clusters, that leave a mean as far from 0 as the observed one, which is counted (Phipson and Smyth 2010); None of a
-    single cluster."""
+    """Two-sided p value of a mean difference of 0 over (n,) `differences`: the share of random sign flips of whole
+    clusters that leave a mean as far from 0, the observed one counted (Phipson and Smyth 2010); None of one cluster."""
     sums = _clustered(_numbers(differences, "differences"), clusters)[1]
     if sums.size == 1:
         return None
@@ -208,8 +205,7 @@ def calibration(margins: Numbers, clusters: Clusters = None) -> dict:
 
     The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
     margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
-    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (`rate_interval`, by
-    `clusters`), count.
+    `bins` over [0.5, 1] with pairs: low, high, predicted, accuracy, accuracy_ci95 (`rate_interval` by clusters), count.
     """
     array, names = _numbers(margins, "margins"), None if clusters is None else np.asarray(clusters)
     predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), outcomes_of(array)

@@ -250,8 +250,7 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
 
 
 def _trouble(wanted: Wanted, error: BaseException) -> str:
-    """How it shows in `error` that the hub cannot serve for now; raises InputError, in one line, for what it refuses
-    and for a cache that cannot be used."""
+    """How `error` shows that the hub cannot serve for now; InputError for what it refuses and for an unusable cache."""
     from huggingface_hub import constants
 
     while error.__cause__ and "cannot find" in str(error):  # it has looked into the cache too

@@ -41,8 +41,7 @@ class Learner:
         self._parameters = [*policy, *critic]
 
     def learn(self, rollout: Rollout, update: int) -> dict[str, float | None]:
-        """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses, and
-        the policy's learning rate in the last step."""
+        """`epochs` passes in random minibatches, one optimizer step each; returns mean losses and the last rate."""
         config, taken = self.config, []
         self.actor.train()
         for epoch in range(config.epochs):

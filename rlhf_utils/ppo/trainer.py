@@ -263,8 +263,7 @@ class PPOTrainer:
 
 
 def _accelerator(device: Device, **how) -> Accelerator:
-    """accelerate in this device's precision, whatever else this process has trained in before: accelerate keeps one
-    state for all, and refuses to change it."""
+    """accelerate in this device's precision, whatever came before: it keeps one state and refuses to change it."""
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=device.precision.replace("fp32", "no"), cpu=device.kind == "cpu", **how)
 

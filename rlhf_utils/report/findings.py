@@ -22,8 +22,7 @@ JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "th
 
 
 def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
-    """Accuracy on held-out data and its 95% CI, from the content of reward_model.json: the trained reward model first,
-    then the baselines that were measured."""
+    """Held-out accuracy with 95% CI, from reward_model.json: the trained reward model, then the measured baselines."""
     names = {
         "trained reward model": ("accuracy", "accuracy_ci95"),
         "randomly initialized head": ("untrained_accuracy", "untrained_ci95"),

@@ -76,8 +76,7 @@ def _evaluated(run: Path) -> list[dict]:
 
 
 def read_result(folder: Path) -> Result:
-    """What the run in `folder` found: settings as dotted keys, the values of each figure, or None. InputError where it
-    is no run, or one that was not evaluated."""
+    """What the run in `folder` found: settings as dotted keys, values of each figure or None. InputError if unevaluated."""
     record, summary, _ = _evaluated(folder)
     try:
         pair, settings = next(iter(summary["paired"])), flat(record["settings"])

@@ -29,8 +29,7 @@ def make_data(run: Run) -> PreparedData:
 
 
 def fetch_policy(run: Run, stage: str) -> None:
-    """A policy stage in which nothing is trained: the ready policy that the recipe names, or the base model as it is
-    where it writes such texts already."""
+    """A policy stage in which nothing is trained: the recipe's ready policy, or a base model that came tuned."""
     if run.has(stage):
         return
     source, adapters = run.recipe.policy if stage == "base" else run.ready_model(stage), run.recipe.models.adapter_base

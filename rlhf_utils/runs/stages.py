@@ -186,8 +186,7 @@ class Plan:
 
 
 def check_names(plan: Plan, stages: Collection[str]) -> set[str]:
-    """Look up every name on the hub that making `stages` reads, all at once; returns the models among them. Imports
-    nothing that takes seconds.
+    """Look up all names on the hub that making `stages` reads, at once; returns the models. Imports nothing slow.
 
     InputError for the first that the hub does not have, or not for us, and where neither it nor the cache can be asked.
     """

@@ -147,8 +147,7 @@ def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:
 
 
 def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
-    """Have trl compute the loss from fp32 logits also under autocast: it rounds them to 16 bits, and logits around -100
-    lose half a nat by that."""
+    """Have trl compute the loss from fp32 logits also under autocast: in 16 bits, logits near -100 lose half a nat."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # What trl's own trainer asks for, and the cast.
     add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))

@@ -203,7 +203,8 @@ class RewardTerms(Section):
 class ReadyModels(Section):
     """Finished models to use in place of training: a hub id, `owner/name:subfolder@revision`, or a folder of a model or
     LoRA adapter. `judge` is a reward model that decides which policy is better, in place of the gold preference or a
-    second reward model. `adapter_base` is the base of adapters, in place of what their adapter_config.json names."""
+    second reward model. `adapter_base` is the base of adapters, in place of the one that their adapter_config.json
+    names."""
 
     sft: OptionalName = None
     sft_qlora: OptionalName = None
