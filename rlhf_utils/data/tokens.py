@@ -75,7 +75,7 @@ def _begun(tokenizer, rows: Sequence[Tokens]) -> list[Tokens]:
 
 
 def _apart(tokenizer, end: str) -> Tokens:
-    """An end that would merge with its start, as after a line break: that merges into nothing and puts no space."""
+    """An end that would merge into a token of its start, as it is after a line break, which merges with nothing."""
     line, both = _bare(tokenizer, ["\n", "\n" + end])
     return both[len(line) :] if both[: len(line)] == line else _bare(tokenizer, [end])[0]
 

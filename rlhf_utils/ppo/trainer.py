@@ -90,10 +90,9 @@ class PPOTrainer:
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
         longest = max(map(len, start_tokens(self.tokenizer, [template.format(prompt) for prompt in prompts])))
         if limit and longest + config.max_new_tokens > limit:
-            raise InputError(
-                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {config.max_new_tokens}, but the "
-                f"policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
-            )
+            told = f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {config.max_new_tokens}"
+            advice = "lower data.max_prompt_tokens or ppo.max_new_tokens"
+            raise InputError(f"{told}, but the policy's context is {limit}; {advice}")
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of

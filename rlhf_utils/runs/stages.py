@@ -295,7 +295,5 @@ def check_context(recipe: Recipe, policy: str) -> None:
 
     context = getattr(load_config(policy, recipe.models.adapter_base), "max_position_embeddings", None)
     if context and recipe.longest_text > context:
-        raise InputError(
-            f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions but the context of "
-            f"{policy} is {context}; lower the token limits"
-        )
+        told = f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions"
+        raise InputError(f"{told} but the context of {policy} is {context}; lower the token limits")
