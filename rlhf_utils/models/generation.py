@@ -101,8 +101,10 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
     for step, draw in enumerate(draws):
-        read = {"input_ids": inputs, "attention_mask": attention, "position_ids": positions, "past_key_values": cache}
-        state = parts.trunk(**read, use_cache=True).last_hidden_state[:, -1]
+        output = parts.trunk(
+            input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        state = output.last_hidden_state[:, -1]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
         chosen = _inverse_cdf(probabilities, draw[rows])

@@ -31,9 +31,9 @@ def fitting(name: str, most: int, attempt: Callable[[int], Any], whole: int | No
         # Only here, after the handler: until it is left, the traceback keeps the failed graph alive.
         clear_device_cache(garbage_collection=True)
         if size == 1 or processes.count() > 1:
-            told = f"{name}: out of memory with {size} rows at once ({said}); set a smaller micro-batch"
             raise TrainingError(
-                f"{told} (with several processes), gradient_checkpointing, shorter texts, or a smaller policy"
+                f"{name}: out of memory with {size} rows at once ({said}); set a smaller micro-batch (with several "
+                "processes), gradient_checkpointing, shorter texts, or a smaller policy"
             )
         size = _known[name] = size // 2
         print(f"{name}: out of memory; continuing with {size} rows at once, the result stays the same", flush=True)

@@ -41,7 +41,8 @@ class Learner:
         self._parameters = [*policy, *critic]
 
     def learn(self, rollout: Rollout, update: int) -> dict[str, float | None]:
-        """`epochs` passes in random minibatches, one optimizer step each; returns mean losses and the last rate."""
+        """`epochs` passes over the rollout in random minibatches, one optimizer step each; returns the mean losses, and
+        the policy's learning rate in the last step."""
         config, taken = self.config, []
         self.actor.train()
         for epoch in range(config.epochs):

@@ -97,7 +97,8 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 is perfect, 0 a constant's; NaN of constant returns."""
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 is a perfect value head, 0 one no better than a
+    constant; NaN where the returns do not vary."""
     residual, target = (returns - values)[mask].var(unbiased=False), returns[mask].var(unbiased=False)
     return (1.0 - residual / target).item() if target > 0 else float("nan")
 

@@ -76,7 +76,7 @@ def _evaluated(run: Path) -> list[dict]:
 
 
 def read_result(folder: Path) -> Result:
-    """What the run in `folder` found: settings as dotted keys, each figure's values or None. InputError without them."""
+    """What the run in `folder` found: settings as dotted keys, each figure's values or None. InputError without."""
     record, summary, _ = _evaluated(folder)
     try:
         pair, settings = next(iter(summary["paired"])), flat(record["settings"])
