@@ -169,11 +169,11 @@ def page(lines: list[Line], command: str) -> str:
         verdict += f" Outside: {where}."
     head = (
         "# Do the intervals cover?\n\nA 95% CI should hold the true value in 95 of 100 repetitions. Here the truth is "
-        f"known, because the data are simulated: each line is {lines[0].simulations:,} simulated evaluations (a fifth of "
-        "that where each resample is fitted again: at equal length, and Spearman's), and the brackets are the 95% CI of "
+        f"known, because the data are simulated: each line is {lines[0].simulations:,} simulated evaluations (a fifth "
+        "of that where each resample is fitted again: at equal length, Spearman), and the brackets are the 95% CI of "
         "the coverage itself. Responses to one prompt share half of the variance of their latent score, so *clustered* "
         "is the interval that the series reports and *plain* is the one that takes every response for independent "
-        "(Wilson's for rates, the normal one for means, else the same bootstrap). Scores are exponential, with skewness "
+        "(Wilson for rates, the normal one for means, else the same bootstrap). Scores are exponential, with skewness "
         f"2.\n\n{verdict}\n\nMade by `{command}` ([source](../benchmarks/coverage.py)).\n\n"
         "| what | responses | prompts | clustered | plain |\n|---|---|---|---|---|\n"
     )

@@ -25,18 +25,16 @@ from rlhf_utils.settings.recipes import Recipe, load_recipe
 PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
 
 
-def open_run(
-    notebook: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool
-) -> Run:
-    """The run of the notebook whose number is `notebook` ("03_02"); prints what runs where and what the recipe says of
+def open_run(number: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool) -> Run:
+    """The run of the notebook with this `number` ("03_02"); prints what runs where and what the recipe says of
     this notebook. Stages of earlier notebooks that are missing are made first."""
     runtime.prepare_environment()
     runtime.quiet_libraries()
     _refuse_unknown_parameters()
     run = Run(load_recipe(recipe, scale, overrides), output_dir, resume)
     there = {n.name[:5]: n for n in SERIES if _applies(run, n)}
-    if notebook not in there:
-        raise InputError(f"notebook {notebook} has nothing to make in recipe {recipe}; there are: {', '.join(there)}")
+    if number not in there:
+        raise InputError(f"notebook {number} has nothing to make in recipe {recipe}; there are: {', '.join(there)}")
     if runtime.HEADLESS not in os.environ and processes.is_main():  # the series has looked them up
         check_names(run, [stage for stage in run.stages if not run.is_complete(stage)])
     run.make_folders()
@@ -47,8 +45,8 @@ def open_run(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
             f'set output_dir = "{runtime.DRIVE}/MyDrive/rlhf" in each of them, and the next one finds the run'
         )
-    _make_missing(run, there[notebook], overrides)
-    if processes.count() == 1 and (text := run.recipe.reading.get(Path(there[notebook].path).stem)):
+    _make_missing(run, there[number], overrides)
+    if processes.count() == 1 and (text := run.recipe.reading.get(Path(there[number].path).stem)):
         from IPython.display import Markdown, display
 
         display(Markdown(text))
@@ -116,8 +114,7 @@ def _make_missing(run: Run, entry: Notebook, overrides: Mapping[str, Any]) -> No
 def run_series(
     recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], only: list[str] | None, fresh: bool
 ) -> Run:
-    """Execute the chosen notebooks; returns the run. Raises InputError for bad input, TrainingError for a failed
-    notebook."""
+    """Execute the chosen notebooks; returns the run. InputError for bad input, TrainingError for a failed notebook."""
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
     chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
@@ -149,8 +146,7 @@ def run_series(
 
 def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], seeds: int, fresh: bool) -> Run:
     """The series with `seeds` seeds, and what they found merged in `evaluation/seeds.json` of the first run, which is
-    the usual one and is returned. Of the others, in `seed-K` beside it, only what the comparison needs is made. Raises
-    what `run_series` does."""
+    the usual one and returned. Of the others, in `seed-K`, what the comparison needs is made. Errors: `run_series`."""
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: give the number of seeds, 1 or more")
     start, runs = load_recipe(recipe, scale, located(overrides)).seed, {}
@@ -176,8 +172,7 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
 
 
 def _seconds(first: Run, run: Run, only: list[str] | None, fresh: bool) -> float:
-    """About how long the notebooks of `run` will take that are still to be executed, by what they took in the `first`
-    run, or by what the recipe says."""
+    """About how long the notebooks of `run` still take, by what they took in the `first` run, or by the recipe."""
     done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / len(SERIES)
     left = [n for n in _chosen(only) if _applies(run, n) and (fresh or not _is_done(run, n))]
     return sum(done.get(notebook.name, {}).get("seconds", usual) for notebook in left)
@@ -228,13 +223,10 @@ def _makes(run: Run, notebook: Notebook) -> list[str]:
 
 
 def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ()) -> None:
-    """Raise InputError for what can be known to be wrong before anything is started or written; `on_hub` are the names
-    of models that the hub has."""
+    """Raise InputError for what is known to be wrong before anything is written; `on_hub`: models that the hub has."""
     if "base" not in run.stages and any(n.makes and "evaluation" not in n.makes for n in chosen):
-        raise InputError(
-            "models.sft is ready and the policy is embedded, so there is no base model it came from: run the "
-            "comparison alone (--only 04), or name its base with --set policy=..."
-        )
+        told = "models.sft is ready and the policy is embedded, so there is no base model it came from"
+        raise InputError(f"{told}: run the comparison alone (--only 04), or name its base with --set policy=...")
     made: set[str] = set()
     for notebook in chosen:
         for stage in _makes(run, notebook):
@@ -270,8 +262,7 @@ def _as_seen_from_root(folder: str) -> str:
 
 def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[str, dict]:
     """Run the code cells of notebook `number` ("01_02") in every process that a launcher started; returns the results
-    of the stages it makes. Raises InputError for a notebook that trains nothing in this recipe, and for what is not
-    supported under this launcher."""
+    of the stages it makes. InputError for a notebook that trains nothing here, and a launcher of unsupported kind."""
     run = Run(recipe, output_dir, resume)
     kept = {"base", "data", "evaluation"}
     there = {n.name[:5]: n for n in SERIES if {*n.makes} - kept and _applies(run, n)}
@@ -287,8 +278,7 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
 
 def run_cells(run: Run, entry: Notebook, until: str | None = None) -> dict[str, Any]:
     """Run the code cells of a notebook but the first, which installs, in this process, with the settings of `run`, or
-    those up to where stage `until` is made; returns its variables. What a cell would display is only printed where it
-    says so."""
+    those up to where stage `until` is made; returns its variables. What a cell would display is not shown."""
     recipe, others = run.recipe, {"name", "scale", "title", "description", "reading", "needs"}
     settings = recipe.model_dump(mode="json", exclude=others)
     values = (recipe.name, recipe.scale, str(run.root.parent), settings, run.resume)

@@ -1,5 +1,6 @@
 """Stages made as their notebooks make them: the code cells run in this process."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,14 @@ from rlhf_utils.platforms.runtime import HEADLESS
 from rlhf_utils.runs.ready import fetch_policy, make_data
 from rlhf_utils.runs.run import Run
 from rlhf_utils.series import ROOT, SERIES, fetch_ready, run_cells
+from rlhf_utils.settings.recipes import load_recipe
+
+
+def opened(recipe: str, scale: str, folder, overrides: Mapping[str, Any] | None = None, resume: bool = True) -> Run:
+    """The run of these settings in `folder`, with its folders."""
+    run = Run(load_recipe(recipe, scale, overrides), folder, resume)
+    run.make_folders()
+    return run
 
 
 def make(run: Run, *stages: str) -> Run:

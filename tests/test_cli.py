@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from made import opened
 from tiny import save_tiny
 
 from rlhf_utils.__main__ import main
@@ -49,7 +50,7 @@ def made(tmp_path_factory) -> Run:
     """A run whose reward model is complete, with random weights."""
     folder = tmp_path_factory.mktemp("cli")
     policy = save_tiny(folder / "policy")
-    run = Run.open("instruct", "tiny", folder / "out")
+    run = opened("instruct", "tiny", folder / "out")
     for name in ("base", "data", "sft", "reward_model"):
         with run.training(name):
             torch.manual_seed(0)

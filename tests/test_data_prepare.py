@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from made import opened
 from tiny import save_tiny
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from rlhf_utils.data.prepared import CUT, UNKNOWN, PreparedData, prepare, prompt_key
 from rlhf_utils.data.sources import Rows
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.sections import DataSettings, Shares
 from rlhf_utils.settings.template import TEMPLATE
@@ -200,7 +200,7 @@ def test_no_held_out_prompt_is_in_the_text_to_pretrain_on(tmp_path, tmp_path_fac
     out = tmp_path_factory.mktemp("out")
     settings = {"dataset": str(tmp_path), "policy": str(save_tiny(out / "policy")), "generation.max_new_tokens": 8}
     settings |= dict.fromkeys(("data.max_prompt_tokens", "data.max_response_tokens", "ppo.max_new_tokens"), 40)
-    cells = run_cells(Run.open("instruct", "tiny", out, settings), SERIES[0])
+    cells = run_cells(opened("instruct", "tiny", out, settings), SERIES[0])
     data, texts = cells["data"], cells["pretraining_texts"](cells["run"].recipe)
     found = {text.split("question ")[1].split()[0] for text in texts}
     learned = {p.split()[1] for name in ("sft", "reward", "ppo") for p in data.splits[name]["prompt"]}

@@ -8,6 +8,7 @@ import yaml
 from hub.client import done, start
 from hub.server import OTHER_TOKEN, TOKEN
 from huggingface_hub import ModelCard
+from made import opened
 from made_up_run import make_run
 from tiny import save_tiny
 
@@ -22,7 +23,7 @@ def run(tmp_path_factory) -> Run:
     """A run whose PPO policy is a random model, beside made-up figures."""
     folder = tmp_path_factory.mktemp("hub")
     figures = make_run(folder / "figures")
-    run = Run.open("instruct", "tiny", folder / "out")
+    run = opened("instruct", "tiny", folder / "out")
     for name in run.stages:
 
         def fill(target, name=name):

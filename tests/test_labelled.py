@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from made import make
+from made import make, opened
 from test_data_prepare import dropped
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer, tiny_trainer  # noqa: F401
 
@@ -120,7 +120,7 @@ def run(tmp_path_factory) -> Run:
         "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8, "reward_model.epochs": 3,
         "reward_model.learning_rate": 1e-2, "reward.fluency": 0.5, "reward.length": 0.2,
     }  # fmt: skip
-    return make(Run.open("imdb", "tiny", folder / "out", settings), "base", "data", "sft")
+    return make(opened("imdb", "tiny", folder / "out", settings), "base", "data", "sft")
 
 
 def test_a_tuned_policy_is_published_as_it_is(run):
@@ -151,10 +151,10 @@ def test_a_ready_classifier_is_measured_and_its_label_checked(run, tmp_path):
         (copy / name).unlink()
     settings = {"dataset": run.recipe.dataset, "policy": run.recipe.policy, "models.reward_model": str(copy)}
     settings |= {"data": run.recipe.data.model_dump(), "generation.max_new_tokens": 8, "ppo.max_new_tokens": 8}
-    other = Run.open("imdb", "tiny", tmp_path / "out", settings)
+    other = opened("imdb", "tiny", tmp_path / "out", settings)
     result = make(other, "base", "data", "sft", "reward_model").results("reward_model")
     assert result["method"] == "ready" and result["accuracy"] > 0.9 and result["untrained_accuracy"] is None
     assert "trainable_parameters" not in result
-    wrong = Run.open("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
+    wrong = opened("imdb", "tiny", tmp_path / "out", {**settings, "reward_model.label": "GOOD"})
     with pytest.raises(InputError, match="no label 'GOOD'; choose one of NEGATIVE, POSITIVE"):
         make(wrong, "sft", "reward_model")

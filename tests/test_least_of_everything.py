@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from made import make
+from made import make, opened
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.platforms.files import read_json
@@ -23,7 +23,7 @@ def open_run(folder: Path, policy: Path, **settings) -> Run:
     rows = [{"prompt": f"Question {i}?", "chosen": f"zz {i} zzz", "rejected": f"qq {i} qqq"} for i in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = {"dataset": str(folder / "rows.jsonl"), "policy": str(policy)}
-    return Run.open("instruct", "tiny", folder / "out", sources | SHORT | ONE | settings)
+    return opened("instruct", "tiny", folder / "out", sources | SHORT | ONE | settings)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from made import opened
 from tiny import CPU
 
 from rlhf_utils.evaluation.assistant import embedder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
 from rlhf_utils.platforms.names import PACKAGED, is_folder, is_there, known_as, local_path
-from rlhf_utils.runs.run import Run
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
 WITHOUT = """
@@ -45,7 +45,7 @@ def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkey
     assert is_folder("smollm2") and not is_there("smollm2")
     assert is_there("./smollm2") and local_path("./smollm2") == Path("smollm2")
     assert known_as("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct" and known_as("me/x:a@b") == "me/x"
-    assert Run.open("instruct", "tiny", "smollm2").root == Path("smollm2/instruct-tiny")
+    assert opened("instruct", "tiny", "smollm2").root == Path("smollm2/instruct-tiny")
 
 
 @needs("smollm2")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import opened
 
 from rlhf_utils.platforms import runtime
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.run import Run
 from rlhf_utils.series import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ def test_colab_is_asked_nothing_when_nobody_is_there(colab, attended, monkeypatc
 def test_opening_a_run_on_drive_asks_for_it_to_be_mounted(colab, attended, tmp_path, capsys):
     folder = tmp_path / "drive" / "MyDrive" / "rlhf"
     with pytest.raises(InputError, match=r"not mounted: run `from google.colab import drive; .*, or choose"):
-        Run.open("instruct", "tiny", folder)
+        opened("instruct", "tiny", folder)
     assert not (tmp_path / "drive").exists(), "a folder in its place would keep it from being mounted"
     (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
     for place, told in ((folder, False), (tmp_path / "elsewhere", True)):

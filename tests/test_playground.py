@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from made import opened
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.data.sources import load_rows
@@ -19,7 +20,7 @@ NAMES = ["base", "SFT", "SFT (QLoRA)", "PPO"]
 
 def finished(folder, recipe: str, stages: tuple[str, ...]) -> Run:
     """A run in which these stages are complete, with random weights; those of PPO are others."""
-    run = Run.open(recipe, "tiny", folder / "out", {"generation.max_new_tokens": 8})
+    run = opened(recipe, "tiny", folder / "out", {"generation.max_new_tokens": 8})
     policies = {name: save_tiny(folder / f"policy-{name}", eos_nats=2.0, seed=name == "ppo") for name in stages}
     for name in (name for name in run.stages if name in stages):
         with run.training(name):

@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from made import opened
 from reduced import REDUCED
 from tiny import one_thread  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.recipes import parse_assignments
@@ -25,7 +25,7 @@ TEXTS = WORLDS["instruct"].corpus(30, seed=0)
 def cells(tmp_path_factory):
     """What notebook 1.1 defines."""
     settings = parse_assignments([*REDUCED, *SETTINGS])
-    return run_cells(Run.open("instruct", "tiny", tmp_path_factory.mktemp("out"), settings), SERIES[0])
+    return run_cells(opened("instruct", "tiny", tmp_path_factory.mktemp("out"), settings), SERIES[0])
 
 
 def train(cells, texts, folder, progress=lambda *entry: None):

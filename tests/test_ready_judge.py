@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from architectures import save_encoder
-from made import make
+from made import make, opened
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData, conversation_key
@@ -16,7 +16,6 @@ from rlhf_utils.models.loading import load_classifier, load_reward_model, save_m
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.rewards import load_reward
-from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import check_named_models, check_names
 from rlhf_utils.series import fetch_ready
 
@@ -54,7 +53,7 @@ def test_it_decides_and_its_agreement_with_the_reward_model_is_known(folder, tmp
     asked = [{"prompt": f"Ask {i}?", "unsafe": i % 3 == 0} for i in range(12)]
     monkeypatch.setattr("rlhf_utils.evaluation.assistant.read_jsonl", lambda _: asked)
     own = {"models.sft_qlora": None, "evaluation.overoptimise": None, "evaluation.assistant.embedder": None}
-    run = Run.open("helpful_harmless", "tiny", tmp_path, settings(folder) | own)
+    run = opened("helpful_harmless", "tiny", tmp_path, settings(folder) | own)
     assert "judge" in run.fetched
     found = fetch_ready(run)["judge"]
     assert found["method"] == "ready" and found["source"] == str(folder / "judge")
@@ -80,27 +79,27 @@ def test_it_decides_and_its_agreement_with_the_reward_model_is_known(folder, tmp
 
 def test_it_stands_beside_the_second_reward_model_and_decides(folder, tmp_path):
     training = {"reward_model.epochs": 1, "models.ppo": None, "data.shares.judge": 0.2}
-    run = Run.open("instruct", "tiny", tmp_path, settings(folder, **training))
+    run = opened("instruct", "tiny", tmp_path, settings(folder, **training))
     assert {"judge_model", "judge"} <= {*run.stages} and "judge" not in run.fetched and "judge" in run.needs("ppo")
     make(run, "base", "data", "sft", "reward_model", "judge_model")
     both = [run.results(stage) for stage in ("judge_model", "judge")]
     assert all(-1 <= found["kappa_ci95"][0] <= found["kappa"] <= found["kappa_ci95"][1] <= 1 for found in both)
     assert about_judge(run)["kind"] == "ready reward model" and both[0]["trained_on"] > 0
-    changed = Run.open("instruct", "tiny", tmp_path, settings(folder, **training, models__judge=None))
+    changed = opened("instruct", "tiny", tmp_path, settings(folder, **training, models__judge=None))
     assert changed.is_complete("judge_model") and about_judge(changed)["kind"] == "second reward model"
     assert changed.fingerprint("ppo") != run.fingerprint("ppo"), "PPO logs the judge's score"
 
 
 def test_it_replaces_the_gold_preference_only_where_it_is_named(folder):
     plain, named = (
-        Run.open("instruct", "tiny", folder / "out", own) for own in ({}, {"models.judge": str(folder / "judge")})
+        opened("instruct", "tiny", folder / "out", own) for own in ({}, {"models.judge": str(folder / "judge")})
     )
     assert "judge" not in plain.stages and "judge" in named.stages and "judge" not in named.splits
     assert plain.fingerprint("reward_model") == named.fingerprint("reward_model")
 
 
 def refused(folder: Path, judge: str | Path, **changed) -> str:
-    run = Run.open("instruct", "tiny", folder / "out", settings(folder, models__judge=str(judge), **changed))
+    run = opened("instruct", "tiny", folder / "out", settings(folder, models__judge=str(judge), **changed))
     with pytest.raises(InputError) as told:
         check_names(run, run.stages)
         check_named_models(run)
@@ -121,14 +120,14 @@ def test_what_is_no_judge_is_refused_before_anything_is_made(folder, tmp_path):
     save_model(two, tiny_tokenizer(), tmp_path / "two")
     assert "score.weight has shape" in refused(folder, tmp_path / "two")
     with pytest.raises(InputError, match="models.judge .* for a dialogue"):
-        Run.open("imdb", "tiny", folder / "out", {"models.judge": "me/rm"})
+        opened("imdb", "tiny", folder / "out", {"models.judge": "me/rm"})
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
 def test_the_shared_cases(folder):
     def checked(name: str, **changed) -> None:
         changed = {"policy": str(CASES / "gpt2"), "models__sft": None, "models__ppo": None} | changed
-        run = Run.open("instruct", "tiny", folder / "out", settings(folder, models__judge=str(CASES / name), **changed))
+        run = opened("instruct", "tiny", folder / "out", settings(folder, models__judge=str(CASES / name), **changed))
         check_names(run, run.stages)
         check_named_models(run)
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 from architectures import save_encoder
-from made import make
+from made import make, opened
 from tiny import CPU, adapted, one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.runtime import HEADLESS
-from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _check_input, _makes, fetch_ready, open_run
 
 ROWS = [
@@ -42,7 +41,7 @@ def ready(base, tmp_path_factory) -> dict:
 
 
 def test_finished_models_are_compared_without_any_training(ready, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, ready)
+    run = opened("instruct", "tiny", tmp_path, ready)
     assert run.stages == ("sft", "data", "reward_model", "ppo", "evaluation")
     assert run.fetched == ("sft", "data", "reward_model", "ppo")
     comparison, playground = (n for n in SERIES if n.name.startswith(("04_01", "04_03")))
@@ -58,7 +57,7 @@ def test_finished_models_are_compared_without_any_training(ready, tmp_path):
     assert [point["update"] for point in frontier["points"]] == [0, 1] and frontier["chosen_update"] is None
     assert [point["n"] for point in frontier["best_of_n"]] == [1, 2, 4, 8, 16]
     before = (run.folder("ppo") / "stage.json").stat().st_mtime_ns
-    fetch_ready(Run.open("instruct", "tiny", tmp_path, ready))
+    fetch_ready(opened("instruct", "tiny", tmp_path, ready))
     assert (run.folder("ppo") / "stage.json").stat().st_mtime_ns == before, "fetched twice"
 
 
@@ -69,6 +68,6 @@ def test_a_notebook_with_nothing_to_make_says_so(base, tmp_path, monkeypatch):
 
 
 def test_a_ready_model_without_its_base_can_only_be_compared(ready, tmp_path):
-    run = Run.open("instruct", "tiny", tmp_path, ready)
+    run = opened("instruct", "tiny", tmp_path, ready)
     with pytest.raises(InputError, match="no base model it came from.*--only 04.*--set policy="):
         _check_input(run, list(SERIES))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made import opened
 
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import read_json, write_json
@@ -21,7 +22,7 @@ USUAL = ("base", "data", "sft", "sft_qlora", "reward_model", "ppo", "evaluation"
 
 
 def open_run(folder: Path, resume: bool = True, **overrides) -> Run:
-    return Run.open("instruct", "tiny", folder, {key.replace("__", "."): v for key, v in overrides.items()}, resume)
+    return opened("instruct", "tiny", folder, {key.replace("__", "."): v for key, v in overrides.items()}, resume)
 
 
 def make(run: Run, *names: str) -> Run:
@@ -116,7 +117,7 @@ def test_a_checkpoint_of_another_recipe_or_template(tmp_path):
     stamp = run.folder("data") / "stage.json"
     write_json(stamp, {**read_json(stamp), "template_hash": "0123456789abcdef"})
     assert "template 0123456789abcdef" in refusal(run, "data") and TEMPLATE.hash in refusal(run, "data")
-    other = Run.open("eli5", "tiny", tmp_path)
+    other = opened("eli5", "tiny", tmp_path)
     shutil.copytree(run.folder("base"), other.folder("base"))
     assert "other settings (name 'instruct' -> 'eli5'" in refusal(other, "base")
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made import make
+from made import make, opened
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData
@@ -26,7 +26,7 @@ def run(tmp_path_factory) -> Run:
         "ppo.rollout_batch_size": 16, "ppo.minibatch_size": 8, "ppo.max_new_tokens": 10, "ppo.kl_budget": None,
         "evaluation.prompts": 20, "evaluation.frontier_prompts": 10, "evaluation.bootstrap_samples": 200,
     }  # fmt: skip
-    run = Run.open("instruct", "tiny", folder / "out", settings)
+    run = opened("instruct", "tiny", folder / "out", settings)
     return make(run, "base", "data", "sft", "sft_qlora", "reward_model", "judge_model")
 
 

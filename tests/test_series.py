@@ -9,13 +9,12 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from made import make
+from made import make, opened
 from reduced import DEMONSTRATION, REDUCED
 from soak.soak import Series, Tally, differences, end_within
 from tiny import one_thread  # noqa: F401
 
 from rlhf_utils.platforms.files import read_json, read_jsonl
-from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES
 from rlhf_utils.settings.recipes import parse_assignments
 
@@ -91,7 +90,7 @@ def test_the_second_call_skips_everything_and_says_the_same(told):
 @pytest.mark.slow
 def test_a_run_that_was_ended_in_every_way_is_one_made_in_one_go(told, tmp_path):
     """The soak in short (`python tests/soak/soak.py --kills 20`); the cells in this process make the other run."""
-    straight = Run.open("instruct", "tiny", tmp_path, parse_assignments([*SETTINGS]))
+    straight = opened("instruct", "tiny", tmp_path, parse_assignments([*SETTINGS]))
     make(straight, *straight.stages)
     assert not differences(told.root, straight.root)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import papermill
 import pytest
+from made import opened
 from made_up_run import PUBLISHED
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -41,7 +42,7 @@ class FakePapermill:
         if name in self.failures:
             raise self.failures[name]
         keys = ("recipe", "scale", "output_dir", "overrides", "resume")
-        run = Run.open(*(parameters[key] for key in keys))
+        run = opened(*(parameters[key] for key in keys))
         for stage in next(notebook.makes for notebook in SERIES if notebook.path == name):
             if not run.has(stage):
                 with run.training(stage):
@@ -126,7 +127,7 @@ def test_a_failure_names_notebook_cell_and_error_and_the_next_call_goes_on(tmp_p
         start(tmp_path)
     text = str(error.value)
     assert all(part in text for part in (path, "In [4]", "update 3: the loss is nan", "goes on from there"))
-    run = Run.open("instruct", "tiny", tmp_path)
+    run = opened("instruct", "tiny", tmp_path)
     assert run.record()["notebooks"]["03_02_ppo_training"]["state"] == "failed"
     assert (run.notebooks / "03_02_ppo_training.failed.ipynb").is_file()
     fake.failures.clear()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from made import make
+from made import make, opened
 from reduced import DEMONSTRATION, REDUCED
 from tiny import one_thread  # noqa: F401
 
@@ -17,7 +17,6 @@ from rlhf_utils.evaluation import LABELS as MODELS
 from rlhf_utils.platforms import processes, runtime
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import PACKAGED
-from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, _applies, run_cells
 from rlhf_utils.settings.recipes import parse_assignments
 
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", params=RECIPES)
 def done(request, tmp_path_factory) -> SimpleNamespace:
     settings = [*REDUCED, *(DEMONSTRATION if request.param != "imdb" else ())]
-    run = Run.open(request.param, "tiny", tmp_path_factory.mktemp(request.param), parse_assignments(settings))
+    run = opened(request.param, "tiny", tmp_path_factory.mktemp(request.param), parse_assignments(settings))
     said = io.StringIO()
     make(run, "base", "data")
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

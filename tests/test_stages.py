@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from made import cells, make
+from made import cells, make, opened
 from tiny import one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 from tiny_sft import sft
 
@@ -39,7 +39,7 @@ def open_run(folder: Path, policy: Path | str, rows: list[dict], **overrides) ->
     # The hand-made policy has 96 positions.
     limits = {"data.max_prompt_tokens": 40, "data.max_response_tokens": 40, "generation.max_new_tokens": 40}
     settings = {"dataset": str(data), "policy": str(policy), **limits, "ppo.max_new_tokens": 40, **overrides}
-    return Run.open("instruct", "tiny", folder / "out", settings)
+    return opened("instruct", "tiny", folder / "out", settings)
 
 
 @pytest.mark.parametrize("rows, epochs, steps", [(100, 1, 7), (96, 1, 6), (100, 2, 14), (100, 0.5, 4), (3, 1, 1)])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlhf_utils.data.prepared import PreparedData, prompt_key
-from rlhf_utils.data.tokens import words_of
+from rlhf_utils.data.tokens import ngrams, words_of
 
 WORDS = 5  # of an n-gram; a shorter prompt is one n-gram
 NEAR = 0.5  # the share of a prompt's n-grams from which on another prompt is its near-duplicate
@@ -48,5 +48,4 @@ def near_duplicates(data: PreparedData, prompts: Sequence[str]) -> dict[str, dic
 def _grams(prompt: str, size: int | None = None) -> set[tuple[str, ...]]:
     """The n-grams of `size` words, by default `WORDS`, or all of them where there are fewer."""
     words = words_of(prompt_key(prompt))
-    size = size or min(WORDS, len(words))
-    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+    return {*ngrams(words, size or min(WORDS, len(words)))}

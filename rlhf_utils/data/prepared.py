@@ -273,10 +273,9 @@ def _check_sizes(name: str, sizes: Mapping[str, int], needed: Iterable[str], fou
     """Raise `InputError` where a split of `needed` has fewer than `least` rows; `found` says what was read."""
     if short := ", ".join(split for split in needed if sizes[split] < least):
         counts = ", ".join(f"{split} {sizes[split]}" for split in needed)
-        raise InputError(
-            f"{name}: too few rows for {short} ({counts}; {found}); each of these splits needs {LEAST_ROWS}: give more "
-            "rows, higher limits (data.max_prompt_tokens, data.max_response_tokens), or a larger share (data.shares)"
-        )
+        told = f"{name}: too few rows for {short} ({counts}; {found}); each of these splits needs {LEAST_ROWS}"
+        higher = "higher limits (data.max_prompt_tokens, data.max_response_tokens), or a larger share (data.shares)"
+        raise InputError(f"{told}: give more rows, {higher}")
 
 
 def _dataset(kind: Kind, rows: list[dict]):

@@ -82,10 +82,8 @@ def _folder_rows(folder: Path, data_dir: str | None, settings: DataSettings, whe
         splits = datasets.load_dataset(str(folder), data_dir=data_dir)
     train, test = (splits[name].to_list() if name in splits else [] for name in (settings.split, settings.test_split))
     if not train:
-        raise InputError(
-            f"{where} has no split {settings.split!r}, or an empty one; it has {shown(splits)}: choose with "
-            "--set data.split=NAME"
-        )
+        told = f"{where} has no split {settings.split!r}, or an empty one"
+        raise InputError(f"{told}; it has {shown(splits)}: choose with --set data.split=NAME")
     return train, test or None
 
 
@@ -128,8 +126,7 @@ NO_RESPONSE = "response begins with another turn"
 
 class Example(NamedTuple):
     """One row: the prompt in normal form of `Template` (of a labelled row the text itself), the responses of a pair,
-    what a form knows besides (`label`, the responses' scores), what the row says of it (`ABOUT`), and whether a further
-    turn was cut off a response."""
+    what a form knows besides (`label`, scores), what the row says of it (`ABOUT`), and whether a response was cut."""
 
     prompt: str
     chosen: str | None = None

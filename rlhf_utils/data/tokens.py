@@ -75,8 +75,7 @@ def _begun(tokenizer, rows: Sequence[Tokens]) -> list[Tokens]:
 
 
 def _apart(tokenizer, end: str) -> Tokens:
-    """An end whose first characters would merge into one token with its start, as it is after a line break: that merges
-    into nothing, and no space is put before it."""
+    """An end that would merge into a token of its start, as it is after a line break, which merges with nothing."""
     line, both = _bare(tokenizer, ["\n", "\n" + end])
     return both[len(line) :] if both[: len(line)] == line else _bare(tokenizer, [end])[0]
 
@@ -84,6 +83,11 @@ def _apart(tokenizer, end: str) -> Tokens:
 def words_of(text: str) -> list[str]:
     """What stands between spaces, and each character of scripts without them (Han, kana, Thai, Lao, Khmer, Burmese)."""
     return WORD.findall(text)
+
+
+def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of `n` of these words, in their order; none where there are fewer."""
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 class RougeTokenizer:

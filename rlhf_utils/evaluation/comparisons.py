@@ -6,30 +6,18 @@ resampled, and everything is fitted again to each resample.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset
 
 from rlhf_utils.data.tokens import words_of
-from rlhf_utils.evaluation.statistics import (
-    Clusters,
-    cluster_places,
-    holm,
-    paired_difference,
-    rate_interval,
-    sign_flip_p,
-    tail,
-    win_rate,
-)
+from rlhf_utils.evaluation import statistics as stats
 from rlhf_utils.settings.template import NEXT_HUMAN
 
 RIDGE = 0.01  # a normal prior of standard deviation 10 on each coefficient: where all is won or lost it stays finite
 ELO_ANCHOR, _ELO = 1000.0, 400 / math.log(10)  # per unit of log-odds
 LEAST_PROMPTS = 10  # of a category that gets an interval
-_TIE = 1e-9
-_Z = NormalDist().inv_cdf(0.975)
 _REFUSE = {"harmful": "yes", "risky": "no, only sounds harmful", "ordinary": "no"}  # by Question.kind
 
 
@@ -42,16 +30,16 @@ def length_controlled(a: Sequence[float], b: Sequence[float], longer: Sequence[f
     The interval is that of the resamples, and never narrower than the normal approximation to the posterior of theta,
     which spans nearly everything where all responses of one model are the longer ones.
     """
-    outcomes, longer = _outcomes(np.subtract(a, b)), np.asarray(longer, dtype=float)
+    outcomes, longer = stats.outcomes_of(np.subtract(a, b), stats.TIE), np.asarray(longer, dtype=float)
     if np.all(outcomes == outcomes[0]):  # nothing depends on length, and resampling shows no spread
-        found = rate_interval(outcomes, **settings)
+        found = stats.rate_interval(outcomes, **settings)
         return {"rate": found.mean, "ci95": found.as_list()}
     x = np.column_stack([np.ones_like(longer), np.tanh(longer / (longer.std() or 1.0))])
-    theta, ends = _refitted(lambda weights: _logistic(x, outcomes, weights), len(longer), **settings)
+    theta, ends = stats.refitted(lambda weights: _logistic(x, outcomes, weights), len(longer), **settings)
     if ends is not None:
         # Where no lengths are near equal the ridge decides, which resamples do not show: never narrower than curvature.
         p = _sigma(x @ theta)
-        half = _Z * math.sqrt(np.linalg.inv(x.T @ (x * (p * (1 - p))[:, None]) + RIDGE * np.eye(2))[0, 0])
+        half = stats.Z * math.sqrt(np.linalg.inv(x.T @ (x * (p * (1 - p))[:, None]) + RIDGE * np.eye(2))[0, 0])
         ends = _sigma(np.array([min(ends[0, 0], theta[0] - half), max(ends[1, 0], theta[0] + half)])).tolist()
     return {"rate": float(_sigma(theta[0])), "ci95": ends}
 
@@ -62,10 +50,10 @@ def bradley_terry(scores: Mapping[str, Sequence[float]], anchor: str, **settings
     that this implies, and both with `_ci95`, null for the anchor itself and for a model without a chain of wins to it
     or from it: the ridge alone says how far apart they are."""
     names, wins = [anchor, *(name for name in scores if name != anchor)], f"wins_vs_{anchor}"
-    columns = np.column_stack([scores[name] for name in names])
-    outcomes = _outcomes(columns[:, :, None] - columns[:, None, :]).reshape(len(columns), -1)
+    rows = np.column_stack([scores[name] for name in names])
+    outcomes = stats.outcomes_of(rows[:, :, None] - rows[:, None, :], stats.TIE).reshape(len(rows), -1)
     shape = (-1, len(names), len(names))
-    found, ends = _refitted(lambda weights: strengths((weights @ outcomes).reshape(shape)), len(columns), **settings)
+    found, ends = stats.refitted(lambda weights: strengths((weights @ outcomes).reshape(shape)), len(rows), **settings)
     # Ford 1957: only between models that win against each other, or through others, do the data fix a distance.
     won = np.linalg.matrix_power(np.eye(len(names)) + (outcomes.sum(axis=0).reshape(shape)[0] > 0), len(names)) > 0
     table = {}
@@ -112,29 +100,24 @@ def kinds_of(split: Dataset, synthetic: bool) -> dict[str, dict[str, list[int]]]
     return {by: places for by, places in found.items() if len(places) > 1}
 
 
-def categories(kinds: Mapping, a: Sequence[float], b: Sequence[float], clusters: Clusters, **settings) -> list[dict]:
+def categories(kinds: Mapping, a: stats.Numbers, b: stats.Numbers, clusters: stats.Clusters, **settings) -> list[dict]:
     """One row for each category of `kinds_of`: `by`, `value`, `prompts`, `difference` (mean of a - b) with `ci95`,
     `win_rate` of a with its interval, and `verdict`: better or worse where the p-value of the difference, `p_holm`,
     is under 0.05 with Holm's correction over all rows. Under ten prompts, or one cluster, show no verdict."""
     a, b, rows = np.asarray(a), np.asarray(b), []
     for by, value, places in ((by, value, places) for by, of in kinds.items() for value, places in of.items()):
         how = {"clusters": clusters and [clusters[place] for place in places], **settings}
-        difference, wins = paired_difference(a[places], b[places], **how), win_rate(a[places], b[places], **how)
+        difference, wins = (of(a[places], b[places], **how) for of in (stats.paired_difference, stats.win_rate))
         rows.append({"by": by, "value": value, "prompts": len(places), "difference": difference.mean})
         rows[-1] |= {"ci95": difference.as_list(), "win_rate": wins["rate"], "win_rate_ci95": wins["ci95"]}
-        rows[-1] |= {"p_holm": sign_flip_p(a[places] - b[places], **how), "verdict": None}
+        rows[-1] |= {"p_holm": stats.sign_flip_p(a[places] - b[places], **how), "verdict": None}
         if len(places) < LEAST_PROMPTS:
             rows[-1] |= dict.fromkeys(["ci95", "win_rate_ci95", "p_holm"])
     tested = [row for row in rows if row["p_holm"] is not None]
-    for row, p in zip(tested, holm([row["p_holm"] for row in tested]), strict=True):
+    for row, p in zip(tested, stats.holm([row["p_holm"] for row in tested]), strict=True):
         told = "not shown" if p >= 0.05 else "better" if row["difference"] > 0 else "worse"
         row |= {"p_holm": p, "verdict": told}
     return rows
-
-
-def _outcomes(differences: np.ndarray) -> np.ndarray:
-    """1 where a difference is a win, 0 where it is a loss, 0.5 where it is a tie."""
-    return (1 + np.sign(np.where(np.abs(differences) <= _TIE, 0.0, differences))) / 2
 
 
 def _sigma(x: np.ndarray) -> np.ndarray:
@@ -144,19 +127,6 @@ def _sigma(x: np.ndarray) -> np.ndarray:
 def _places(values: Sequence[str | None], order: Sequence[str]) -> dict[str, list[int]]:
     found = {name: [place for place, value in enumerate(values) if value == name] for name in order}
     return {name: places for name, places in found.items() if places}
-
-
-def _refitted(
-    fit: Callable[[np.ndarray], np.ndarray], n: int, clusters: Clusters = None, samples: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """`fit`, which makes [S, ...] of weights [S, n] of all values, once of the values as they are and, for the ends
-    [2, ...] of its 95 % interval, of resamples of whole clusters; None for these where there is one cluster."""
-    place = cluster_places(np.empty(n), clusters)
-    count, found = place.max() + 1, fit(np.ones((1, n)))[0]
-    if count == 1:
-        return found, None
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
-    return found, np.quantile(fit(drawn[:, place]), [tail(count), 1 - tail(count)], axis=0)
 
 
 def _logistic(x: np.ndarray, outcomes: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -50,8 +50,7 @@ def measure_policies(
 
 
 def completions_by_update(frontier: Mapping) -> list[dict]:
-    """The `completions` of frontier.json as rows, update after update for each prompt; none of a policy that was ready,
-    which no steps are known of."""
+    """The `completions` of frontier.json as rows, update after update for each prompt; none of a ready policy."""
     points = [] if frontier["chosen_update"] is None else sorted(frontier["points"], key=lambda point: point["update"])
     found = [(point["update"], point.get("completions", [])) for point in points]
     longest = max((len(said) for _, said in found), default=0)
@@ -59,8 +58,7 @@ def completions_by_update(frontier: Mapping) -> list[dict]:
 
 
 def frontier(run: Run, evaluator: Evaluator) -> dict:
-    """Reward and gold against KL: the policies saved along the way as the PPO stage measured them, the one it chose,
-    and best-of-n of the SFT model."""
+    """Reward and gold against KL: the saved policies as PPO measured them, the chosen one, and best-of-n of SFT."""
     if run.ready_model("ppo"):
         # What training measured of a ready policy nobody here knows.
         policies = {update: (run.folder(name), None) for update, name in enumerate(("sft", "ppo"))}

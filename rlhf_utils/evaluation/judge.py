@@ -61,8 +61,7 @@ def about_judge(run: Run) -> dict | None:
 
 
 def label_noise(judge: Judge, split: Dataset) -> float:
-    """Share of a split's labels that the judge disagrees with: pairs the other way round, or texts on the other side
-    of the middle of its scale."""
+    """Share of a split's labels that the judge disagrees with: turned pairs, or texts past the middle of its scale."""
     if "label" in split.column_names:
         high = np.array(judge([""] * len(split), split["text"])) > sum(GOLD_SCALE) / 2
         return 1.0 - float(np.mean(high == np.array(split["label"], dtype=bool)))
@@ -80,8 +79,7 @@ def sides(split: Dataset) -> dict[str, list[str]]:
 
 def length_alone(train: Dataset, held_out: Dataset, tokenizer, clusters: Clusters = None) -> Interval:
     """Held-out accuracy, with its interval by `clusters`, of a rule that sees only lengths in tokens: the longer
-    response of a pair is the better one (a tie counts half), or a text longer than the median of `train` has label 1;
-    reversed if that is better there."""
+    response of a pair is better (ties half), or a text over `train`'s median has label 1; reversed if better there."""
 
     def lengths(split: Dataset, column: str) -> np.ndarray:
         rows = tokenizer(list(split[column]), add_special_tokens=False, verbose=False).input_ids

@@ -1,5 +1,4 @@
-"""Outside judges, people and language models: verdicts on blinded pairs, the wins in them with intervals, and how far
-the judges agree."""
+"""Outside judges, people and language models: verdicts on blinded pairs, wins with intervals, and agreement."""
 
 import json
 import os
@@ -81,11 +80,10 @@ def outcome(folder: Path) -> dict:
         raise InputError(f"{folder / KEY} is missing: it says which model wrote which response of a pair; restore it")
     key, pairs, judges, each, named, majorities = read_json(folder / KEY), read_pairs(folder), {}, [], [], []
     clusters = {pair.id: conversation_key(pair.prompt) for pair in pairs}
+    turn = {pair: 1 if order == key["models"] else -1 for pair, order in key["order"].items()}
 
     def wins(said: dict[str, str]) -> dict:
-        turns = [
-            (1 if key["order"][pair] == key["models"] else -1) * CHOICES[verdict] for pair, verdict in said.items()
-        ]
+        turns = [turn[pair] * CHOICES[verdict] for pair, verdict in said.items()]
         return {**win_rate(turns, [0] * len(turns), clusters=[clusters[pair] for pair in said]), "pairs": len(said)}
 
     for kind, file in (("people", PEOPLE), ("language model", MODEL)):
@@ -147,11 +145,8 @@ def judge_pairs(folder: Path, endpoint: Endpoint, most: int | None = None) -> di
     """Ask every model of `endpoint` about every pair in both orders and add the verdicts to `llm_verdicts.jsonl`, a tie
     where it changes its mind with the order (not `consistent`) or cannot be read; those there are kept. Returns for
     each model how many were `asked`, `consistent` and `unreadable`."""
-    known, turned, told = (
-        read_verdicts(folder / MODEL, folder, strict=False),
-        {"first": "second", "second": "first"},
-        {},
-    )
+    known, told = read_verdicts(folder / MODEL, folder, strict=False), {}
+    turned = {"first": "second", "second": "first"}
 
     def both(model: str, pair: Pair) -> tuple[str | None, str | None]:
         one, other = (endpoint.ask(model, p) for p in (pair, pair._replace(first=pair.second, second=pair.first)))
@@ -176,10 +171,8 @@ def read_reply(text: str) -> str | None:
 
 
 def cost(pairs: Sequence[Pair], judges: int = 1) -> str:
-    """What asking so many judges about these pairs takes, in words: each pair is asked about twice, the responses
-    swapped."""
+    """What asking so many judges about these pairs takes, in words: each is asked about in both orders."""
+    requests, characters = 2 * judges, sum(len(QUESTION) + sum(map(len, texts)) for _, *texts in pairs)
     # A token is about four characters of English.
-    read = (
-        2 * judges * sum(len(QUESTION) + len(pair.prompt) + len(pair.first) + len(pair.second) for pair in pairs) // 4
-    )
-    return f"{len(pairs)} pairs, {2 * judges * len(pairs)} requests, about {read:,} tokens read"
+    read = requests * characters // 4
+    return f"{len(pairs)} pairs, {requests * len(pairs)} requests, about {read:,} tokens read"

@@ -1,5 +1,4 @@
-"""How good any reward model is on any preference set, in the manner of RewardBench (Lambert et al. 2024,
-arXiv:2403.13787)."""
+"""How good any reward model is on any preference set, as in RewardBench (Lambert et al. 2024, arXiv:2403.13787)."""
 
 from collections import Counter
 

@@ -18,8 +18,7 @@ class Rouge(evaluate.Metric):
 
     `Rouge().compute(predictions=[...], references=[...])` gives plain means, `use_aggregator=False` a list of n in
     [0, 1] for each, as the hub's metric does. English is scored as by the `rouge_score` package; words of other scripts
-    are those of `RougeTokenizer`. A text without a word scores 0. Raises InputError unless both are non-empty lists of
-    strings of one length.
+    are those of `RougeTokenizer`. A text without a word scores 0. InputError unless both are lists of as many strings.
     """
 
     def __init__(self):

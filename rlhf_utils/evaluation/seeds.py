@@ -5,7 +5,6 @@ than their prompts do. An interval of one run knows of its prompts only.
 """
 
 import math
-from collections import Counter
 from collections.abc import Container, Hashable, Sequence
 from pathlib import Path
 
@@ -13,18 +12,12 @@ import numpy as np
 import pandas as pd
 
 from rlhf_utils.data.prepared import conversation_key
-from rlhf_utils.evaluation.statistics import mean_interval, rate_interval, student_t
+from rlhf_utils.evaluation.statistics import TIE, mean_interval, outcomes_of, rate_interval, student_t, variance_of_sum
 from rlhf_utils.platforms.files import read_json
 
 SEEDS = "seeds.json"
 # The column of samples.csv for each figure of a model.
-_COLUMNS = {
-    "gold": "gold",
-    "rougeL": "rougeL",
-    "positivity": "positivity",
-    "eos_rate": "ended",
-    "mean_tokens": "tokens",
-}
+_COLUMNS = {name: name for name in ("gold", "rougeL", "positivity")} | {"eos_rate": "ended", "mean_tokens": "tokens"}
 RATES = ("win_rate", "accuracy", "eos_rate")
 # Of one run: the values of a figure, one for each prompt or pair, and the clusters they belong to.
 Values = tuple[Sequence[float], Sequence[Hashable]]
@@ -45,15 +38,15 @@ def merge(runs: Sequence[Values], rate: bool = False, **settings) -> dict:
     values, clusters = [np.asarray(found, float) for found, _ in runs], [list(names) for _, names in runs]
     means = np.array([found.mean() for found in values])
     mean, seeds, low, high = float(means.mean()), len(runs), math.inf, -math.inf
+    everyone = [name for names in clusters for name in names]
     if max(found.size for found in values) > 1:
-        everything = np.concatenate(values), [name for names in clusters for name in names]
-        prompts = (rate_interval if rate else mean_interval)(*everything, **settings)
+        prompts = (rate_interval if rate else mean_interval)(np.concatenate(values), everyone, **settings)
         if prompts.low is not None:
             low, high = mean + prompts.low - prompts.mean, mean + prompts.high - prompts.mean
-    parts = [(found - found.mean()) / (seeds * found.size) for found in values]
-    own = _variance(parts, [[(seed, name) for name in names] for seed, names in enumerate(clusters)])
+    parts = np.concatenate([(found - found.mean()) / (seeds * found.size) for found in values])
+    own = variance_of_sum(parts, [(seed, name) for seed, names in enumerate(clusters) for name in names]) or 0.0
     if seeds > 1:
-        shared = max(_variance(parts, clusters) - own, 0.0)
+        shared = max((variance_of_sum(parts, everyone) or 0.0) - own, 0.0)
         half = student_t(seeds - 1) * math.sqrt(means.var(ddof=1) / seeds + shared)
         low, high = min(low, mean - half), max(high, mean + half)
     if rate:
@@ -62,15 +55,6 @@ def merge(runs: Sequence[Values], rate: bool = False, **settings) -> dict:
     spread = float(means.std(ddof=1)) if seeds > 1 else None
     by_prompts = math.sqrt(seeds * own)
     return {"mean": mean, "ci95": ends, "seed_sd": spread, "prompt_sd": by_prompts, "by_seed": means.tolist()}
-
-
-def _variance(parts: Sequence[np.ndarray], clusters: Sequence[Sequence[Hashable]]) -> float:
-    """The variance of the sum of `parts`, values less their run's mean, that scatter by cluster."""
-    sums: Counter = Counter()
-    for names, run in zip(clusters, parts, strict=True):
-        for name, part in zip(names, run.tolist(), strict=True):
-            sums[name] += part
-    return sum(total**2 for total in sums.values()) * len(sums) / max(len(sums) - 1, 1)
 
 
 def effect_size(gains: np.ndarray, rewards: np.ndarray) -> np.ndarray | None:
@@ -107,12 +91,12 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
         new, old = pair.split("_vs_")
         both = {name: (column(new, name), column(old, name)) for name in ("gold", "rougeL", "positivity", "reward")}
         gains = found[pair] = {name: a - b for name, (a, b) in both.items() if a is not None}
-        gains["win_rate"] = np.sign(gains[_judge(gains)].round(9)) / 2 + 0.5
+        gains["win_rate"] = outcomes_of(gains[_judge(gains)], TIE)
         gains["effect_size"] = effect_size(gains.pop("reward"), column("sft" if "sft" in found else old, "reward"))
     found = {whose: {name: (v, keys) for name, v in all.items() if v is not None} for whose, all in found.items()}
     # The pairs are the first rows of the split that the prompts are from: shared where the prompts are, in their order.
     pairs = [(keys[0], keys[-1], place) for place in range(len(measured["margins"]))]
-    return found | {"reward_model": {"accuracy": (np.sign(measured["margins"]) / 2 + 0.5, pairs)}}
+    return found | {"reward_model": {"accuracy": (outcomes_of(np.array(measured["margins"])), pairs)}}
 
 
 def merge_runs(runs: Sequence[Path]) -> dict:

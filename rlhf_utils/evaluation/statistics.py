@@ -1,7 +1,7 @@
 """Numbers with their uncertainty: the bootstrap over clusters, rates, tests, calibration."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -10,10 +10,11 @@ import numpy as np
 from rlhf_utils.platforms.errors import InputError
 
 LEVEL = 0.95
-_TAIL, _Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
+_TAIL, Z = (1.0 - LEVEL) / 2.0, NormalDist().inv_cdf(0.5 + LEVEL / 2.0)
 _T = (12.706, 4.303, 3.182)
 _BINS = 10
-Clusters = Sequence[Hashable] | None
+TIE = 1e-9  # a difference of scores up to this is none
+Numbers, Clusters = Sequence[float], Sequence[Hashable] | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Interval:
         return 0 if self.low is None else (self.low > 0.0) - (self.high < 0.0)
 
 
-def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(values: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> Interval:
     """Mean of `values` (n,) with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13), the
     percentiles moved outward by `tail` so that it covers of few values too.
 
@@ -58,8 +59,20 @@ def mean_interval(values: Sequence[float], clusters: Clusters = None, samples: i
         return Interval(float(array.mean()), end, end, array.size)
     draws = np.random.default_rng(seed).integers(0, counts.size, size=(samples, counts.size))
     means, end = sums[draws].sum(axis=1) / counts[draws].sum(axis=1), tail(counts.size)
-    low, high = np.quantile(means, [end, 1.0 - end]).tolist()
-    return Interval(float(array.mean()), low, high, array.size)
+    return Interval(float(array.mean()), *np.quantile(means, [end, 1.0 - end]).tolist(), array.size)
+
+
+def refitted(
+    fit: Callable[[np.ndarray], np.ndarray], n: int, clusters: Clusters = None, samples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`fit`, which makes [S, ...] of weights [S, n] of all values, once of the values as they are and, for the ends
+    [2, ...] of its 95 % interval, of resamples of whole clusters, but those it makes NaN of; None of one cluster."""
+    place = cluster_places(np.empty(n), clusters)
+    count, found = place.max() + 1, fit(np.ones((1, n)))[0]
+    if count == 1:
+        return found, None
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+    return found, np.nanquantile(fit(drawn[:, place]), [tail(count), 1 - tail(count)], axis=0)
 
 
 def tail(n: int) -> float:
@@ -73,23 +86,25 @@ def student_t(free: int) -> float:
     expansion of Fisher and Cornish (1960) in 1 / free."""
     if free <= len(_T):
         return _T[free - 1]
-    terms = (_Z**3 + _Z) / 4, (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96
-    terms += ((3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,)
-    return _Z + sum(term / free**power for power, term in enumerate(terms, 1))
+    terms = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+    terms += ((3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,)
+    return Z + sum(term / free**power for power, term in enumerate(terms, 1))
 
 
-def standard_error(values: Sequence[float], clusters: Clusters = None) -> float | None:
-    """Standard error of the mean of `values` (n,), by the residuals of whole clusters (Cochran 1977, chapter 9); None
-    of a single cluster."""
+def standard_error(values: Numbers, clusters: Clusters = None) -> float | None:
+    """Standard error of the mean of `values` (n,) over clusters (Cochran 1977, chapter 9); None of a single one."""
     array = _numbers(values, "values")
-    counts, sums = _clustered(array, clusters)
-    if counts.size == 1:
-        return None
-    left = sums - counts * array.mean()
-    return math.sqrt(counts.size / (counts.size - 1) * float(left @ left)) / array.size
+    variance = variance_of_sum(array - array.mean(), clusters)
+    return None if variance is None else math.sqrt(variance) / array.size
 
 
-def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> Interval:
+def variance_of_sum(residuals: np.ndarray, clusters: Clusters = None) -> float | None:
+    """Variance of the sum of values that scatter by cluster, from their `residuals` (n,); None of a single cluster."""
+    sums = _clustered(residuals, clusters)[1]
+    return float(sums @ sums) * sums.size / (sums.size - 1) if sums.size > 1 else None
+
+
+def rate_interval(outcomes: Numbers, clusters: Clusters = None, **_) -> Interval:
     """Mean of outcomes 0, 0.5 or 1 (n,) with Wilson's interval for the effective number of outcomes, the one whose
     binomial variance is that of the clusters (Franco et al. 2019); of equal outcomes as many as clusters. Near 0 and 1
     a bootstrap covers too little. Other settings of `mean_interval`, given to all alike, have no part in it."""
@@ -97,42 +112,37 @@ def rate_interval(outcomes: Sequence[float], clusters: Clusters = None, **_) -> 
     rate, whole = float(array.mean()), _clustered(array, clusters)[0].size
     # Not less than that of independent outcomes: the variance between few clusters may be small by chance.
     if whole > 1 and (error := max(standard_error(array, clusters), standard_error(array))):
-        whole = rate * (1 - rate) / error**2 * (_Z / student_t(whole - 1)) ** 2
+        whole = rate * (1 - rate) / error**2 * (Z / student_t(whole - 1)) ** 2
     return replace(proportion_interval(rate * whole, whole), mean=rate, n=array.size)
 
 
-def figures(name: str, values: Sequence[float] | None, **settings) -> dict:
-    """Mean and interval of `values` as `Interval.named` has them, null where there are none; `settings` are those of
-    `mean_interval`."""
+def figures(name: str, values: Numbers | None, **settings) -> dict:
+    """`mean_interval` of `values`, with its `settings`, as `Interval.named` has it; null where there are none."""
     return mean_interval(values, **settings).named(name) if values is not None else {name: None, f"{name}_ci95": None}
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], **settings) -> Interval:
-    """Mean of a - b over the same prompts, both (n,), with its interval: what the prompts scatter cancels. `settings`
-    are those of `mean_interval`."""
+def paired_difference(a: Numbers, b: Numbers, **settings) -> Interval:
+    """`mean_interval`, with `settings`, of a - b over the same prompts, both (n,): what prompts scatter cancels."""
     return mean_interval(_differences(a, b), **settings)
 
 
 def proportion_interval(k: float, n: float) -> Interval:
-    """k successes of n with the Wilson score interval (Wilson 1927); `k` may be a half where ties count half, `n` an
-    effective number."""
-    p, whole = k / n, 1 + _Z * _Z / n
-    center, half = (p + _Z * _Z / (2 * n)) / whole, _Z / whole * math.sqrt(p * (1 - p) / n + _Z * _Z / (4 * n * n))
+    """k successes of n with the Wilson score interval (Wilson 1927); `k` may count halves, `n` be effective."""
+    p, whole = k / n, 1 + Z * Z / n
+    center, half = (p + Z * Z / (2 * n)) / whole, Z / whole * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     low, high = 0.0 if k == 0 else max(0.0, center - half), 1.0 if k == n else min(1.0, center + half)
     return Interval(p, low, high, int(n))
 
 
-def accuracy_of(margins: Sequence[float], **settings) -> Interval:
-    """Share of margins (n,) above 0 with its interval; a margin of 0 is no decision and counts half. `settings` are
-    those of `rate_interval`."""
-    return rate_interval(_halves(_numbers(margins, "margins")), **settings)
+def accuracy_of(margins: Numbers, **settings) -> Interval:
+    """Share of margins (n,) above 0, those of 0 counted half, with its interval; `settings` are of `rate_interval`."""
+    return rate_interval(outcomes_of(_numbers(margins, "margins")), **settings)
 
 
-def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9, **settings) -> dict:
+def win_rate(a: Numbers, b: Numbers, tolerance: float = TIE, **settings) -> dict:
     """How often `a` scores above `b` on the same prompts, both (n,): wins, losses, ties (|a - b| <= tolerance), rate
-    with ties counted half, its `ci95` (`settings` are those of `rate_interval`), and `sign_test_p`, exact and two-sided
-    (Dixon and Mood 1946)."""
-    outcomes = _halves(_differences(a, b), tolerance)
+    with ties half, `ci95` (`rate_interval`, its `settings`), and `sign_test_p`, two-sided (Dixon and Mood 1946)."""
+    outcomes = outcomes_of(_differences(a, b), tolerance)
     wins, losses = int(np.sum(outcomes == 1.0)), int(np.sum(outcomes == 0.0))
     counts = {"wins": wins, "losses": losses, "ties": outcomes.size - wins - losses}
     found = rate_interval(outcomes, **settings)
@@ -141,9 +151,7 @@ def win_rate(a: Sequence[float], b: Sequence[float], tolerance: float = 1e-9, **
     return {**counts, "rate": found.mean, "ci95": found.as_list(), "sign_test_p": p}
 
 
-def sign_flip_p(
-    differences: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
-) -> float | None:
+def sign_flip_p(differences: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0) -> float | None:
     """Two-sided p value of a mean difference of 0 over (n,) `differences`: the share of random sign flips, of whole
     clusters, that leave a mean as far from 0 as the one observed, which counts as one of them (Phipson and Smyth 2010);
     None of a single cluster. Exact where either sign is as likely, as of two models that respond alike; of a mean of 0
@@ -157,7 +165,7 @@ def sign_flip_p(
     return (1 + int(as_far.sum())) / (1 + samples)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Numbers) -> list[float]:
     """`p_values` (m,) adjusted for m comparisons at once (Holm 1979): at most one in twenty families has a false claim
     among the values below 0.05, whatever depends on what."""
     adjusted, least = [0.0] * len(p_values), 0.0
@@ -168,7 +176,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(
-    a: Sequence[float], b: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+    a: Numbers, b: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0
 ) -> Interval | None:
     """Spearman's correlation of `a` and `b`, both (n,), ties at their mean rank, with its percentile bootstrap interval
     over clusters; None where one of them is constant, and no interval of a single cluster."""
@@ -176,13 +184,11 @@ def rank_correlation(
     observed, place = _spearman(both), cluster_places(both[0], clusters)
     if observed is None or place.max() == 0:
         return None if observed is None else Interval(observed, None, None, place.size)
-    counts, rows, source = np.bincount(place), np.argsort(place, kind="stable"), np.random.default_rng(seed)
-    members, found = np.split(rows, np.cumsum(counts)[:-1]), []
-    for drawn in source.integers(0, counts.size, size=(samples, counts.size)):
-        found.append(_spearman(both[:, np.concatenate([members[i] for i in drawn])]))
-    end = tail(counts.size)
-    low, high = np.quantile([rho for rho in found if rho is not None], [end, 1.0 - end]).tolist()
-    return Interval(observed, low, high, place.size)
+    members = [np.flatnonzero(place == cluster) for cluster in range(place.max() + 1)]
+    draws = np.random.default_rng(seed).integers(0, len(members), size=(samples, len(members)))
+    found = [_spearman(both[:, np.concatenate([members[i] for i in drawn])]) for drawn in draws]
+    ends = [tail(len(members)), 1.0 - tail(len(members))]
+    return Interval(observed, *np.quantile([rho for rho in found if rho is not None], ends).tolist(), place.size)
 
 
 def _spearman(both: np.ndarray) -> float | None:
@@ -196,16 +202,15 @@ def _spearman(both: np.ndarray) -> float | None:
     return float(ranks[0] @ ranks[1] / spread) if spread else None
 
 
-def calibration(margins: Sequence[float], clusters: Clusters = None) -> dict:
+def calibration(margins: Numbers, clusters: Clusters = None) -> dict:
     """Does sigma(margin) say how often the reward model is right? `margins` (n,) are r(chosen) - r(rejected).
 
     The model names the response it scores higher with probability sigma(|margin|) in [0.5, 1], and is right when the
     margin is positive (0 counts half). Returns `pairs`, `expected_calibration_error` (Guo et al. 2017) and those of ten
-    `bins` over [0.5, 1] that hold a pair: low, high, predicted, accuracy, accuracy_ci95 (`rate_interval`, by
-    `clusters`), count.
+    `bins` over [0.5, 1] with pairs: low, high, predicted, accuracy, accuracy_ci95 (`rate_interval` by clusters), count.
     """
     array, names = _numbers(margins, "margins"), None if clusters is None else np.asarray(clusters)
-    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), _halves(array)
+    predicted, right = 1.0 / (1.0 + np.exp(-np.abs(array))), outcomes_of(array)
     place = np.minimum(((predicted - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     bins, error = [], 0.0
     for index in np.unique(place).tolist():
@@ -217,8 +222,8 @@ def calibration(margins: Sequence[float], clusters: Clusters = None) -> dict:
     return {"pairs": array.size, "expected_calibration_error": error, "bins": bins}
 
 
-def _halves(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
-    """1 where a difference is above `tolerance`, 0 where it is below -tolerance, else one half."""
+def outcomes_of(differences: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
+    """1 for a win, where a difference is above `tolerance`, 0 for a loss, below -tolerance, else 0.5 for a tie."""
     return np.where(differences > tolerance, 1.0, np.where(differences < -tolerance, 0.0, 0.5))
 
 
@@ -238,13 +243,13 @@ def cluster_places(values: np.ndarray, clusters: Clusters) -> np.ndarray:
     return np.array([places.setdefault(name, len(places)) for name in clusters])
 
 
-def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+def _differences(a: Numbers, b: Numbers) -> np.ndarray:
     if len(a) != len(b):
         raise InputError(f"a has {len(a)} values and b has {len(b)}: pass one value of each for every prompt")
     return _numbers(a, "a") - _numbers(b, "b")
 
 
-def _numbers(values: Sequence[float], name: str) -> np.ndarray:
+def _numbers(values: Numbers, name: str) -> np.ndarray:
     """`values` as float64 (n,), n >= 1; InputError for anything else, ValueError where one is NaN or infinite."""
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
@@ -255,7 +260,7 @@ def _numbers(values: Sequence[float], name: str) -> np.ndarray:
 
 
 def kappa_interval(
-    a: Sequence[float], b: Sequence[float], clusters: Clusters = None, samples: int = 2000, seed: int = 0
+    a: Numbers, b: Numbers, clusters: Clusters = None, samples: int = 2000, seed: int = 0
 ) -> Interval | None:
     """Agreement of two judges beyond chance, kappa (Cohen 1960): (p_o - p_e) / (1 - p_e), of their verdicts `a` and `b`
     (n,), numbers that name categories, with its bootstrap interval over clusters as `mean_interval` has it. Where they
@@ -267,30 +272,24 @@ def kappa_interval(
     if kinds == 1:
         return None
     cells = np.eye(kinds * kinds)[first * kinds + second]
-    tables = np.stack([_clustered(cell, clusters)[1] for cell in cells.T], axis=1)
 
-    def kappas(counts: np.ndarray) -> np.ndarray:
-        shares = (counts / counts.sum(axis=1, keepdims=True)).reshape(-1, kinds, kinds)
+    def kappas(weights: np.ndarray) -> np.ndarray:
+        shares = (weights @ cells / weights.sum(axis=1, keepdims=True)).reshape(-1, kinds, kinds)
         chance = (shares.sum(axis=1) * shares.sum(axis=2)).sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return (np.trace(shares, axis1=1, axis2=2) - chance) / (1.0 - chance)
 
-    value, many = kappas(tables.sum(axis=0, keepdims=True)).item(), len(tables)
-    if many == 1:
-        return Interval(value, None, None, alike.size)
-    if alike.all() or not alike.any():
-        shares, low_high = (
-            tables.sum(axis=0).reshape(kinds, kinds) / alike.size,
-            proportion_interval(many * alike[0], many),
-        )
-        chance = float(shares.sum(axis=0) @ shares.sum(axis=1))
-        return Interval(value, *((end - chance) / (1.0 - chance) for end in low_high.as_list()), alike.size)
-    drawn = np.random.default_rng(seed).multinomial(many, np.full(many, 1.0 / many), size=samples) @ tables
-    low, high = np.nanquantile(kappas(drawn), [tail(many), 1.0 - tail(many)]).tolist()
-    return Interval(value, low, high, alike.size)
+    value, ends = refitted(kappas, alike.size, clusters, samples, seed)
+    low, high = (None, None) if ends is None else ends.tolist()
+    if ends is not None and (alike.all() or not alike.any()):
+        many, shares = _clustered(alike, clusters)[0].size, [np.bincount(v, minlength=kinds) for v in (first, second)]
+        chance = float(shares[0] @ shares[1]) / alike.size**2
+        wilson = proportion_interval(many * alike[0], many).as_list()
+        low, high = ((end - chance) / (1.0 - chance) for end in wilson)
+    return Interval(float(value), low, high, alike.size)
 
 
-def agreement(a: Sequence[float], b: Sequence[float], clusters: Clusters = None, **settings) -> dict:
+def agreement(a: Numbers, b: Numbers, clusters: Clusters = None, **settings) -> dict:
     """How far two judges of the same pairs agree. `a` and `b` (n,) are above 0 where a judge prefers the response that
     stands first, below 0 for the other, 0 for a tie: `pairs`, `agreement` (the share judged alike), `kappa`, and their
     intervals. Which response stands first is arbitrary, so kappa counts each pair in both orders; without ties it is

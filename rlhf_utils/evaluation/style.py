@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from rlhf_utils.data.tokens import WORD, words_of
+from rlhf_utils.data.tokens import WORD, ngrams, words_of
 
 LEAST = 5
 """In fewer responses than this a phrase is not listed."""
@@ -42,7 +42,7 @@ def is_refusal(text: str) -> bool:
 
 def repetition(text: str, n: int = 3) -> float:
     """Share of a text's n-grams of words that it has used before, 0 to 1; 0 for a text of fewer than n words."""
-    grams = _grams(words_of(text.lower()), n)
+    grams = ngrams(words_of(text.lower()), n)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -50,7 +50,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     """Different n-grams divided by all words, over all texts together (Li et al. 2016), 0 to 1; no n-gram crosses
     texts. It falls as their number grows: compare only models that responded to the same prompts."""
     words = [words_of(text) for text in texts]
-    return len({gram for row in words for gram in _grams(row, n)}) / max(1, sum(map(len, words)))
+    return len({gram for row in words for gram in ngrams(row, n)}) / max(1, sum(map(len, words)))
 
 
 def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
@@ -83,7 +83,7 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
             phrase = {"text": text, "first": a, "second": b, "first_total": n, "second_total": m}
             found.append({**phrase, "log_odds": odds, "z": z, "growth": a / n - b / m})
     for phrase in sorted(found, key=lambda phrase: (-round(phrase["z"], 6), -len(phrase["text"]), phrase["text"])):
-        pairs = set(_grams(phrase["text"].split(), 2))
+        pairs = set(ngrams(phrase["text"].split(), 2))
         if len(kept) < most and not pairs & seen:
             kept.append(phrase)
             seen |= pairs
@@ -94,7 +94,7 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
 def phrases_of(text: str) -> frozenset[str]:
     """Every phrase of 2 to 5 words (`words_of`) in a text, lower-cased, each once; none reaches over a sentence."""
     rows = [words_of(part) for part in sentences_of(text.lower())]
-    return frozenset(" ".join(gram) for words in rows for n in range(2, 6) for gram in _grams(words, n))
+    return frozenset(" ".join(gram) for words in rows for n in range(2, 6) for gram in ngrams(words, n))
 
 
 def without_phrase(text: str, phrase: str) -> str:
@@ -108,10 +108,6 @@ def without_phrase(text: str, phrase: str) -> str:
         else:
             kept += " " * bool(kept and text[word.start() - 1].isspace()) + word[0]
     return kept
-
-
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 @lru_cache(maxsize=65_536)
@@ -141,7 +137,7 @@ def without_repeats(text: str) -> str:
     kept, seen = "", set()
     for gap, part in _spaced(text):
         words = words_of(part)
-        keys = _grams(words_of(part.lower()), 2) or [tuple(words_of(part.lower()))]
+        keys = ngrams(words_of(part.lower()), 2) or [tuple(words_of(part.lower()))]
         if sum(key in seen for key in keys) <= len(keys) / 2:
             fresh = [True] + [key not in keys[:i] for i, key in enumerate(keys)]
             kept += gap
@@ -162,14 +158,14 @@ def _spaced(text: str) -> list[tuple[str, str]]:
 
 def is_copied(sentence: str, prompt: str, n: int = 3) -> bool:
     """Whether most runs of n words of a sentence stand in the prompt."""
-    grams, known = _grams(words_of(sentence.lower()), n), set(_grams(words_of(prompt.lower()), n))
+    grams, known = ngrams(words_of(sentence.lower()), n), set(ngrams(words_of(prompt.lower()), n))
     return bool(grams) and sum(gram in known for gram in grams) > len(grams) / 2
 
 
 def in_a_crowd(texts: Sequence[str], alike: float = 0.7, share: float = 0.1) -> list[float]:
     """1 for each text that is nearly the same as at least `share` of the other ones, else 0: nearly the same are two
     texts whose sets of word pairs have a Jaccard index (Jaccard 1901) of `alike` or more. Mode collapse shows here."""
-    pairs = [set(_grams(words_of(text.lower()), 2)) or {text.lower().strip()} for text in texts]
+    pairs = [set(ngrams(words_of(text.lower()), 2)) or {text.lower().strip()} for text in texts]
     column = {pair: i for i, pair in enumerate(dict.fromkeys(pair for row in pairs for pair in row))}
     holds = np.zeros((len(texts), len(column)), dtype=np.float32)
     for row, found in zip(holds, pairs, strict=True):

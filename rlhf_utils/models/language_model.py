@@ -22,8 +22,7 @@ _PADDING = {"cpu": 0.1, "cuda": 0.5}
 @dataclass(frozen=True)
 class LanguageModel:
     """Trunk and head of a causal LM (inside a peft wrapper the adapted ones). Its logits are `scale` times what the
-    head gives, held within plus and minus `cap` by tanh; `unknown` [V] is True at rows of the vocabulary that stand for
-    no token."""
+    head gives, held within plus and minus `cap` by tanh; `unknown` [V] is True at rows that stand for no token."""
 
     trunk: nn.Module
     head: nn.Module
@@ -61,8 +60,7 @@ _known: WeakKeyDictionary[nn.Module, LanguageModel] = WeakKeyDictionary()
 
 def language_model(model: nn.Module) -> LanguageModel:
     """The parts of a causal LM, also inside a peft wrapper (its adapters stay active). The first time, its own logits
-    for a few tokens are compared with those computed here; raises InputError where they differ, and for what is no
-    causal LM."""
+    for a few tokens are compared with those computed here; InputError where they differ, or it is no causal LM."""
     if (inner := _inner(model)) in _known:
         return _known[inner]
     trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
@@ -101,8 +99,7 @@ def eos_ids(model: nn.Module) -> list[int]:
 
 
 def end_ids(tokenizer, model: nn.Module) -> list[int]:
-    """The tokens that end a response: the tokenizer's EOS, and the special ones that the model names beside it (those
-    of Llama 3 and Qwen name two or three)."""
+    """The tokens that end a response: the tokenizer's EOS and special ones that the model names (Llama 3 has three)."""
     # A configuration's default may be any word of this tokenizer.
     special = {entry for entry, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = tokenizer.eos_token_id
@@ -122,8 +119,7 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Te
 @dataclass
 class Episodes:
     """B finished episodes as right-padded token rows, for which a causal model needs neither mask nor position ids:
-    `tokens` [B, T] is prompt then answer then padding, `prompt_lengths` [B] counts prompt tokens, `mask` [B, R] is True
-    at the answer's tokens."""
+    `tokens` [B, T] is prompt, answer, padding; `prompt_lengths` [B] in tokens; `mask` [B, R] is True in answers."""
 
     tokens: Tensor
     prompt_lengths: Tensor
@@ -178,8 +174,7 @@ def states_before_answers(trunk: nn.Module, episodes: Episodes) -> Tensor:
 
 
 def chosen_logprobs(parts: LanguageModel, before: Tensor, episodes: Episodes, temperature: float) -> Tensor:
-    """`answer_logprobs` from these states [N, D]: the head, most of the cost for a vocabulary of 50,257, runs only
-    where an answer token is predicted."""
+    """`answer_logprobs` from these states [N, D]: the costly head runs only where an answer token is predicted."""
     rows, steps = episodes.mask.nonzero(as_tuple=True)
     answers = episodes.tokens[rows, episodes.prompt_lengths[rows] + steps]
     logits = parts.logits(before)

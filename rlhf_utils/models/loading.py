@@ -128,10 +128,8 @@ def load_classifier(
     tasks = ("SEQ_CLS", "CAUSAL_LM") if fresh_head else ("SEQ_CLS",)
     model, headless = _load(transformers.AutoModelForSequenceClassification, source, device, base, tasks, **head)
     if headless and not fresh_head:
-        raise InputError(
-            f"{source} has no trained head ({some(headless)} is not among its weights), so its scores would be random; "
-            "name a model that was saved as a sequence classifier"
-        )
+        told = f"{source} has no trained head ({some(headless)} is not among its weights)"
+        raise InputError(f"{told}, so its scores would be random; name a model that was saved as a sequence classifier")
     if model.config.pad_token_id is None:
         # Only transformers' own forward pass asks for it: here lengths say what is padding.
         model.config.pad_token_id = next(iter(eos_ids(model)), 0)
@@ -184,8 +182,7 @@ def adapter_base(source: Source, base: str | None = None) -> str | None:
 
 def _load(kind, source: Source, device: Device | None, base: str | None, tasks: Sequence[str], **settings) -> tuple:
     """A model in fp32 and the weights of its head that nobody has trained; an adapter, of one of `tasks`, is merged
-    into the fp32 weights of its base. Raises InputError where a weight of the trunk is missing, has another shape, or
-    has no place in the model."""
+    into the fp32 weights of its base. InputError where a weight of the trunk is missing, misshapen, or has no place."""
     if below := adapter_base(source, base):
         task = read_json(model_folder(source) / ADAPTER_CONFIG).get("task_type")
         if task and task not in tasks:

@@ -39,9 +39,8 @@ def ready() -> None:
     if not unmet:
         return
     if blocked := [str(needed) for needed in unmet if needed.name in NEVER_TOUCHED]:
-        raise InputError(
-            f"this environment lacks {', '.join(blocked)}; choose a newer image, or install locally with `make run`"
-        )
+        told = f"this environment lacks {', '.join(blocked)}"
+        raise InputError(f"{told}; choose a newer image, or install locally with `make run`")
     owners = importlib.metadata.packages_distributions()
     loaded = {name for module in {full.partition(".")[0] for full in sys.modules} for name in owners.get(module, ())}
     before = {name: importlib.metadata.version(name) for name in sorted(loaded)}

@@ -244,15 +244,13 @@ def _fetched(wanted: Wanted, large: bool) -> Path:
             print(f"{trouble.partition(' (')[0]}; {wanted} is read from the cache", file=sys.stderr)
         return root
     own = "--set policy=FOLDER" if wanted.kind == MODEL else "--set dataset=PATH"
-    raise InputError(
-        f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache; check the network and "
-        f"HF_TOKEN, or use what is on this machine ({own}), or --scale tiny, which needs no network"
-    )
+    told = f"cannot load {wanted} from the Hugging Face hub: {trouble}, and it is not in the cache"
+    advice = f"check the network and HF_TOKEN, or use what is on this machine ({own}), or --scale tiny"
+    raise InputError(f"{told}; {advice}, which needs no network")
 
 
 def _trouble(wanted: Wanted, error: BaseException) -> str:
-    """How it shows in `error` that the hub cannot serve for now; raises InputError, in one line, for what it refuses
-    and for a cache that cannot be used."""
+    """How `error` shows that the hub cannot serve for now; InputError for what it refuses and for an unusable cache."""
     from huggingface_hub import constants
 
     while error.__cause__ and "cannot find" in str(error):  # it has looked into the cache too
@@ -313,10 +311,8 @@ def _needed(wanted: Wanted, files: Sequence[str]) -> list[str]:
             # Beside an adapter the configuration would be that of its base.
             small = {name for name in inside if _SMALL.fullmatch(name) and not (of_adapter and name == CONFIG)}
             return [prefix + name for name in sorted(small.union(weights))]
-    raise InputError(
-        f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin); name a revision that has "
-        "them (NAME@REVISION), or convert them and give the folder"
-    )
+    told = f"{wanted} has no weights that can be read (model.safetensors or pytorch_model.bin)"
+    raise InputError(f"{told}; name a revision that has them (NAME@REVISION), or convert them and give the folder")
 
 
 def first_line(error: BaseException) -> str:

@@ -46,10 +46,8 @@ def check_drive(folder: Path) -> None:
     """Raise InputError where `folder` lies on Drive, this is Colab, and Drive is not mounted: a folder made there would
     be lost with the session, and would keep Drive from being mounted later."""
     if platform_name() == "colab" and DRIVE in folder.parents and not (DRIVE / "MyDrive").is_dir():
-        raise InputError(
-            f"{folder} is on Google Drive, which is not mounted: run `from google.colab import drive; "
-            f"drive.mount('{DRIVE}')` in a cell, or choose an output_dir outside of it"
-        )
+        told, code = f"{folder} is on Google Drive", f"from google.colab import drive; drive.mount('{DRIVE}')"
+        raise InputError(f"{told}, which is not mounted: run `{code}` in a cell, or choose an output_dir outside of it")
 
 
 def prepare_environment() -> None:
@@ -140,10 +138,8 @@ def detect_device(precision: str = "auto") -> Device:
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
     found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if found.major < 7:
-        raise InputError(
-            f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch has no kernels; "
-            "choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)"
-        )
+        told = f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch has no kernels"
+        raise InputError(f"{told}; choose a T4 or newer (Kaggle: Settings > Accelerator > GPU T4 x2)")
     if precision == "bf16" and found.major < 8:
         raise InputError(f"{found.name} only emulates bf16; use precision auto or fp16")
     best = "bf16" if found.major >= 8 else "fp16"

@@ -92,8 +92,7 @@ class ActorCritic(nn.Module):
     def forward(
         self, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values [B, R] of the responses; tensors rather than `Episodes`, so that DDP can wrap
-        this."""
+        """Log-probabilities and values [B, R] of the responses; of tensors, not `Episodes`, so that DDP can wrap it."""
         episodes, parts = lm.Episodes(tokens, prompt_lengths, mask), lm.language_model(self.policy)
         before = lm.states_before_answers(parts.trunk, episodes)
         logprobs = lm.chosen_logprobs(parts, before, episodes, temperature)
@@ -166,10 +165,8 @@ class CheckpointStore:
             except Exception as error:  # whatever a half-written file makes a reader raise
                 failure = repr(error)
             if changed:
-                raise InputError(
-                    f"{folder} was made with other settings ({', '.join(changed[:3])}); use those, another output_dir, "
-                    "or resume=False to train anew"
-                )
+                problem = f"{folder} was made with other settings ({', '.join(changed[:3])})"
+                raise InputError(f"{problem}; use those, another output_dir, or resume=False to train anew")
             # Where any process failed to read it, all of them have to go on from the one before.
             failures = [told for told in processes.gathered(failure) if told]
             if not failures:
@@ -182,8 +179,7 @@ class CheckpointStore:
         return sorted(path.parent for path in self.folder.glob("update-*/state.json"))
 
     def measured(self) -> dict[int, tuple[Path, float]]:
-        """Each saved policy by its update: its folder, and its KL as training measured it, in nats per response at the
-        temperature of the training."""
+        """Each saved policy by its update: its folder, and its KL in nats per response at training's temperature."""
         states = {folder: read_json(folder / "state.json") for folder in self.policies()}
         return {state["update"]: (folder / "policy", state["kl"]) for folder, state in states.items()}
 

@@ -51,8 +51,7 @@ class Rollout:
     figures: dict = field(default_factory=dict)
 
     def measured(self, update: int, kl_coefficient: float) -> dict:
-        """What the rollout says of the policy after `update` updates: rewards, KL in nats per response, entropy in nats
-        per token, length.
+        """What the rollout says of the policy after `update` updates; KL is in nats per response, entropy per token.
 
         `kl` is the KL of the sampled distribution, at the temperature of the training; `objective` is the mean of what
         a response is paid, after scale, clip, the penalty of a missing EOS and the price of its KL.
@@ -86,8 +85,7 @@ class Rollout:
 
 
 def prompt_indices(count: int, config: PPOConfig, update: int) -> list[int]:
-    """Which of `count` prompts update `update` answers: each epoch over the prompts is a new permutation, and no prompt
-    is skipped."""
+    """Which of `count` prompts update `update` answers: each epoch over them is a new permutation, none is skipped."""
     size, first = config.rollout_batch_size, update * config.rollout_batch_size
     epochs = range(first // count, (first + size - 1) // count + 1)
     order = torch.cat([torch.randperm(count, generator=seeded(config.seed, 1, epoch)) for epoch in epochs])

@@ -90,10 +90,9 @@ class PPOTrainer:
         limit = getattr(self.actor.policy.config, "max_position_embeddings", None)
         longest = max(map(len, start_tokens(self.tokenizer, [template.format(prompt) for prompt in prompts])))
         if limit and longest + config.max_new_tokens > limit:
-            raise InputError(
-                f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {config.max_new_tokens}, but the "
-                f"policy's context is {limit}; lower data.max_prompt_tokens or ppo.max_new_tokens"
-            )
+            told = f"the longest prompt has {longest} tokens and ppo.max_new_tokens is {config.max_new_tokens}"
+            advice = "lower data.max_prompt_tokens or ppo.max_new_tokens"
+            raise InputError(f"{told}, but the policy's context is {limit}; {advice}")
 
     def train(self, resume: bool = True) -> list[dict]:
         """Run to `config.updates` updates, from the newest complete checkpoint if `resume`; returns the lines of
@@ -108,8 +107,7 @@ class PPOTrainer:
         """The updates that are still to be made, from the newest complete checkpoint if `resume`.
 
         Each policy is measured by a rollout before anything is learnt from it, the last one too. The first that is over
-        `kl_budget` ends the training: the policy before it is the result, and the last line of the metrics is the
-        measurement, with no losses.
+        `kl_budget` ends the training: the one before it is the result, and the last line of the metrics has no losses.
 
         Raises InputError where the checkpoint is of other settings or prompts, and `stopping.Stopped` after a
         checkpoint where SIGINT or SIGTERM asked for it.
@@ -146,8 +144,7 @@ class PPOTrainer:
     def collect(self) -> Rollout:
         """Sample, score and shape a batch with the present policy, and measure the policy by it: `rollout.figures`.
 
-        A policy within the KL budget is remembered, and saved where it is time to. Raises TrainingError where a reward
-        is not finite.
+        A policy within the KL budget is remembered, and saved when due. TrainingError where a reward is not finite.
         """
         update, budget = len(self.history), self.config.kl_budget
         coefficient = self.kl_coefficient
@@ -265,8 +262,7 @@ class PPOTrainer:
 
 
 def _accelerator(device: Device, **how) -> Accelerator:
-    """accelerate in this device's precision, whatever else this process has trained in before: accelerate keeps one
-    state for all, and refuses to change it."""
+    """accelerate in this device's precision, whatever came before: it keeps one state and refuses to change it."""
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=device.precision.replace("fp32", "no"), cpu=device.kind == "cpu", **how)
 
@@ -279,10 +275,8 @@ def cut_to(folder: Path, updates: int) -> list[dict]:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         kept = [line for line in lines if json.loads(line)["update"] < updates]
         if name == METRICS and len(kept) < updates:
-            raise InputError(
-                f"{path} has {len(kept)} lines, but the checkpoint beside it stands at {updates}; restore the file, "
-                "or train anew with resume=False"
-            )
+            told = f"{path} has {len(kept)} lines, but the checkpoint beside it stands at {updates}"
+            raise InputError(f"{told}; restore the file, or train anew with resume=False")
         write_text(path, "".join(line + "\n" for line in kept))
     return [json.loads(line) for line in kept]
 

@@ -15,14 +15,15 @@ COLUMNS = {
     "eos_rate": ("EOS rate", 2), "distinct_2": ("distinct-2", 3), "kl_to_sft": ("KL to SFT (nats)", 2),
     "mean_tokens": ("tokens", 1),
 }  # fmt: skip
-_COMPARED = {"gold": ("gold", 2), "reward": ("reward", 2), "positivity": ("positivity", 2), "rougeL": ("ROUGE-L", 3)}
+# Figure that models are compared by: its name, and how it is written.
+COMPARED = {"gold": ("gold", "z.2f"), "reward": ("reward", "z.2f"), "positivity": ("positivity", "z.2f")}
+COMPARED |= {"rougeL": ("ROUGE-L", "z.3f")}
 JUDGES = {"gold": "the gold score", "reward": "the reward model", "quality": "the assistant score"}
 """Who decided the prompts of an entry of `win_rate`, by its `judged_by`; see `judge_name`."""
 
 
 def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
-    """Accuracy on held-out data and its 95% CI, from the content of reward_model.json: the trained reward model first,
-    then the baselines that were measured."""
+    """Held-out accuracy with 95% CI, from reward_model.json: the trained reward model, then the measured baselines."""
     names = {
         "trained reward model": ("accuracy", "accuracy_ci95"),
         "randomly initialized head": ("untrained_accuracy", "untrained_ci95"),
@@ -69,8 +70,14 @@ def sentences(summary: dict) -> list[str]:
 def text_summary(summary: dict) -> str:
     """The table of models without its intervals, and the sentences, as plain text for a terminal."""
     rows = [{title: text.split(" [")[0] for title, text in row.items()} for row in model_table(summary)]
-    table = pd.DataFrame(rows).set_index("model").rename_axis(index=None, columns="model").to_string()
-    return visible("\n".join([table, "", *sentences(summary)]))
+    return as_text(rows, sentences(summary))
+
+
+def as_text(rows: list[dict[str, str]], said: list[str]) -> str:
+    """Rows as a table, with `said` below it, as plain text for a terminal."""
+    name = next(iter(rows[0]))
+    table = pd.DataFrame(rows).set_index(name).rename_axis(index=None, columns=name).to_string()
+    return visible("\n".join([table, "", *said]))
 
 
 def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
@@ -79,7 +86,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     # A policy that is already fine-tuned has no SFT model to compare with.
     pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
     other = LABELS.get(pair.removeprefix("ppo_vs_"))
-    for key, (name, digits) in _COMPARED.items():
+    for key, (name, spec) in COMPARED.items():
         if found := paired.get(key):
             low, high = found["ci95"] or (0, 0)
             # Adjusted for all comparisons of the run; a single one has no such p value.
@@ -90,7 +97,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
                 said = f"PPO beats {other} on {name}"
             elif high < 0:
                 said = f"PPO is worse than {other} on {name}"
-            said += f": {shown(found['mean'], found['ci95'], f'+z.{digits}f')}"
+            said += f": {shown(found['mean'], found['ci95'], f'+{spec}')}"
             said += f", Holm-adjusted p = {found['p_holm']:.2g}." if found.get("p_holm") else "."
             yield said, key == "gold" and high < 0
     prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))
@@ -139,9 +146,8 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
 def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
     models, rows = summary["models"], []
-    columns = COLUMNS | {
-        "kl_to_sft": (f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)", 2)
-    }
+    kl = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
+    columns = COLUMNS | {"kl_to_sft": (kl, 2)}
     kept = [key for key in columns if any(found.get(key) is not None for found in models.values())]
     for name, found in models.items():
         rows.append({"model": LABELS[name]})

@@ -33,12 +33,9 @@ FIGURES = {
 def write_report(run: Path) -> Path:
     """Write `report.html` into the run's folder, in one step, and return its path.
 
-    It holds the pictures that are in `plots/`. Needs `evaluation/summary.json` and `samples.csv`; InputError says which
-    of them is missing.
+    It holds the pictures that are in `plots/`. InputError says which file of the evaluation is missing.
     """
-    names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json")
-    record, summary, reward_model = (read_json(_existing(run, name)) for name in names)
-    _existing(run, "evaluation/samples.csv")
+    record, summary, reward_model = _evaluated(run)
     frontier = run / "evaluation" / "frontier.json"
     samples = read_samples(run).to_dict("records")
     # All text of data and models is escaped.
@@ -68,19 +65,19 @@ def _embedded(path: Path) -> dict[str, str]:
     return {"alt": alt, "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")}
 
 
-def _existing(run: Path, name: str) -> Path:
-    """The file `name` of the run; raises InputError where it is not there."""
-    if not (run / name).is_file():
-        hint = "run the notebook of this stage, or `python -m rlhf_utils run` for the whole series"
-        raise InputError(f"{run / name} is missing: {hint}")
-    return run / name
+def _evaluated(run: Path) -> list[dict]:
+    """The record, summary and reward_model.json of the run; InputError where one of them or samples.csv is missing."""
+    paths = [run / "run.json", *(run / "evaluation" / f"{name}.json" for name in ("summary", "reward_model"))]
+    for path in [*paths, run / "evaluation" / "samples.csv"]:
+        if not path.is_file():
+            hint = "run the notebook of this stage, or `python -m rlhf_utils run` for the whole series"
+            raise InputError(f"{path} is missing: {hint}")
+    return list(map(read_json, paths))
 
 
 def read_result(folder: Path) -> Result:
-    """What the run in `folder` found: settings as dotted keys, the values of each figure, or None. InputError where it
-    is no run, or one that was not evaluated."""
-    names = ("run.json", "evaluation/summary.json", "evaluation/reward_model.json", "evaluation/samples.csv")
-    record, summary = (read_json(path) for path in [_existing(folder, name) for name in names][:2])
+    """What the run in `folder` found: settings as dotted keys, each figure's values or None. InputError without."""
+    record, summary, _ = _evaluated(folder)
     try:
         pair, settings = next(iter(summary["paired"])), flat(record["settings"])
         found = figures_of(folder)
@@ -107,14 +104,11 @@ def grouped(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def merged_figures(runs: Sequence[Result]) -> dict[str, dict | None]:
-    """Each figure of runs of one group over their seeds (`evaluation.seeds.merge`), a single run's over its prompts;
-    None where a run has it not."""
+    """Each figure of a group's runs over their seeds (`merge`), one run's over its prompts; None where one has none."""
     how = {"samples": runs[0].settings["evaluation.bootstrap_samples"], "seed": runs[0].settings["seed"]}
     found = {title: [run.values[title] for run in runs] for title in FIGURES}
-    return {
-        title: None if None in values else merge(values, FIGURES[title][1] in RATES, **how)
-        for title, values in found.items()
-    }
+    rate = {title: name in RATES for title, (_, name, _) in FIGURES.items()}
+    return {title: None if None in values else merge(values, rate[title], **how) for title, values in found.items()}
 
 
 def comparison_table(groups: dict[str, list[Result]]) -> list[dict[str, str]]:
@@ -150,6 +144,6 @@ def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str,
                     dots(axes, value, [row], ends, COLORS["ppo"], axis="x", markersize=4.5, elinewidth=1.7)
                     axes.scatter(found["by_seed"], [row + 0.25] * len(runs), 7, COLORS["muted"])
         figure.note = (
-            "Means with their 95% CIs: over seeds and prompts, of one run over its prompts. Small dots: single runs."
+            "Means with 95% CIs: over seeds and prompts, of one run over its prompts. Small dots: single runs."
         )
     return rows

@@ -1,16 +1,10 @@
 """What several seeds found, as `evaluation.seeds.merge_runs` has it, in a table and in sentences."""
 
-import pandas as pd
-
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.platforms.errors import visible
-from rlhf_utils.report.findings import JUDGES, shown, versus
+from rlhf_utils.report.findings import COMPARED, JUDGES, as_text, shown, versus
 
-# Figure: its title, and how it is written.
-_TITLES = {
-    "gold": ("gold", "z.2f"), "rougeL": ("ROUGE-L", "z.3f"), "positivity": ("positivity", "z.2f"),
-    "effect_size": ("reward (effect size)", "z.2f"), "win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%"),
-}  # fmt: skip
+_TITLES = COMPARED | {"win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%")}
+_TITLES |= {"effect_size": ("reward (effect size)", "z.2f")}
 ENOUGH = 5
 
 
@@ -24,9 +18,8 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
                 who = names.get(whose) or (versus if name == "win_rate" else _difference)(whose)
                 row = {"figure": f"{who}: {title}"}
                 row["mean [95% CI]"] = shown(found["mean"], found["ci95"], spec)
-                row["SD of seeds"], row["by prompts"] = (
-                    shown(found[f"{of}_sd"], None, spec) for of in ("seed", "prompt")
-                )
+                row["SD of seeds"] = shown(found["seed_sd"], None, spec)
+                row["by prompts"] = shown(found["prompt_sd"], None, spec)
                 row["by seed"] = ", ".join(shown(value, None, spec) for value in found["by_seed"])
                 rows.append(row)
     return rows
@@ -59,5 +52,4 @@ def _difference(pair: str) -> str:
 
 def seeds_text(merged: dict) -> str:
     """The table and the sentences, as plain text for a terminal."""
-    table = pd.DataFrame(seed_table(merged)).set_index("figure").rename_axis(index=None, columns="figure").to_string()
-    return visible("\n".join([table, "", *seed_sentences(merged)]))
+    return as_text(seed_table(merged), seed_sentences(merged))

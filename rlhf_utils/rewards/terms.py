@@ -44,8 +44,7 @@ class FluencyReward:
 
 
 def by_parts(what: str, most: int, episodes: Episodes, compute: Callable[[Episodes], Tensor]) -> Tensor:
-    """`compute` [b, r] of parts of the episodes, of similar length and at most `most` at once, put together to
-    [B, R]; 0 where nothing was computed."""
+    """`compute` [b, r] of at most `most` episodes of similar length at once, put together to [B, R]; 0 elsewhere."""
     everything = torch.arange(len(episodes), device=episodes.tokens.device)
 
     def parts(size: int) -> Tensor:

@@ -33,8 +33,7 @@ _KINDS = {"error: ": InputError, "failed: ": TrainingError}
 
 def run_notebook(run: Run, notebook: Path, name: str, parameters: Mapping[str, Any], label: str) -> float:
     """Execute `notebook` into the run's folder as `name`; returns the seconds it took. InputError or TrainingError with
-    one line for a cell that failed, Stopped where a signal ended it; run.json says which, and what was executed so far
-    stays as `.failed.ipynb`."""
+    one line for a cell that failed, Stopped where a signal ended it; what was executed stays as `.failed.ipynb`."""
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -133,16 +132,14 @@ def on_all_gpus(run: Run, notebook: str, count: int | None = None) -> None:
 
 
 def all_gpus() -> dict[str, str]:
-    """This environment without a launcher's variables, and with the GPUs that this process could see before it was
-    given one of them."""
+    """This environment without a launcher's variables, with the GPUs that were seen before one of them was given."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
     environment["CUDA_VISIBLE_DEVICES"] = environment.pop(ALL_GPUS, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     return {name: value for name, value in environment.items() if (name, value) != ("CUDA_VISIBLE_DEVICES", "all")}
 
 
 def run_python(*arguments: str) -> None:
-    """Run Python on `arguments` with `all_gpus`, and print what it says on stderr of its progress; raises what its one
-    line of error tells."""
+    """Run Python on `arguments` with `all_gpus`, print its progress on stderr; raises what its line of error tells."""
     environment, told = all_gpus() | {"PYTHONUNBUFFERED": "1"}, ""
     # On Colab and Kaggle the package is not installed, only found.
     root = str(Path(__file__).resolve().parents[2])

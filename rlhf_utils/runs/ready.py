@@ -29,8 +29,7 @@ def make_data(run: Run) -> PreparedData:
 
 
 def fetch_policy(run: Run, stage: str) -> None:
-    """A policy stage in which nothing is trained: the ready policy that the recipe names, or the base model as it is
-    where it writes such texts already."""
+    """A policy stage in which nothing is trained: the recipe's ready policy, or a base model that came tuned."""
     if run.has(stage):
         return
     source, adapters = run.recipe.policy if stage == "base" else run.ready_model(stage), run.recipe.models.adapter_base
@@ -44,9 +43,8 @@ def fetch_policy(run: Run, stage: str) -> None:
         model = load_policy(source, detect_device(), dropout=True, base=adapters)
         tokenizer, known = load_tokenizer(source, adapters), run.tokenizer_folder
         if stage != "base" and known.is_dir() and load_tokenizer(known).get_vocab() != tokenizer.get_vocab():
-            raise InputError(
-                f"models.{stage} {source} has another vocabulary than {known}; all policies of a run share one"
-            )
+            where = f"models.{stage} {source} has another vocabulary than {known}"
+            raise InputError(f"{where}; all policies of a run share one")
         run.publish(stage, model, tokenizer, method="ready", source=source)
 
 

@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from rlhf_utils.platforms import files, names, processes, runtime
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.runs.stages import STAGES, Plan
 from rlhf_utils.runs.stopping import run_lock
-from rlhf_utils.settings.recipes import Recipe, load_recipe
+from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import flat
 from rlhf_utils.settings.template import check_template
 
@@ -57,20 +57,6 @@ class Run(Plan):
     plots = property(lambda self: self.root / "plots")
     notebooks = property(lambda self: self.root / "notebooks")
     progress_file = property(lambda self: self.root / ".progress.txt")
-
-    @classmethod
-    def open(
-        cls,
-        recipe: str,
-        scale: str = "tiny",
-        output_dir: str | Path = "outputs",
-        overrides: Mapping[str, Any] | None = None,
-        resume: bool = True,
-    ) -> Run:
-        """Validate the settings and make the run's folders; InputError where either is impossible."""
-        run = cls(load_recipe(recipe, scale, overrides), output_dir, resume)
-        run.make_folders()
-        return run
 
     def make_folders(self) -> None:
         """Make the run's folders; InputError where nothing can be written."""

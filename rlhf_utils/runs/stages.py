@@ -186,11 +186,9 @@ class Plan:
 
 
 def check_names(plan: Plan, stages: Collection[str]) -> set[str]:
-    """Look up every name on the hub that making `stages` reads, all at once; returns the models among them. Imports
-    nothing that takes seconds.
+    """Look up all names on the hub that making `stages` reads, at once; returns the models. Imports nothing slow.
 
-    Raises InputError for the first that the hub does not have, or not for us, and where neither the hub nor the cache
-    can be asked.
+    InputError for the first that the hub does not have, or not for us, and where neither it nor the cache can be asked.
     """
     recipe = plan.recipe
     names.check_packaged(recipe.model_names)
@@ -269,9 +267,7 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
             if tokenizer.get_vocab() != policies[0].get_vocab():
                 raise InputError(f"{key} {source} has another vocabulary; all policies of a run share one")
         if len(tokenizer) > config.vocab_size:
-            raise InputError(
-                f"{key} {source} embeds {config.vocab_size} tokens, and its tokenizer has {len(tokenizer)}"
-            )
+            raise InputError(f"{key} {source} embeds {config.vocab_size} tokens, its tokenizer has {len(tokenizer)}")
         if is_folder(source):
             load(source, loading.SHAPES_ONLY, base=base)
     if config := configs.get("models.sft", configs.get("policy")):
@@ -299,7 +295,5 @@ def check_context(recipe: Recipe, policy: str) -> None:
 
     context = getattr(load_config(policy, recipe.models.adapter_base), "max_position_embeddings", None)
     if context and recipe.longest_text > context:
-        raise InputError(
-            f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions but the context of "
-            f"{policy} is {context}; lower the token limits"
-        )
+        told = f"data.max_prompt_tokens plus the longest answer need {recipe.longest_text} positions"
+        raise InputError(f"{told} but the context of {policy} is {context}; lower the token limits")

@@ -1,5 +1,4 @@
-"""One writer for each run, and signals: SIGINT and SIGTERM end a training at its next safe point, with the work saved;
-who asks twice is obeyed at once."""
+"""One writer for each run, and signals: the first ends a training at a safe point, work saved, the second at once."""
 
 import os
 import signal

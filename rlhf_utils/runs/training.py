@@ -43,10 +43,8 @@ def micro_batches(settings: TrainingSettings) -> tuple[int, int]:
     share = processes.divided(settings.batch_size, "batch_size")
     micro = min(settings.micro_batch_size or share, share)
     if share % micro:
-        raise InputError(
-            f"batch_size {settings.batch_size} is {share} rows for each process, which is not a multiple of "
-            f"micro_batch_size {micro}; change one of them"
-        )
+        told = f"batch_size {settings.batch_size} is {share} rows for each process"
+        raise InputError(f"{told}, which is not a multiple of micro_batch_size {micro}; change one of them")
     return micro, share // micro
 
 
@@ -92,8 +90,7 @@ def checkpointing(work: Path, seed: int, logging_steps: int, save_steps: int) ->
 
 
 def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """A split as trl's SFT trainer takes it tokenized: `input_ids` of prompt + response + EOS, `completion_mask` 1 on
-    response and EOS."""
+    """A split for trl's SFT trainer: `input_ids` of prompt, response, EOS; `completion_mask` 0 on the prompt."""
     prompts, said = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split["chosen"]]
     rows = continued_tokens(tokenizer, prompts, said)
     ids = [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in rows]
@@ -116,8 +113,7 @@ def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: in
 
 
 def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
-    """Train `stage` from its newest whole checkpoint; returns parameters, seconds and peak memory. The lines of its log
-    are left in the work folder."""
+    """Train `stage` from its newest whole checkpoint; returns parameters, seconds and peak memory; leaves its log."""
     fp32_trainables(trainer.model)
     if isinstance(trainer, SFTTrainer):
         head_in_fp32(trainer.model)
@@ -151,8 +147,7 @@ def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:
 
 
 def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
-    """Have trl compute the loss from fp32 logits also under autocast: it rounds them to 16 bits, and logits around -100
-    lose half a nat by that."""
+    """Have trl compute the loss from fp32 logits also under autocast: in 16 bits, logits near -100 lose half a nat."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # What trl's own trainer asks for, and the cast.
     add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))

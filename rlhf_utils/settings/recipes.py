@@ -63,16 +63,12 @@ class Recipe(Section):
         measured = self.evaluation
         of_dialogues = (measured.assistant, measured.overoptimise, self.models.judge, self.ppo.critic == "separate")
         if self.form == "continuation" and any(of_dialogues):
-            raise ValueError(
-                "evaluation.assistant, evaluation.overoptimise, models.judge and ppo.critic separate are for a "
-                "dialogue; unset them"
-            )
+            told = "evaluation.assistant, evaluation.overoptimise, models.judge and ppo.critic separate"
+            raise ValueError(f"{told} are for a dialogue; unset them")
         # Learned position embeddings end at `context`: longer text cannot be represented, only cut off silently.
         if self.policy == EMBEDDED and self.longest_text > self.base.context:
-            raise ValueError(
-                f"data.max_prompt_tokens plus the longest answer need {self.longest_text} positions but "
-                f"base.context is {self.base.context}; raise base.context or lower the token limits"
-            )
+            told = f"data.max_prompt_tokens plus the longest answer need {self.longest_text} positions but base.context"
+            raise ValueError(f"{told} is {self.base.context}; raise base.context or lower the token limits")
         return self
 
     @classmethod

@@ -57,7 +57,5 @@ TEMPLATES = {"dialogue": TEMPLATE, "continuation": Template(opening="", closing=
 def check_template(found_hash: str | None, where: object, *accepted: Template) -> None:
     """Raise `InputError` when `where` (a folder, a stage's name) was made with none of the `accepted` templates."""
     if found_hash not in (hashes := [template.hash for template in accepted]):
-        raise InputError(
-            f"{where} was made with prompt template {found_hash or 'unknown'}, but this version uses "
-            f"{' or '.join(hashes)}; make it again (--fresh) or use the version it was made with"
-        )
+        told = f"{where} was made with prompt template {found_hash or 'unknown'}, but this version uses"
+        raise InputError(f"{told} {' or '.join(hashes)}; make it again (--fresh) or use the version it was made with")

@@ -164,10 +164,8 @@ def pairs(
         share = shares.random()
         kind = "harmful" if share < harmful else "risky" if share < harmful + risky else "ordinary"
         if (found := next(pools[kind], None)) is None:
-            raise InputError(
-                f"the embedded data has {made:,} distinct prompts in split {split}, fewer than the {n:,} asked for; "
-                "lower the number of rows"
-            )
+            told = f"the embedded data has {made:,} distinct prompts in split {split}, fewer than the {n:,} asked for"
+            raise InputError(f"{told}; lower the number of rows")
         prompts.append(found)
     for question, prompt in prompts:
         better, worse = _two_responses(question, prompt, rng, evasive)
