@@ -22,7 +22,7 @@ def rate(model: str, data: str) -> dict:
     quiet_libraries()
     rows, parts, dropped, found = load_rows(data, DataSettings(), seed=0), {}, Counter(), []
     for row in rows.test or rows.train:
-        subset = row.get("subset")  # in a JSON file anything, such as a list of tags; in a CSV file "" where there is none
+        subset = row.get("subset")  # of JSON anything, such as a list of tags; of CSV "" where there is none
         parts.setdefault(None if subset in (None, "") else str(subset), []).append(row)
     for subset, part in parts.items():
         kind, pairs, unread = read_rows(part, rows.name)
