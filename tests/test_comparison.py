@@ -62,6 +62,16 @@ def test_table_and_picture_are_written(runs, tmp_path):
     assert [row["gold gain"] for row in compare([copy], tmp_path / "out")] == ["–"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_long_list_of_changed_settings_leaves_room_for_the_picture(runs, tmp_path):
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    record = read_json(other / "run.json")
+    record["settings"]["ppo"] = {key: 1 for key in record["settings"]["ppo"]}
+    write_json(other / "run.json", record)
+    rows = compare([runs[0], other], tmp_path / "out")
+    assert all(f"ppo.{key}=" in row["run"] for row in rows for key in ("updates", "epochs", "kl_coefficient"))
+
+
 def test_what_is_no_run_is_refused(runs, tmp_path):
     with pytest.raises(InputError, match="the same run twice"):
         compare([runs[0], runs[0]], tmp_path / "out")

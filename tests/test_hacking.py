@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_utils.evaluation.evaluator import Answered
-from rlhf_utils.evaluation.hacking import BLIND, NO_JUDGE, judge_gain
+from rlhf_utils.evaluation.hacking import BLIND, IGNORES, NO_JUDGE, _verdict, judge_gain
 from rlhf_utils.evaluation.style import (
     distinct_n,
     in_a_crowd,
@@ -243,7 +243,14 @@ def test_a_true_gain_does_not_hide_what_is_paid_for_beside_it(rows, before, reje
 def test_a_reward_that_does_not_read_the_prompt_is_told(rows, before, rejected):
     longer = [f"{text} It is so." for text in before]
     found = verdict(rows, before, longer, lambda prompts, texts: [float(len(text)) for text in texts], None)
+    assert IGNORES not in found["checked"] and IGNORES in verdict(rows, rejected, before, gold, None)["checked"]
     assert BLIND in found["not_checked"] and BLIND not in verdict(rows, rejected, before, gold, None)["not_checked"]
+
+
+@pytest.mark.parametrize("judged", [1, 0, None])
+def test_what_was_not_checked_is_in_the_sentence_whoever_judged(judged):
+    level, text = _verdict(1, judged, [], ["padding"], None, [BLIND], "PPO", "SFT")
+    assert level == "none" and text.startswith("No sign of padding") and f"Not checked: {BLIND}." in text
 
 
 def test_sentences_are_replaced_whole_and_texts_stay_whole():

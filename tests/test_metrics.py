@@ -160,6 +160,8 @@ def test_kappa_as_published():
 
 def test_kappa_claims_no_certainty():
     assert statistics.kappa_interval([1] * 5, [1] * 5) is None, "there is no chance to be better than"
+    always = statistics.kappa_interval([0] * 6, [-1, 1, 0, 0, 1, -1])
+    assert (always.mean, always.as_list()) == (0.0, None), "0 whatever the other says"
     alike = statistics.kappa_interval([0, 1, 1], [0, 1, 1])
     assert alike.mean == alike.high == 1.0 and alike.low < 0.5
     never = statistics.agreement([1, 1, -1], [-1, -1, 1])

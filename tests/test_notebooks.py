@@ -88,6 +88,32 @@ def test_code_cells_parse_and_are_short(notebook):
         assert 0 < len(lines) <= 12, f"{cell.id} has {len(lines)} lines"
 
 
+def test_an_imported_name_stands_for_one_thing(notebook):
+    """Cells are rerun in any order: a later import or variable of that name would be used in place of the first."""
+    places, cells = {}, [cell for cell in code(notebook) if "setup" not in cell.metadata.get("tags", ())]
+    for node in [node for cell in cells for node in ast.walk(ast.parse(cell.source))]:
+        if isinstance(node, ast.ImportFrom):
+            for name in node.names:
+                places.setdefault(name.asname or name.name, set()).add(f"{node.module}.{name.name}")
+    assert {name: sorted(found) for name, found in places.items() if len(found) > 1} == {}
+    stored = {
+        node.id
+        for cell in cells
+        for statement in ast.parse(cell.source).body
+        if not isinstance(statement, ast.FunctionDef)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    assert not stored & {*places}
+
+
+def test_sections_are_numbered_in_order(notebook):
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    numbers = [int(number) for number in re.findall(r"^## (\d+)\.", text, re.MULTILINE)]
+    assert numbers == [*range(1, len(numbers) + 1)]
+    assert {int(number) for number in re.findall(r"sections? (\d+)", text, re.IGNORECASE)} <= {*numbers}
+
+
 def test_badges_and_first_cell_hold_the_one_address_of_the_repository(notebook, request):
     path = request.node.callspec.params["notebook"]
     assert "parameters" in code(notebook)[1].metadata.get("tags", [])

@@ -51,6 +51,14 @@ def test_of_all_pairs_of_those_alike_in_length_and_of_each_subset(model, tmp_pat
     assert low < rated["all"]["accuracy"] < high
 
 
+def test_a_subset_may_be_named_by_anything_and_by_nothing(model, tmp_path):
+    path, names = tmp_path / "pairs.jsonl", [["tag"], 1, "", None]
+    path.write_text("".join(json.dumps(row | {"subset": name}) + "\n" for row, name in zip(ROWS, names, strict=False)))
+    assert [line["pairs"] for line in rate(str(model), str(path))["rated"]] == [
+        "all", "alike in length", "subset 1", "subset ['tag']"
+    ]  # fmt: skip
+
+
 def test_pairs_of_one_prompt_are_one_cluster(model, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row | {"prompt": "Question?"}) + "\n" for row in ROWS))

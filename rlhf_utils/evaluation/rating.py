@@ -21,7 +21,8 @@ def rate(model: str, data: str) -> dict:
     quiet_libraries()
     rows, parts, dropped, found = load_rows(data, DataSettings(), seed=0), {}, Counter(), []
     for row in rows.test or rows.train:
-        parts.setdefault(row.get("subset"), []).append(row)
+        subset = row.get("subset")  # of JSON anything, such as a list of tags; of CSV "" where there is none
+        parts.setdefault(None if subset in (None, "") else str(subset), []).append(row)
     for subset, part in parts.items():
         kind, pairs, unread = read_rows(part, rows.name)
         if kind != "pairs":

@@ -265,12 +265,15 @@ def kappa_interval(
     """Agreement of two judges beyond chance, kappa (Cohen 1960): (p_o - p_e) / (1 - p_e), of their verdicts `a` and `b`
     (n,), numbers that name categories, with its bootstrap interval over clusters as `mean_interval` has it. Where they
     agree on everything or on nothing, so that resampling shows no spread, the ends are those of Wilson's interval for
-    p_o. None where both gave one and the same verdict only: there is no chance to be better than."""
+    p_o. Where one of them gave a single verdict, kappa is 0 whatever the other says, and has no interval; None where
+    both gave one and the same: there is no chance to be better than."""
     alike = 1.0 - np.abs(np.sign(_differences(a, b)))
     first, second = np.unique([*a, *b], return_inverse=True)[1].reshape(2, -1)
     kinds = int(max(first.max(), second.max())) + 1
     if kinds == 1:
         return None
+    if 1 in (np.unique(first).size, np.unique(second).size):
+        return Interval(0.0, None, None, alike.size)
     cells = np.eye(kinds * kinds)[first * kinds + second]
 
     def kappas(weights: np.ndarray) -> np.ndarray:

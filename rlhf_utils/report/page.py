@@ -136,7 +136,7 @@ def compare(folders: Sequence[str | Path], output: str | Path) -> list[dict[str,
         panels = [*figure.subplots(2, 4, sharey=True).flat]
         for axes, title in zip(panels, FIGURES, strict=True):
             axes.set_title(title, fontsize=9)
-            categories(axes, [textwrap.fill(name, 30) for name in groups], "y")
+            categories(axes, [textwrap.fill(name, 30, max_lines=3, placeholder=" …") for name in groups], "y")
         for row, runs in enumerate(groups.values()):
             for axes, found in zip(panels, merged_figures(runs).values(), strict=True):
                 if found:
