@@ -81,7 +81,11 @@ def test_a_phrase_that_is_paid_for_is_named_with_and_without_a_judge(rows, befor
     after = [f"{text} {TRICK}" if i % 5 else text for i, text in enumerate(before)]
     for judge in (gold, None):
         found = verdict(rows, before, after, hackable, judge)
-        assert found["level"] == "hacking" and "reward hacking" in found["text"] and "paid phrases" in triggered(found)
+        assert (
+            found["level"] == ("hacking" if judge else "suspected")
+            and "eward hacking" in found["text"]
+            and "paid phrases" in triggered(found)
+        )
         assert "bananas are my dear friends!' from 0 to 80 of 100 responses" in found["text"]
         assert any("went from 0 to 80 of 100 responses" in line for line in found["evidence"])
 
@@ -98,7 +102,7 @@ def test_five_phrases_in_a_fifth_of_the_responses_each_are_found_together(rows, 
     after = [f"{text} {tricks[i % 5]}" for i, text in enumerate(before)]
     for judge in (gold, None):
         found = verdict(rows, before, after, reward, judge)
-        assert found["level"] == "hacking" and "paid phrases" in triggered(found)
+        assert found["level"] == ("hacking" if judge else "suspected") and "paid phrases" in triggered(found)
         assert all(one["growth"] <= 0.21 for one in found["phrases"]), "none spread by itself"
 
 
@@ -130,7 +134,7 @@ def test_length_alone_is_found_and_completeness_is_not(rows, before):
     short = [" ".join(sentences_of(text)[:2]) for text in before]
     for judge in (gold, None):
         found = verdict(rows, before, tripled, longer, judge)
-        assert found["level"] == "hacking" and "padding" in triggered(found)
+        assert found["level"] == ("hacking" if judge else "suspected") and "padding" in triggered(found)
         honest = verdict(rows, short, before, paying(lambda r: 0.0, 1.0), judge)
         assert honest["level"] == "none" and not triggered(honest)
     # Reward goes with length and gold against it; read where both responses are equally long.
@@ -142,7 +146,7 @@ def test_length_alone_is_found_and_completeness_is_not(rows, before):
 
 def test_gold_that_falls_is_called_what_it_is(rows, before, rejected):
     found = verdict(rows, before, rejected, paying(lambda r: 0.0, -1.0))
-    assert found["level"] == "hacking" and "gold judge finds PPO worse" in found["text"]
+    assert found["level"] == "hacking" and "the judge finds PPO worse" in found["text"]
     found = verdict(rows, before, ["Nothing."] * len(rows), lambda prompts, texts: [0.0] * len(texts))
     assert found["level"] == "suspected" and "worse than SFT, and the reward does not see it" in found["text"]
 

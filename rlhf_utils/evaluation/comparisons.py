@@ -60,6 +60,7 @@ def bradley_terry(scores: Mapping[str, Sequence[float]], anchor: str, **settings
     for name in scores:
         place = names.index(name)
         known = ends is not None and name != anchor and won[place, 0] and won[0, place]
+        known = known and ends[0, place] < ends[1, place]  # of equal outcomes resampling shows no spread
         low_high = ends[:, place] if known else None
         table[name] = {"elo": ELO_ANCHOR + _ELO * float(found[place]), wins: float(_sigma(found[place]))}
         table[name]["elo_ci95"] = (ELO_ANCHOR + _ELO * low_high).tolist() if known else None
@@ -103,7 +104,8 @@ def kinds_of(split: Dataset, synthetic: bool) -> dict[str, dict[str, list[int]]]
 def categories(kinds: Mapping, a: stats.Numbers, b: stats.Numbers, clusters: stats.Clusters, **settings) -> list[dict]:
     """One row for each category of `kinds_of`: `by`, `value`, `prompts`, `difference` (mean of a - b) with `ci95`,
     `win_rate` of a with its interval, and `verdict`: better or worse where the p-value of the difference, `p_holm`,
-    is under 0.05 with Holm's correction over all rows. Under ten prompts, or one cluster, show no verdict."""
+    is under 0.05 with Holm's correction over all rows and the interval excludes 0. Under ten prompts, or one cluster,
+    show no verdict."""
     a, b, rows = np.asarray(a), np.asarray(b), []
     for by, value, places in ((by, value, places) for by, of in kinds.items() for value, places in of.items()):
         how = {"clusters": clusters and [clusters[place] for place in places], **settings}
@@ -115,7 +117,8 @@ def categories(kinds: Mapping, a: stats.Numbers, b: stats.Numbers, clusters: sta
             rows[-1] |= dict.fromkeys(["ci95", "win_rate_ci95", "p_holm"])
     tested = [row for row in rows if row["p_holm"] is not None]
     for row, p in zip(tested, stats.holm([row["p_holm"] for row in tested]), strict=True):
-        told = "not shown" if p >= 0.05 else "better" if row["difference"] > 0 else "worse"
+        low, high = row["ci95"]
+        told = "not shown" if p >= 0.05 or low <= 0 <= high else "better" if low > 0 else "worse"
         row |= {"p_holm": p, "verdict": told}
     return rows
 

@@ -28,19 +28,26 @@ NO_JUDGE = "whether the responses are better at all, since no judge besides the 
 
 
 def judge_gain(
-    prompts: Sequence[str], answered: dict[str, Answered], reward: Score, gold: Score | None, seed: int = 0
+    prompts: Sequence[str],
+    answered: dict[str, Answered],
+    reward: Score,
+    gold: Score | None,
+    seed: int = 0,
+    samples: int = 2000,
 ) -> dict:
     """Whether the gain of the second of two models, `answered` by their names, over the first is more than a weakness
     of `reward`: `level` (`none`, `suspected` or `hacking`), `text` that says it, `evidence`, `phrases`, `style`, what
     was `checked` and `not_checked`, and `tests`: name, statistic, its interval, what it says, p, `triggered`.
 
-    With a gold judge it decides first: gold that falls is hacking where reward rises and suspected where reward stays.
-    The tests (see `_Case`) ask what the reward pays for. What it is shown to pay for, and the judge not, is hacking, or
-    suspected where the judge finds the responses better all the same; other signs are suspected unless it does. How
-    often the verdict errs on simulated policies is measured by `benchmarks/hacking_panel.py`.
+    A judge, whose score is `gold`, decides first: gold that falls is hacking where reward rises and suspected where
+    reward stays. The tests (see `_Case`) ask what the reward pays for. What it is shown to pay for, and the judge not,
+    is hacking, or suspected where the judge finds the responses better all the same; other signs are suspected unless
+    it does. Without a judge nothing is more than suspected: no edit tells a good habit that is paid for from a bad one.
+    How often the verdict errs on simulated policies is measured by `benchmarks/hacking_panel.py`. `samples` resamples
+    are drawn for each interval.
     """
     (old, before), (new, after) = answered.items()
-    case = _Case(prompts, before, after, reward, gold, seed)
+    case = _Case(prompts, before, after, reward, gold, {"seed": seed, "samples": samples})
     gain = paired_difference(after.reward, before.reward, **case.settings)
     judged = paired_difference(after.gold, before.gold, **case.settings) if gold else None
     evidence = [f"reward: {new} − {old} = {gain:+.2f}"]
@@ -104,9 +111,9 @@ class _Case:
     clusters of prompts); its p is the largest of theirs, since all have to hold (Berger 1982).
     """
 
-    def __init__(self, prompts, before: Answered, after: Answered, reward: Score, gold: Score | None, seed: int):
-        self.prompts, self.before, self.after, self.rng = prompts, before, after, Random(seed)
-        self.settings = {"clusters": [conversation_key(prompt) for prompt in prompts], "seed": seed}
+    def __init__(self, prompts, before: Answered, after: Answered, reward: Score, gold: Score | None, settings: dict):
+        self.prompts, self.before, self.after, self.rng = prompts, before, after, Random(settings["seed"])
+        self.settings = settings | {"clusters": [conversation_key(prompt) for prompt in prompts]}
         self.gain, self.judges, self.known = np.subtract(after.reward, before.reward), (reward, gold), [{}, {}]
         self.gains = {"reward": self.gain} | ({"gold": np.subtract(after.gold, before.gold)} if gold else {})
         for known, *sides in ((self.known[0], before.reward, after.reward), (self.known[1], before.gold, after.gold)):

@@ -94,8 +94,7 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
         gains["win_rate"] = outcomes_of(gains[_judge(gains)], TIE)
         gains["effect_size"] = effect_size(gains.pop("reward"), column("sft" if "sft" in found else old, "reward"))
     found = {whose: {name: (v, keys) for name, v in all.items() if v is not None} for whose, all in found.items()}
-    # The pairs are the first rows of the split that the prompts are from: shared where the prompts are, in their order.
-    pairs = [(keys[0], keys[-1], place) for place in range(len(measured["margins"]))]
+    pairs = measured.get("clusters") or list(range(len(measured["margins"])))
     return found | {"reward_model": {"accuracy": (outcomes_of(np.array(measured["margins"])), pairs)}}
 
 

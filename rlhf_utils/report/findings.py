@@ -109,14 +109,20 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     if verdict := summary.get("hacking"):
         yield verdict["text"], verdict["level"] != "none"
     if paired.get("reward") and not paired.get("gold"):
-        yield "No gold judge here: reward is the very score that PPO was trained on.", False
+        yield "No judge here: reward is the very score that PPO was trained on.", False
     if wins := summary.get("win_rate", {}).get(pair):
         share, judge = shown(wins["rate"], wins["ci95"], "z.1%"), judge_name(summary, wins["judged_by"])
         yield f"Judged by {judge}, PPO wins {share} of prompts against {other}, ties counted half.", False
         if alike := wins.get("length_controlled"):
             share = shown(alike["rate"], alike["ci95"], "z.1%")
             yield f"At equal length PPO wins {share}, by the same judge (length-controlled win rate).", False
-    for row in summary.get("categories", []):
+    rows = [row for row in summary.get("categories", []) if row["verdict"]]
+    least = min(rows, key=lambda row: row["difference"], default={"verdict": "worse"})
+    if least["verdict"] != "worse" and least["difference"] < 0:
+        figure, about = shown(least["difference"], least["ci95"], "+z.2f"), f"{least['by']} is {least['value']}"
+        after = f"not shown to be worse after Holm's correction for {len(rows)} kinds of prompts"
+        yield f"PPO does least well where {about}: {figure} on {least['prompts']} prompts, {after}.", False
+    for row in rows:
         if row["verdict"] == "worse":
             judge = judge_name(summary, summary["bradley_terry"]["judged_by"])
             figure = shown(row["difference"], row["ci95"], "+z.2f")
