@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -61,11 +62,17 @@ def results() -> str:
     summary, merged = read_json(RUN / "evaluation" / "summary.json"), between_seeds(RUN)
     about = f"`{summary['recipe']}`, `{summary['scale']}`, {summary['prompts']} held-out prompts"
     single = f"One run, seed {summary['seed']}: {about}. In brackets: 95% CIs over its prompts."
-    parts = [single, f"```\n{text_summary(summary)}\n```"]
+    parts = [single, _printed(text_summary(summary))]
     if merged:
         several = f"{len(merged['seeds'])} seeds: {about} each. In brackets: 95% CIs over seeds and prompts."
-        parts = [several, f"```\n{seeds_text(merged)}\n```", *parts]
+        parts = [several, _printed(seeds_text(merged)), *parts]
     return "\n\n".join(parts)
+
+
+def _printed(text: str) -> str:
+    """What a terminal shows, its long lines folded."""
+    lines = [textwrap.fill(line, 130, subsequent_indent="  ") if len(line) > 150 else line for line in text.split("\n")]
+    return "\n".join(["```", *lines, "```"])
 
 
 def filled(text: str) -> str:
