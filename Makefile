@@ -77,7 +77,7 @@ test-colab test-kaggle: test-%:
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
-# Runs the series with five seeds (about 35 minutes on two cores), stores the outputs of the first in the notebooks and
+# Runs the series with five seeds (half an hour on two cores), stores the outputs of the first in the notebooks and
 # what is worth tracking in docs/example_run/.
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
