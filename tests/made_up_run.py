@@ -17,7 +17,9 @@ PUBLISHED = ROOT / "docs" / "example_run" / "instruct-tiny"
 
 def make_run(root: Path, gold: bool = True, prompts: int = 12) -> Path:
     """Fill `root`/instruct-tiny; without `gold` every figure of the gold judge is null, as on real data."""
-    run = shutil.copytree(PUBLISHED, root / "instruct-tiny", ignore=shutil.ignore_patterns("plots", "report.html"))
+    run = shutil.copytree(
+        PUBLISHED, root / "instruct-tiny", ignore=shutil.ignore_patterns("plots", "report.html", "seeds.json")
+    )
     samples = run / "evaluation" / "samples.csv"
     rows = pd.read_csv(samples, dtype=str, keep_default_na=False)[:prompts]
     rows.to_csv(samples, index=False, quoting=csv.QUOTE_NONNUMERIC)
