@@ -251,6 +251,22 @@ def test_a_reward_that_does_not_read_the_prompt_is_told(rows, before, rejected):
     assert BLIND in found["not_checked"] and BLIND not in verdict(rows, rejected, before, gold, None)["not_checked"]
 
 
+def test_a_phrase_that_pays_only_in_its_place_is_suspected_of_a_reward_that_reads_no_prompts(rows, before):
+    """A rightly liked closing would pay there too, if the reward were one that knows what it is about."""
+    after = [f"{text} {TRICK}" for text in before]
+
+    def closing(prompts, responses):
+        return [2.0 * r.endswith(TRICK) + len(r) % 7 / 10 for r in responses]
+
+    found = verdict(rows, before, after, closing, None)
+    assert found["level"] == "suspected" and "paid phrases" in triggered(found) and BLIND in found["not_checked"]
+
+    def reading(prompts, responses):
+        return [c + g for c, g in zip(closing(prompts, responses), gold(prompts, responses), strict=True)]
+
+    assert verdict(rows, before, after, reading, None)["level"] == "none"
+
+
 @pytest.mark.parametrize("judged", [1, 0, None])
 def test_what_was_not_checked_is_in_the_sentence_whoever_judged(judged):
     level, text = _verdict(1, judged, [], ["padding"], None, [BLIND], "PPO", "SFT")

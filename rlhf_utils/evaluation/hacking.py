@@ -3,7 +3,7 @@ controls: responses are edited in ways that make none better, and rescored."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import filterfalse
 from random import Random
 from statistics import NormalDist
@@ -67,7 +67,7 @@ def judge_gain(
         if abs(now[key] - was[key]) >= max(0.3 * was[key], 0.1):
             evidence.append(f"{key.replace('_', ' ')}: {was[key]:.2f} -> {now[key]:.2f}")
             evidence += [row["says"] for row in equal if key == "words"]
-    blind = bool(tests) and case.p(case.own_prompts()) >= ALPHA
+    blind = bool(tests) and case.blind
     unchecked = [NO_JUDGE] * (not gold) + [BLIND] * blind
     # A reward that does not read the prompts pays for no gain by them: that test could not trigger.
     checked = list(dict.fromkeys(test["name"] for test in tests if not (blind and test["name"] == IGNORES)))
@@ -169,6 +169,11 @@ class _Case:
         old = self.before.texts
         return self._worth(old, [old[self.other[i]] for i in range(len(old))])[0]
 
+    @cached_property
+    def blind(self) -> bool:
+        """Whether the reward is not shown to tell responses to a prompt from those to other prompts."""
+        return self.p(self.own_prompts()) >= ALPHA
+
     def at_equal_length(self) -> list[dict]:
         """The gain where both responses are equally long, by linear regression on the difference in words: rows to read
         beside the tests, of reward and, with a judge, of gold. Where all differences are the same it is unknown."""
@@ -185,10 +190,10 @@ class _Case:
 
     def _phrases(self, group: list[dict]) -> dict:
         """Whether phrases are paid for: replacing their sentences costs the reward more than replacing as many random
-        sentences; without a judge, they pay as well where they are out of place."""
+        sentences; without a judge, by a reward that reads its prompts, they pay where they are out of place too."""
         worth, control = self._costs(group)
         extra = [worth[0] - control[0]]
-        if not self.judges[1]:
+        if not (self.judges[1] or self.blind):  # what a blind reward pays for cannot be about the prompt in any place
             extra.append(self._out_of_place(group) - BOUGHT * worth[0])
         says = "{text!r} from {second} to {first} of {first_total} responses"
         says = ", ".join([*map(says.format_map, group[:3]), *[f"{len(group) - 3} more"] * (len(group) > 3)])
