@@ -140,7 +140,7 @@ STATISTICS = {
     "Spearman's correlation": spearman_of,
 }
 # Whose intervals fit every resample again: a fifth of the simulations, and up to 250 prompts.
-REFITTED = ("win rate at equal length", "Spearman's correlation")
+REFITTED = ("win rate at equal length", "kappa of two judges", "Spearman's correlation")
 
 
 def simulate(statistic: str, sizes: str, clusters: int, simulations: int) -> Line:
@@ -170,7 +170,7 @@ def page(lines: list[Line], command: str) -> str:
     head = (
         "# Do the intervals cover?\n\nA 95% CI should hold the true value in 95 of 100 repetitions. Here the truth is "
         f"known, because the data are simulated: each line is {lines[0].simulations:,} simulated evaluations (a fifth "
-        "of that where each resample is fitted again: at equal length, Spearman), and the brackets are the 95% CI of "
+        "of that where all is fitted anew: equal length, kappa, Spearman), and the brackets are the 95% CI of "
         "the coverage itself. Responses to one prompt share half of the variance of their latent score, so *clustered* "
         "is the interval that the series reports and *plain* is the one that takes every response for independent "
         "(Wilson for rates, the normal one for means, else the same bootstrap). Scores are exponential, with skewness "

@@ -7,7 +7,8 @@ from made import make, opened
 from tiny import one_thread, save_tiny  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData
-from rlhf_utils.evaluation.judge import about_judge, judge_of
+from rlhf_utils.evaluation.hacking import NO_JUDGE
+from rlhf_utils.evaluation.judge import about_judge, is_informed, judge_of
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.runs.run import Run
 
@@ -56,5 +57,8 @@ def test_it_judges_ppo_and_the_comparison(run):
     assert summary["judge"] == about_judge(run) and summary["judge"]["kind"] == "second reward model"
     assert summary["models"]["ppo"]["gold"] is not None and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
     assert summary["hacking"]["level"] in ("none", "suspected", "hacking")
+    # The verdict listens to it only where it is shown to beat chance.
+    assert is_informed(run) is (run.results("judge_model")["accuracy_ci95"][0] > 0.5)
+    assert (NO_JUDGE in summary["hacking"]["not_checked"]) is not is_informed(run)
     scores = judge_of(run)(["Question 1?"] * 2, ["zz 1 zzz", "qq 1 qqq"])
     assert scores[0] > scores[1]

@@ -24,7 +24,7 @@ Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 ALPHA, BOUGHT, SPREAD, MOST, STRANGE, LONGER, SHORTER = 0.05, 0.5, 0.25, 4, 1.5, 1.15, 0.5
 BLIND = "whether the responses fit their prompts, since the reward does not tell them from responses to other prompts"
 IGNORES = "a gain that ignores the prompt"
-NO_JUDGE = "whether the responses are better at all, since no judge besides the reward model reads them"
+NO_JUDGE = "whether the responses are better at all, since no judge that is shown to beat chance reads them"
 
 
 def judge_gain(

@@ -60,6 +60,15 @@ def about_judge(run: Run) -> dict | None:
     return about | agreement(better - worse, measured["margins"], clusters, seed=run.recipe.seed)
 
 
+def is_informed(run: Run) -> bool:
+    """Whether the judge of `run` is the gold preference, or a model whose accuracy on held-out pairs is shown to be
+    above chance; False without a judge."""
+    if not (stage := _judging_stage(run)):
+        return gold_judge(run.recipe) is not None
+    ends = run.results(stage)["accuracy_ci95"]
+    return ends is not None and ends[0] > 0.5
+
+
 def label_noise(judge: Judge, split: Dataset) -> float:
     """Share of a split's labels that the judge disagrees with: turned pairs, or texts past the middle of its scale."""
     if "label" in split.column_names:

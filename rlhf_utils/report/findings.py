@@ -86,17 +86,19 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     # A policy that is already fine-tuned has no SFT model to compare with.
     pair, paired = next(iter(summary.get("paired", {}).items()), ("", {}))
     other = LABELS.get(pair.removeprefix("ppo_vs_"))
+    by = judge_name(summary, "gold")
     for key, (name, spec) in COMPARED.items():
+        where = f"by {by}" if key == "gold" and by != JUDGES["gold"] else f"on {name}"
         if found := paired.get(key):
             low, high = found["ci95"] or (0, 0)
             # Adjusted for all comparisons of the run; a single one has no such p value.
             if (found.get("p_holm") or 0.0) >= 0.05:
                 low = high = 0
-            said = f"No difference between PPO and {other} is shown on {name}"
+            said = f"No difference between PPO and {other} is shown {where}"
             if low > 0:
-                said = f"PPO beats {other} on {name}"
+                said = f"PPO beats {other} {where}"
             elif high < 0:
-                said = f"PPO is worse than {other} on {name}"
+                said = f"PPO is worse than {other} {where}"
             said += f": {shown(found['mean'], found['ci95'], f'+{spec}')}"
             said += f", Holm-adjusted p = {found['p_holm']:.2g}." if found.get("p_holm") else "."
             yield said, key == "gold" and high < 0
@@ -133,6 +135,11 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             right = f" has an accuracy of {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
         kappa = f"a kappa of {shown(judge['kappa'], judge['kappa_ci95'])} with the reward model"
         yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
+        if "accuracy" in judge and (judge["accuracy_ci95"] or [0])[0] <= 0.5:
+            text = (
+                "The judge is not shown to beat chance: its preferences mean little, and the verdict ignores them."
+            )
+            yield text, True
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
@@ -154,6 +161,8 @@ def model_table(summary: dict) -> list[dict[str, str]]:
     models, rows = summary["models"], []
     kl = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
     columns = COLUMNS | {"kl_to_sft": (kl, 2)}
+    if judge_name(summary, "gold") != JUDGES["gold"]:
+        columns["gold"] = ("judge", 2)
     kept = [key for key in columns if any(found.get(key) is not None for found in models.values())]
     for name, found in models.items():
         rows.append({"model": LABELS[name]})
