@@ -4,7 +4,7 @@ python benchmarks/coverage.py [--quick] [--out FILE]
 
 Every line draws prompts from a distribution whose true value is known, as often as `--simulations` says, and counts
 the intervals that hold it; beside it what they would cover if every response were taken for independent. Writes
-docs/coverage.md. A few minutes on one CPU core; `--quick` checks the program and writes nothing without `--out`.
+docs/coverage.md. About twelve minutes on one CPU core; `--quick` checks the program and writes nothing without `--out`.
 """
 
 import argparse
