@@ -136,9 +136,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
         kappa = f"a kappa of {shown(judge['kappa'], judge['kappa_ci95'])} with the reward model"
         yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
         if "accuracy" in judge and (judge["accuracy_ci95"] or [0])[0] <= 0.5:
-            text = (
-                "The judge is not shown to beat chance: its preferences mean little, and the verdict ignores them."
-            )
+            text = "The judge is not shown to beat chance: its preferences mean little, and the verdict ignores them."
             yield text, True
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
