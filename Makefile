@@ -86,6 +86,7 @@ notebooks: $(INSTALLED)
 	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
 	@$(PY) tools/pages.py
 
+# How often the intervals cover, in simulations: docs/coverage.md. About twelve minutes on one CPU core.
 coverage: $(INSTALLED)
 	@$(PY) benchmarks/coverage.py
 
@@ -93,7 +94,7 @@ coverage: $(INSTALLED)
 pages: $(INSTALLED)
 	@$(PY) tools/pages.py
 
-# The error rates of the verdict on reward hacking: docs/hacking_panel.md. About five minutes on two CPU cores.
+# The error rates of the verdict on reward hacking: docs/hacking_panel.md. About two minutes on two CPU cores.
 panel: $(INSTALLED)
 	@$(PY) benchmarks/hacking_panel.py
 

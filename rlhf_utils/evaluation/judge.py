@@ -32,20 +32,16 @@ def gold_judge(recipe: Recipe) -> Judge | None:
 def judge_of(run: Run) -> Judge | None:
     """Who judges the policies of `run`: the reward model that `models.judge` names, else the second one that was
     trained here, else the gold preference; None where there is none of them."""
-    if stage := _judging_stage(run):
+    if stage := run.judging_stage:
         model = load_reward(run.folder(stage), detect_device())
         return lambda prompts, responses: model(prompts, responses).tolist()
     return gold_judge(run.recipe)
 
 
-def _judging_stage(run: Run) -> str | None:
-    return next((stage for stage in ("judge", "judge_model") if stage in run.stages), None)
-
-
 def about_judge(run: Run) -> dict | None:
     """What `summary.json` says of the judge: its kind, and its accuracy and agreement with the reward model on held-out
     pairs as far as they are known (of the gold preference, which has no accuracy, where the recipe is about pairs)."""
-    if stage := _judging_stage(run):
+    if stage := run.judging_stage:
         kind = {"judge": "ready reward model", "judge_model": "second reward model"}[stage]
         kept = ("source", "trained_on", "accuracy", "accuracy_ci95", *AGREEMENT)
         return {"kind": kind, **{key: found for key, found in run.results(stage).items() if key in kept}}
@@ -63,7 +59,7 @@ def about_judge(run: Run) -> dict | None:
 def is_informed(run: Run) -> bool:
     """Whether the judge of `run` is the gold preference, or a model whose accuracy on held-out pairs is shown to be
     above chance; False without a judge."""
-    if not (stage := _judging_stage(run)):
+    if not (stage := run.judging_stage):
         return gold_judge(run.recipe) is not None
     ends = run.results(stage)["accuracy_ci95"]
     return ends is not None and ends[0] > 0.5

@@ -136,6 +136,11 @@ class Plan:
             return ("sft",)
         return tuple(need for need in STAGES[stage].needs if need in self.stages)
 
+    @property
+    def judging_stage(self) -> str | None:
+        """The reward model that judges, in the place of gold: the one that was named before one trained here."""
+        return next((stage for stage in ("judge", "judge_model") if stage in self.stages), None)
+
     def ready_model(self, stage: str) -> str | None:
         """The model that stands in for training in `stage`; None where it is trained."""
         return getattr(self.recipe.models, stage, None)
