@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlhf_utils.platforms.errors import InputError, TrainingError, visible
 from rlhf_utils.platforms.files import parse_json, read_json
 from rlhf_utils.platforms.runtime import detect_device, prepare_environment, quiet_libraries
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stages import ROOT
 from rlhf_utils.runs.stopping import Stopped, handled
 from rlhf_utils.series import located, run_seeds, run_series, train
 from rlhf_utils.settings.recipes import SCALES, Recipe, load_recipe, parse_assignments, recipe_names
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def of_a_run(add: Callable[..., None]) -> None:
         add("--recipe", default="instruct", help="which system (see `recipes`)")
-        add("--scale", default="tiny", help="tiny (CPU, minutes, no network), t4 or full")
+        add("--scale", default="tiny", help="tiny (CPU, minutes, no network), small (CPU or GPU), t4, full")
         add("--output-dir", default="outputs", help="the run's folder is made in here")
         change = "change a setting, e.g. --set ppo.updates=16 --set dataset=my_pairs.jsonl"
         add("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help=change)
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--llm", action="store_true", help="ask the models named by RLHF_JUDGE_URL and RLHF_JUDGE_MODEL (a,b)")
     add("--most", type=int, help="ask about so many pairs at most, 1 or more")
     add("--yes", action="store_true", help="ask without showing the cost first")
+    add = command(_show, "what a published or finished run found, and its page in a browser")
+    add("run", help="a published run, such as imdb-small, or a run's folder")
     add = command(_compare, "several runs side by side: a table, a picture")
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs; seeds are merged")
     add("--output-dir", default="outputs/comparison", help="gets comparison.{csv,png}")
@@ -116,13 +120,32 @@ def _run(options: argparse.Namespace) -> None:
     else:
         run = run_seeds(*given, options.seeds, options.fresh)
     if run.is_complete("evaluation"):
-        from rlhf_utils.evaluation.seeds import between_seeds
-        from rlhf_utils.report.findings import text_summary
-        from rlhf_utils.report.seeds import seeds_text
-
-        merged = between_seeds(run.root) if options.seeds > 1 else None
-        print(seeds_text(merged) if merged else text_summary(read_json(run.evaluation / "summary.json")))
+        print(_result(run.root, merged=options.seeds > 1))
     print(f"Everything is in {run.root}")
+
+
+def _result(run: Path, merged: bool) -> str:
+    """What the run in that folder found, as text for a terminal: of several seeds where wanted and there."""
+    from rlhf_utils.evaluation.seeds import between_seeds
+    from rlhf_utils.report.findings import text_summary
+    from rlhf_utils.report.seeds import seeds_text
+
+    found = between_seeds(run) if merged else None
+    return seeds_text(found) if found else text_summary(read_json(run / "evaluation" / "summary.json"))
+
+
+def _show(options: argparse.Namespace) -> None:
+    published = ROOT / "docs" / "example_run"
+    places = [Path(options.run), published / options.run]
+    if not (run := next((path for path in places if (path / "report.html").is_file()), None)):
+        names = ", ".join(sorted(path.parent.name for path in published.glob("*/report.html"))) or "none here"
+        raise InputError(f"{options.run} is no run with a report.html, nor a published one; published: {names}")
+    # One seed first, then several where there are.
+    print(*dict.fromkeys(_result(run, merged) for merged in (False, True)), sep="\n\n")
+    page = (run / "report.html").resolve().as_uri()
+    print(f"The whole page: {page}")
+    if sys.stdout.isatty():
+        webbrowser.open(page)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -142,7 +165,7 @@ def _recipes(_: argparse.Namespace) -> None:
         print(f"{name}: {load_recipe(name).title}. {load_recipe(name).description}")
         for scale in SCALES:
             recipe = load_recipe(name, scale)
-            needs, memory = recipe.needs, "memory" if scale == "tiny" else "GPU memory"
+            needs, memory = recipe.needs, "memory" if "CPU" in recipe.needs.machine else "GPU memory"
             download = f"{needs.download_gb:g} GB to download" if needs.download_gb else "nothing to download"
             print(f"  --scale {scale:<5} policy {recipe.policy}, data {recipe.dataset}")
             print(f"      {needs.machine}: {needs.minutes:.0f} min, {needs.memory_gb:g} GB of {memory}, {download}")

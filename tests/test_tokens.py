@@ -53,7 +53,7 @@ def test_an_answer_is_tokenized_as_it_stands_in_the_text_and_comes_back_whole(to
 def test_bos_stands_once_in_what_every_stage_learns_from(tokenizer):
     rows = {"prompt": ["How so?"], "chosen": ["Keep it dry."], "rejected": ["no"]}
     before, after = special_tokens(tokenizer)
-    (taught,) = demonstration_tokens(Dataset.from_dict(rows), tokenizer).to_list()
+    (taught,) = demonstration_tokens(Dataset.from_dict(rows), tokenizer, most=8).to_list()
     (pair,) = preference_tokens(Dataset.from_dict(rows), tokenizer).to_list()
     asked, end = start_tokens(tokenizer, [TEMPLATE.format("How so?")])[0], tokenizer.eos_token_id
     assert taught["input_ids"][: len(asked)] == asked == pair["chosen_ids"][: len(asked)]

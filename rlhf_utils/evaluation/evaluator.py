@@ -99,12 +99,14 @@ class Evaluator:
         return kl, surprise
 
 
-def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, float]:
-    """ROUGE-L and EOS rate of `policy` on development prompts, at most `most` of them."""
+def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, float | None]:
+    """ROUGE-L (None without references) and EOS rate of `policy` on development prompts, at most `most` of them."""
     asked = PreparedData.load(run.folder("data")).first("development", most)
-    texts, tokenizer = [run.recipe.template.format(p) for p in asked["prompt"]], load_tokenizer(run.folder("base"))
+    recipe, tokenizer, references = run.recipe, load_tokenizer(run.folder("base")), list(asked["chosen"])
+    texts, how = [recipe.template.format(p) for p in asked["prompt"]], (detect_device(), recipe.seed, recipe.template)
     run.progress("sampling held-out responses")
-    answers = answer_prompts(policy.eval(), tokenizer, texts, run.recipe.generation, detect_device(), run.recipe.seed)
-    rouge = Rouge().compute(predictions=[answer.text for answer in answers], references=list(asked["chosen"]))
+    answers = answer_prompts(policy.eval(), tokenizer, texts, recipe.generation, *how)
+    predictions = [answer.text for answer in answers]
+    rouge = None if None in references else Rouge().compute(predictions=predictions, references=references)["rougeL"]
     ended = sum(answer.ended for answer in answers) / len(answers)
-    return {"rougeL": rouge["rougeL"], "eos_rate": ended, "checked_prompts": len(answers)}
+    return {"rougeL": rouge, "eos_rate": ended, "checked_prompts": len(answers)}

@@ -1,4 +1,5 @@
-"""Who judges beside the reward model: the gold preference, a second reward model, and a rule that sees only length."""
+"""Who judges beside the reward model: the gold preference, a second reward model, a lexicon of sentiment, and a rule
+that sees only length."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,24 +30,38 @@ def gold_judge(recipe: Recipe) -> Judge | None:
     return lambda prompts, responses: [gold(p, r) for p, r in zip(prompts, responses, strict=True)]
 
 
+def lexicon_judge(recipe: Recipe) -> Judge | None:
+    """The compound score of VADER (Hutto and Gilbert 2014), -1 to 1, of prompt and continuation: a lexicon of words
+    with rules, which learned from nothing that the classifier did. None for dialogues."""
+    if recipe.form != "continuation":
+        return None
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    score, joint = SentimentIntensityAnalyzer().polarity_scores, recipe.template.joint
+    return lambda prompts, responses: [
+        score(prompt + joint + response)["compound"] for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
 def judge_of(run: Run) -> Judge | None:
     """Who judges the policies of `run`: the reward model that `models.judge` names, else the second one that was
-    trained here, else the gold preference; None where there is none of them."""
+    trained here, else the gold preference, else, of continuations, the lexicon; None where there is none of them."""
     if stage := run.judging_stage:
         model = load_reward(run.folder(stage), detect_device())
         return lambda prompts, responses: model(prompts, responses).tolist()
-    return gold_judge(run.recipe)
+    return gold_judge(run.recipe) or lexicon_judge(run.recipe)
 
 
 def about_judge(run: Run) -> dict | None:
-    """What `summary.json` says of the judge: its kind, and its accuracy and agreement with the reward model on held-out
-    pairs as far as they are known (of the gold preference, which has no accuracy, where the recipe is about pairs)."""
+    """What `summary.json` says of the judge: its kind, and as far as they are known its accuracy on held-out pairs or
+    texts (the gold preference has none) and its agreement with the reward model on pairs."""
     if stage := run.judging_stage:
         kind = {"judge": "ready reward model", "judge_model": "second reward model"}[stage]
         kept = ("source", "trained_on", "accuracy", "accuracy_ci95", *AGREEMENT)
         return {"kind": kind, **{key: found for key, found in run.results(stage).items() if key in kept}}
     if not (gold := gold_judge(run.recipe)):
-        return None
+        lexicon = lexicon_judge(run.recipe)
+        return lexicon and {"kind": "lexicon (VADER)", **_accuracy_on_texts(run, lexicon)}
     measured, about = read_json(run.evaluation / "reward_model.json"), {"kind": "gold preference"}
     if measured["of"] != "pairs":
         return about
@@ -59,10 +74,17 @@ def about_judge(run: Run) -> dict | None:
 def is_informed(run: Run) -> bool:
     """Whether the judge of `run` is the gold preference, or a model whose accuracy on held-out pairs is shown to be
     above chance; False without a judge."""
-    if not (stage := run.judging_stage):
-        return gold_judge(run.recipe) is not None
-    ends = run.results(stage)["accuracy_ci95"]
+    if not run.judging_stage and gold_judge(run.recipe):
+        return True
+    ends = (about_judge(run) or {}).get("accuracy_ci95")
     return ends is not None and ends[0] > 0.5
+
+
+def _accuracy_on_texts(run: Run, judge: Judge) -> dict:
+    """How often the sign of a judge's score is the label of a held-out text, with its 95% CI."""
+    held_out = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.reward_pairs)
+    margins = np.array(judge([""] * len(held_out), held_out["text"])) * (2 * np.array(held_out["label"]) - 1)
+    return accuracy_of(margins).named("accuracy")
 
 
 def label_noise(judge: Judge, split: Dataset) -> float:

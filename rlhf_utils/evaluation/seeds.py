@@ -111,6 +111,7 @@ def merge_runs(runs: Sequence[Path]) -> dict:
         for whose, figures in found[0].items()
     }
     about = {key: records[0][key] for key in ("recipe", "scale")} | {"seeds": [record["seed"] for record in records]}
+    about |= {"judge": read_json(runs[0] / "evaluation" / "summary.json").get("judge")}
     about |= {"judged_by": _judge(found[0]["ppo"]), "fingerprint": _fingerprint(records[0])}
     return {**about, "figures": merged}
 

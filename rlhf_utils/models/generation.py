@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
@@ -154,7 +155,7 @@ def answer_prompts(
     how = (settings.max_new_tokens, settings.temperature, generator, template)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
-        with device.autocast():
+        with fastest(device, model).autocast():
             found, _ = sample_answers(model, tokenizer, [encoded[i] for i in batch], *how)
         answers |= dict(zip(batch, found, strict=True))
     model.train(was_training)

@@ -124,8 +124,8 @@ class Device:
 def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
-    Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32, which is the same
-    on every CPU. GPUs below 7.0 (P100) are refused.
+    Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32 (`models.precision`
+    knows of models that it computes faster in bf16). GPUs below 7.0 (P100) are refused.
     """
     import psutil
     import torch

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.loading import padding
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, disk_errors, write_text
@@ -222,11 +223,15 @@ class PPOTrainer:
     def _build(self) -> None:
         """Load what learns, as it is before the first update; for the trackers it is a training of its own."""
         self.actor = self.learner = self.store = None  # two would need twice the memory
-        config, device, folder = self.config, self.device, self.output_dir
+        config, folder = self.config, self.output_dir
+        trained = Policy(self.source, self.device, config, self.tokenizer)
+        if config.precision == "auto" and config.method != "qlora":  # whose 4-bit weights compute in one precision
+            self.device = fastest(self.device, trained.model, learning=True)
+        device = self.device
         self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
         self._trackers = partial(trackers, self.accelerator, config, folder, name=uuid.uuid4().hex[:8])
         critic = load_reward(self.critic, device) if self.critic else None
-        self.actor = ActorCritic(Policy(self.source, device, config, self.tokenizer), critic).to(device.kind)
+        self.actor = ActorCritic(trained, critic).to(device.kind)
         if config.gradient_checkpointing:
             for model in filter(None, (self.actor.policy, self.actor.critic)):
                 # The reentrant form loses the gradient where a layer's input needs none, as under an adapter.

@@ -13,7 +13,7 @@ COLUMNS = {
     "reward": ("reward", 2), "gold": ("gold", 2), "positivity": ("positivity, mean", 2),
     "positivity_median": ("median", 2), "rouge1": ("ROUGE-1", 3), "rouge2": ("ROUGE-2", 3), "rougeL": ("ROUGE-L", 3),
     "eos_rate": ("EOS rate", 2), "distinct_2": ("distinct-2", 3), "kl_to_sft": ("KL to SFT (nats)", 2),
-    "mean_tokens": ("tokens", 1),
+    "sft_perplexity": ("perplexity (SFT)", 1), "mean_tokens": ("tokens", 1),
 }  # fmt: skip
 # Figure that models are compared by: its name, and how it is written.
 COMPARED = {"gold": ("gold", "z.2f"), "reward": ("reward", "z.2f"), "positivity": ("positivity", "z.2f")}
@@ -135,9 +135,12 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             right = f" has an accuracy of {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
         kappa = f"a kappa of {shown(judge['kappa'], judge['kappa_ci95'])} with the reward model"
         yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
-        if "accuracy" in judge and (judge["accuracy_ci95"] or [0])[0] <= 0.5:
-            text = "The judge is not shown to beat chance: its preferences mean little, and the verdict ignores them."
-            yield text, True
+    elif "accuracy" in judge:
+        right = shown(judge["accuracy"], judge["accuracy_ci95"], "z.1%")
+        yield f"The judge ({judge['kind']}) says the label of {right} of the held-out texts.", False
+    if "accuracy" in judge and (judge["accuracy_ci95"] or [0])[0] <= 0.5:
+        text = "The judge is not shown to beat chance: its preferences mean little, and the verdict ignores them."
+        yield text, True
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False

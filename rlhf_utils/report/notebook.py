@@ -78,16 +78,21 @@ def picture(run: Run, name: str, title: str, height: float = 4.5) -> Iterator[Fi
 
 def score_axis(axes: Axes, key: str, run: Run) -> None:
     """Have the vertical axis of figure `key` show 0, and a synthetic dataset's gold score its whole scale."""
-    if key == "gold" and run.recipe.dataset == EMBEDDED and not run.judging_stage:
+    if key == "gold" and _has_gold(run):
         axes.set_ylim(GOLD_SCALE)
     axes.axhline(0, linewidth=0)
+
+
+def _has_gold(run: Run) -> bool:
+    """Whether the gold preference of a synthetic dataset judges, and no model in its place."""
+    return run.recipe.dataset == EMBEDDED and not run.judging_stage
 
 
 def by_score(figure: Figure, run: Run, measured: Collection[dict]) -> Iterator[tuple[Axes, str]]:
     """A panel for reward, and one for gold where the recipe has a judge: each with its key in `measured`."""
     keys = [key for key in _SCORES if any(found[key] is not None for found in measured)]
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        axes.set_title(_SCORES[key].replace("gold", "judge's") if run.judging_stage else _SCORES[key])
+        axes.set_title(_SCORES[key] if _has_gold(run) else _SCORES[key].replace("gold", "judge's"))
         axes.margins(x=0.12, y=0.12)
         score_axis(axes, key, run)
         yield axes, key

@@ -1,7 +1,7 @@
 """What several seeds found, as `evaluation.seeds.merge_runs` has it, in a table and in sentences."""
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.report.findings import COMPARED, JUDGES, as_text, shown, versus
+from rlhf_utils.report.findings import COMPARED, JUDGES, as_text, judge_name, shown, versus
 
 _TITLES = COMPARED | {"win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%")}
 _TITLES |= {"effect_size": ("reward (effect size)", "z.2f")}
@@ -10,11 +10,11 @@ ENOUGH = 5
 
 def seed_table(merged: dict) -> list[dict[str, str]]:
     """One row for each figure: its mean with the 95% CI over seeds and prompts, how the seeds differ, each seed."""
-    rows, names = [], LABELS | {"reward_model": "reward model"}
+    rows, names, titles = [], LABELS | {"reward_model": "reward model"}, _titles(merged)
     for whose, figures in merged["figures"].items():
         for name, found in figures.items():
-            if name in _TITLES:
-                title, spec = _TITLES[name]
+            if name in titles:
+                title, spec = titles[name]
                 who = names.get(whose) or (versus if name == "win_rate" else _difference)(whose)
                 row = {"figure": f"{who}: {title}"}
                 row["mean [95% CI]"] = shown(found["mean"], found["ci95"], spec)
@@ -33,17 +33,23 @@ def seed_sentences(merged: dict) -> list[str]:
     if len(seeds) < ENOUGH:
         said.append(f"{len(seeds)} seeds say little about how much runs differ.")
     for name in [name for name in gains if name != "win_rate"]:
-        (title, spec), found = _TITLES[name], gains[name]
+        (title, spec), found = _titles(merged)[name], gains[name]
         size, above = shown(found["mean"], found["ci95"], f"+{spec}"), sum(value > 0 for value in found["by_seed"])
         said.append(f"{_difference(pair)} on {title}: {size}, above 0 in {above} of {len(seeds)} runs.")
     wins = shown(gains["win_rate"]["mean"], gains["win_rate"]["ci95"], "z.1%")
-    said.append(f"{versus(pair)}, judged by {JUDGES[merged['judged_by']]}: {wins} of prompts won, ties counted half.")
+    judge = judge_name(merged, merged["judged_by"])
+    said.append(f"{versus(pair)}, judged by {judge}: {wins} of prompts won, ties counted half.")
     if "effect_size" in gains:
         unit = LABELS["sft" if "sft" in merged["figures"] else pair.removeprefix("ppo_vs_")]
         said.append(
             f"Effect size: in standard deviations of the rewards of the {unit} model's responses in the same run."
         )
     return said
+
+
+def _titles(merged: dict) -> dict[str, tuple[str, str]]:
+    """How each figure is called and written; "gold" is a judge's score where no gold preference is known."""
+    return _TITLES if judge_name(merged, "gold") == JUDGES["gold"] else _TITLES | {"gold": ("judge", "z.2f")}
 
 
 def _difference(pair: str) -> str:

@@ -13,6 +13,7 @@ from rlhf_utils.data.tokens import cut_tokens, read_tokens
 from rlhf_utils.models import loading
 from rlhf_utils.models.language_model import right_padded
 from rlhf_utils.models.loading import load_classifier_tokenizer
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.platforms.names import Source, model_folder
@@ -42,7 +43,7 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
         tokens, causal = tokens.to(device.kind), hasattr(model, "score")
         if causal:
-            with device.autocast():
+            with fastest(device, model).autocast():
                 states = model.base_model(input_ids=tokens).last_hidden_state[torch.arange(len(batch)), lengths - 1]
         with torch.autocast(device.kind, enabled=False):
             found = model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
@@ -114,22 +115,22 @@ class RewardModel:
 
 class ClassifierReward(RewardModel):
     """The logit of one label of a text classifier, read from prompt and response as one text; `joint` stands between
-    them: nothing, where the response is a continuation as it was sampled. It keeps rising where the probability is
-    already 1. Raises InputError for a label that is not in the model's `id2label`."""
+    them: nothing, where the response is a continuation as it was sampled; `ending` follows them. It keeps rising where
+    the probability is already 1. Raises InputError for a label that is not in the model's `id2label`."""
 
-    def __init__(self, model, tokenizer, device: Device, label: str, joint: str = " "):
+    def __init__(self, model, tokenizer, device: Device, label: str, joint: str = " ", ending: str = ""):
         labels = {name: index for index, name in model.config.id2label.items()}
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
         super().__init__(model, tokenizer, device)
-        self.label, self.joint = int(labels[label]), joint
+        self.label, self.joint, self.ending = int(labels[label]), joint, ending
 
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Probability of the label [n]."""
         return self._read(prompts, responses).softmax(dim=1)[:, self.label]
 
     def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[str], list[str]]:
-        return list(prompts), [self.joint + response for response in responses]
+        return list(prompts), [self.joint + response + self.ending for response in responses]
 
 
 def load_reward(source: Source, device: Device) -> RewardModel | ClassifierReward:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rlhf_utils.data.tokens import continued_tokens
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, language_model, only_tokens_of
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.template import TEMPLATE, Template
@@ -36,7 +37,7 @@ class FluencyReward:
         if not len(spoken):
             return scores
         episodes = Episodes.of([starts[i] for i in spoken], [ends[i] for i in spoken], 0, self.device.kind)
-        with self.device.autocast():
+        with fastest(self.device, self.model).autocast():
             total = lambda part: answer_logprobs(self.model, part, 1.0).sum(dim=1, keepdim=True)  # noqa: E731
             sums = by_parts("fluency", 16, episodes, total)[:, 0]
         scores[spoken] = sums.cpu() / episodes.mask.sum(dim=1).cpu()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import RewardTrainer, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
-from rlhf_utils.data.tokens import continued_tokens, read_tokens
+from rlhf_utils.data.tokens import continued_tokens, read_tokens, start_tokens
 from rlhf_utils.models.loading import fp32_trainables
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
@@ -89,8 +89,13 @@ def checkpointing(work: Path, seed: int, logging_steps: int, save_steps: int) ->
     )
 
 
-def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """A split for trl's SFT trainer: `input_ids` of prompt, response, EOS; `completion_mask` 0 on the prompt."""
+def demonstration_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
+    """A split for trl's SFT trainer: `input_ids` of prompt, response, EOS; `completion_mask` 0 on the prompt. Of a
+    labelled text, which has neither, its first `most` tokens, and EOS where these are all."""
+    if "text" in split.column_names:
+        texts = [row + [tokenizer.eos_token_id] for row in start_tokens(tokenizer, split["text"])]
+        ids = [row[:most] for row in texts]
+        return Dataset.from_dict({"input_ids": ids, "completion_mask": [[1] * len(row) for row in ids]})
     prompts, said = [TEMPLATE.format(p) for p in split["prompt"]], [TEMPLATE.completion(r) for r in split["chosen"]]
     rows = continued_tokens(tokenizer, prompts, said)
     ids = [[*prompt, *answer, tokenizer.eos_token_id] for prompt, answer in rows]
@@ -106,10 +111,11 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, said) for side, said in sides.items()})
 
 
-def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int) -> Dataset:
-    """A split as a classifier takes it: `input_ids` of the first `most` tokens of each text, and `labels`."""
+def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int, ending: str = "") -> Dataset:
+    """A split as a classifier takes it: `input_ids` of the first `most` tokens of each text and of `ending`; `labels`."""
     rows = tokenizer(list(split["text"]), truncation=True, max_length=most)["input_ids"]
-    return Dataset.from_dict({"input_ids": rows, "labels": list(split["label"])})
+    after = tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
+    return Dataset.from_dict({"input_ids": [row + after for row in rows], "labels": list(split["label"])})
 
 
 def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:

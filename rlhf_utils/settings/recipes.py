@@ -19,7 +19,7 @@ from rlhf_utils.settings import sections
 from rlhf_utils.settings.sections import Name, Section, Seed
 from rlhf_utils.settings.template import TEMPLATES, Template
 
-SCALES = ("tiny", "t4", "full")
+SCALES = ("tiny", "small", "t4", "full")
 FOLDER = Path(__file__).with_name("recipes")
 # Of Hugging Face, OpenAI and GitHub.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})\b")

@@ -180,10 +180,17 @@ class QloraSettings(LoraSettings):
 
 
 class RewardModelSettings(TrainingSettings):
-    """The reward model, trained through a LoRA adapter on the fine-tuned policy's trunk. `label` is the class whose
-    logit is the reward, where it is a classifier of labelled texts."""
+    """The reward model, trained through a LoRA adapter on the fine-tuned policy's trunk.
+
+    label: the class whose logit is the reward, where it is a classifier of labelled texts
+    ending: what a classifier that is trained here reads after each text, a question whose answer is the label
+    words: answers to it for label 0 and for label 1. The head begins as the language model's own rows for these words,
+        and learns from far fewer texts than a random one (Schick and Schuetze 2021, arXiv:2001.07676)
+    """
 
     label: Name = "POSITIVE"
+    ending: str = ""
+    words: tuple[str, str] | None = None
     learning_rate: Positive = 1e-4
     lora: LoraSettings = LoraSettings()
 

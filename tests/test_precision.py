@@ -1,0 +1,59 @@
+"""Whether a CPU computes a model in bf16: measured, and here measured again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CPU, one_thread, save_tiny  # noqa: F401
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_utils.models import precision
+from rlhf_utils.models.language_model import Episodes, answer_logprobs
+from rlhf_utils.models.loading import load_policy
+from rlhf_utils.ppo.learner import SAME
+
+
+@pytest.fixture(scope="module")
+def wide() -> GPT2LMHeadModel:
+    """Two blocks of GPT-2's own width."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_layer=2, vocab_size=500, n_positions=64)).eval()
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_bf16_is_chosen_only_where_a_pass_is_faster(wide, learning):
+    chosen = precision.fastest(CPU, wide, learning)
+    assert chosen == precision.fastest(CPU, wide, learning), "decided once"
+    (slow, exact), (fast, rounded) = (
+        min((precision._pass(replace(CPU, precision=name), wide, learning) for _ in range(3)), key=lambda one: one[0])
+        for name in ("fp32", "bf16")
+    )
+    # Not at the threshold itself, where two measurements may differ.
+    if slow > 1.6 * fast:
+        assert chosen.precision == "bf16"
+    elif slow < 1.1 * fast:
+        assert chosen == CPU
+    assert 0 < (rounded - exact).square().mean().sqrt() < precision._SAME * exact.square().mean().sqrt()
+    assert all(p.grad is None for p in wide.parameters()) and not wide.training
+
+
+def test_where_it_is_chosen_log_probabilities_stay_within_the_check_of_ppo(wide, monkeypatch):
+    monkeypatch.setattr(precision, "_FASTER", 0.0)  # bf16, fast or not
+    monkeypatch.setattr(precision, "_measured", {})
+    half = precision.fastest(CPU, wide)
+    assert half.precision == "bf16" and half.autocast_dtype == torch.bfloat16
+    episodes = Episodes.of([[1, 2, 3]] * 4, [[5, 6, 7, 8]] * 4, 0, "cpu")
+    with torch.no_grad():
+        exact = answer_logprobs(wide, episodes, 1.0)
+        with half.autocast():
+            rounded = answer_logprobs(wide, episodes, 1.0)
+    assert 0 < (exact - rounded).square().mean().sqrt() < SAME["bf16"]
+
+
+def test_small_models_and_other_devices_are_left_alone(tmp_path, wide, monkeypatch):
+    monkeypatch.setattr(precision, "_FASTER", 0.0)
+    monkeypatch.setattr(precision, "_measured", {})
+    assert precision.fastest(CPU, load_policy(save_tiny(tmp_path / "policy"), CPU)) == CPU
+    for change in ({"precision": "bf16"}, {"kind": "cuda"}, {"kind": "cuda", "precision": "fp16"}):
+        assert precision.fastest(replace(CPU, **change), wide) == replace(CPU, **change)
+    assert not precision._measured
