@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ from tiny import save_tiny
 
 from rlhf_utils.__main__ import main
 from rlhf_utils.models.loading import load_reward_model, load_tokenizer
+from rlhf_utils.platforms.files import read_json
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.stages import ROOT
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_recipes_are_listed_with_their_scales(cli):
     done = cli("recipes")
     assert done.status == 0 and not done.err
     assert "instruct: " in done.out
-    assert all(f"--scale {scale}" in done.out for scale in ("tiny", "t4", "full"))
+    assert all(f"--scale {scale}" in done.out for scale in ("tiny", "small", "t4", "full"))
     assert "policy embedded, data embedded" in done.out and "Dahoas/synthetic-instruct-gptj-pairwise" in done.out
 
 
@@ -94,6 +97,18 @@ def test_recipes_are_listed_with_their_scales(cli):
 )
 def test_bad_settings_of_a_run(cli, arguments, words):
     refused(cli("run", *arguments), *words)
+
+
+def test_a_published_run_is_shown_by_its_name_and_any_other_by_its_folder(cli, tmp_path):
+    published, done = ROOT / "docs" / "example_run" / "instruct-tiny", cli("show", "instruct-tiny")
+    found = read_json(published / "evaluation" / "summary.json")["models"]["ppo"]["gold"]
+    assert done.status == 0 and f"{found:.2f}" in done.out and "Seeds 0, 1, 2" in done.out
+    assert f"file://{published}/report.html" in done.out
+    shutil.copytree(published, tmp_path / "mine")
+    (tmp_path / "mine/evaluation/seeds.json").unlink()
+    mine = cli("show", tmp_path / "mine")
+    assert mine.status == 0 and "Seeds" not in mine.out and f"{tmp_path}/mine/report.html" in mine.out
+    refused(cli("show", "imdb-tinny"), "imdb-tinny is no run", "published: ", "instruct-tiny")
 
 
 def test_rouge(cli, tmp_path):

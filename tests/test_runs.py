@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,21 @@ def test_a_training_is_published_with_what_was_found_while_it_ran(tmp_path):
     assert lines == [{"step": 1, "loss": 2.0}, {"summary": True, "seconds": 3.0, "method": "full"}]
     about = stages_of(run)["sft"]
     assert about["state"] == "complete" and about["peak_host_bytes"] > 1e7 and about["versions"]["torch"]
+
+
+def test_progress_says_how_long_the_steps_to_come_take(tmp_path, monkeypatch):
+    run, clock = open_run(tmp_path), iter([100.0, 110.0, 130.0, 400.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    # It begins at step 4: a training that resumes. Another one has a clock of its own.
+    steps = [("sft: loss 2.0", 4), ("sft: loss 1.9", 5), ("sft: loss 1.8", 7), ("PPO: reward 1.0", 3)]
+    told = []
+    for text, step in steps:
+        run.progress(text, step, 20)
+        told.append(run.progress_file.read_text())
+    assert told[:2] == ["sft: loss 2.0 (4/20)", "sft: loss 1.9 (5/20, 2 min left)"]
+    assert told[2:] == ["sft: loss 1.8 (7/20, 2 min left)", "PPO: reward 1.0 (3/20)"]
+    run.progress("sampling")
+    assert run.progress_file.read_text() == "sampling"
 
 
 def test_edited_code_puts_out_of_date_what_it_makes_and_looking_at_it_does_not(tmp_path, monkeypatch):

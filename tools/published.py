@@ -2,17 +2,20 @@
 
     python tools/published.py                          the first cell and the badges, from pyproject.toml
     python tools/published.py outputs/instruct-tiny    the outputs of this run
+    python tools/published.py --only-files RUN ...     no notebooks: what is worth keeping of these runs
 
 Of a run only outputs are taken over. Each notebook keeps a hash of the code that made them, so that a test can tell
 when code and outputs are no longer of the same run.
 """
 
 import base64
+import csv
 import hashlib
 import io
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,14 +23,19 @@ import nbformat
 from PIL import Image
 
 from rlhf_utils import __version__
+from rlhf_utils.evaluation.judging import KEY, PAIRS
+from rlhf_utils.evaluation.seeds import read_samples
 from rlhf_utils.platforms.bootstrap import FOLDER, written_address
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_bytes, write_text
+from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.series import ROOT, SERIES
 
 LIMIT_BYTES = 400_000
 # What of a run is worth keeping in the repository.
 SMALL = ("run.json", "report.html", "plots/*.png", "evaluation/*.*", "checkpoints/*/metrics.jsonl")
+# Of a run on somebody else's texts: so many rows of samples.csv, prompts of so many characters, and no references.
+QUOTED_ROWS, QUOTED_CHARACTERS = 50, 200
 
 
 # Without the package, which it has to find first: a folder above this one, an attached Kaggle dataset, a clone.
@@ -117,8 +125,23 @@ def publish(run: Path, *others: Path) -> list[Path]:
         ready[path] = (nbformat.writes(notebook) + "\n").encode()
         if len(ready[path]) > LIMIT_BYTES:
             raise InputError(f"{entry.path} would be {len(ready[path]):,} bytes, over {LIMIT_BYTES:,}; show less in it")
-    example = ROOT / "docs" / "example_run" / run.name
-    ready |= {example / path.relative_to(run): path.read_bytes() for files in SMALL for path in sorted(run.glob(files))}
+    return _written(ready, run)
+
+
+def publish_files(run: Path) -> list[Path]:
+    """Copy the small files of `run` to `docs/example_run/`; returns what was written. InputError as in `publish`."""
+    if not (run / "report.html").is_file():
+        raise InputError(f"{run / 'report.html'} is missing; run the whole series first")
+    return _written({}, run)
+
+
+def _written(ready: dict[Path, bytes], run: Path) -> list[Path]:
+    """Write `ready` and the small files of `run`, all or none of them."""
+    example, own = ROOT / "docs" / "example_run" / run.name, read_json(run / "run.json")["settings"]["dataset"] == EMBEDDED
+    for path in sorted(path for files in SMALL for path in run.glob(files)):
+        if own or path.name not in (PAIRS, KEY):
+            quote = path.name == "samples.csv" and not own
+            ready[example / path.relative_to(run)] = _quoted(run) if quote else path.read_bytes()
     for path, content in ready.items():
         if str(ROOT).encode() in content or f"{Path.home()}/".encode() in content:
             name = path.relative_to(ROOT)
@@ -127,6 +150,13 @@ def publish(run: Path, *others: Path) -> list[Path]:
     for path, content in ready.items():
         write_bytes(path, content)
     return list(ready)
+
+
+def _quoted(run: Path) -> bytes:
+    """`samples.csv` of a run with the models' own texts, and of the dataset's no more than a short quotation."""
+    rows = read_samples(run).head(QUOTED_ROWS).drop(columns="reference")
+    rows["prompt"] = [textwrap.shorten(prompt, QUOTED_CHARACTERS, placeholder=" …") for prompt in rows["prompt"]]
+    return rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode()
 
 
 def _cleaned(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
@@ -148,7 +178,10 @@ def _smaller(picture: str) -> str:
 
 if __name__ == "__main__":
     try:
-        written = publish(*map(Path, sys.argv[1:])) if len(sys.argv) > 1 else stamp()
+        if sys.argv[1:2] == ["--only-files"]:
+            written = [path for run in sys.argv[2:] for path in publish_files(Path(run))]
+        else:
+            written = publish(*map(Path, sys.argv[1:])) if len(sys.argv) > 1 else stamp()
         print(*(path.relative_to(ROOT) for path in written), sep="\n")
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -47,6 +47,8 @@ class Run(Plan):
         if not str(output_dir).strip():
             raise InputError("output_dir is empty; name the folder that runs are written to")
         self.resume = resume
+        # When this process saw the first step of each training, and which step that was.
+        self._began: dict[str, tuple[float, int]] = {}
         self.root = names.local_path(Path(output_dir)) / f"{recipe.name}-{recipe.scale}"
         self._made_here: set[str] = set()
         # What is known of the stages that this process makes, and when each began.
@@ -227,9 +229,20 @@ class Run(Plan):
         self._made_here.update(stages)
 
     def progress(self, text: str, step: int | None = None, total: int | None = None) -> None:
-        """Tell whoever started the series (it polls the file) what is going on."""
+        """Tell whoever started the series (it polls the file) what is going on. `text` is the name of the training and,
+        after a colon, its figures; of its steps the time that is left is told."""
         if processes.is_main():
-            files.write_text(self.progress_file, f"{text} ({step}/{total})" if total else text)
+            place = f" ({step}/{total}{self._left(text, step, total)})" if total else ""
+            files.write_text(self.progress_file, text + place)
+
+    def _left(self, text: str, step: int, total: int) -> str:
+        """The time that the steps to come take at the pace of those that this process has seen."""
+        now, name = time.monotonic(), text.partition(":")[0]
+        began, first = self._began.setdefault(name, (now, step))
+        if step <= first:
+            return ""
+        left = (total - step) * (now - began) / (step - first)
+        return f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"
 
     def note(self, kind: str, name: str, about: dict) -> None:
         """Record in run.json how one of the "stages" or "notebooks" stands."""
