@@ -44,7 +44,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks coverage panel pages docs clean clean-outputs
+.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks small coverage panel pages docs clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
@@ -84,6 +84,16 @@ notebooks: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --seeds 5 --fresh
 	@$(PY) -m rlhf_utils run --recipe imdb --scale tiny --only 01_01,02_03 --fresh
 	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
+	@$(PY) tools/pages.py
+
+# The published runs of scale small, in docs/example_run and docs/real_language.md: two seeds on texts of yours, with a
+# model from PyPI. About an hour and a half on two CPU cores.
+#   make small RECIPE=imdb DATA=reviews.csv
+small: $(MODELS)
+	@[ -n "$(RECIPE)" ] && [ -f "$(DATA)" ] || { \
+		echo "Name a recipe and a file of texts: make small RECIPE=imdb DATA=reviews.csv" >&2; exit 2; }
+	@$(PY) -m rlhf_utils run --recipe $(RECIPE) --scale small --set policy=smollm2 --set dataset=$(DATA) --seeds $(or $(SEEDS),2)
+	@$(PY) tools/published.py --only-files outputs/$(RECIPE)-small
 	@$(PY) tools/pages.py
 
 # How often the intervals cover, in simulations: docs/coverage.md. About twelve minutes on one CPU core.

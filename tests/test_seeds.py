@@ -138,11 +138,10 @@ def test_without_gold_the_reward_decides_the_wins_and_what_was_not_measured_is_l
     assert "PPO vs SFT, judged by the reward model: " in seeds_text(merged)
 
 
-def test_the_readme_shows_the_merged_seeds_before_the_single_run(runs, monkeypatch):
-    monkeypatch.setattr(pages, "RUN", runs[0])
-    assert pages.results().startswith("One run, seed 0: `instruct`, `tiny`, 250 held-out prompts.")
+def test_the_readme_shows_the_merged_seeds_before_the_single_run(runs):
+    assert pages.results(runs[0]).startswith("One run, seed 0: `instruct`, `tiny`, 250 held-out prompts.")
     write_json(runs[0] / "evaluation" / SEEDS, merged := merge_runs(runs))
-    text = pages.results()
+    text = pages.results(runs[0])
     assert text.startswith("3 seeds: ") and text.index(seeds_text(merged)) < text.index("One run, seed 0: ")
 
 
