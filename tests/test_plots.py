@@ -126,7 +126,7 @@ def test_what_a_run_did_not_measure_is_left_out(tmp_path, monkeypatch):
     change(run, "summary", lambda s: s["models"].pop("sft_qlora"))
     change(run, "summary", lambda s: [m.update(rouge1=None, rouge2=None, rougeL=None) for m in s["models"].values()])
     found = texts(run, "04_reward_comparison")
-    assert "SFT\n(QLoRA)" not in found and "PPO" in found and "no gold judge" in found[0]
+    assert "SFT\n(QLoRA)" not in found and "PPO" in found and "no judge" in found[0]
     assert "gold score (not optimized)" not in texts(run, "04_reward_kl_frontier")
     (run / "plots" / "04_rouge_comparison.png").write_bytes(b"of an earlier run")
     monkeypatch.setattr(notebook, "get_ipython", lambda: True)

@@ -54,6 +54,6 @@ def test_small_models_and_other_devices_are_left_alone(tmp_path, wide, monkeypat
     monkeypatch.setattr(precision, "_FASTER", 0.0)
     monkeypatch.setattr(precision, "_measured", {})
     assert precision.fastest(CPU, load_policy(save_tiny(tmp_path / "policy"), CPU)) == CPU
-    for change in ({"precision": "bf16"}, {"kind": "cuda"}, {"kind": "cuda", "precision": "fp16"}):
+    for change in ({"precision": "bf16"}, {"kind": "cuda"}, {"kind": "cuda", "precision": "fp16"}, {"fixed": True}):
         assert precision.fastest(replace(CPU, **change), wide) == replace(CPU, **change)
     assert not precision._measured

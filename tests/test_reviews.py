@@ -4,13 +4,18 @@ import json
 import random
 
 import pytest
+import torch
 from datasets import Dataset
 from made import make, opened
 from tiny import CPU, one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData
+from rlhf_utils.data.tokens import first_tokens
 from rlhf_utils.evaluation.judge import about_judge, is_informed, judge_of, lexicon_judge
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
+from rlhf_utils.report.findings import accuracies
+from rlhf_utils.rewards import reward_model
 from rlhf_utils.rewards.reward_model import LABEL_FILE, load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import demonstration_tokens, labelled_tokens
@@ -32,7 +37,9 @@ def run(tmp_path_factory) -> Run:
     settings = {
         "dataset": str(folder / "rows.jsonl"), "policy": str(save_tiny(folder / "policy", eos_nats=3.0)),
         "data.min_text_characters": 0, "data.max_response_tokens": 40, "generation.max_new_tokens": 8,
-        "reward_model.epochs": 6, "reward_model.learning_rate": 1e-2, "ppo.updates": 2, "ppo.save_every": 1,
+        # The tokens of the tiny model are bytes, and " bad" begins as " good" does.
+        "reward_model.words": ["bad", "good"], "reward_model.epochs": 6, "reward_model.learning_rate": 1e-2,
+        "ppo.updates": 2, "ppo.save_every": 1,
         "ppo.rollout_batch_size": 8, "ppo.minibatch_size": 4, "ppo.max_new_tokens": 8, "ppo.kl_budget": None,
         "evaluation.prompts": 20, "evaluation.frontier_prompts": 10, "evaluation.bootstrap_samples": 200,
     }  # fmt: skip
@@ -53,7 +60,7 @@ def test_texts_are_learned_whole_and_ended_where_they_end():
     assert rows["completion_mask"] == [[1] * 4, [1] * 5]
 
 
-def test_a_classifier_reads_the_ending_after_each_text(run):
+def test_a_classifier_reads_the_ending_after_each_text_in_ppo_as_in_training(run, monkeypatch):
     ending = run.recipe.reward_model.ending
     assert read_json(run.folder("reward_model") / LABEL_FILE)["ending"] == ending == "\n\nThis film is"
     assert run.results("reward_model")["accuracy"] > 0.9
@@ -63,10 +70,27 @@ def test_a_classifier_reads_the_ending_after_each_text(run):
     rest = [text.removeprefix(prompt) for text, prompt in zip(texts, split["prompt"], strict=True)]
     right = (reward.probabilities(split["prompt"], rest) > 0.5).long().tolist()
     assert sum(map(int.__eq__, right, split["label"])) > 0.9 * len(right)
-    # In PPO as in training: the same tokens, whatever the text is cut into.
-    trained = labelled_tokens(split, reward.tokenizer, 40, ending)["input_ids"]
-    starts, ends = reward._texts(split["prompt"], rest)
-    assert trained == reward.tokenizer([a + b for a, b in zip(starts, ends, strict=True)])["input_ids"]
+    read = []
+    monkeypatch.setattr(reward_model, "class_logits", lambda model, rows, _: read.extend(rows) or torch.zeros(1, 2))
+    reward(split["prompt"], rest)
+    assert read == labelled_tokens(split, reward.tokenizer, 60, ending)["input_ids"]
+    assert reward.tokenizer.decode(read[0]).endswith(ending)
+    # Cut, the text is shorter, and the ending is whole.
+    cut = labelled_tokens(split, reward.tokenizer, 30, ending)["input_ids"]
+    assert {len(row) for row in cut} == {30} and cut[0][-len(reward.after) :] == reward.after
+
+
+def test_a_classifier_begins_as_two_words_of_the_language_model(run):
+    tokenizer, start = tiny_tokenizer(), run.recipe.reward_model.ending
+    assert first_tokens(tokenizer, start, ("bad", "good")) == tokenizer("bg")["input_ids"]
+    with pytest.raises(InputError, match="' bad', ' good' begin with the same token after"):
+        first_tokens(tokenizer, start, (" bad", " good"))
+    # What it knew before the training is a baseline of its own.
+    report = read_json(run.evaluation / "reward_model.json")
+    assert 0 <= report["start_accuracy"] < report["accuracy"] and len(report["start_accuracy_ci95"]) == 2
+    assert "the head it started from" in accuracies(report)
+    with pytest.raises(InputError, match="set both"):
+        load_recipe("imdb", "small", {"reward_model.ending": ""})
 
 
 def test_a_lexicon_judges_where_no_preference_is_known(run):
@@ -76,6 +100,14 @@ def test_a_lexicon_judges_where_no_preference_is_known(run):
     assert is_informed(run) and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
     assert judge_of(run)(["It is "], ["wonderful"])[0] > 0.4 > -0.4 > judge_of(run)(["It is "], ["terrible"])[0]
     assert lexicon_judge(load_recipe("instruct")) is None
+    # Where negative texts are paid for, it likes them; of what other labels mean it knows nothing.
+    paid = {
+        (scale, label): judge_of(Run(load_recipe("imdb", scale, {"reward_model.label": label}), "out"))
+        for scale, label in (("small", "NEGATIVE"), ("small", "FUN"), ("tiny", "POSITIVE"), ("tiny", "NEGATIVE"))
+    }
+    assert paid["small", "NEGATIVE"](["It is "], ["terrible"])[0] > 0.4 and paid["small", "FUN"] is None
+    texts = [""], ["the film was great. i loved it."]
+    assert paid["tiny", "POSITIVE"](*texts)[0] + paid["tiny", "NEGATIVE"](*texts)[0] == 10
     for figures in summary["models"].values():
         assert -1 <= figures["gold"] <= 1 and figures["sft_perplexity"] > 1 and figures["rouge1"] is None
     assert {*summary["models"]} == {"base", "sft", "sft_qlora", "ppo"}

@@ -96,20 +96,21 @@ def _of_run(run: Path) -> str:
     settings, stages = record["settings"], record["stages"]
     rows = ", ".join(f"{name} {count:,}" for name, count in stages["data"]["results"]["rows"].items() if count)
     memory = max(stage.get("peak_host_bytes") or 0 for stage in stages.values()) / 1e9
-    times = {name: about["seconds"] for name, about in record["notebooks"].items()}
+    times = {name: about["seconds"] for name, about in stages.items() if about.get("seconds")}
     pictures = ("04_reward_comparison", "03_ppo_training", "04_reward_kl_frontier", "01_sft_full_vs_qlora")
     links = [f"example_run/{run.name}/plots/{name}.png" for name in pictures]
     return "\n\n".join([
         f"## {settings['title']}: `{run.name}`",
         f"Policy `{settings['policy']}`, data `{settings['dataset']}` (rows: {rows}), judge: "
-        f"{judge['kind'] if judge else 'none'}. {sum(times.values()) / 60:.0f} minutes for the first seed, at most "
-        f"{memory:.1f} GB. Remade by `make small RECIPE={settings['name']} DATA={settings['dataset']}`.",
+        f"{judge['kind'] if judge else 'none'}. {sum(times.values()) / 60:.0f} minutes for the first seed on "
+        f"{stages['ppo']['device']['name']}, at most {memory:.1f} GB. "
+        f"Remade by `make small RECIPE={settings['name']} DATA={settings['dataset']}`.",
         results(run),
         *(f"![{Path(link).stem}]({link})" for link in links if (ROOT / "docs" / link).is_file()),
         "### Before and after",
         examples(run, 10),
         "### Where the time went",
-        "\n".join(["| notebook | seconds |", "|---|---|", *(f"| {name} | {s:.0f} |" for name, s in times.items())]),
+        "\n".join(["| stage | seconds |", "|---|---|", *(f"| {name} | {s:.0f} |" for name, s in times.items())]),
     ])  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import io
 import re
 import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,8 +28,9 @@ from rlhf_utils.evaluation.judging import KEY, PAIRS
 from rlhf_utils.evaluation.seeds import read_samples
 from rlhf_utils.platforms.bootstrap import FOLDER, written_address
 from rlhf_utils.platforms.errors import InputError
-from rlhf_utils.platforms.files import read_json, write_bytes, write_text
+from rlhf_utils.platforms.files import read_json, write_bytes, write_json, write_text
 from rlhf_utils.platforms.names import EMBEDDED
+from rlhf_utils.report.page import write_report
 from rlhf_utils.series import ROOT, SERIES
 
 LIMIT_BYTES = 400_000
@@ -137,11 +139,13 @@ def publish_files(run: Path) -> list[Path]:
 
 def _written(ready: dict[Path, bytes], run: Path) -> list[Path]:
     """Write `ready` and the small files of `run`, all or none of them."""
-    example, own = ROOT / "docs" / "example_run" / run.name, read_json(run / "run.json")["settings"]["dataset"] == EMBEDDED
-    for path in sorted(path for files in SMALL for path in run.glob(files)):
-        if own or path.name not in (PAIRS, KEY):
-            quote = path.name == "samples.csv" and not own
-            ready[example / path.relative_to(run)] = _quoted(run) if quote else path.read_bytes()
+    example, settings = ROOT / "docs" / "example_run" / run.name, read_json(run / "run.json")["settings"]
+    if elsewhere := [name for name in (settings["dataset"], settings["policy"]) if name.startswith(("/", "~", ".."))]:
+        raise InputError(f"the run names {elsewhere[0]}, a place of this machine; put it into outputs/ and run from there")
+    with tempfile.TemporaryDirectory() as folder:
+        source = run if settings["dataset"] == EMBEDDED else quoted(run, Path(folder))
+        paths = sorted(path for files in SMALL for path in source.glob(files))
+        ready |= {example / path.relative_to(source): path.read_bytes() for path in paths}
     for path, content in ready.items():
         if str(ROOT).encode() in content or f"{Path.home()}/".encode() in content:
             name = path.relative_to(ROOT)
@@ -152,11 +156,32 @@ def _written(ready: dict[Path, bytes], run: Path) -> list[Path]:
     return list(ready)
 
 
-def _quoted(run: Path) -> bytes:
-    """`samples.csv` of a run with the models' own texts, and of the dataset's no more than a short quotation."""
-    rows = read_samples(run).head(QUOTED_ROWS).drop(columns="reference")
-    rows["prompt"] = [textwrap.shorten(prompt, QUOTED_CHARACTERS, placeholder=" …") for prompt in rows["prompt"]]
-    return rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode()
+def quoted(run: Path, folder: Path) -> Path:
+    """The small files of `run` in `folder`, with the models' texts and of the dataset's own no more than the beginnings
+    of prompts, in the page too; returns `folder`."""
+    for path in (path for files in SMALL for path in run.glob(files)):
+        if path.name not in (PAIRS, KEY):
+            (target := folder / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+    rows = read_samples(run).head(QUOTED_ROWS).assign(reference="")
+    rows["prompt"] = rows["prompt"].map(_beginning)
+    write_text(folder / "evaluation" / "samples.csv", rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    for path in (folder / "evaluation").glob("*.json"):
+        write_json(path, _cut(read_json(path)))
+    write_report(folder)
+    return folder
+
+
+def _beginning(prompt: str) -> str:
+    return textwrap.shorten(prompt, QUOTED_CHARACTERS, placeholder=" …")
+
+
+def _cut(found):
+    """The content of a JSON file with only the beginnings of prompts, and no references."""
+    if isinstance(found, dict):
+        of_data = {"prompt": _beginning, "reference": lambda text: ""}
+        return {key: of_data[key](value) if key in of_data and value else _cut(value) for key, value in found.items()}
+    return list(map(_cut, found)) if isinstance(found, list) else found
 
 
 def _cleaned(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:

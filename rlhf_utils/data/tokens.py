@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import regex
 
+from rlhf_utils.platforms.errors import InputError
+
 Tokens = list[int]
 
 # Written without spaces, so each character, with its vowels and tones above and below, stands for a word.
@@ -41,6 +43,14 @@ def continued_tokens(tokenizer, starts: Sequence[str], ends: Sequence[str]) -> l
         (begun, whole[len(head) :] if whole[: len(head)] == head else _apart(tokenizer, end))
         for begun, head, whole, end in zip(_begun(tokenizer, heads), heads, wholes, ends, strict=True)
     ]
+
+
+def first_tokens(tokenizer, start: str, words: Sequence[str]) -> Tokens:
+    """The first token of each of `words` where it continues `start`. InputError where two of them begin alike."""
+    first = [end[0] for _, end in continued_tokens(tokenizer, [start] * len(words), words)]
+    if len(set(first)) < len(first):
+        raise InputError(f"{', '.join(map(repr, words))} begin with the same token after {start!r}; name other words")
+    return first
 
 
 def read_tokens(tokenizer, starts: Sequence[str], ends: Sequence[str]) -> list[Tokens]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -39,6 +40,11 @@ class Answered:
     tokens: list[int] = field(default_factory=list)
     rouge: dict[str, list[float]] | None = None
     positivity: list[float] | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """Of all tokens under the SFT model, at the sampling temperature."""
+        return float(np.exp(min(np.average(self.surprise, weights=self.tokens), 700.0)))  # beyond there is no number
 
 
 def compared_models(run: Run) -> list[str]:

@@ -32,8 +32,8 @@ def gold_judge(recipe: Recipe) -> Judge | None:
 
 def lexicon_judge(recipe: Recipe) -> Judge | None:
     """The compound score of VADER (Hutto and Gilbert 2014), -1 to 1, of prompt and continuation: a lexicon of words
-    with rules, which learned from nothing that the classifier did. None for dialogues."""
-    if recipe.form != "continuation":
+    with rules, which learned from nothing that the classifier did. None where no label of sentiment is paid."""
+    if recipe.form != "continuation" or recipe.reward_model.label.upper() not in ("POSITIVE", "NEGATIVE"):
         return None
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -45,11 +45,16 @@ def lexicon_judge(recipe: Recipe) -> Judge | None:
 
 def judge_of(run: Run) -> Judge | None:
     """Who judges the policies of `run`: the reward model that `models.judge` names, else the second one that was
-    trained here, else the gold preference, else, of continuations, the lexicon; None where there is none of them."""
+    trained here, else the gold preference, else, of continuations, the lexicon; None where there is none of them. Where
+    negative texts are paid for, they are better."""
     if stage := run.judging_stage:
         model = load_reward(run.folder(stage), detect_device())
         return lambda prompts, responses: model(prompts, responses).tolist()
-    return gold_judge(run.recipe) or lexicon_judge(run.recipe)
+    recipe, gold = run.recipe, gold_judge(run.recipe)
+    judge, both_ends = gold or lexicon_judge(recipe), sum(GOLD_SCALE) if gold else 0.0
+    if judge and recipe.form == "continuation" and recipe.reward_model.label.upper() == "NEGATIVE":
+        return lambda prompts, responses: [both_ends - score for score in judge(prompts, responses)]
+    return judge
 
 
 def about_judge(run: Run) -> dict | None:
@@ -72,7 +77,7 @@ def about_judge(run: Run) -> dict | None:
 
 
 def is_informed(run: Run) -> bool:
-    """Whether the judge of `run` is the gold preference, or a model whose accuracy on held-out pairs is shown to be
+    """Whether the judge of `run` is the gold preference, or a model or lexicon whose held-out accuracy is shown to be
     above chance; False without a judge."""
     if not run.judging_stage and gold_judge(run.recipe):
         return True
@@ -81,8 +86,10 @@ def is_informed(run: Run) -> bool:
 
 
 def _accuracy_on_texts(run: Run, judge: Judge) -> dict:
-    """How often the sign of a judge's score is the label of a held-out text, with its 95% CI."""
+    """How often the sign of a judge's score is the label, 0 or 1, of a held-out text, with its 95% CI."""
     held_out = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.reward_pairs)
+    if not {*held_out["label"]} <= {0, 1}:
+        return {}
     margins = np.array(judge([""] * len(held_out), held_out["text"])) * (2 * np.array(held_out["label"]) - 1)
     return accuracy_of(margins).named("accuracy")
 

@@ -100,12 +100,13 @@ def hub_token() -> str | None:
 
 @dataclass(frozen=True)
 class Device:
-    """The device to compute on and the precision it does well."""
+    """The device to compute on and the precision it does well, or that was asked for: `fixed`."""
 
     kind: Literal["cpu", "cuda", "meta"]
     name: str
     precision: Literal["fp32", "bf16", "fp16"]
     memory_bytes: int
+    fixed: bool = False
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -135,7 +136,8 @@ def detect_device(precision: str = "auto") -> Device:
         if precision == "fp16":
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
         chosen = "fp32" if precision == "auto" else precision
-        return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, psutil.virtual_memory().total)
+        memory, fixed = psutil.virtual_memory().total, precision != "auto"
+        return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, memory, fixed)
     found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if found.major < 7:
         told = f"{found.name} has compute capability {found.major}.{found.minor}, for which PyTorch has no kernels"

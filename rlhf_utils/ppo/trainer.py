@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -226,7 +227,8 @@ class PPOTrainer:
         config, folder = self.config, self.output_dir
         trained = Policy(self.source, self.device, config, self.tokenizer)
         if config.precision == "auto" and config.method != "qlora":  # whose 4-bit weights compute in one precision
-            self.device = fastest(self.device, trained.model, learning=True)
+            chosen = processes.from_main(fastest(self.device, trained.model, learning=True).precision)
+            self.device = replace(self.device, precision=chosen)
         device = self.device
         self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
         self._trackers = partial(trackers, self.accelerator, config, folder, name=uuid.uuid4().hex[:8])
@@ -243,6 +245,11 @@ class PPOTrainer:
     def _begin(self, resume: bool) -> None:
         """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
         state = self.store.restore(self._settings) if resume else None
+        if state and self.device.kind == "cpu" and state["precision"] != self.device.precision:
+            # It goes on in the precision that it began in, whatever is faster now.
+            self.device = replace(self.device, precision=state["precision"], fixed=True)
+            self._build()
+            state = self.store.restore(self._settings)
         if state is None:
             # What an earlier training of this trainer has changed, or a damaged checkpoint that was read in part.
             if self._touched or self.store.policies():
@@ -261,7 +268,7 @@ class PPOTrainer:
 
     def _save(self, update: int, kl: float, on_request: bool) -> None:
         state = {"update": update, "kl": kl, "lines": len(self.history), "finished": self.finished}
-        state |= {"settings": self._settings, "on_request": on_request}
+        state |= {"settings": self._settings, "on_request": on_request, "precision": self.device.precision}
         self.store.save(self.tokenizer, state)
         self._saved_at = update
 

@@ -26,6 +26,7 @@ def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
     """Held-out accuracy with 95% CI, from reward_model.json: the trained reward model, then the measured baselines."""
     names = {
         "trained reward model": ("accuracy", "accuracy_ci95"),
+        "the head it started from": ("start_accuracy", "start_accuracy_ci95"),
         "randomly initialized head": ("untrained_accuracy", "untrained_ci95"),
         "response length alone": ("length_baseline_accuracy", "length_baseline_accuracy_ci95"),
     }
@@ -135,7 +136,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             right = f" has an accuracy of {shown(judge['accuracy'], judge['accuracy_ci95'], 'z.1%')} and"
         kappa = f"a kappa of {shown(judge['kappa'], judge['kappa_ci95'])} with the reward model"
         yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
-    elif "accuracy" in judge:
+    elif "accuracy" in judge and "pairs" not in judge:
         right = shown(judge["accuracy"], judge["accuracy_ci95"], "z.1%")
         yield f"The judge ({judge['kind']}) says the label of {right} of the held-out texts.", False
     if "accuracy" in judge and (judge["accuracy_ci95"] or [0])[0] <= 0.5:

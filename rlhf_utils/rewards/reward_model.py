@@ -69,6 +69,7 @@ class RewardModel:
     """
 
     label = 0  # the column of the logits that is the reward
+    after: Sequence[int] = ()  # token ids that follow each text
 
     def __init__(self, model, tokenizer, device: Device, mean: float = 0.0, std: float = 1.0):
         self.model, self.tokenizer, self.device, self.mean, self.std = model.eval(), tokenizer, device, mean, std
@@ -104,6 +105,7 @@ class RewardModel:
     def _read(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Logits [n, labels]."""
         rows, most = read_tokens(self.tokenizer, *self._texts(prompts, responses)), positions(self.model)
+        rows = [[*row, *self.after] for row in rows]
         if most and (long := sum(len(row) > most for row in rows)):
             if not self.cut:
                 told = f"{long} of {len(rows)} texts are longer than the {most} tokens that the reward model reads"
@@ -123,14 +125,15 @@ class ClassifierReward(RewardModel):
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")
         super().__init__(model, tokenizer, device)
-        self.label, self.joint, self.ending = int(labels[label]), joint, ending
+        self.label, self.joint = int(labels[label]), joint
+        self.after = tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
 
     def probabilities(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """Probability of the label [n]."""
         return self._read(prompts, responses).softmax(dim=1)[:, self.label]
 
     def _texts(self, prompts: Sequence[str], responses: Sequence[str]) -> tuple[list[str], list[str]]:
-        return list(prompts), [self.joint + response + self.ending for response in responses]
+        return list(prompts), [self.joint + response for response in responses]
 
 
 def load_reward(source: Source, device: Device) -> RewardModel | ClassifierReward:

@@ -112,9 +112,9 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
 
 
 def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int, ending: str = "") -> Dataset:
-    """A split as a classifier takes it: `input_ids` of each text's first `most` tokens and of `ending`; `labels`."""
-    rows = tokenizer(list(split["text"]), truncation=True, max_length=most)["input_ids"]
+    """A split as a classifier takes it: `labels`, and at most `most` `input_ids` of a text's beginning and `ending`."""
     after = tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
+    rows = tokenizer(list(split["text"]), truncation=True, max_length=most - len(after))["input_ids"]
     return Dataset.from_dict({"input_ids": [row + after for row in rows], "labels": list(split["label"])})
 
 

@@ -1,0 +1,74 @@
+"""What of a run on somebody else's texts goes into the repository."""
+
+import pages
+import pandas as pd
+import pytest
+from made_up_run import change, make_run
+from published import QUOTED_CHARACTERS, QUOTED_ROWS, publish_files, quoted
+
+from rlhf_utils.evaluation.judging import KEY, PAIRS
+from rlhf_utils.platforms.errors import InputError
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.report.page import write_report
+
+# What nothing else in a run says: a word at the end of each text of the dataset.
+SECRET = "xyzzyvaluska"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose prompts and references all end in a word that must not be published."""
+    run = make_run(tmp_path / "outputs", prompts=QUOTED_ROWS + 10)
+    path, end = run / "evaluation" / "samples.csv", " and so on" * 40 + f" {SECRET}"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows.assign(prompt=rows["prompt"] + end, reference=rows["reference"] + end).to_csv(path, index=False)
+
+    def lengthen(frontier):
+        for said in (said for point in frontier["points"] for said in point.get("completions", ())):
+            said["prompt"] += end
+
+    change(run, "frontier", lengthen)
+    assert any(point.get("completions") for point in read_json(run / "evaluation" / "frontier.json")["points"])
+    record = read_json(run / "run.json")
+    record["settings"]["dataset"] = "outputs/rows.jsonl"
+    write_json(run / "run.json", record)
+    write_report(run)
+    return run
+
+
+def test_nothing_of_the_dataset_but_the_beginnings_of_prompts(run, tmp_path):
+    assert SECRET in (run / "report.html").read_text() and SECRET in (run / "evaluation" / "frontier.json").read_text()
+    # The examples of overoptimisation, and whatever else the files hold of the dataset.
+    folder = quoted(run, tmp_path / "small")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"run.json", "report.html", "samples.csv", "summary.json"} <= {path.name for path in files}
+    assert not {PAIRS, KEY} & {path.name for path in files}
+    assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
+    rows = pd.read_csv(folder / "evaluation" / "samples.csv", dtype=str, keep_default_na=False)
+    assert len(rows) == QUOTED_ROWS and not rows["reference"].any()
+    assert rows["prompt"].str.len().max() <= QUOTED_CHARACTERS and rows["prompt"].str.endswith(" …").all()
+    assert rows["ppo_response"].str.len().min() > 0, "what the models say is whole"
+    # Figures are those of all prompts.
+    before, after = (read_json(one / "evaluation" / "summary.json") for one in (run, folder))
+    assert before["models"] == after["models"] and before["prompts"] == after["prompts"]
+
+
+@pytest.mark.parametrize("place", ["/data/rows.jsonl", "../shared/rows.jsonl", "~/rows.jsonl"])
+def test_a_run_that_names_a_place_of_this_machine_is_not_published(run, place):
+    record = read_json(run / "run.json")
+    record["settings"]["dataset"] = place
+    write_json(run / "run.json", record)
+    with pytest.raises(InputError, match="a place of this machine") as error:
+        publish_files(run)
+    assert place in str(error.value)
+
+
+def test_the_page_of_real_runs_says_what_they_found(run, tmp_path, monkeypatch):
+    folder = quoted(run, tmp_path / "published" / "instruct-small")
+    monkeypatch.setattr(pages, "PUBLISHED", folder.parent)
+    page, summary = pages.real_language(), read_json(folder / "evaluation" / "summary.json")
+    assert "## Instruction following: `instruct-small`" in page
+    assert "Remade by `make small RECIPE=instruct DATA=outputs/rows.jsonl`" in page
+    assert f"{summary['models']['ppo']['reward']:.2f}" in page and page.count("> PPO: *") == 10
+    rows = read_json(folder / "run.json")["stages"]["data"]["results"]["rows"]
+    assert f"sft {rows['sft']:,}" in page and "| ppo | " in page
