@@ -120,7 +120,7 @@ class ClassifierReward(RewardModel):
     them: nothing, where the response is a continuation as it was sampled; `ending` follows them. It keeps rising where
     the probability is already 1. Raises InputError for a label that is not in the model's `id2label`."""
 
-    def __init__(self, model, tokenizer, device: Device, label: str, joint: str = " ", ending: str = ""):
+    def __init__(self, model, tokenizer, device: Device, label: str, joint: str = " ", ending: str | None = None):
         labels = {name: index for index, name in model.config.id2label.items()}
         if label not in labels:
             raise InputError(f"the classifier has no label {label!r}; choose one of {', '.join(map(str, labels))}")

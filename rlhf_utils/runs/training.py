@@ -111,7 +111,9 @@ def preference_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dat
     return Dataset.from_dict({f"{side}_ids": read_tokens(tokenizer, starts, said) for side, said in sides.items()})
 
 
-def labelled_tokens(split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int, ending: str = "") -> Dataset:
+def labelled_tokens(
+    split: Dataset, tokenizer: PreTrainedTokenizerBase, most: int, ending: str | None = None
+) -> Dataset:
     """A split as a classifier takes it: `labels`, and at most `most` `input_ids` of a text's beginning and `ending`."""
     after = tokenizer(ending, add_special_tokens=False)["input_ids"] if ending else []
     rows = tokenizer(list(split["text"]), truncation=True, max_length=most - len(after))["input_ids"]

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).with_name("recipes")
 # Of Hugging Face, OpenAI and GitHub.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
 # Never read as YAML: `on` or `1.0` may well be the name of a folder.
-_TEXTS = re.compile(r"models\..*|(.*\.)?(dataset|policy|revision|data_dir|embedder)")
+_TEXTS = re.compile(r"models\..*|(.*\.)?(dataset|policy|revision|data_dir|embedder|ending)")
 
 
 class Recipe(Section):

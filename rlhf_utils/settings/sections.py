@@ -189,7 +189,7 @@ class RewardModelSettings(TrainingSettings):
     """
 
     label: Name = "POSITIVE"
-    ending: str = ""
+    ending: OptionalName = None
     words: tuple[str, str] | None = None
     learning_rate: Positive = 1e-4
     lora: LoraSettings = LoraSettings()
