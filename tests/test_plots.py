@@ -104,7 +104,7 @@ def test_each_loss_has_its_own_axis_and_gold_its_band_on_its_whole_scale(run):
     ):
         (line,) = (line for line in axes_of(figure, title).lines if len(line.get_ydata()) == len(rows))
         assert list(line.get_ydata()) == [row[key] for row in rows] and list(line.get_xdata()) == list(range(len(rows)))
-    gold = axes_of(figure, "gold")
+    gold = axes_of(figure, "judge")
     low, high = (end(gold.collections[0].get_paths()[0].vertices[:, 1]) for end in (min, max))
     assert gold.get_ylim() == (0, 10) and (low, high) == pytest.approx((4 - 1.96 / 128**0.5, 4 + 1.96 / 128**0.5))
     for name in ("04_reward_comparison", "04_reward_kl_frontier", "04_overoptimisation"):
