@@ -93,7 +93,7 @@ def test_ranking_categories_and_equal_length_are_shown_with_their_judge(run):
         told["At equal length PPO wins 68.1% [60.0%, 76.0%], by the same judge (length-controlled win rate)."] is False
     )
     assert told["PPO is worse where topic is <b>pets</b>: −1.50 [−2.00, −1.00], judged by the gold score."] is True
-    assert not any("other" in line for line in told)
+    assert not any(" is other" in line for line in told)
     second = sentences(summary | {"judge": {"kind": "second reward model"}})
     assert any(line.startswith("Judged by the second reward model, PPO wins") for line in second)
     assert any("SFT by the second reward model: " in line for line in second)
