@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,21 @@ def test_a_training_killed_at_any_moment_again_and_again(policy, straight, tmp_p
     last.join(120)
     assert last.exitcode == 0
     assert result(tmp_path) == straight
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_in(policy, tmp_path, monkeypatch):
+    """What a CPU computes faster may change between two sittings, and from one machine to the next."""
+    half = lambda device, model, learning=False: replace(device, precision="bf16")  # noqa: E731
+    how = {"updates": 4, "precision": "auto"}
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer_module, "fastest", half)
+        begun = tiny_trainer(policy, tmp_path / "out", on_update=stop_at(2), **how)
+        assert begun.device.precision == begun.accelerator.mixed_precision == "bf16"
+        with pytest.raises(KeyboardInterrupt):
+            begun.train()
+        straight = tiny_trainer(policy, tmp_path / "straight", **how).train()
+    again = tiny_trainer(policy, tmp_path / "out", **how)
+    assert again.device.precision == "fp32"
+    history = again.train()
+    assert again.device.precision == again.accelerator.mixed_precision == "bf16"
+    assert without_timing(history) == without_timing(straight)

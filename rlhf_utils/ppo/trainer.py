@@ -245,9 +245,10 @@ class PPOTrainer:
     def _begin(self, resume: bool) -> None:
         """Stand where the newest complete checkpoint says if `resume`, or before the first update."""
         state = self.store.restore(self._settings) if resume else None
-        if state and self.device.kind == "cpu" and state["precision"] != self.device.precision:
+        begun = (state or {}).get("precision", self.device.precision)
+        if self.device.kind == "cpu" and begun != self.device.precision:
             # It goes on in the precision that it began in, whatever is faster now.
-            self.device = replace(self.device, precision=state["precision"], fixed=True)
+            self.device = replace(self.device, precision=begun, fixed=True)
             self._build()
             state = self.store.restore(self._settings)
         if state is None:
