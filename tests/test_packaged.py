@@ -12,7 +12,9 @@ from tiny import CPU
 
 from rlhf_utils.evaluation.assistant import embedder
 from rlhf_utils.models.loading import load_policy, load_tokenizer, save_model
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.names import PACKAGED, is_folder, is_there, known_as, local_path
+from rlhf_utils.series import run_series
 
 # Isolated from what is installed here: the folder of the packages is not on the path of this Python.
 WITHOUT = """
@@ -46,6 +48,15 @@ def test_names_of_packages_are_folders_with_a_name_of_their_own(tmp_path, monkey
     assert is_there("./smollm2") and local_path("./smollm2") == Path("smollm2")
     assert known_as("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct" and known_as("me/x:a@b") == "me/x"
     assert opened("instruct", "tiny", "smollm2").root == Path("smollm2/instruct-tiny")
+
+
+@needs("smollm2")
+def test_a_missing_dataset_is_refused_before_a_model_is_converted(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    overrides = {"policy": "smollm2", "dataset": str(tmp_path / "nothing.csv")}
+    with pytest.raises(InputError, match="nothing.csv"):
+        run_series("imdb", "small", str(tmp_path / "out"), overrides, None, fresh=False)
+    assert not (tmp_path / "cache" / "packaged").exists() and not (tmp_path / "out").exists()
 
 
 @needs("smollm2")

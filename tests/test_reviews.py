@@ -91,6 +91,8 @@ def test_a_classifier_begins_as_two_words_of_the_language_model(run):
     assert "the head it started from" in accuracies(report)
     with pytest.raises(InputError, match="set both"):
         load_recipe("imdb", "small", {"reward_model.ending": ""})
+    with pytest.raises(InputError, match="for labeled texts"):
+        load_recipe("instruct", "small", {"reward_model.ending": "This answer is"})
 
 
 def test_a_lexicon_judges_where_no_preference_is_known(run):

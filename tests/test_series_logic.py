@@ -22,6 +22,7 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.stages import STAGES
 from rlhf_utils.runs.stopping import Stopped
 from rlhf_utils.series import SERIES, run_seeds, run_series
+from rlhf_utils.settings.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 # The notebooks of recipe instruct.
@@ -176,7 +177,8 @@ def test_seeds_run_one_after_another_resume_and_are_merged_into_the_first(tmp_pa
     assert [run.record()["seed"] for run in runs] == read_json(runs[0].evaluation / "seeds.json")["seeds"] == [3, 4, 5]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seed ")]
     assert told[0].startswith("seed 1 of 3 (seed=3): ") and told[-1].startswith("seed 3 of 3 (seed=5): ")
-    assert told[0].endswith(" min left for all") and not told[0].endswith(" 0 min left for all")
+    minutes = load_recipe("instruct").needs.minutes * (1 + 2 * len(needed) / len(whole))
+    assert told[0].endswith(f", {minutes:.0f} min left for all")
     run_seeds(*choice, fresh=False)
     start(tmp_path, {"seed": "3"})
     assert len(fake.paths) == len(whole) + len(again), "nothing runs twice"

@@ -61,7 +61,7 @@ _known: WeakKeyDictionary[nn.Module, LanguageModel] = WeakKeyDictionary()
 def language_model(model: nn.Module) -> LanguageModel:
     """The parts of a causal LM, also inside a peft wrapper (its adapters stay active). The first time, its own logits
     for a few tokens are compared with those computed here; InputError where they differ, or it is no causal LM."""
-    if (inner := _inner(model)) in _known:
+    if (inner := unwrapped(model)) in _known:
         return _known[inner]
     trunk, head, config = inner.base_model, inner.get_output_embeddings(), inner.config.get_text_config()
     name, was_training = type(inner).__name__, inner.training
@@ -88,7 +88,7 @@ def only_tokens_of(tokenizer, model: nn.Module) -> None:
     parts = language_model(model)
     unknown = torch.ones(parts.head.weight.shape[0], dtype=torch.bool, device=parts.head.weight.device)
     unknown[[entry for entry in tokenizer.get_vocab().values() if entry < len(unknown)]] = False
-    _known[_inner(model)] = replace(parts, unknown=unknown if unknown.any() else None)
+    _known[unwrapped(model)] = replace(parts, unknown=unknown if unknown.any() else None)
 
 
 def eos_ids(model: nn.Module) -> list[int]:
@@ -103,10 +103,11 @@ def end_ids(tokenizer, model: nn.Module) -> list[int]:
     # A configuration's default may be any word of this tokenizer.
     special = {entry for entry, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = tokenizer.eos_token_id
-    return [end, *sorted({*eos_ids(_inner(model))} & special - {end})]
+    return [end, *sorted({*eos_ids(unwrapped(model))} & special - {end})]
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a peft wrapper; `model` itself where there is none."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

