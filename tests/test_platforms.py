@@ -1,5 +1,6 @@
 """Colab, Kaggle and a plain machine, simulated: their variables, modules, folders and GPUs."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -140,6 +141,29 @@ def test_the_gpu_is_chosen_before_torch_is_loaded():
     """Else two visible GPUs would mean DataParallel, which trl refuses."""
     code = "import sys, rlhf_utils.series; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=300).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_on_a_cpu_freed_memory_is_used_again():
+    """Every page that comes new from the system is a minor fault."""
+    code = """
+import resource, torch
+from rlhf_utils.platforms.runtime import detect_device
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(16 << 20)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+new = faults()
+detect_device()
+faults()
+print(faults() / new)
+"""
+    how = {"cwd": ROOT, "env": {**os.environ, "CUDA_VISIBLE_DEVICES": ""}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", code], **how)
+    assert float(done.stdout) < 0.2, done
 
 
 # The cache

@@ -124,8 +124,8 @@ class Device:
 
 
 def _keep_freed_memory() -> None:
-    """Let this process keep what it frees. glibc takes every large tensor from the system and gives it back, and the
-    system clears each page again: a quarter of a training step of a 50 M model on two cores, for a third less memory."""
+    """Let this process keep what it frees. glibc takes each large tensor from the system and gives it back, and the
+    system clears its pages every time: a quarter of a training step of 50 M parameters on two cores."""
     with suppress(AttributeError, OSError):  # another C library
         mallopt, no_blocks_of_their_own, never_trim = ctypes.CDLL(None).mallopt, (-4, 0), (-1, -1)
         mallopt(*no_blocks_of_their_own)
