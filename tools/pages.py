@@ -80,6 +80,29 @@ def _printed(text: str) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
+def real() -> str:
+    """What the published runs of scale small show, in short."""
+    return "\n\n".join(map(_in_short, sorted(PUBLISHED.glob("*-small"))))
+
+
+def _in_short(run: Path) -> str:
+    summary, merged = read_json(run / "evaluation" / "summary.json"), between_seeds(run)
+    settings, folder = read_json(run / "run.json")["settings"], run.relative_to(ROOT).as_posix()
+    said = seed_sentences(merged) if merged else [text for text, _ in sentences(summary)]
+    title = f"**{settings['title']}** (`{run.name}`: {settings['policy']}, {summary['prompts']} held-out prompts"
+    title += f", {len(merged['seeds'])} seeds; the table is of seed {summary['seed']})" if merged else ")"
+    kept = [name for name in SHORT if any(row.get(name, "–") != "–" for row in model_table(summary))]
+    rows = [[row["model"], *(row[name] for name in kept)] for row in model_table(summary)]
+    table = [["model", *kept], ["---", *["---:"] * len(kept)], *rows]
+    return "\n\n".join([
+        title,
+        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        "\n".join(f"- {text}" for text in said if not text.startswith("Effect size") and "Seeds" not in text),
+        f"![Reward and the judge's score]({folder}/plots/04_reward_comparison.png)",
+        examples(run),
+    ])  # fmt: skip
+
+
 def real_language() -> str:
     """docs/real_language.md: the published runs of scale small."""
     opening = (

@@ -54,6 +54,11 @@ def judge_name(summary: dict, judged_by: str) -> str:
     return JUDGES[judged_by] if judged_by != "gold" or kind == "gold preference" else f"the {kind}"
 
 
+def score_title(summary: dict) -> str:
+    """What the judge's score is called: `gold`, or `judge` where a judge stands in for an unknown gold preference."""
+    return "gold" if judge_name(summary, "gold") == JUDGES["gold"] else "judge"
+
+
 def shown(value: float | None, interval=None, spec: str = "z.2f") -> str:
     """`0.53 [0.41, 0.66]` with true minus signs, a dash for None, never 0. `spec` is Python's: `+z.2f`, `z.1%`;
     z makes a plain zero of the negative one that rounding leaves."""
@@ -162,9 +167,7 @@ def model_table(summary: dict) -> list[dict[str, str]]:
     """One row for each model; a figure that is null for every model is left out."""
     models, rows = summary["models"], []
     kl = f"KL to SFT at temperature {summary.get('kl_to_sft_temperature', 1):g} (nats)"
-    columns = COLUMNS | {"kl_to_sft": (kl, 2)}
-    if judge_name(summary, "gold") != JUDGES["gold"]:
-        columns["gold"] = ("judge", 2)
+    columns = COLUMNS | {"kl_to_sft": (kl, 2), "gold": (score_title(summary), 2)}
     kept = [key for key in columns if any(found.get(key) is not None for found in models.values())]
     for name, found in models.items():
         rows.append({"model": LABELS[name]})

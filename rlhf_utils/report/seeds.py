@@ -1,7 +1,7 @@
 """What several seeds found, as `evaluation.seeds.merge_runs` has it, in a table and in sentences."""
 
 from rlhf_utils.evaluation import LABELS
-from rlhf_utils.report.findings import COMPARED, JUDGES, as_text, judge_name, shown, versus
+from rlhf_utils.report.findings import COMPARED, as_text, judge_name, score_title, shown, versus
 
 _TITLES = COMPARED | {"win_rate": ("win rate", "z.1%"), "accuracy": ("accuracy", "z.1%")}
 _TITLES |= {"effect_size": ("reward (effect size)", "z.2f")}
@@ -48,8 +48,8 @@ def seed_sentences(merged: dict) -> list[str]:
 
 
 def _titles(merged: dict) -> dict[str, tuple[str, str]]:
-    """How each figure is called and written; "gold" is a judge's score where no gold preference is known."""
-    return _TITLES if judge_name(merged, "gold") == JUDGES["gold"] else _TITLES | {"gold": ("judge", "z.2f")}
+    """How each figure is called and written."""
+    return _TITLES | {"gold": (score_title(merged), "z.2f")}
 
 
 def _difference(pair: str) -> str:
