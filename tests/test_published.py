@@ -7,6 +7,7 @@ from made_up_run import change, make_run
 from published import QUOTED_CHARACTERS, QUOTED_ROWS, publish_files, quoted
 
 from rlhf_utils.evaluation.judging import KEY, PAIRS
+from rlhf_utils.evaluation.seeds import figures_of
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.report.page import write_report
@@ -53,6 +54,15 @@ def test_nothing_of_the_dataset_but_the_beginnings_of_prompts(run, tmp_path):
     assert before["models"] == after["models"] and before["prompts"] == after["prompts"]
 
 
+def test_where_prompts_are_a_few_words_all_rows_are_kept(tmp_path):
+    run = make_run(tmp_path / "outputs", prompts=QUOTED_ROWS + 10)
+    path = run / "evaluation" / "samples.csv"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows.assign(prompt=[f"The film number {i}" for i in range(len(rows))]).to_csv(path, index=False)
+    assert figures_of(quoted(run, tmp_path / "small")).keys() == figures_of(run).keys()
+    assert len(pd.read_csv(tmp_path / "small" / "evaluation" / "samples.csv")) == QUOTED_ROWS + 10
+
+
 @pytest.mark.parametrize("place", ["/data/rows.jsonl", "../shared/rows.jsonl", "~/rows.jsonl"])
 def test_a_run_that_names_a_place_of_this_machine_is_not_published(run, place):
     record = read_json(run / "run.json")
@@ -72,3 +82,6 @@ def test_the_page_of_real_runs_says_what_they_found(run, tmp_path, monkeypatch):
     assert f"{summary['models']['ppo']['reward']:.2f}" in page and page.count("> PPO: *") == 10
     rows = read_json(folder / "run.json")["stages"]["data"]["results"]["rows"]
     assert f"sft {rows['sft']:,}" in page and "| ppo | " in page
+    short = pages.real()
+    assert f"{summary['models']['ppo']['gold']:.2f}" in short and short.count("> PPO: *") == 1
+    assert "| model | gold |" in short and "docs/example_run/instruct-small/plots/" in short

@@ -1,6 +1,6 @@
 """The generated parts of the pages.
 
-    python tools/pages.py               README.md (notebooks, examples, results), docs/settings.md, real_language.md
+    python tools/pages.py               README.md (what stands in marks), docs/settings.md, docs/real_language.md
     python tools/pages.py site FOLDER   the sources of the site, with an API page per folder of the package
 
 README.md keeps its own text; what stands between `<!-- name -->` and `<!-- end -->` is written here.
@@ -24,14 +24,16 @@ from rlhf_utils.evaluation.seeds import between_seeds
 from rlhf_utils.platforms.bootstrap import written_address
 from rlhf_utils.platforms.errors import visible
 from rlhf_utils.platforms.files import read_json, write_text
-from rlhf_utils.report.findings import text_summary
-from rlhf_utils.report.seeds import seeds_text
+from rlhf_utils.report.findings import model_table, sentences, text_summary
+from rlhf_utils.report.seeds import seed_sentences, seeds_text
 from rlhf_utils.series import ROOT, SERIES
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import Section
 
 PUBLISHED = ROOT / "docs" / "example_run"
 RUN = PUBLISHED / "instruct-tiny"
+# Of the table of a run, where it is told in short.
+LEFT_OUT = {"reward", "ROUGE-1", "ROUGE-2", "tokens"}
 MODELS = {"base_response": "base", "sft_response": "SFT", "ppo_response": "PPO"}
 
 
@@ -87,17 +89,16 @@ def real() -> str:
 
 def _in_short(run: Path) -> str:
     summary, merged = read_json(run / "evaluation" / "summary.json"), between_seeds(run)
-    settings, folder = read_json(run / "run.json")["settings"], run.relative_to(ROOT).as_posix()
-    said = seed_sentences(merged) if merged else [text for text, _ in sentences(summary)]
+    settings, folder = read_json(run / "run.json")["settings"], f"docs/example_run/{run.name}"
+    said = seed_sentences(merged)[2:] if merged else sentences(summary)
     title = f"**{settings['title']}** (`{run.name}`: {settings['policy']}, {summary['prompts']} held-out prompts"
     title += f", {len(merged['seeds'])} seeds; the table is of seed {summary['seed']})" if merged else ")"
-    kept = [name for name in SHORT if any(row.get(name, "–") != "–" for row in model_table(summary))]
-    rows = [[row["model"], *(row[name] for name in kept)] for row in model_table(summary)]
-    table = [["model", *kept], ["---", *["---:"] * len(kept)], *rows]
+    rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT} for row in model_table(summary)]
+    table = [[*rows[0]], ["---"] + ["---:"] * (len(rows[0]) - 1), *([*row.values()] for row in rows)]
     return "\n\n".join([
         title,
         "\n".join(f"| {' | '.join(row)} |" for row in table),
-        "\n".join(f"- {text}" for text in said if not text.startswith("Effect size") and "Seeds" not in text),
+        "\n".join(f"- {text}" for text in said),
         f"![Reward and the judge's score]({folder}/plots/04_reward_comparison.png)",
         examples(run),
     ])  # fmt: skip
@@ -139,7 +140,7 @@ def _of_run(run: Path) -> str:
 
 def filled(text: str) -> str:
     """README.md with its generated parts."""
-    for part in (notebooks, examples, results):
+    for part in (real, notebooks, examples, results):
         start = f"<!-- {part.__name__} -->\n"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{part()}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"

@@ -36,8 +36,9 @@ from rlhf_utils.series import ROOT, SERIES
 LIMIT_BYTES = 400_000
 # What of a run is worth keeping in the repository.
 SMALL = ("run.json", "report.html", "plots/*.png", "evaluation/*.*", "checkpoints/*/metrics.jsonl")
-# Of a run on somebody else's texts: so many rows of samples.csv, prompts of so many characters, and no references.
-QUOTED_ROWS, QUOTED_CHARACTERS = 50, 200
+# Of a run on somebody else's texts: prompts of so many characters, so many rows of samples.csv, and no references. Where
+# prompts are a few words there are all rows, from which its figures can be computed again.
+QUOTED_CHARACTERS, QUOTED_ROWS, FEW_WORDS = 200, 50, 80
 
 
 # Without the package, which it has to find first: a folder above this one, an attached Kaggle dataset, a clone.
@@ -163,7 +164,9 @@ def quoted(run: Path, folder: Path) -> Path:
         if path.name not in (PAIRS, KEY):
             (target := folder / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
-    rows = read_samples(run).head(QUOTED_ROWS).assign(reference="")
+    rows = read_samples(run).assign(reference="")
+    if rows["prompt"].str.len().max() > FEW_WORDS:
+        rows = rows.head(QUOTED_ROWS)
     rows["prompt"] = rows["prompt"].map(_beginning)
     write_text(folder / "evaluation" / "samples.csv", rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     for path in (folder / "evaluation").glob("*.json"):
