@@ -24,6 +24,7 @@ from rlhf_utils.evaluation.seeds import between_seeds
 from rlhf_utils.platforms.bootstrap import written_address
 from rlhf_utils.platforms.errors import visible
 from rlhf_utils.platforms.files import read_json, write_text
+from rlhf_utils.platforms.names import PACKAGED
 from rlhf_utils.report.findings import model_table, sentences, text_summary
 from rlhf_utils.report.seeds import seed_sentences, seeds_text
 from rlhf_utils.series import ROOT, SERIES
@@ -90,17 +91,21 @@ def real() -> str:
 def _in_short(run: Path) -> str:
     summary, merged = read_json(run / "evaluation" / "summary.json"), between_seeds(run)
     settings, folder = read_json(run / "run.json")["settings"], f"docs/example_run/{run.name}"
+    policy, judge = PACKAGED.get(settings["policy"]), summary["judge"]
+    about = [f"`{run.name}`", policy.hub if policy else settings["policy"], f"{summary['prompts']} held-out prompts"]
+    about += [f"judge: {judge['kind']}"] if judge else []
+    about += [f"the table is of seed {summary['seed']}"] if merged else [f"one run, seed {summary['seed']}"]
     said = seed_sentences(merged)[2:] if merged else sentences(summary)
-    title = f"**{settings['title']}** (`{run.name}`: {settings['policy']}, {summary['prompts']} held-out prompts"
-    title += f", {len(merged['seeds'])} seeds; the table is of seed {summary['seed']})" if merged else ")"
     rows = [{name: cell for name, cell in row.items() if name not in LEFT_OUT} for row in model_table(summary)]
     table = [[*rows[0]], ["---"] + ["---:"] * (len(rows[0]) - 1), *([*row.values()] for row in rows)]
     return "\n\n".join([
-        title,
+        f"**{settings['title']}** ({'; '.join(about)}). In brackets: 95% CIs.",
         "\n".join(f"| {' | '.join(row)} |" for row in table),
         "\n".join(f"- {text}" for text in said),
         f"![Reward and the judge's score]({folder}/plots/04_reward_comparison.png)",
-        examples(run),
+        "The first held-out prompts, before and after:",
+        # Continuations are short.
+        examples(run, 3 if settings["form"] == "continuation" else 1),
     ])  # fmt: skip
 
 
@@ -120,7 +125,7 @@ def _of_run(run: Path) -> str:
     settings, stages = record["settings"], record["stages"]
     rows = ", ".join(f"{name} {count:,}" for name, count in stages["data"]["results"]["rows"].items() if count)
     memory = max(stage.get("peak_host_bytes") or 0 for stage in stages.values()) / 1e9
-    times = {name: about["seconds"] for name, about in stages.items() if about.get("seconds")}
+    times = {name: about["seconds"] for name, about in record["notebooks"].items()}
     pictures = ("04_reward_comparison", "03_ppo_training", "04_reward_kl_frontier", "01_sft_full_vs_qlora")
     links = [f"example_run/{run.name}/plots/{name}.png" for name in pictures]
     return "\n\n".join([
@@ -134,7 +139,7 @@ def _of_run(run: Path) -> str:
         "### Before and after",
         examples(run, 10),
         "### Where the time went",
-        "\n".join(["| stage | seconds |", "|---|---|", *(f"| {name} | {s:.0f} |" for name, s in times.items())]),
+        "\n".join(["| notebook | seconds |", "|---|---|", *(f"| {name} | {s:.0f} |" for name, s in times.items())]),
     ])  # fmt: skip
 
 
