@@ -88,7 +88,7 @@ notebooks: $(INSTALLED)
 	@$(PY) tools/pages.py
 
 # The published runs of scale small, in docs/example_run and docs/real_language.md: two seeds on texts of yours, with a
-# model from PyPI. Up to an hour a seed on two CPU cores.
+# model from PyPI. One to two hours a seed on two CPU cores.
 small: $(MODELS)
 	@[ -n "$(RECIPE)" ] && [ -e "$(DATA)" ] || { \
 		echo "Name a recipe and a file of texts: make small RECIPE=imdb DATA=reviews.csv" >&2; exit 2; }

@@ -68,8 +68,9 @@ def test_all_outputs_are_of_one_run():
     assert {of_form[n.path] for n in SERIES if n.form != "continuation"} <= {"instruct-tiny", None}
 
 
-def test_what_a_recipe_says_that_it_needs_is_what_the_published_run_took():
-    record, needs = read_json(ROOT / "docs/example_run/instruct-tiny/run.json"), load_recipe("instruct", "tiny").needs
+@pytest.mark.parametrize("run", sorted(path.name for path in (ROOT / "docs/example_run").iterdir()))
+def test_what_a_recipe_says_that_it_needs_is_what_the_published_run_took(run):
+    record, needs = read_json(ROOT / f"docs/example_run/{run}/run.json"), load_recipe(*run.rsplit("-", 1)).needs
     minutes = sum(about["seconds"] for about in record["notebooks"].values()) / 60
     memory = max(about["peak_host_bytes"] for about in record["stages"].values()) / 1e9
     assert minutes / 1.25 < needs.minutes < minutes * 1.25 and memory / 1.25 < needs.memory_gb < memory * 1.25

@@ -125,7 +125,7 @@ def _of_run(run: Path) -> str:
     settings, stages = record["settings"], record["stages"]
     rows = ", ".join(f"{name} {count:,}" for name, count in stages["data"]["results"]["rows"].items() if count)
     memory = max(stage.get("peak_host_bytes") or 0 for stage in stages.values()) / 1e9
-    times = {name: about["seconds"] for name, about in record["notebooks"].items()}
+    times = {name: about["seconds"] for name, about in sorted(record["notebooks"].items())}
     pictures = ("04_reward_comparison", "03_ppo_training", "04_reward_kl_frontier", "01_sft_full_vs_qlora")
     links = [f"example_run/{run.name}/plots/{name}.png" for name in pictures]
     return "\n\n".join([
