@@ -59,7 +59,10 @@ def test_where_prompts_are_a_few_words_all_rows_are_kept(tmp_path):
     path = run / "evaluation" / "samples.csv"
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     rows.assign(prompt=[f"The film number {i}" for i in range(len(rows))]).to_csv(path, index=False)
-    assert figures_of(quoted(run, tmp_path / "small")).keys() == figures_of(run).keys()
+    published, whole = (figures_of(one) for one in (quoted(run, tmp_path / "small"), run))
+    for whose, figures in whole.items():
+        for name, (values, clusters) in figures.items():
+            assert list(published[whose][name][0]) == list(values) and published[whose][name][1] == clusters, name
     assert len(pd.read_csv(tmp_path / "small" / "evaluation" / "samples.csv")) == QUOTED_ROWS + 10
 
 
@@ -78,7 +81,7 @@ def test_the_page_of_real_runs_says_what_they_found(run, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "PUBLISHED", folder.parent)
     page, summary = pages.real_language(), read_json(folder / "evaluation" / "summary.json")
     assert "## Instruction following: `instruct-small`" in page
-    assert "Remade by `make small RECIPE=instruct DATA=outputs/rows.jsonl`" in page
+    assert "Remade by `make small RECIPE=instruct DATA=outputs/rows.jsonl SEEDS=" in page
     assert f"{summary['models']['ppo']['reward']:.2f}" in page and page.count("> PPO: *") == 10
     rows = read_json(folder / "run.json")["stages"]["data"]["results"]["rows"]
     assert f"sft {rows['sft']:,}" in page and "| 03_02_ppo_training | " in page

@@ -15,6 +15,7 @@ from rlhf_utils.evaluation.judge import about_judge, is_informed, judge_of, lexi
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.report.findings import accuracies
+from rlhf_utils.report.page import write_report
 from rlhf_utils.rewards import reward_model
 from rlhf_utils.rewards.reward_model import LABEL_FILE, load_reward
 from rlhf_utils.runs.run import Run
@@ -113,3 +114,5 @@ def test_a_lexicon_judges_where_no_preference_is_known(run):
     for figures in summary["models"].values():
         assert -1 <= figures["gold"] <= 1 and figures["sft_perplexity"] > 1 and figures["rouge1"] is None
     assert {*summary["models"]} == {"base", "sft", "sft_qlora", "ppo"}
+    page = write_report(run.root).read_text("utf-8")
+    assert ", judge " in page and ", gold " not in page

@@ -127,13 +127,15 @@ def _of_run(run: Path) -> str:
     memory = max(stage.get("peak_host_bytes") or 0 for stage in stages.values()) / 1e9
     times = {name: about["seconds"] for name, about in sorted(record["notebooks"].items())}
     pictures = ("04_reward_comparison", "03_ppo_training", "04_reward_kl_frontier", "01_sft_full_vs_qlora")
+    merged = between_seeds(run)
+    seeds = len(merged["seeds"]) if merged else 1
     links = [f"example_run/{run.name}/plots/{name}.png" for name in pictures]
     return "\n\n".join([
         f"## {settings['title']}: `{run.name}`",
         f"Policy `{settings['policy']}`, data `{settings['dataset']}` (rows: {rows}), judge: "
         f"{judge['kind'] if judge else 'none'}. {sum(times.values()) / 60:.0f} minutes for the first seed on "
         f"{stages['ppo']['device']['name']}, at most {memory:.1f} GB. "
-        f"Remade by `make small RECIPE={settings['name']} DATA={settings['dataset']}`.",
+        f"Remade by `make small RECIPE={settings['name']} DATA={settings['dataset']} SEEDS={seeds}`.",
         results(run),
         *(f"![{Path(link).stem}]({link})" for link in links if (ROOT / "docs" / link).is_file()),
         "### Before and after",

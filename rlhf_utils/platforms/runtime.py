@@ -124,19 +124,20 @@ class Device:
 
 
 def _keep_freed_memory() -> None:
-    """Let this process keep what it frees. glibc takes each large tensor from the system and gives it back, and the
-    system clears its pages every time: a quarter of a training step of 50 M parameters on two cores."""
+    """Let this process keep what it frees, for more memory at its peak. glibc takes each large tensor from the system
+    and gives it back, and the system clears all of its pages again for the next one."""
+    m_trim_threshold, m_mmap_max = -1, -4  # as in malloc.h
     with suppress(AttributeError, OSError):  # another C library
-        mallopt, no_blocks_of_their_own, never_trim = ctypes.CDLL(None).mallopt, (-4, 0), (-1, -1)
-        mallopt(*no_blocks_of_their_own)
-        mallopt(*never_trim)
+        ctypes.CDLL(None).mallopt(m_mmap_max, 0)
+        ctypes.CDLL(None).mallopt(m_trim_threshold, -1)
 
 
 def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
     Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32 (`models.precision`
-    knows of models that it computes faster in bf16). GPUs below 7.0 (P100) are refused.
+    knows of models that it computes faster in bf16). GPUs below 7.0 (P100) are refused. On a CPU the process keeps the
+    memory it frees from then on.
     """
     import psutil
     import torch
