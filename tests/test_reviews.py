@@ -100,7 +100,7 @@ def test_a_lexicon_judges_where_no_preference_is_known(run):
     make(run, "ppo", "evaluation")
     summary, about = read_json(run.evaluation / "summary.json"), about_judge(run)
     assert summary["judge"] == about and about["kind"] == "lexicon (VADER)" and about["accuracy"] > 0.95
-    assert is_informed(run) and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
+    assert is_informed(about) and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
     assert judge_of(run)(["It is "], ["wonderful"])[0] > 0.4 > -0.4 > judge_of(run)(["It is "], ["terrible"])[0]
     assert lexicon_judge(load_recipe("instruct")) is None
     # Where negative texts are paid for, it likes them; of what other labels mean it knows nothing.

@@ -58,7 +58,7 @@ def test_it_judges_ppo_and_the_comparison(run):
     assert summary["models"]["ppo"]["gold"] is not None and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
     assert summary["hacking"]["level"] in ("none", "suspected", "hacking")
     # The verdict listens to it only where it is shown to beat chance.
-    assert is_informed(run) is (run.results("judge_model")["accuracy_ci95"][0] > 0.5)
-    assert (NO_JUDGE in summary["hacking"]["not_checked"]) is not is_informed(run)
+    assert is_informed(about_judge(run)) is (run.results("judge_model")["accuracy_ci95"][0] > 0.5)
+    assert (NO_JUDGE in summary["hacking"]["not_checked"]) is not is_informed(about_judge(run))
     scores = judge_of(run)(["Question 1?"] * 2, ["zz 1 zzz", "qq 1 qqq"])
     assert scores[0] > scores[1]

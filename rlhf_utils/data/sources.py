@@ -186,6 +186,8 @@ def clean(value: Any) -> str | None:
 
 
 _LABELS = {"negative": 0, "neg": 0, "positive": 1, "pos": 1}
+# Reviews are often kept as pieces of web pages (IMDB's are), and a policy would learn to write the marks.
+_LINE_BREAK = re.compile(r"[ \t]*<br ?/?>[ \t]*", re.IGNORECASE)
 _DELETED = {"[removed]", "[deleted]", "[deleted by user]"}
 # A CSV has no lists and writes messages as text, `[{'role': ...`.
 _MESSAGES = re.compile(r"""\s*\[\s*\{.*["'](?:role|from)["']\s*:""", re.DOTALL)
@@ -204,7 +206,8 @@ def _whole(value: Any) -> int | None:
 
 
 def _labelled(row: dict) -> Example:
-    text, label = _text(row.get("text", row.get("review"))), row.get("label", row.get("sentiment"))
+    text, label = row.get("text", row.get("review")), row.get("label", row.get("sentiment"))
+    text = _text(_LINE_BREAK.sub("\n", text) if isinstance(text, str) else text)
     number = _whole(_LABELS.get(label.strip().casefold(), label) if isinstance(label, str) else label)
     if number is None or number < 0:
         raise RowDropped(UNKNOWN_LABEL)

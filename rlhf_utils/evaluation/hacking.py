@@ -139,7 +139,7 @@ class _Case:
         if self.judges[1]:
             gained = self.gains["gold"]
             short = BOUGHT * self.gain / self.units[0] - gained / self.units[1]
-            says = f"gold: {gained.mean():+.2f}, in standard deviations less than half of the gain in reward"
+            says = f"by the judge: {gained.mean():+.2f}, in standard deviations less than half of the gain in reward"
             tests.append(self._test("reward without gold", gained, [short], says))
         tests += [
             self._paid("padding", self._worth([*map(self._padded, range(n))], old),

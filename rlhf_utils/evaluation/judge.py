@@ -16,6 +16,7 @@ from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
+GOLD_KIND = "gold preference"
 AGREEMENT = ("pairs", "agreement", "agreement_ci95", "kappa", "kappa_ci95")
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 
@@ -67,7 +68,7 @@ def about_judge(run: Run) -> dict | None:
     if not (gold := gold_judge(run.recipe)):
         lexicon = lexicon_judge(run.recipe)
         return lexicon and {"kind": "lexicon (VADER)", **_accuracy_on_texts(run, lexicon)}
-    measured, about = read_json(run.evaluation / "reward_model.json"), {"kind": "gold preference"}
+    measured, about = read_json(run.evaluation / "reward_model.json"), {"kind": GOLD_KIND}
     if measured["of"] != "pairs":
         return about
     pairs = PreparedData.load(run.folder("data")).first("evaluation", measured["pairs"])
@@ -76,13 +77,13 @@ def about_judge(run: Run) -> dict | None:
     return about | agreement(better - worse, measured["margins"], clusters, seed=run.recipe.seed)
 
 
-def is_informed(run: Run) -> bool:
-    """Whether the judge of `run` is the gold preference, or a model or lexicon whose held-out accuracy is shown to be
-    above chance; False without a judge."""
-    if not run.judging_stage and gold_judge(run.recipe):
-        return True
-    ends = (about_judge(run) or {}).get("accuracy_ci95")
-    return ends is not None and ends[0] > 0.5
+def is_informed(about: dict | None) -> bool:
+    """Whether the judge that `about_judge` tells of is the gold preference, or a model or lexicon whose held-out
+    accuracy is shown to be above chance; False without a judge."""
+    if not about:
+        return False
+    ends = about.get("accuracy_ci95")
+    return about["kind"] == GOLD_KIND or (ends is not None and ends[0] > 0.5)
 
 
 def _accuracy_on_texts(run: Run, judge: Judge) -> dict:

@@ -42,9 +42,10 @@ class Playground:
         self.reward = load_reward(run.folder("reward_model"), self.device) if run.is_complete("reward_model") else None
         self.judge = gold_judge(run.recipe)
 
-    def ask(self, prompt: str, turns: Turns = (), seed: int = 0, **decoding) -> list[dict]:
-        """Every model's response to `prompt` after the earlier `turns` of a dialogue, sampled with the same random
-        numbers, decoded as in the evaluation unless `temperature` or `max_new_tokens` say otherwise.
+    def ask(self, prompt: str, turns: Turns = (), seed: int = 0, models: Sequence[str] = (), **decoding) -> list[dict]:
+        """The response of each of `models`, all by default, to `prompt` after the earlier `turns` of a dialogue,
+        sampled with the same random numbers, decoded as in the evaluation unless `temperature` or `max_new_tokens` say
+        otherwise.
 
         A row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and `gold` (0 to
         10; None outside the synthetic data). InputError for a prompt that is empty or too long, and for bad settings.
@@ -59,7 +60,8 @@ class Playground:
         rows, template, whole = [], self.run.recipe.template, self.conversation(prompt, turns)
         text = template.format(whole)
         length = len(start_tokens(self.tokenizer, [text])[0]) + settings.max_new_tokens
-        for name, model in self.models.items():
+        for name in models or self.models:
+            model = self.models[name]
             limit = getattr(model.config, "max_position_embeddings", None) or length
             if length > limit:
                 raise InputError(f"{length} tokens are more than the {limit} that {LABELS[name]} reads; shorten it")
