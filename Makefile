@@ -7,7 +7,7 @@
 # make test-kaggle                           the same for Kaggle
 # make test-colab PLATFORMS=FOLDER           where the platforms' own lists of packages lie
 # make test-lowest TORCH=2.13.0              any of these four with this torch
-# make small RECIPE=imdb DATA=reviews.csv    a real language model on texts of yours, as published
+# make small RECIPE=imdb DATA=reviews.csv    a real language model on texts of yours, into docs/example_run as published
 # make coverage                              the simulation of what the intervals cover, into docs/coverage.md
 # make docs                                  the pages, the API reference and the notebooks as a site in site/
 # make run PYTHON=python3.12                 the interpreter that .venv is made from (`make clean` first to change it)
@@ -92,6 +92,8 @@ notebooks: $(INSTALLED)
 small: $(MODELS)
 	@[ -n "$(RECIPE)" ] && [ -e "$(DATA)" ] || { \
 		echo "Name a recipe and a file of texts: make small RECIPE=imdb DATA=reviews.csv" >&2; exit 2; }
+	@case "$(DATA)" in /*|*..*) \
+		echo "$(DATA): what is published names its data; put the file into this folder, as outputs/data/reviews.csv" >&2; exit 2;; esac
 	@$(PY) -m rlhf_utils run --recipe $(RECIPE) --scale small --set policy=smollm2 --set "dataset=$(DATA)" --seeds $(or $(SEEDS),2)
 	@$(PY) tools/published.py --only-files outputs/$(RECIPE)-small
 	@$(PY) tools/pages.py

@@ -123,6 +123,9 @@ def run_series(
         raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
+    if only is None:
+        left = _seconds(run, run, only, fresh) / 60
+        print(f"{run.root}: about {left:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
     is_new = not os.path.exists(run.root)
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)

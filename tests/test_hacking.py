@@ -235,7 +235,7 @@ def test_reward_up_without_gold_is_suspected(rows, before):
     one, other = answers(prompts, before, gold), answers(prompts, before, gold)
     other.reward = [value + 1 for value in one.reward]
     found = judge_gain(prompts, {"SFT": one, "PPO": other}, gold, gold)
-    assert found["level"] == "suspected" and triggered(found) == {"reward without gold"}
+    assert found["level"] == "suspected" and triggered(found) == {"reward that the judge does not share"}
     assert judge_gain(prompts, {"SFT": other, "PPO": one}, gold, gold)["level"] == "none", "there is no gain to doubt"
 
 

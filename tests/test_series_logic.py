@@ -76,7 +76,9 @@ def cell_failure(name: str, text: str) -> PapermillExecutionError:
 def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     start(tmp_path)
     assert fake.paths == [notebook.path for notebook in SHOWN]
-    lines = capsys.readouterr().err.splitlines()
+    first, *lines = capsys.readouterr().err.splitlines()
+    minutes = load_recipe("instruct").needs.minutes
+    assert first == f"{tmp_path / 'instruct-tiny'}: about {minutes:.0f} min left on two CPU cores"
     assert len(lines) == len(SHOWN), "one line for each notebook where stderr is no terminal"
     assert all(line.startswith(f"[{i}/{len(SHOWN)}] ") and ": done in " in line for i, line in enumerate(lines, 1))
     start(tmp_path)

@@ -16,10 +16,15 @@ from rlhf_utils.evaluation.rouge import Rouge
 from rlhf_utils.models.generation import Answer, answer_prompts
 from rlhf_utils.models.language_model import Episodes, answer_logprobs, only_tokens_of
 from rlhf_utils.models.loading import load_policy, load_tokenizer
-from rlhf_utils.platforms.runtime import detect_device
+from rlhf_utils.models.precision import fastest
+from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
 from rlhf_utils.rewards.terms import RewardFunction
 from rlhf_utils.runs.run import Run
+from rlhf_utils.runs.training import demonstration_tokens
+
+# Demonstrations at once: every token of theirs has a row of logits.
+_ROWS = 8
 
 
 @dataclass
@@ -105,8 +110,24 @@ class Evaluator:
         return kl, surprise
 
 
+@torch.no_grad()
+def held_out_loss(policy: nn.Module, tokenizer, demonstrations: Dataset, device: Device) -> float:
+    """Mean negative log-likelihood under `policy` of the responses in `demonstration_tokens`, in nats per token; of
+    labelled texts, of all tokens but the first."""
+    total, count, rows = 0.0, 0, demonstrations.to_list()
+    for first in range(0, len(rows), _ROWS):
+        part = [(row["input_ids"], max(1, row["completion_mask"].index(1))) for row in rows[first : first + _ROWS]]
+        sides = [ids[:at] for ids, at in part], [ids[at:] for ids, at in part]
+        episodes = Episodes.of(*sides, tokenizer.pad_token_id, device.kind)
+        with fastest(device, policy).autocast():
+            total -= answer_logprobs(policy, episodes, 1.0).sum().item()
+        count += int(episodes.mask.sum())
+    return total / count
+
+
 def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, float | None]:
-    """ROUGE-L (None without references) and EOS rate of `policy` on development prompts, at most `most` of them."""
+    """ROUGE-L (None without references) and EOS rate of `policy` on development prompts, and its `held_out_loss` on
+    their rows; at most `most` of them."""
     asked = PreparedData.load(run.folder("data")).first("development", most)
     recipe, tokenizer, references = run.recipe, load_tokenizer(run.folder("base")), list(asked["chosen"])
     texts, how = [recipe.template.format(p) for p in asked["prompt"]], (detect_device(), recipe.seed, recipe.template)
@@ -115,4 +136,6 @@ def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, f
     predictions = [answer.text for answer in answers]
     rouge = None if None in references else Rouge().compute(predictions=predictions, references=references)["rougeL"]
     ended = sum(answer.ended for answer in answers) / len(answers)
-    return {"rougeL": rouge, "eos_rate": ended, "checked_prompts": len(answers)}
+    demonstrations = demonstration_tokens(asked, tokenizer, recipe.data.max_response_tokens)
+    loss = held_out_loss(policy, tokenizer, demonstrations, how[0])
+    return {"rougeL": rouge, "eos_rate": ended, "held_out_loss": loss, "checked_prompts": len(answers)}

@@ -52,7 +52,7 @@ def judge_gain(
     judged = paired_difference(after.gold, before.gold, **case.settings) if gold else None
     evidence = [f"reward: {new} − {old} = {gain:+.2f}"]
     if gold:
-        evidence.append(f"gold: {new} − {old} = {judged:+.2f}")
+        evidence.append(f"the judge's score: {new} − {old} = {judged:+.2f}")
     phrases = style.overused_phrases(after.texts, before.texts)
     tests = case.tests(phrases) if gain.sign > 0 else []
     found = [test for test in tests if test["triggered"]]
@@ -139,8 +139,9 @@ class _Case:
         if self.judges[1]:
             gained = self.gains["gold"]
             short = BOUGHT * self.gain / self.units[0] - gained / self.units[1]
-            says = f"by the judge: {gained.mean():+.2f}, in standard deviations less than half of the gain in reward"
-            tests.append(self._test("reward without gold", gained, [short], says))
+            rise = [self.gain.mean() / self.units[0], gained.mean() / self.units[1]]
+            says = "in standard deviations, the reward rose by {:.2f} and the judge's score by {:.2f}".format(*rise)
+            tests.append(self._test("reward that the judge does not share", gained, [short], says))
         tests += [
             self._paid("padding", self._worth([*map(self._padded, range(n))], old),
                        "sentences of responses to other prompts, added up to the new length",
@@ -234,7 +235,7 @@ class _Case:
         """What something is worth, in words."""
         reward, gold = worth
         text = f"{reward.mean():.2f} of the {self.gain.mean():.2f} gained in reward"
-        return text if gold is None else f"{text} and {gold.mean():.2f} in gold"
+        return text if gold is None else f"{text} and {gold.mean():.2f} by the judge"
 
     def _paid(self, name, worth, what, extra=()) -> dict:
         """The test that something is worth much of the gain in reward, and is not as much worth to the judge."""

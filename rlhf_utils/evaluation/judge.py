@@ -9,6 +9,7 @@ from datasets import Dataset
 from rlhf_utils.data.prepared import PreparedData, conversation_key
 from rlhf_utils.evaluation import GOLD_SCALE
 from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of, agreement
+from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.platforms.runtime import detect_device
@@ -87,11 +88,17 @@ def is_informed(about: dict | None) -> bool:
 
 
 def _accuracy_on_texts(run: Run, judge: Judge) -> dict:
-    """How often the sign of a judge's score is the label, 0 or 1, of a held-out text, with its 95% CI."""
-    held_out = PreparedData.load(run.folder("data")).first("evaluation", run.recipe.evaluation.reward_pairs)
+    """How often the sign of a judge's score of a held-out text, cut to the length it judges, is the text's label, 0
+    or 1, with its 95% CI."""
+    held_out, recipe = PreparedData.load(run.folder("data")), run.recipe
+    held_out = held_out.first("evaluation", recipe.evaluation.reward_pairs)
     if not {*held_out["label"]} <= {0, 1}:
         return {}
-    margins = np.array(judge([""] * len(held_out), held_out["text"])) * (2 * np.array(held_out["label"]) - 1)
+    most = max(recipe.data.prompt_tokens) + recipe.generation.max_new_tokens
+    tokenizer = load_tokenizer(run.folder("base"))
+    rows = tokenizer(list(held_out["text"]), truncation=True, max_length=most)["input_ids"]
+    cut = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    margins = np.array(judge([""] * len(cut), cut)) * (2 * np.array(held_out["label"]) - 1)
     return accuracy_of(margins).named("accuracy")
 
 

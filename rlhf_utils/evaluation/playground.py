@@ -14,7 +14,7 @@ from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.evaluation import LABELS
 from rlhf_utils.evaluation.evaluator import compared_models
-from rlhf_utils.evaluation.judge import gold_judge
+from rlhf_utils.evaluation.judge import judge_of
 from rlhf_utils.models.generation import answer_prompts
 from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
@@ -40,15 +40,17 @@ class Playground:
         self.tokenizer = load_tokenizer(run.folder(names[0]))
         self.models = {name: load_policy(run.folder(name), self.device).eval() for name in names}
         self.reward = load_reward(run.folder("reward_model"), self.device) if run.is_complete("reward_model") else None
-        self.judge = gold_judge(run.recipe)
+        judge = run.judging_stage
+        self.judge = judge_of(run) if not judge or run.is_complete(judge) else None
 
     def ask(self, prompt: str, turns: Turns = (), seed: int = 0, models: Sequence[str] = (), **decoding) -> list[dict]:
         """The response of each of `models`, all by default, to `prompt` after the earlier `turns` of a dialogue,
         sampled with the same random numbers, decoded as in the evaluation unless `temperature` or `max_new_tokens` say
         otherwise.
 
-        A row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and `gold` (0 to
-        10; None outside the synthetic data). InputError for a prompt that is empty or too long, and for bad settings.
+        A row per model: `model`, `response`, `ended`, `tokens`, `reward` (None without a reward model) and `gold` (the
+        judge's score, see `judge_of`; None without one). InputError for a prompt that is empty or too long, and for bad
+        settings.
         """
         if not prompt.strip():
             raise InputError("the prompt is empty; ask something")

@@ -10,7 +10,7 @@ from rlhf_utils.platforms.errors import visible
 
 # Figure of summary.json: its title in the table, decimals.
 COLUMNS = {
-    "reward": ("reward", 2), "gold": ("gold", 2), "positivity": ("positivity, mean", 2),
+    "reward": ("reward", 2), "gold": ("gold", 2), "positivity": ("positivity (reward model)", 2),
     "positivity_median": ("median", 2), "rouge1": ("ROUGE-1", 3), "rouge2": ("ROUGE-2", 3), "rougeL": ("ROUGE-L", 3),
     "eos_rate": ("EOS rate", 2), "distinct_2": ("distinct-2", 3), "kl_to_sft": ("KL to SFT (nats)", 2),
     "sft_perplexity": ("perplexity (SFT)", 1), "mean_tokens": ("tokens", 1),
@@ -28,7 +28,7 @@ def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
         "trained reward model": ("accuracy", "accuracy_ci95"),
         "the head it started from": ("start_accuracy", "start_accuracy_ci95"),
         "randomly initialized head": ("untrained_accuracy", "untrained_ci95"),
-        "response length alone": ("length_baseline_accuracy", "length_baseline_accuracy_ci95"),
+        "length alone": ("length_baseline_accuracy", "length_baseline_accuracy_ci95"),
     }
     found = {name: tuple(map(result.get, keys)) for name, keys in names.items()}
     return {name: figure for name, figure in found.items() if figure[0] is not None}
@@ -94,6 +94,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     other = LABELS.get(pair.removeprefix("ppo_vs_"))
     by = judge_name(summary, "gold")
     for key, (name, spec) in COMPARED.items():
+        name += " (logit)" if key == "reward" and paired.get("positivity") else ""
         where = f"by {by}" if key == "gold" and by != JUDGES["gold"] else f"on {name}"
         if found := paired.get(key):
             low, high = found["ci95"] or (0, 0)
@@ -110,7 +111,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             yield said, key == "gold" and high < 0
     prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))
     if clusters and clusters < prompts:
-        text = f"Of the {prompts} prompts {distinct} are distinct, in {clusters} clusters by first turn"
+        text = f"Of the {prompts} prompts {distinct} are distinct, in {clusters} clusters that begin alike"
         yield f"{text}; every interval is by these clusters.", False
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
@@ -143,7 +144,10 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
         yield f"On {judge['pairs']:,} held-out pairs, the judge ({name}){right or ' has'} {kappa}.", False
     elif "accuracy" in judge and "pairs" not in judge:
         right = shown(judge["accuracy"], judge["accuracy_ci95"], "z.1%")
-        yield f"The judge ({judge['kind']}) says the label of {right} of the held-out texts.", False
+        about = "agrees with the label of {} of held-out texts, cut to the length that it judges"
+        yield f"The judge ({judge['kind']}) {about.format(right)}.", False
+        if judge["kind"].startswith("lexicon"):
+            yield "It counts words of sentiment: it cannot tell praise from a list of such words.", False
     if "accuracy" in judge and (judge["accuracy_ci95"] or [0])[0] <= 0.5:
         text = "The judge is not shown to beat chance: its preferences mean little, and the verdict ignores them."
         yield text, True

@@ -62,7 +62,7 @@ def bookkeeping(run: Run, stage: str, settings: TrainingSettings, rows: int) -> 
         gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         ddp_find_unused_parameters=False,
         eval_strategy="steps",
-        eval_steps=max(1, steps // settings.evaluations),
+        eval_steps=math.ceil(steps / settings.evaluations),  # the last one at the end, which is evaluated anyway
         data_seed=run.recipe.seed,
     )
 
