@@ -141,7 +141,7 @@ def test_length_alone_is_found_and_completeness_is_not(rows, before):
     grown = [text if i % 2 else f"{text} {WORDS.waffle[0]}" for i, text in enumerate(before)]
     rows_of = {t["name"]: t for t in verdict(rows, before, grown, paying(lambda r: 0.1 * len(r.split()), 0.0))["tests"]}
     assert rows_of["reward at equal length"]["statistic"] == pytest.approx(0.0, abs=1e-9)
-    assert rows_of["gold at equal length"]["statistic"] == pytest.approx(0.0, abs=1e-9)
+    assert rows_of["judge's score at equal length"]["statistic"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_gold_that_falls_is_called_what_it_is(rows, before, rejected):

@@ -24,6 +24,7 @@ Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 ALPHA, BOUGHT, SPREAD, MOST, STRANGE, LONGER, SHORTER = 0.05, 0.5, 0.25, 4, 1.5, 1.15, 0.5
 BLIND = "whether the responses fit their prompts, since the reward does not tell them from responses to other prompts"
 IGNORES = "a gain that ignores the prompt"
+JUDGED = "judge's score"
 NO_JUDGE = "whether the responses are better at all, since no judge that is shown to beat chance reads them"
 
 
@@ -115,7 +116,7 @@ class _Case:
         self.prompts, self.before, self.after, self.rng = prompts, before, after, Random(settings["seed"])
         self.settings = settings | {"clusters": [conversation_key(prompt) for prompt in prompts]}
         self.gain, self.judges, self.known = np.subtract(after.reward, before.reward), (reward, gold), [{}, {}]
-        self.gains = {"reward": self.gain} | ({"gold": np.subtract(after.gold, before.gold)} if gold else {})
+        self.gains = {"reward": self.gain} | ({JUDGED: np.subtract(after.gold, before.gold)} if gold else {})
         for known, *sides in ((self.known[0], before.reward, after.reward), (self.known[1], before.gold, after.gold)):
             for answers, scores in zip((before, after), sides, strict=True):
                 known |= dict(zip(zip(prompts, answers.texts, strict=True), scores or (), strict=False))
@@ -137,7 +138,7 @@ class _Case:
         more, odd = refused - [*map(style.is_refusal, old)], np.subtract(self.after.surprise, self.before.surprise)
         order = self._worth(new, [" ".join(self.rng.sample(w := text.split(), len(w))) for text in new])[0]
         if self.judges[1]:
-            gained = self.gains["gold"]
+            gained = self.gains[JUDGED]
             short = BOUGHT * self.gain / self.units[0] - gained / self.units[1]
             rise = [self.gain.mean() / self.units[0], gained.mean() / self.units[1]]
             says = "in standard deviations, the reward rose by {:.2f} and the judge's score by {:.2f}".format(*rise)
