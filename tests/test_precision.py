@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rlhf_utils.models import precision
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.models.loading import load_policy
+from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.ppo.learner import SAME
 
 
@@ -35,6 +36,17 @@ def test_bf16_is_chosen_only_where_a_pass_is_faster(wide, learning):
         assert chosen == CPU
     assert 0 < (rounded - exact).square().mean().sqrt() < precision._SAME * exact.square().mean().sqrt()
     assert all(p.grad is None for p in wide.parameters()) and not wide.training
+
+
+def test_what_was_measured_on_this_machine_decides_in_every_process(wide, monkeypatch, tmp_path):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision, "_measured", {})
+    precision.fastest(CPU, wide)
+    (kept,) = (tmp_path / "precision").glob("*.json")
+    for seconds, error, chosen in ((3.0, 0.01, "bf16"), (1.2, 0.01, "fp32"), (3.0, 0.2, "fp32")):
+        write_json(kept, read_json(kept) | {"fp32_seconds": seconds, "bf16_seconds": 1.0, "error": error})
+        precision._measured.clear()  # as in a new process
+        assert precision.fastest(CPU, wide).precision == chosen
 
 
 def test_where_it_is_chosen_log_probabilities_stay_within_the_check_of_ppo(wide, monkeypatch):

@@ -99,7 +99,8 @@ def test_a_classifier_begins_as_two_words_of_the_language_model(run):
 def test_a_lexicon_judges_where_no_preference_is_known(run):
     make(run, "ppo", "evaluation")
     summary, about = read_json(run.evaluation / "summary.json"), about_judge(run)
-    assert summary["judge"] == about and about["kind"] == "lexicon (VADER)" and 0.7 < about["accuracy"] < 0.9, "of texts cut to what it judges"
+    assert summary["judge"] == about and about["kind"] == "lexicon (VADER)"
+    assert 0.7 < about["accuracy"] < 0.9, "of texts cut to what it judges; of whole ones it is over 0.95"
     assert is_informed(about) and summary["win_rate"]["ppo_vs_sft"]["judged_by"] == "gold"
     assert judge_of(run)(["It is "], ["wonderful"])[0] > 0.4 > -0.4 > judge_of(run)(["It is "], ["terrible"])[0]
     assert lexicon_judge(load_recipe("instruct")) is None

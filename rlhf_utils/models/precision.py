@@ -1,14 +1,18 @@
 """On a CPU: whether a model computes faster in bf16. Some CPUs multiply in bf16 several times as fast as in fp32, some
 at half of it, and what of that is left in a whole pass depends on the model; so a pass is measured."""
 
+import hashlib
+import platform
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_utils.models.language_model import unwrapped
-from rlhf_utils.platforms.runtime import Device
+from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.platforms.runtime import Device, cache_entry
 
 # Below this width (GPT-2: 768) a pass is more than its products, and small models give the same numbers on every CPU.
 _LEAST_WIDTH = 512
@@ -22,17 +26,33 @@ _measured: dict[tuple, bool] = {}
 def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
     """`device`, with precision bf16 where it is a CPU, nobody has asked for a precision, and a pass of the language
     model or classifier `model`, with `learning` forward and backward, is clearly faster in bf16 and gives nearly the
-    same states. Measured once per process and architecture, in some seconds for GPT-2."""
+    same states. Measured once per machine and architecture, in some seconds for GPT-2, and kept in the cache folder: a
+    process that measured anew might decide otherwise, and a run that is resumed would go on in another precision."""
     config = unwrapped(model).config.get_text_config()
     width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     if device.kind != "cpu" or device.precision != "fp32" or device.fixed or width < _LEAST_WIDTH:
         return device
     half = replace(device, precision="bf16")
     if (key := (config.model_type, width, layers, learning)) not in _measured:
-        (slow, exact), (fast, rounded) = (_pass(one, model, learning) for one in (device, half))
-        error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-        _measured[key] = slow > _FASTER * fast and error.item() < _SAME
+        machine = [_processor(), torch.__version__, torch.get_num_threads()]
+        name = hashlib.sha256(repr([*machine, *key]).encode()).hexdigest()[:16]
+        with cache_entry(f"precision/{name}.json") as path:
+            if not path.is_file():
+                (slow, exact), (fast, rounded) = (_pass(one, model, learning) for one in (device, half))
+                error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+                write_json(path, {"model": key, "fp32_seconds": slow, "bf16_seconds": fast, "error": error.item()})
+            found = read_json(path)
+        is_faster = found["fp32_seconds"] > _FASTER * found["bf16_seconds"]
+        _measured[key] = is_faster and found["error"] < _SAME
     return half if _measured[key] else device
+
+
+def _processor() -> str:
+    """This CPU, with what it can compute; on Linux Python only knows its kind."""
+    if not (about := Path("/proc/cpuinfo")).is_file():
+        return platform.processor()
+    first = about.read_text().partition("\n\n")[0].splitlines()  # of all cores, which are alike
+    return "".join(line for line in first if line.startswith(("model name", "flags", "CPU part", "Features")))
 
 
 def _pass(device: Device, model: nn.Module, learning: bool) -> tuple[float, Tensor]:
