@@ -111,23 +111,23 @@ class Evaluator:
 
 
 @torch.no_grad()
-def held_out_loss(policy: nn.Module, tokenizer, demonstrations: Dataset, device: Device) -> float:
-    """Mean negative log-likelihood under `policy` of the responses in `demonstration_tokens`, in nats per token; of
-    labelled texts, of all tokens but the first."""
-    total, count, rows = 0.0, 0, demonstrations.to_list()
+def held_out_losses(policy: nn.Module, tokenizer, demonstrations: Dataset, device: Device) -> list[float]:
+    """Negative log-likelihood under `policy` of each response in `demonstration_tokens`, of a labelled text of all
+    tokens but the first; in nats, divided by the mean number of tokens, so that their mean is the loss per token."""
+    sums, count, rows = [], 0, demonstrations.to_list()
     for first in range(0, len(rows), _ROWS):
         part = [(row["input_ids"], max(1, row["completion_mask"].index(1))) for row in rows[first : first + _ROWS]]
         sides = [ids[:at] for ids, at in part], [ids[at:] for ids, at in part]
         episodes = Episodes.of(*sides, tokenizer.pad_token_id, device.kind)
         with fastest(device, policy).autocast():
-            total -= answer_logprobs(policy, episodes, 1.0).sum().item()
+            sums += (-answer_logprobs(policy, episodes, 1.0)).sum(dim=1).tolist()
         count += int(episodes.mask.sum())
-    return total / count
+    return [one * len(rows) / count for one in sums]
 
 
 def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, float | None]:
-    """ROUGE-L (None without references) and EOS rate of `policy` on development prompts, and its `held_out_loss` on
-    their rows; at most `most` of them."""
+    """ROUGE-L (None without references) and EOS rate of `policy` on development prompts, and the mean of its
+    `held_out_losses` on their rows; at most `most` of them."""
     asked = PreparedData.load(run.folder("data")).first("development", most)
     recipe, tokenizer, references = run.recipe, load_tokenizer(run.folder("base")), list(asked["chosen"])
     texts, how = [recipe.template.format(p) for p in asked["prompt"]], (detect_device(), recipe.seed, recipe.template)
@@ -137,5 +137,5 @@ def check_responses(run: Run, policy: nn.Module, most: int = 100) -> dict[str, f
     rouge = None if None in references else Rouge().compute(predictions=predictions, references=references)["rougeL"]
     ended = sum(answer.ended for answer in answers) / len(answers)
     demonstrations = demonstration_tokens(asked, tokenizer, recipe.data.max_response_tokens)
-    loss = held_out_loss(policy, tokenizer, demonstrations, how[0])
+    loss = float(np.mean(held_out_losses(policy, tokenizer, demonstrations, how[0])))
     return {"rougeL": rouge, "eos_rate": ended, "held_out_loss": loss, "checked_prompts": len(answers)}
