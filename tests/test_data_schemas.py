@@ -74,6 +74,7 @@ ACCEPTED = {
     "a tool call": (pair("p", '[{"name": "f", "arguments": {}}]', "b"), "p", '[{"name": "f", "arguments": {}}]', "b"),
     "imdb": ({"text": "fine film", "label": 1}, "fine film", None, None, {"label": 1}),
     "reviews": ({"review": "bad", "sentiment": "negative"}, "bad", None, None, {"label": 0}),
+    "web pages": ({"review": "bad. <br /><br />1<2", "sentiment": "neg"}, "bad.\n\n1<2", None, None, {"label": 0}),
 }  # fmt: skip
 
 
@@ -114,6 +115,7 @@ DROPPED = [
     (shp(2), NO_PREFERENCE),
     (reddit({"text": ["a", "b"], "score": [4, 4]}), NO_PREFERENCE),
     ({"text": "t", "label": -1}, UNKNOWN_LABEL),
+    ({"text": " <br>\n<BR/>", "label": 1}, EMPTY),
 ]
 
 

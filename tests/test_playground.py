@@ -52,6 +52,8 @@ def test_every_model_responds_and_is_scored(playground):
     assert len({row["response"] for row in rows[:3]}) == 1 and rows[3]["response"] != rows[0]["response"]
     assert playground.ask("How do I store a bike?") == rows
     assert playground.ask("How do I store a bike?", seed=1, temperature=2.0) != rows
+    last = list(playground.models)[-1]
+    assert playground.ask("How do I store a bike?", models=[last]) == rows[-1:]
 
 
 def test_earlier_turns_are_part_of_what_a_model_reads(playground, monkeypatch):

@@ -11,7 +11,9 @@ from tiny import CPU, one_thread, save_tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import first_tokens
+from rlhf_utils.evaluation.evaluator import held_out_losses
 from rlhf_utils.evaluation.judge import about_judge, is_informed, judge_of, lexicon_judge
+from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.report.findings import accuracies
@@ -52,6 +54,30 @@ def test_a_policy_learns_the_texts_themselves(run):
         result, losses = run.results(stage), read_jsonl(run.folder(stage) / "metrics.jsonl")
         held_out = [line["eval_loss"] for line in losses if "eval_loss" in line]
         assert result["rougeL"] is None and result["checked_prompts"] > 5 and held_out[-1] < held_out[0]
+        policy, rows = load_policy(run.folder(stage), CPU), PreparedData.load(run.folder("data")).splits["development"]
+        tokenizer = load_tokenizer(run.folder("base"))
+        rows = demonstration_tokens(rows.select(range(result["checked_prompts"])), tokenizer, 40)
+        assert result["held_out_loss"] == pytest.approx(loss_of(policy, rows), rel=1e-4), "that of what is published"
+
+
+def loss_of(policy, rows: Dataset) -> float:
+    """transformers' own loss per token, row by row."""
+    total = count = 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        labels = ids.masked_fill(torch.tensor([row["completion_mask"]]) == 0, -100)
+        learned = int((labels[:, 1:] != -100).sum())
+        total, count = total + learned * policy(input_ids=ids, labels=labels).loss.item(), count + learned
+    return total / count
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_held_out_losses_of_responses_are_those_of_transformers(tmp_path, size):
+    pairs = {"prompt": ["How?", "Why is it so?", "When?"], "chosen": ["So.", "For a reason that is long.", "Now."]}
+    policy = load_policy(save_tiny(tmp_path / "policy"), CPU).eval()
+    rows = demonstration_tokens(Dataset.from_dict(pairs).select(range(size)), tiny_tokenizer(), 99)
+    losses = held_out_losses(policy, tiny_tokenizer(), rows, CPU)
+    assert len(losses) == size and sum(losses) / size == pytest.approx(loss_of(policy, rows), rel=1e-5)
 
 
 def test_texts_are_learned_whole_and_ended_where_they_end():
