@@ -136,10 +136,13 @@ def run_series(
                 if not fresh and _is_done(run, notebook):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
-                parameters = dict(zip(PARAMETERS, values, strict=True))
+                parameters, makes = dict(zip(PARAMETERS, values, strict=True)), _makes(run, notebook)
+                earlier = run.record()["notebooks"].get(notebook.name) if all(map(run.is_complete, makes)) else None
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
-                run.note("notebooks", notebook.name, {"state": "complete", "key": key, "seconds": seconds})
                 print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
+                # How long it took to make its stages, not to show them once more.
+                kept = earlier["seconds"] if earlier and makes and not fresh else seconds
+                run.note("notebooks", notebook.name, {"state": "complete", "key": key, "seconds": kept})
         except InputError:
             if is_new and not any(run.checkpoints.glob("*/stage.json")):
                 shutil.rmtree(run.root, ignore_errors=True)

@@ -96,7 +96,7 @@ def test_ranking_categories_and_equal_length_are_shown_with_their_judge(run):
     assert not any(" is other" in line for line in told)
     second = sentences(summary | {"judge": {"kind": "second reward model"}})
     assert any(line.startswith("Judged by the second reward model, PPO wins") for line in second)
-    assert any("SFT by the second reward model: " in line for line in second)
+    assert any("SFT according to the second reward model: " in line for line in second)
     about = {"kind": "second reward model", "pairs": 58, "kappa": 0.59, "kappa_ci95": [0.36, 0.79], "accuracy": 0.48}
     for low, warned in ((0.36, True), (0.52, False)):
         said = dict(headlines(summary | {"judge": {**about, "accuracy_ci95": [low, 0.61]}}, {}))

@@ -26,7 +26,7 @@ from rlhf_utils.platforms.errors import visible
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.platforms.names import PACKAGED
 from rlhf_utils.report.findings import model_table, sentences, text_summary
-from rlhf_utils.report.seeds import seed_sentences, seeds_text
+from rlhf_utils.report.seeds import ENOUGH, by_seed, seed_sentences, seeds_text
 from rlhf_utils.series import ROOT, SERIES
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import Section
@@ -95,8 +95,9 @@ def _in_short(run: Path) -> str:
     about = [f"`{run.name}`", policy.hub if policy else settings["policy"], f"{summary['prompts']} held-out prompts"]
     about += ["at most {max_new_tokens} tokens at temperature {temperature:g}".format(**settings["generation"])]
     about += [f"judge: {judge['kind']}" if judge else "no judge"]
+    few = merged is None or len(merged["seeds"]) < ENOUGH
     about += [f"the table is of seed {summary['seed']}"] if merged else [f"one run, seed {summary['seed']}"]
-    said = seed_sentences(merged)[2:] if merged else sentences(summary)
+    said = [*sentences(summary), *([by_seed(merged)] if merged else [])] if few else seed_sentences(merged)[2:]
     left_out = LEFT_OUT | ({"reward"} if judge else set())
     rows = [{name: cell for name, cell in row.items() if name not in left_out} for row in model_table(summary)]
     table = [[*rows[0]], ["---"] + ["---:"] * (len(rows[0]) - 1), *([*row.values()] for row in rows)]

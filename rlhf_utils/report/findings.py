@@ -95,7 +95,7 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     by = judge_name(summary, "gold")
     for key, (name, spec) in COMPARED.items():
         name += " (logit)" if key == "reward" and paired.get("positivity") else ""
-        where = f"by {by}" if key == "gold" and by != JUDGES["gold"] else f"on {name}"
+        where = f"according to {by}" if key == "gold" and by != JUDGES["gold"] else f"on {name}"
         if found := paired.get(key):
             low, high = found["ci95"] or (0, 0)
             # Adjusted for all comparisons of the run; a single one has no such p value.

@@ -47,6 +47,17 @@ def seed_sentences(merged: dict) -> list[str]:
     return said
 
 
+def by_seed(merged: dict) -> str:
+    """The gains of PPO in each run, in one sentence: what there is to say of a few seeds."""
+    pair, gains = next(item for item in merged["figures"].items() if "_vs_" in item[0])
+    said = []
+    for name, found in gains.items():
+        title, spec = _titles(merged)[name]
+        values = ", ".join(shown(value, None, spec if name == "win_rate" else f"+{spec}") for value in found["by_seed"])
+        said.append(f"{title} {values}")
+    return f"{_difference(pair)} by seed ({', '.join(map(str, merged['seeds']))}): {'; '.join(said)}."
+
+
 def _titles(merged: dict) -> dict[str, tuple[str, str]]:
     """How each figure is called and written."""
     return _TITLES | {"gold": (score_title(merged), "z.2f")}
