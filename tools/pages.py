@@ -96,7 +96,7 @@ def _in_short(run: Path) -> str:
     about += ["at most {max_new_tokens} tokens at temperature {temperature:g}".format(**settings["generation"])]
     about += [f"judge: {judge['kind']}" if judge else "no judge"]
     few = merged is None or len(merged["seeds"]) < ENOUGH
-    about += [f"the table is of seed {summary['seed']}"] if merged else [f"one run, seed {summary['seed']}"]
+    about += [f"of seed {summary['seed']} where none is named"] if merged else [f"one run, seed {summary['seed']}"]
     said = [*sentences(summary), *([by_seed(merged)] if merged else [])] if few else seed_sentences(merged)[2:]
     left_out = LEFT_OUT | ({"reward"} if judge else set())
     rows = [{name: cell for name, cell in row.items() if name not in left_out} for row in model_table(summary)]
