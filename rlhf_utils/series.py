@@ -123,10 +123,7 @@ def run_series(
         raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
-    if only is None:
-        left = _seconds(run, run, only, fresh) / 60
-        print(f"{run.root}: about {left:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
-    is_new = not os.path.exists(run.root)
+    is_new, told = not os.path.exists(run.root), False
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
     with run_lock(run.root):
@@ -136,6 +133,9 @@ def run_series(
                 if not fresh and _is_done(run, notebook):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
+                if only is None and not told:
+                    left, told = _seconds(run, run, only, fresh) / 60, True
+                    print(f"{run.root}: about {left:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
                 parameters, makes = dict(zip(PARAMETERS, values, strict=True)), _makes(run, notebook)
                 earlier = run.record()["notebooks"].get(notebook.name) if all(map(run.is_complete, makes)) else None
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
