@@ -141,7 +141,7 @@ def run_series(
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
                 print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
                 # How long it took to make its stages, not to show them once more.
-                kept = earlier["seconds"] if earlier and makes and not fresh else seconds
+                kept = (earlier or {}).get("seconds", seconds) if makes and not fresh else seconds
                 run.note("notebooks", notebook.name, {"state": "complete", "key": key, "seconds": kept})
         except InputError:
             if is_new and not any(run.checkpoints.glob("*/stage.json")):

@@ -89,6 +89,17 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
 
 
+def test_a_notebook_that_is_shown_again_keeps_the_time_that_its_stages_took(tmp_path, fake):
+    run, names = start(tmp_path), ("01_02_full_finetuning", "03_01_ppo_from_scratch")
+    for name in names:
+        run.note("notebooks", name, {"state": "complete", "key": "of other cells", "seconds": 345.0})
+    start(tmp_path)
+    took = [run.record()["notebooks"][name]["seconds"] for name in names]
+    assert len(fake.calls) == len(SHOWN) + 2 and took[0] == 345.0 > took[1], "the second one makes nothing"
+    start(tmp_path, fresh=True)
+    assert run.record()["notebooks"][names[0]]["seconds"] < 345.0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_kernel_starts_stops_the_series(tmp_path, fake, monkeypatch, number):
     class KernelDied(dict):
