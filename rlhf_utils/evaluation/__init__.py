@@ -4,3 +4,5 @@ LABELS = {"base": "base", "sft": "SFT", "sft_qlora": "SFT (QLoRA)", "ppo": "PPO"
 """The policies of a run in the order of the series, and what readers are shown as their names."""
 GOLD_SCALE = (0.0, 10.0)
 """Least and greatest gold score of a synthetic dataset."""
+GOLD_KIND = "gold preference"
+"""What `summary.json` calls the judge that is the known preference of a synthetic dataset."""

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from rlhf_utils.data.prepared import PreparedData, conversation_key
-from rlhf_utils.evaluation import GOLD_SCALE
+from rlhf_utils.evaluation import GOLD_KIND, GOLD_SCALE
 from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of, agreement
 from rlhf_utils.models.loading import load_tokenizer
 from rlhf_utils.platforms.files import read_json
@@ -17,7 +17,6 @@ from rlhf_utils.rewards import load_reward
 from rlhf_utils.runs.run import Run
 from rlhf_utils.settings.recipes import Recipe
 
-GOLD_KIND = "gold preference"
 AGREEMENT = ("pairs", "agreement", "agreement_ci95", "kappa", "kappa_ci95")
 Judge = Callable[[Sequence[str], Sequence[str]], list[float]]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from rlhf_utils.evaluation import LABELS
+from rlhf_utils.evaluation import GOLD_KIND, LABELS
 from rlhf_utils.platforms.errors import visible
 
 # Figure of summary.json: its title in the table, decimals.
@@ -50,8 +50,8 @@ def versus(name: str) -> str:
 
 def judge_name(summary: dict, judged_by: str) -> str:
     """Who decided, as in `JUDGES`; where no gold preference is known, the judge that is in its place in the column."""
-    kind = (summary.get("judge") or {}).get("kind", "gold preference")
-    return JUDGES[judged_by] if judged_by != "gold" or kind == "gold preference" else f"the {kind}"
+    kind = (summary.get("judge") or {}).get("kind", GOLD_KIND)
+    return JUDGES[judged_by] if judged_by != "gold" or kind == GOLD_KIND else f"the {kind}"
 
 
 def score_title(summary: dict) -> str:
