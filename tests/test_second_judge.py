@@ -3,12 +3,14 @@
 import json
 
 import pytest
-from made import make, opened
+from made import cells, make, opened
 from tiny import one_thread, save_tiny  # noqa: F401
+from transformers import set_seed
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.evaluation.hacking import NO_JUDGE
 from rlhf_utils.evaluation.judge import about_judge, is_informed, judge_of
+from rlhf_utils.models.loading import load_classifier, load_reward_model
 from rlhf_utils.platforms.files import read_json, read_jsonl
 from rlhf_utils.runs.run import Run
 
@@ -42,6 +44,21 @@ def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
     assert low <= result["agreement"] <= high and result["agreement"] > 0.7
     first, second = ((run.folder(name) / "model.safetensors").read_bytes() for name in ("reward_model", "judge_model"))
     assert first != second
+
+
+@pytest.mark.parametrize(
+    "notebook, mark, head",
+    [
+        ("02_02", "def zero_head", "zero_head"),
+        ("04_02", "def zero_head", "zero_head"),
+        ("02_03", "def first_head", "first_head"),
+    ],
+)
+def test_a_head_that_is_trained_begins_without_an_opinion(run, notebook, mark, head):
+    """Margins of a random head are as large as those that a thousand pairs of human preferences teach."""
+    names = dict(run=run, settings=run.recipe.reward_model, learning=run.recipe.reward_model, seed=0, device=None)
+    names |= dict(load_reward_model=load_reward_model, load_classifier=load_classifier, set_seed=set_seed)
+    assert not getattr(cells(notebook, mark, **names), head)().score.weight.any()
 
 
 def test_it_judges_ppo_and_the_comparison(run):
