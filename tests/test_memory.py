@@ -120,3 +120,29 @@ def test_a_trl_training_continues_with_the_same_losses(tmp_path, after):
     assert seen[-1] <= 2
     assert losses(trainer) == pytest.approx(losses(usual), abs=1e-4)
     assert memory._known == {"work": 2}
+
+
+def test_micro_batches_hold_rows_of_like_length_of_the_batch_that_chance_drew(tmp_path):
+    from rlhf_utils.runs.training import train_resumably
+
+    def widths(train, name):
+        trainer, seen = sft(tmp_path / name, micro=2)[0], []
+        collate = trainer.data_collator
+
+        def watched(rows):
+            seen.append(sorted(len(row["input_ids"]) for row in rows))
+            return collate(rows)
+
+        trainer.data_collator = watched
+        train(trainer, tmp_path / name)
+        return trainer, seen
+
+    ours, sorted_rows = widths(train_resumably, "ours")
+    usual, drawn = widths(lambda trainer, _: trainer.train(), "usual")
+    assert losses(ours) == pytest.approx(losses(usual), abs=1e-4)
+    # Twenty rows by eight: the third step of an epoch has four.
+    assert sum(rows[-1] * len(rows) for rows in sorted_rows) < sum(rows[-1] * len(rows) for rows in drawn)
+    steps = [slice(0, 4), slice(4, 8), slice(8, 10), slice(10, 14), slice(14, 18)]
+    for step in steps:
+        assert sorted(sum(sorted_rows[step], [])) == sorted(sum(drawn[step], []))
+        assert all(a[0] >= b[-1] for a, b in zip(sorted_rows[step], sorted_rows[step][1:], strict=False))

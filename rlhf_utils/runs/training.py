@@ -3,14 +3,16 @@
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import RewardTrainer, SFTTrainer
 from trl.trainer import add_fused_lm_head
@@ -220,11 +222,34 @@ class RunCallback(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
+class LongestFirst(Sampler):
+    """The indices of `rows` in accelerate's random order, those of each batch by length. A batch that is computed in
+    micro-batches then holds less padding, and its gradient, a sum over its rows, is the same up to rounding."""
+
+    def __init__(self, rows: Sequence[dict], batch: int, seed: int):
+        self.drawn, self.batch = SeedableRandomSampler(rows, data_seed=seed), batch
+        self.lengths = [max(len(ids) for name, ids in row.items() if name.endswith("_ids")) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = list(self.drawn)
+        for start in range(0, len(drawn), self.batch):
+            yield from sorted(drawn[start : start + self.batch], key=self.lengths.__getitem__, reverse=True)
+
+    def set_epoch(self, epoch: int) -> None:
+        """What shuffles, and so what a resumed epoch draws."""
+        self.drawn.set_epoch(epoch)
+
+
 def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
     """Train from the newest whole checkpoint in `work`, or from where the trainer stood when it first came here. Where
     memory runs out, the training goes on from there with half the micro-batch and the same batch."""
     arguments = trainer.args
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    whole, seed = batch * processes.count(), arguments.seed if arguments.data_seed is None else arguments.data_seed
+    trainer._get_train_sampler = lambda rows: LongestFirst(rows, whole, seed)
     # A notebook's cell may run again after it was interrupted.
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
