@@ -76,14 +76,18 @@ def test_what_a_recipe_says_that_it_needs_is_what_the_published_run_took(run):
     assert minutes / 1.25 < needs.minutes < minutes * 1.25 and memory / 1.25 < needs.memory_gb < memory * 1.25
 
 
-def test_one_cell_of_parameters_with_the_agreed_names_and_defaults(notebook):
+@pytest.mark.parametrize("entry", SERIES, ids=lambda entry: entry.name)
+def test_one_cell_of_parameters_with_the_agreed_names_and_defaults(entry):
+    notebook = nbformat.read(ROOT / entry.path, as_version=4)
     cells = [cell for cell in code(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert len(cells) == 1
     values = {}
     for statement in ast.parse(cells[0].source).body:
         assert isinstance(statement, ast.Assign)
         values[statement.targets[0].id] = ast.literal_eval(statement.value)
-    assert values == PARAMETERS
+    # Opened by its badge, a notebook has something to make.
+    assert values == PARAMETERS | ({"recipe": "imdb"} if entry.form == "continuation" else {})
+    assert entry.form in (None, load_recipe(values["recipe"]).form)
 
 
 def test_code_cells_parse_and_are_short(notebook):

@@ -185,7 +185,7 @@ class RewardModelSettings(TrainingSettings):
     label: the class whose logit is the reward, where it is a classifier of labelled texts
     ending: what a classifier that is trained here reads after each text, a question whose answer is the label
     words: answers to it for label 0 and for label 1. The head begins as the language model's own rows for these words,
-        and learns from far fewer texts than a random one (Schick and Schuetze 2021, arXiv:2001.07676)
+        and learns from fewer texts than one that starts without an opinion (Schick and Schuetze 2021, arXiv:2001.07676)
     """
 
     label: Name = "POSITIVE"
@@ -313,7 +313,7 @@ class AssistantScore(Section):
 
 
 class OveroptimiseSettings(Section):
-    """PPO against a reward model of few pairs with a small KL penalty, to show what reward hacking looks like."""
+    """PPO against a reward model of few pairs without a KL penalty, to show what reward hacking looks like."""
 
     pairs: Count = 800
     updates: Count = 24
