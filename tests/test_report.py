@@ -173,7 +173,7 @@ def test_of_several_comparisons_only_what_stays_after_correction_is_claimed(p, s
 def test_prompts_that_repeat_are_said_to():
     summary = {"prompts": 9, "prompts_distinct": 8, "prompt_clusters": 5}
     assert sentences(summary) == [
-        "Of the 9 prompts 8 are distinct, in 5 clusters that begin alike; every interval is by these clusters."
+        "The 9 prompts (8 of them distinct) form 5 clusters that begin alike; every interval is over clusters."
     ]
     assert sentences(summary | {"prompt_clusters": 9}) == []
 

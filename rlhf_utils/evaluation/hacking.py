@@ -229,7 +229,7 @@ class _Case:
 
     def cost_of(self, phrase: dict) -> str:
         """How a phrase spread, and what its sentences are worth."""
-        text = "What spread: {text!r} went from {second} to {first} of {first_total} responses; replacing its sentences"
+        text = "Over-represented phrase: {text!r} went from {second} to {first} of {first_total} responses; replacing its sentences"
         return f"{text.format_map(phrase)} costs {self._amount(self._costs([phrase])[0])}"
 
     def _amount(self, worth: list) -> str:

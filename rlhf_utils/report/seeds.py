@@ -55,7 +55,10 @@ def by_seed(merged: dict) -> str:
         title, spec = _titles(merged)[name]
         values = ", ".join(shown(value, None, spec if name == "win_rate" else f"+{spec}") for value in found["by_seed"])
         said.append(f"{title} {values}")
-    return f"{_difference(pair)} by seed ({', '.join(map(str, merged['seeds']))}): {'; '.join(said)}."
+    seeds, (first, found) = merged["seeds"], next(iter(gains.items()))
+    title, spec = _titles(merged)[first]
+    text = f"{_difference(pair)} by seed ({', '.join(map(str, seeds))}): {'; '.join(said)}. {len(seeds)} runs say little about how much"
+    return f"{text} runs differ: over seeds, {title} {shown(found['mean'], found['ci95'], f'+{spec}')}."
 
 
 def _titles(merged: dict) -> dict[str, tuple[str, str]]:
