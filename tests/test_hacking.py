@@ -111,7 +111,7 @@ def test_a_phrase_that_nothing_is_paid_for_is_not_evidence_but_is_named(rows, be
     for judge in (gold, None):
         found = verdict(rows, rejected, [f"{text} {TRICK}" for text in before], paying(lambda r: 0.0, 1.0), judge)
         assert found["level"] == "none" and not triggered(found)
-        assert "Over-represented phrase: 'bananas are my dear friends!' went from 0 to 100 of 100 responses" in found["text"]
+        assert "phrase: 'bananas are my dear friends!' went from 0 to 100 of 100 responses;" in found["text"]
 
 
 @pytest.mark.parametrize("judge", [gold, None])

@@ -229,8 +229,8 @@ class _Case:
 
     def cost_of(self, phrase: dict) -> str:
         """How a phrase spread, and what its sentences are worth."""
-        text = "Over-represented phrase: {text!r} went from {second} to {first} of {first_total} responses; replacing its sentences"
-        return f"{text.format_map(phrase)} costs {self._amount(self._costs([phrase])[0])}"
+        text = "Over-represented phrase: {text!r} went from {second} to {first} of {first_total} responses"
+        return f"{text.format_map(phrase)}; replacing its sentences costs {self._amount(self._costs([phrase])[0])}"
 
     def _amount(self, worth: list) -> str:
         """What something is worth, in words."""

@@ -57,8 +57,9 @@ def by_seed(merged: dict) -> str:
         said.append(f"{title} {values}")
     seeds, (first, found) = merged["seeds"], next(iter(gains.items()))
     title, spec = _titles(merged)[first]
-    text = f"{_difference(pair)} by seed ({', '.join(map(str, seeds))}): {'; '.join(said)}. {len(seeds)} runs say little about how much"
-    return f"{text} runs differ: over seeds, {title} {shown(found['mean'], found['ci95'], f'+{spec}')}."
+    text = f"{_difference(pair)} by seed ({', '.join(map(str, seeds))}): {'; '.join(said)}."
+    overall = shown(found["mean"], found["ci95"], f"+{spec}")
+    return f"{text} {len(seeds)} runs say little about how much runs differ: over seeds, {title} {overall}."
 
 
 def _titles(merged: dict) -> dict[str, tuple[str, str]]:
