@@ -124,9 +124,8 @@ def test_the_figures_of_runs_are_merged_and_a_raw_reward_is_not(runs):
     lines, text = seed_table(merged), seeds_text(merged)
     assert {"figure", "mean [95% CI]", "SD of seeds", "by prompts", "by seed"} == {*lines[0]}
     assert all(line in text for line in seed_sentences(merged)) and "3 seeds say little" in text
-    assert f"over seeds, gold {shown(merged['figures']['ppo_vs_sft']['gold']['mean'], None, '+z.2f')} [" in by_seed(
-        merged
-    )
+    mean = shown(figures["ppo_vs_sft"]["gold"]["mean"], None, "+z.2f")
+    assert f"over seeds, gold {mean} [" in by_seed(merged)
     assert f"above 0 in {sum(gain.mean() > 0.5 * k for k in range(3))} of 3 runs" in text
 
 
