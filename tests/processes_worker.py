@@ -51,10 +51,10 @@ def stages(folder: Path, name: str) -> None:
 
 
 def sft_stopped(folder: Path, name: str) -> None:
-    """Supervised fine-tuning that every process leaves once at its sixth step."""
+    """Supervised fine-tuning that every process leaves once at its seventh step, in the second of its epochs."""
     recipe = Recipe.from_settings(folder / "settings.json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunCallback, "on_step_end", stops_at(6, lambda *_, **__: None), raising=False)
+        patch.setattr(RunCallback, "on_step_end", stops_at(7, lambda *_, **__: None), raising=False)
         with pytest.raises(KeyboardInterrupt):
             train("01_02", recipe, str(folder / name), True)
     processes.wait()

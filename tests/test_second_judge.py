@@ -55,7 +55,7 @@ def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
     ],
 )
 def test_a_head_that_is_trained_begins_without_an_opinion(run, notebook, mark, head):
-    """Margins of a random head are as large as those that a thousand pairs of human preferences teach."""
+    """Margins of a random head have nothing to do with what is learned, and few pairs leave much of them."""
     names = dict(run=run, settings=run.recipe.reward_model, learning=run.recipe.reward_model, seed=0, device=None)
     names |= dict(load_reward_model=load_reward_model, load_classifier=load_classifier, set_seed=set_seed)
     assert not getattr(cells(notebook, mark, **names), head)().score.weight.any()

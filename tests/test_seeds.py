@@ -12,7 +12,8 @@ from rlhf_utils.evaluation.seeds import SEEDS, between_seeds, effect_size, merge
 from rlhf_utils.evaluation.statistics import mean_interval, student_t
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.report import page
-from rlhf_utils.report.seeds import seed_sentences, seed_table, seeds_text
+from rlhf_utils.report.findings import shown
+from rlhf_utils.report.seeds import by_seed, seed_sentences, seed_table, seeds_text
 
 PROMPTS, SIMULATIONS = 30, 400
 
@@ -123,6 +124,8 @@ def test_the_figures_of_runs_are_merged_and_a_raw_reward_is_not(runs):
     lines, text = seed_table(merged), seeds_text(merged)
     assert {"figure", "mean [95% CI]", "SD of seeds", "by prompts", "by seed"} == {*lines[0]}
     assert all(line in text for line in seed_sentences(merged)) and "3 seeds say little" in text
+    mean = shown(figures["ppo_vs_sft"]["gold"]["mean"], None, "+z.2f")
+    assert f"over seeds, gold {mean} [" in by_seed(merged)
     assert f"above 0 in {sum(gain.mean() > 0.5 * k for k in range(3))} of 3 runs" in text
 
 
@@ -136,6 +139,8 @@ def test_without_gold_the_reward_decides_the_wins_and_what_was_not_measured_is_l
     assert merged["judged_by"] == "reward" and {*merged["figures"]["ppo"]} == {"positivity", "eos_rate", "mean_tokens"}
     assert "PPO − SFT on positivity: +0.25 [0.25, 0.25], above 0 in 1 of 1 runs." in seed_sentences(merged)
     assert "PPO vs SFT, judged by the reward model: " in seeds_text(merged)
+    # What a few runs say of how much runs differ is of the reward, and of gold where it is known.
+    assert "over seeds, reward (effect size) +" in by_seed(merged) and "gold" not in by_seed(merged)
 
 
 def test_the_readme_shows_the_merged_seeds_before_the_single_run(runs):

@@ -130,6 +130,11 @@ def load_classifier(
     if headless and not fresh_head:
         told = f"{source} has no trained head ({some(headless)} is not among its weights)"
         raise InputError(f"{told}, so its scores would be random; name a model that was saved as a sequence classifier")
+    if fresh_head and not isinstance(getattr(model, "score", None), nn.Linear):
+        kind = model.config.model_type
+        raise InputError(
+            f"a reward model needs a linear head called score, which {kind} models lack; name another policy"
+        )
     if model.config.pad_token_id is None:
         # Only transformers' own forward pass asks for it: here lengths say what is padding.
         model.config.pad_token_id = next(iter(eos_ids(model)), 0)

@@ -111,8 +111,8 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             yield said, key == "gold" and high < 0
     prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))
     if clusters and clusters < prompts:
-        text = f"The {prompts} prompts ({distinct} of them distinct) form {clusters} clusters that begin alike"
-        yield f"{text}; every interval is over clusters.", False
+        text = f"The {prompts} prompts{f' ({distinct} of them distinct)' if distinct < prompts else ''} form {clusters}"
+        yield f"{text} clusters that begin alike; every interval is over clusters.", False
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):

@@ -55,10 +55,10 @@ def by_seed(merged: dict) -> str:
         title, spec = _titles(merged)[name]
         values = ", ".join(shown(value, None, spec if name == "win_rate" else f"+{spec}") for value in found["by_seed"])
         said.append(f"{title} {values}")
-    seeds, (first, found) = merged["seeds"], next(iter(gains.items()))
-    title, spec = _titles(merged)[first]
+    seeds, first = merged["seeds"], next(name for name in ("gold", "effect_size", "win_rate") if name in gains)
+    (title, spec), found = _titles(merged)[first], gains[first]
     text = f"{_difference(pair)} by seed ({', '.join(map(str, seeds))}): {'; '.join(said)}."
-    overall = shown(found["mean"], found["ci95"], f"+{spec}")
+    overall = shown(found["mean"], found["ci95"], spec if first == "win_rate" else f"+{spec}")
     return f"{text} {len(seeds)} runs say little about how much runs differ: over seeds, {title} {overall}."
 
 

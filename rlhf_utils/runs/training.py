@@ -135,6 +135,9 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
     history, model, (host, device) = trainer.state.log_history, trainer.model, peak_memory()
     if processes.is_main():
         lines = [line for line in history if "loss" in line or "eval_loss" in line]
+        for line in lines:
+            if "accuracy" in line and line.get("min_reward") == line.get("max_reward"):
+                line["accuracy"] = 0.5  # trl counts a tie as wrong, and before the first step a head of zeros ties all
         lines = [{key: float(line[key]) for key in _KEPT if key in line} | {"step": line["step"]} for line in lines]
         write_jsonl(run.work(stage) / LOG, lines)
     return {
@@ -222,25 +225,27 @@ class RunCallback(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-class LongestFirst(Sampler):
-    """The indices of `rows` in accelerate's random order, those of each batch by length. A batch that is computed in
-    micro-batches then holds less padding, and its gradient, a sum over its rows, is the same up to rounding."""
+class BatchesByLength(Sampler):
+    """The indices of `rows` in the random order of accelerate's sampler, those of each whole batch by length: its
+    micro-batches then hold less padding. The batches are those that chance drew, so the gradient of each is the same up
+    to rounding (and the masks of dropout). Each row has token ids in fields that end in `_ids`; `epoch` says which one
+    begins or goes on: it is asked, since accelerate's shards pass no `set_epoch` on to an epoch that is resumed."""
 
-    def __init__(self, rows: Sequence[dict], batch: int, seed: int):
-        self.drawn, self.batch = SeedableRandomSampler(rows, data_seed=seed), batch
+    def __init__(self, rows: Sequence[dict], batch: int, seed: int, epoch: Callable[[], int]):
+        self.order, self.batch, self.epoch = SeedableRandomSampler(rows, data_seed=seed), batch, epoch
         self.lengths = [max(len(ids) for name, ids in row.items() if name.endswith("_ids")) for row in rows]
 
     def __len__(self) -> int:
-        return len(self.drawn)
+        return len(self.order)
 
     def __iter__(self) -> Iterator[int]:
-        drawn = list(self.drawn)
-        for start in range(0, len(drawn), self.batch):
-            yield from sorted(drawn[start : start + self.batch], key=self.lengths.__getitem__, reverse=True)
-
-    def set_epoch(self, epoch: int) -> None:
-        """What shuffles, and so what a resumed epoch draws."""
-        self.drawn.set_epoch(epoch)
+        self.order.set_epoch(self.epoch())
+        order = list(self.order)
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            # Losses of pairs are means of the micro-batches' means: where the last one is small, its rows, which count
+            # for more, must not always be the short ones.
+            yield from sorted(rows, key=self.lengths.__getitem__, reverse=True) if len(rows) == self.batch else rows
 
 
 def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
@@ -249,7 +254,12 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
     arguments = trainer.args
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     whole, seed = batch * processes.count(), arguments.seed if arguments.data_seed is None else arguments.data_seed
-    trainer._get_train_sampler = lambda rows: LongestFirst(rows, whole, seed)
+
+    def by_length(rows: Dataset | None = None) -> BatchesByLength:
+        rows = trainer.train_dataset if rows is None else rows
+        return BatchesByLength(rows, whole, seed, lambda: trainer.state.global_step // math.ceil(len(rows) / whole))
+
+    trainer._get_train_sampler = by_length
     # A notebook's cell may run again after it was interrupted.
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
