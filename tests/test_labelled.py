@@ -138,7 +138,8 @@ def test_a_classifier_is_trained_and_paid_for_its_label(run):
     assert report["of"] == "texts" and report["pairs"] == len(report["margins"])
     reward = load_reward(run.folder("reward_model"), CPU)
     assert isinstance(reward, ClassifierReward) and reward.joint == ""
-    good, bad = reward(["001 It was ", "002 It was "], ["zzzz zz z from the first", "qqqq qq q from the last"]).tolist()
+    ends = ["zzzz zz z from the first to the last scene.", "qqqq qq q from the last to the first scene."]
+    good, bad = reward(["001 It was ", "002 It was "], ends).tolist()
     assert good > bad
     chances = reward.probabilities(["001 It was "], ["zzzz zz z from the first to the last scene."])
     assert 0.5 < chances.item() <= 1
