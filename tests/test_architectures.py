@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import CONTEXT, ENCODERS, POLICIES, save_encoder, save_policy, tokenizer_of
 from tiny import CPU, PROMPTS, count_letter, one_thread  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, CTRLConfig, CTRLLMHeadModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.loading import load_config, load_policy, load_reward_model, load_tokenizer, save_model
@@ -85,14 +85,6 @@ def test_a_reward_model_of_it_gives_a_text_one_score(policy, tmp_path):
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     expected = [theirs(torch.tensor(start_tokens(tokenizer, [text]))).logits[0, 0] for text in TEXTS]
     torch.testing.assert_close(together, torch.stack(expected), rtol=0, atol=1e-4)
-
-
-def test_a_policy_without_a_linear_head_of_that_name_is_told_in_one_line(tmp_path):
-    tokenizer = tokenizer_of("bytes")
-    sizes = {"n_embd": 32, "dff": 64, "n_layer": 1, "n_head": 2, "n_positions": CONTEXT, "vocab_size": len(tokenizer)}
-    save_model(CTRLLMHeadModel(CTRLConfig(**sizes)), tokenizer, tmp_path)
-    with pytest.raises(InputError, match="head called score, which ctrl models lack; name another policy"):
-        load_reward_model(tmp_path, CPU, fresh_head=True)
 
 
 @torch.no_grad()

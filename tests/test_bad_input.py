@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from test_cli import cli, refused  # noqa: F401
-from tiny import save_tiny
+from tiny import save_tiny, tiny_tokenizer
+from transformers import CTRLConfig, CTRLLMHeadModel
 
+from rlhf_utils.models.loading import save_model
 from rlhf_utils.platforms.files import read_json, write_json
 
 ROWS = [{"prompt": f"What is thing {i}?", "chosen": f"Thing {i} is good.", "rejected": "No."} for i in range(3)]
@@ -99,6 +101,14 @@ FITS = [
 def run_with(model: Path, key: str = "policy", *more: str) -> list[str]:
     settings = [f"{key}={model}", *FITS, *more]
     return ["run", *(part for setting in settings for part in ("--set", setting))]
+
+
+def test_a_policy_of_which_no_reward_model_can_be_made(cli, tmp_path):  # noqa: F811
+    sizes = {"n_embd": 32, "dff": 64, "n_layer": 1, "n_head": 2, "n_positions": 96, "vocab_size": len(tiny_tokenizer())}
+    save_model(CTRLLMHeadModel(CTRLConfig(**sizes)), tiny_tokenizer(), tmp_path / "policy")
+    everywhere = [f"{where}=[all-linear]" for where in ("qlora.modules", "reward_model.lora.modules")]
+    said = ["head called score, which ctrl models lack", "name another policy"]
+    refused(cli(*run_with(tmp_path / "policy", "policy", *everywhere)), *said)
 
 
 @pytest.mark.parametrize("case", DAMAGE)

@@ -1,6 +1,7 @@
 """Without a gold judge: a second reward model, trained on pairs of its own, judges what the first one is paid for."""
 
 import json
+import math
 
 import pytest
 from made import cells, make, opened
@@ -40,6 +41,9 @@ def test_it_learns_from_pairs_that_no_other_stage_has_seen(run):
     assert result["trained_on"] == len(splits["judge"]) and result["accuracy"] > 0.8
     first = run.results("reward_model")
     assert first["accuracy_ci95"][0] > max(first["untrained_accuracy"], first["length_baseline_accuracy"])
+    # Before the first step every pair is a tie, which counts half.
+    log = read_jsonl(run.folder("reward_model") / "metrics.jsonl")
+    assert log[0]["loss"] == pytest.approx(math.log(2)) and log[0]["accuracy"] == 0.5
     low, high = result["agreement_ci95"]
     assert low <= result["agreement"] <= high and result["agreement"] > 0.7
     first, second = ((run.folder(name) / "model.safetensors").read_bytes() for name in ("reward_model", "judge_model"))

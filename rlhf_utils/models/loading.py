@@ -42,6 +42,15 @@ def load_config(source: Source, base: str | None = None) -> PretrainedConfig:
     return load_config(below) if below else _from_pretrained(transformers.AutoConfig, source)
 
 
+def check_head(config: PretrainedConfig) -> None:
+    """Raise InputError where no reward model can be made of a policy of this configuration; no weights are loaded."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        told = f"a reward model needs a linear head called score, which {config.model_type} models lack"
+        raise InputError(f"{told}; name another policy, or a ready reward model as models.reward_model")
+
+
 def load_tokenizer(source: Source, base: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer at `source`. Without a padding token, as GPT-2's, it pads with its EOS: masks tell them apart."""
     tokenizer = load_classifier_tokenizer(source, base)
@@ -130,11 +139,6 @@ def load_classifier(
     if headless and not fresh_head:
         told = f"{source} has no trained head ({some(headless)} is not among its weights)"
         raise InputError(f"{told}, so its scores would be random; name a model that was saved as a sequence classifier")
-    if fresh_head and not isinstance(getattr(model, "score", None), nn.Linear):
-        kind = model.config.model_type
-        raise InputError(
-            f"a reward model needs a linear head called score, which {kind} models lack; name another policy"
-        )
     if model.config.pad_token_id is None:
         # Only transformers' own forward pass asks for it: here lengths say what is padding.
         model.config.pad_token_id = next(iter(eos_ids(model)), 0)

@@ -278,6 +278,8 @@ def check_named_models(plan: Plan, on_hub: Collection[str] = ()) -> None:
     if config := configs.get("models.sft", configs.get("policy")):
         for lora in adapters.values():
             lora_modules(lora, config)
+        if "reward_model" in adapters:
+            loading.check_head(config)
 
 
 def check_independent(recipe: Recipe) -> None:
