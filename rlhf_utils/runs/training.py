@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data.tokens import continued_tokens, read_tokens, start_tokens
 from rlhf_utils.models.loading import fp32_trainables
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
@@ -250,7 +252,8 @@ class BatchesByLength(Sampler):
 
 def train_resumably(trainer: Trainer, work: Path, title: str = "training", progress: Progress | None = None) -> None:
     """Train from the newest whole checkpoint in `work`, or from where the trainer stood when it first came here. Where
-    memory runs out, the training goes on from there with half the micro-batch and the same batch."""
+    memory runs out, the training goes on from there with half the micro-batch and the same batch. A CPU computes in the
+    precision that `models.precision` finds the fastest for this model."""
     arguments = trainer.args
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     whole, seed = batch * processes.count(), arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -260,6 +263,11 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
         return BatchesByLength(rows, whole, seed, lambda: trainer.state.global_step // math.ceil(len(rows) / whole))
 
     trainer._get_train_sampler = by_length
+    device = detect_device()
+    chosen = processes.from_main(fastest(device, trainer.model, learning=True).precision)
+    if chosen != device.precision:
+        # The trainer was made for what `detect_device` says of every model.
+        trainer.compute_loss_context_manager = replace(device, precision=chosen).autocast
     # A notebook's cell may run again after it was interrupted.
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
