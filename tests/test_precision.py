@@ -1,10 +1,12 @@
 """Whether a CPU computes a model in bf16: measured, and here measured again."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from tiny import CPU, one_thread, save_tiny  # noqa: F401
+from tiny_sft import sft
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_utils.models import precision
@@ -12,6 +14,7 @@ from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.ppo.learner import SAME
+from rlhf_utils.runs.training import head_in_fp32, train_resumably
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,30 @@ def test_small_models_and_other_devices_are_left_alone(tmp_path, wide, monkeypat
     for change in ({"precision": "bf16"}, {"kind": "cuda"}, {"kind": "cuda", "precision": "fp16"}, {"fixed": True}):
         assert precision.fastest(replace(CPU, **change), wide) == replace(CPU, **change)
     assert not precision._measured
+
+
+def test_where_it_is_chosen_trainers_learn_in_it_from_fp32_weights_and_logits_and_resume_exactly(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    for name, value in (("_measured", {}), ("_LEAST_WIDTH", 0), ("_FASTER", 0.0)):
+        monkeypatch.setattr(precision, name, value)
+
+    def losses(work, same):
+        monkeypatch.setattr(precision, "_SAME", same)
+        precision._measured.clear()
+        trainer, model = sft(tmp_path / work, offset=-100.0)
+        head_in_fp32(model)
+        precision.fastest(CPU, model, learning=True)  # which computes in both
+        seen = set()
+        model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda _, arguments, output: seen.add(output.dtype))
+        train_resumably(trainer, tmp_path / work)
+        trainer.evaluate(trainer.train_dataset)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        return seen, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+    exact, rounded = losses("fp32", same=0.0), losses("bf16", same=1.0)
+    # Logits near -100 have steps of half a nat in bf16.
+    assert (exact[0], rounded[0]) == ({torch.float32}, {torch.bfloat16}) and exact[1] != rounded[1]
+    assert rounded[1] == pytest.approx(exact[1], abs=0.1)
+    for newer in (4, 5):
+        shutil.rmtree(tmp_path / "bf16" / f"checkpoint-{newer}")
+    assert losses("bf16", same=1.0) == rounded
