@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CPU, one_thread, save_tiny  # noqa: F401
+from tiny import CPU, one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
 from tiny_sft import sft
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -13,6 +13,7 @@ from rlhf_utils.models import precision
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.models.loading import load_policy
 from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.ppo import trainer as ppo_trainer
 from rlhf_utils.ppo.learner import SAME
 from rlhf_utils.runs.training import head_in_fp32, train_resumably
 
@@ -99,3 +100,17 @@ def test_where_it_is_chosen_trainers_learn_in_it_from_fp32_weights_and_logits_an
     for newer in (4, 5):
         shutil.rmtree(tmp_path / "bf16" / f"checkpoint-{newer}")
     assert losses("bf16", same=1.0) == rounded
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_frozen_weights_stored_in_16_bits_change_no_number(method, tmp_path, monkeypatch):
+    policy, how = save_tiny(tmp_path / "policy"), {"method": method, "precision": "bf16"}
+    trainer = tiny_trainer(policy, tmp_path / "stored", **how)
+    frozen = trainer.actor.trained.frozen or trainer.actor.policy
+    stored = {name: p.dtype for name, p in frozen.named_parameters() if not p.requires_grad}
+    in_16 = {name for name, dtype in stored.items() if dtype == torch.bfloat16}
+    assert in_16 == {name for name in stored if ".c_" in name}  # not embeddings, norms and the head
+    assert all(p.dtype == torch.float32 for p in trainer.actor.parameters() if p.requires_grad)
+    monkeypatch.setattr(ppo_trainer, "store_frozen", lambda model, device: None)
+    usual = tiny_trainer(policy, tmp_path / "usual", **how)
+    assert without_timing(trainer.train()) == without_timing(usual.train())

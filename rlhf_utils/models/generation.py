@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
@@ -15,8 +16,10 @@ from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
 
-# Once this share of the responses has ended, their rows are taken out of the batch.
-COMPACT_AT = 0.5
+# When no more than this share of the rows goes on, the others are taken out of the batch: on a CPU each row costs.
+_COMPACT_AT = {"cpu": 0.9, "cuda": 0.5}
+# Tokens between two looks at which rows have ended. On a GPU a look waits for all that was asked of it.
+_LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 class Sampled(NamedTuple):
@@ -98,14 +101,20 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
     hidden = torch.zeros((*shape, parts.width), device=device) if keep_hidden else None
     rows, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
     draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
-    cache, inputs, attention = DynamicCache(config=parts.trunk.config), prompts, prompt_mask
+    cache = _cache(parts.trunk.config, prompts.shape[1] + len(draws))
+    # Responses to one prompt share its pass.
+    inputs, of = torch.where(prompt_mask, prompts, -1).unique(dim=0, return_inverse=True)
+    inputs, attention = inputs.clamp(min=0), inputs >= 0
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
-    positions = (prompt_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
     for step, draw in enumerate(draws):
         output = parts.trunk(
             input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
         )
         state = output.last_hidden_state[:, -1]
+        if step == 0:
+            cache.batch_select_indices(of)
+            state, positions, attention = state[of], positions[of], attention[of]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
         chosen = _inverse_cdf(probabilities, draw[rows])
@@ -114,17 +123,56 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
         entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
         if keep_hidden:
             hidden[rows, step] = state.float()
-        going &= ~torch.isin(chosen, ending)
-        if not going.any():
-            break
         # A finished row is sampled on, into nothing, until enough have finished to shrink the batch.
+        going &= ~torch.isin(chosen, ending)
         inputs, positions = chosen[:, None], positions[:, -1:] + 1
         attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-        if going.float().mean() <= COMPACT_AT:
+        if (step + 1) % _LOOK_EVERY[device.type]:
+            continue
+        if not (share := going.float().mean().item()):
+            break
+        if share <= _COMPACT_AT[device.type]:
             index = going.nonzero().squeeze(1)
             cache.batch_select_indices(index)
             rows, inputs, positions, attention, going = (t[index] for t in (rows, inputs, positions, attention, going))
     return tokens, mask, logprobs, entropy, hidden
+
+
+def _cache(config, positions: int) -> DynamicCache:
+    """A cache for `positions` tokens in all; layers of a sliding window stay transformers' own."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_Room(positions) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class _Room(DynamicLayer):
+    """Keys and values of one layer, with room for `positions` tokens: a DynamicLayer copies all of them at each token.
+    Under autocast they are kept in its precision, to which attention would round them each time."""
+
+    def __init__(self, positions: int):
+        super().__init__()
+        self.positions = positions
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
+        """Take up [B, H, new, D] of each; all that is kept, [B, H, length, D]."""
+        states, kind, before = (key_states, value_states), key_states.device.type, self.get_seq_length()
+        if not self.is_initialized:
+            half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            self.lazy_initialization(key_states, value_states)
+            self.room = [s.new_empty((*s.shape[:2], self.positions, s.shape[3]), dtype=half) for s in states]
+        after = before + key_states.shape[2]
+        for room, new in zip(self.room, states, strict=True):
+            room[:, :, before:after] = new
+        self.keys, self.values = (room[:, :, :after] for room in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order."""
+        length, old = self.get_seq_length(), self.room
+        self.room = [room.new_empty((len(indices), *room.shape[1:])) for room in old]
+        for room, kept in zip(self.room, old, strict=True):
+            room[:, :, :length] = kept[indices, :, :length]
+        self.keys, self.values = (room[:, :, :length] for room in self.room)
 
 
 def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""On a CPU: whether a model computes faster in bf16. Some CPUs multiply in bf16 several times as fast as in fp32, some
-at half of it, and what of that is left in a whole pass depends on the model; so a pass is measured."""
+"""The precision of models. Whether a CPU computes one faster in bf16: some multiply in bf16 several times as fast as in
+fp32, some at half of it, and what of that is left in a whole pass depends on the model; so a pass is measured."""
 
 import hashlib
 import platform
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_utils.models.language_model import unwrapped
 from rlhf_utils.platforms.files import read_json, write_json
@@ -45,6 +46,19 @@ def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
         is_faster = found["fp32_seconds"] > _FASTER * found["bf16_seconds"]
         _measured[key] = is_faster and found["error"] < _SAME
     return half if _measured[key] else device
+
+
+def store_frozen(model: nn.Module, device: Device) -> None:
+    """Store the frozen weights of `model`'s linear layers in the precision of `device`, to which autocast would round
+    them at each use: the same results, half the memory. The head stays as it is, for it computes in fp32."""
+    if device.autocast_dtype is None:
+        return
+    head = unwrapped(model).get_output_embeddings()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head:
+            for weight in layer.parameters(recurse=False):
+                if weight.dtype == torch.float32 and not weight.requires_grad:
+                    weight.data = weight.data.to(device.autocast_dtype)
 
 
 def _processor() -> str:

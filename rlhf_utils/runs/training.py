@@ -20,7 +20,7 @@ from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data.tokens import continued_tokens, read_tokens, start_tokens
 from rlhf_utils.models.loading import fp32_trainables
-from rlhf_utils.models.precision import fastest
+from rlhf_utils.models.precision import fastest, store_frozen
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
@@ -263,11 +263,12 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
         return BatchesByLength(rows, whole, seed, lambda: trainer.state.global_step // math.ceil(len(rows) / whole))
 
     trainer._get_train_sampler = by_length
-    device = detect_device()
-    chosen = processes.from_main(fastest(device, trainer.model, learning=True).precision)
-    if chosen != device.precision:
+    usual = detect_device()
+    device = replace(usual, precision=processes.from_main(fastest(usual, trainer.model, learning=True).precision))
+    if device != usual:
         # The trainer was made for what `detect_device` says of every model.
-        trainer.compute_loss_context_manager = replace(device, precision=chosen).autocast
+        trainer.compute_loss_context_manager = device.autocast
+    store_frozen(trainer.model, device)
     # A notebook's cell may run again after it was interrupted.
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
