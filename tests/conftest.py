@@ -19,6 +19,10 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "RLHF_CACHE" not in os.environ:
             patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("rlhf_cache")))
+        # It decides how this process multiplies, which must not change between two results that are compared.
+        from rlhf_utils.platforms.runtime import detect_device
+
+        detect_device()
         yield
 
 

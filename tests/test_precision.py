@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rlhf_utils.models import precision
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.models.loading import load_policy
+from rlhf_utils.platforms import runtime
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.ppo import trainer as ppo_trainer
 from rlhf_utils.ppo.learner import SAME
@@ -54,7 +55,7 @@ def test_what_was_measured_on_this_machine_decides_in_every_process(wide, monkey
 
 
 def test_where_it_is_chosen_log_probabilities_stay_within_the_check_of_ppo(wide, monkeypatch):
-    monkeypatch.setattr(precision, "_FASTER", 0.0)  # bf16, fast or not
+    monkeypatch.setattr(precision, "FASTER", 0.0)  # bf16, fast or not
     monkeypatch.setattr(precision, "_measured", {})
     half = precision.fastest(CPU, wide)
     assert half.precision == "bf16" and half.autocast_dtype == torch.bfloat16
@@ -67,7 +68,7 @@ def test_where_it_is_chosen_log_probabilities_stay_within_the_check_of_ppo(wide,
 
 
 def test_small_models_and_other_devices_are_left_alone(tmp_path, wide, monkeypatch):
-    monkeypatch.setattr(precision, "_FASTER", 0.0)
+    monkeypatch.setattr(precision, "FASTER", 0.0)
     monkeypatch.setattr(precision, "_measured", {})
     assert precision.fastest(CPU, load_policy(save_tiny(tmp_path / "policy"), CPU)) == CPU
     for change in ({"precision": "bf16"}, {"kind": "cuda"}, {"kind": "cuda", "precision": "fp16"}, {"fixed": True}):
@@ -77,7 +78,7 @@ def test_small_models_and_other_devices_are_left_alone(tmp_path, wide, monkeypat
 
 def test_where_it_is_chosen_trainers_learn_in_it_from_fp32_weights_and_logits_and_resume_exactly(monkeypatch, tmp_path):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
-    for name, value in (("_measured", {}), ("_LEAST_WIDTH", 0), ("_FASTER", 0.0)):
+    for name, value in (("_measured", {}), ("_LEAST_WIDTH", 0), ("FASTER", 0.0)):
         monkeypatch.setattr(precision, name, value)
 
     def losses(work, same):
@@ -114,3 +115,50 @@ def test_frozen_weights_stored_in_16_bits_change_no_number(method, tmp_path, mon
     monkeypatch.setattr(ppo_trainer, "store_frozen", lambda model, device: None)
     usual = tiny_trainer(policy, tmp_path / "usual", **how)
     assert without_timing(trainer.train()) == without_timing(usual.train())
+
+
+@pytest.fixture
+def products_as_usual(monkeypatch, tmp_path):
+    """PyTorch's own way to multiply, and an empty cache."""
+    before, flash = torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_flash_sdp(True)
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "products"
+    torch.set_float32_matmul_precision(before)
+    torch.backends.cuda.enable_flash_sdp(flash)
+
+
+def test_products_are_onednns_where_they_are_faster_and_exact(products_as_usual):
+    left, right = torch.randn(300, 768), torch.randn(768, 500)
+    runtime._multiply_fast()
+    (kept,) = products_as_usual.glob("*.json")
+    found = read_json(kept)
+    chosen = found["usual_seconds"] > runtime.FASTER * found["onednn_seconds"] and found["onednn_error"] < 1e-5
+    assert torch.get_float32_matmul_precision() == ("medium" if chosen else "highest")
+    assert torch.backends.cuda.flash_sdp_enabled() != chosen
+    # On CPUs with AMX oneDNN would round to bf16, which has 8 bits, and is not chosen for that.
+    exact = left.double() @ right.double()
+    assert (left @ right - exact).norm() < 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("usual", "error", "precision"), [(2.0, 1e-7, "medium"), (1.2, 1e-7, "highest"), (3.0, 3e-3, "highest")]
+)
+def test_what_was_measured_decides_how_products_are_made(products_as_usual, usual, error, precision):
+    runtime._multiply_fast()
+    (kept,) = products_as_usual.glob("*.json")
+    write_json(kept, {"usual_seconds": usual, "onednn_seconds": 1.0, "onednn_error": error})
+    torch.set_float32_matmul_precision("highest")
+    runtime._multiply_fast()
+    assert torch.get_float32_matmul_precision() == precision
+
+
+def test_a_choice_of_the_users_own_is_left_and_so_is_everything_without_a_cache(products_as_usual, monkeypatch):
+    torch.set_float32_matmul_precision("high")
+    runtime._multiply_fast()
+    assert torch.get_float32_matmul_precision() == "high" and not products_as_usual.exists()
+    torch.set_float32_matmul_precision("highest")
+    products_as_usual.parent.write_text("a file, where the folder should be")
+    runtime._multiply_fast()
+    assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cuda.flash_sdp_enabled()

@@ -12,7 +12,7 @@ from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
 from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.platforms.runtime import Device
+from rlhf_utils.platforms.runtime import Device, give_back_memory
 from rlhf_utils.settings.sections import GenerationSettings
 from rlhf_utils.settings.template import TEMPLATE, Template
 
@@ -206,6 +206,7 @@ def answer_prompts(
         with fastest(device, model).autocast():
             found, _ = sample_answers(model, tokenizer, [encoded[i] for i in batch], *how)
         answers |= dict(zip(batch, found, strict=True))
+        give_back_memory()
     model.train(was_training)
     return [answers[i] for i in range(len(encoded))]
 

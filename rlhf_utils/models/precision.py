@@ -1,11 +1,8 @@
 """The precision of models. Whether a CPU computes one faster in bf16: some multiply in bf16 several times as fast as in
 fp32, some at half of it, and what of that is left in a whole pass depends on the model; so a pass is measured."""
 
-import hashlib
-import platform
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_utils.models.language_model import unwrapped
 from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.platforms.runtime import Device, cache_entry
+from rlhf_utils.platforms.runtime import FASTER, Device, cache_entry, machine_name
 
-# Below this width (GPT-2: 768) a pass is more than its products, and small models give the same numbers on every CPU.
+# Below this width (GPT-2: 768) a pass is more than its products.
 _LEAST_WIDTH = 512
-# bf16 has to be so many times faster, or the time of day could decide.
-_FASTER = 1.3
 # The most that rounding may change the last states by, as a share of their own size (root mean squares).
 _SAME = 0.1
 _measured: dict[tuple, bool] = {}
@@ -35,15 +30,14 @@ def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
         return device
     half = replace(device, precision="bf16")
     if (key := (config.model_type, width, layers, learning)) not in _measured:
-        machine = [_processor(), torch.__version__, torch.get_num_threads()]
-        name = hashlib.sha256(repr([*machine, *key]).encode()).hexdigest()[:16]
+        name = machine_name(torch.get_float32_matmul_precision(), *key)
         with cache_entry(f"precision/{name}.json") as path:
             if not path.is_file():
                 (slow, exact), (fast, rounded) = (_pass(one, model, learning) for one in (device, half))
                 error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
                 write_json(path, {"model": key, "fp32_seconds": slow, "bf16_seconds": fast, "error": error.item()})
             found = read_json(path)
-        is_faster = found["fp32_seconds"] > _FASTER * found["bf16_seconds"]
+        is_faster = found["fp32_seconds"] > FASTER * found["bf16_seconds"]
         _measured[key] = is_faster and found["error"] < _SAME
     return half if _measured[key] else device
 
@@ -59,14 +53,6 @@ def store_frozen(model: nn.Module, device: Device) -> None:
             for weight in layer.parameters(recurse=False):
                 if weight.dtype == torch.float32 and not weight.requires_grad:
                     weight.data = weight.data.to(device.autocast_dtype)
-
-
-def _processor() -> str:
-    """This CPU, with what it can compute; on Linux Python only knows its kind."""
-    if not (about := Path("/proc/cpuinfo")).is_file():
-        return platform.processor()
-    first = about.read_text().partition("\n\n")[0].splitlines()  # of all cores, which are alike
-    return "".join(line for line in first if line.startswith(("model name", "flags", "CPU part", "Features")))
 
 
 def _pass(device: Device, model: nn.Module, learning: bool) -> tuple[float, Tensor]:

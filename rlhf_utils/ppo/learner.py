@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
+from rlhf_utils.platforms.runtime import give_back_memory
 from rlhf_utils.ppo.objective import kl_estimate, masked_mean, policy_loss, value_loss
 from rlhf_utils.ppo.policies import ActorCritic
 from rlhf_utils.ppo.rollout import Rollout, seeded
@@ -97,6 +98,7 @@ class Learner:
             raise TrainingError(f"update {update}: {told}; {_ADVICE}")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        give_back_memory()
         return {**figures, "gradient_norm": norm, "skipped": int(skipped)}
 
     def _gradients(self, rollout: Rollout, minibatch: Tensor, update: int, size: int | None) -> dict[str, float]:

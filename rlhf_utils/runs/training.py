@@ -25,7 +25,7 @@ from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
 from rlhf_utils.platforms.memory import fitting
-from rlhf_utils.platforms.runtime import detect_device, peak_memory
+from rlhf_utils.platforms.runtime import detect_device, give_back_memory, peak_memory
 from rlhf_utils.runs.run import LOG, Run
 from rlhf_utils.runs.stopping import safe_points, stop_asked
 from rlhf_utils.settings.sections import TrainingSettings
@@ -211,6 +211,7 @@ class RunCallback(TrainerCallback):
             state.log_history[-1]["seconds"] = round(time.perf_counter() - self.started, 2)
 
     def on_step_end(self, args, state, control, **_):
+        give_back_memory()
         if stop_asked():
             control.should_training_stop = True
             # What is not finite would be gone on from; the next logged line would have said so.
