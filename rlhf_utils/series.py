@@ -40,6 +40,8 @@ def open_run(number: str, recipe: str, scale: str, output_dir: str, overrides: M
     run.make_folders()
     device = runtime.detect_device()
     print(f"recipe {recipe}, scale {scale}, seed {run.recipe.seed} | {device.name}, {device.precision} | {run.root}")
+    if (told := _of_another_scale(run.recipe)) and runtime.HEADLESS not in os.environ:
+        print(told)
     if runtime.platform_name() == "colab" and runtime.is_attended() and runtime.DRIVE not in run.root.parents:
         print(
             "Colab deletes this run with the session, and gives every notebook a machine of its own: mount Drive and "
@@ -70,6 +72,14 @@ def fetch_ready(run: Run) -> dict[str, dict]:
                 run_cells(run, next(n for n in SERIES if stage in n.makes and _applies(run, n)), until=stage)
             run.note_made(stage)
     return {stage: run.results(stage) for stage in run.fetched}
+
+
+def _of_another_scale(recipe: Recipe) -> str | None:
+    """What to tell whoever takes a real model at the scale of the embedded one."""
+    if recipe.scale != "tiny" or recipe.policy == names.EMBEDDED:
+        return None
+    told = "scale tiny has the learning rates of a model with a million parameters, too high for most others"
+    return f"{told}; --scale small has those of models like GPT-2"
 
 
 def _refuse_unknown_parameters() -> None:
@@ -126,6 +136,8 @@ def run_series(
     is_new, told = not os.path.exists(run.root), False
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
+    if other := _of_another_scale(run.recipe):
+        print(other, file=sys.stderr)
     with run_lock(run.root):
         try:
             for number, notebook in enumerate(chosen, 1):

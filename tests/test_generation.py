@@ -120,3 +120,31 @@ def test_every_model_is_dealt_the_same_random_numbers():
         sample(tiny_model(eos_nats=eos_nats), tokens, mask, NEW, 1.0, EOS, generator)
         states.append(generator.get_state())
     assert torch.equal(*states)
+
+
+def test_a_prompt_that_repeats_is_read_once_and_rows_leave_the_batch_as_they_end(monkeypatch):
+    """Each row gets what it would get alone, however often ends are looked for and rows are taken out."""
+    model, rows = tiny_model(eos_nats=4.5), token_rows((7, 3, 7, 5))
+    rows = [*rows, rows[0], rows[3], rows[0]]
+    draw(model, rows)  # the first time a model is looked at, it computes a row of its own
+    seen = []
+    model.transformer.register_forward_hook(
+        lambda _, arguments, named, out: seen.append(len(named["input_ids"])), with_kwargs=True
+    )
+    found = {}
+    for every, share in ((1, 0.9), (8, 0.9), (1, 0.0), (3, 0.5)):
+        monkeypatch.setitem(generation._LOOK_EVERY, "cpu", every)
+        monkeypatch.setitem(generation._COMPACT_AT, "cpu", share)
+        seen.clear()
+        found[every, share] = draw(model, rows)
+        assert seen[0] == 4, "four distinct prompts"
+        if (every, share) == (1, 0.9):
+            assert 4 < seen[1] <= 7 and seen[-1] < seen[1], "rows left"
+    first = found.pop((1, 0.9))
+    assert first.ended.any()
+    for other in found.values():
+        assert torch.equal(first.tokens, other.tokens) and torch.equal(first.mask, other.mask)
+        torch.testing.assert_close(first.logprobs, other.logprobs, rtol=0, atol=1e-4)
+    for place, row in enumerate(rows):
+        alone = draw(model, [row], place=(place, len(rows)))
+        assert alone.tokens[0][alone.mask[0]].tolist() == first.tokens[place][first.mask[place]].tolist()

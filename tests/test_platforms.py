@@ -153,7 +153,7 @@ from rlhf_utils.platforms.runtime import detect_device
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
-        torch.ones(16 << 20)  # 64 MB
+        torch.ones(4 << 20)  # 16 MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 new = faults()

@@ -1,22 +1,25 @@
 """Whether a CPU computes a model in bf16: measured, and here measured again."""
 
+import contextlib
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CPU, one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
+from tiny import CPU, adapted, one_thread, save_tiny, tiny_trainer, without_timing  # noqa: F401
 from tiny_sft import sft
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from rlhf_utils.models import precision
+from rlhf_utils.models import generation, precision
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
 from rlhf_utils.models.loading import load_policy
+from rlhf_utils.models.precision import rounded_once
 from rlhf_utils.platforms import runtime
 from rlhf_utils.platforms.files import read_json, write_json
-from rlhf_utils.ppo import trainer as ppo_trainer
 from rlhf_utils.ppo.learner import SAME
-from rlhf_utils.runs.training import head_in_fp32, train_resumably
+from rlhf_utils.ppo.policies import learning_weights
+from rlhf_utils.runs import training
+from rlhf_utils.runs.training import head_in_fp32, score_in_fp32, train_resumably
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_where_it_is_chosen_trainers_learn_in_it_from_fp32_weights_and_logits_an
         train_resumably(trainer, tmp_path / work)
         trainer.evaluate(trainer.train_dataset)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
-        return seen, [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        return seen, losses_of(trainer)
 
     exact, rounded = losses("fp32", same=0.0), losses("bf16", same=1.0)
     # Logits near -100 have steps of half a nat in bf16.
@@ -103,18 +106,59 @@ def test_where_it_is_chosen_trainers_learn_in_it_from_fp32_weights_and_logits_an
     assert losses("bf16", same=1.0) == rounded
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_frozen_weights_stored_in_16_bits_change_no_number(method, tmp_path, monkeypatch):
-    policy, how = save_tiny(tmp_path / "policy"), {"method": method, "precision": "bf16"}
-    trainer = tiny_trainer(policy, tmp_path / "stored", **how)
-    frozen = trainer.actor.trained.frozen or trainer.actor.policy
-    stored = {name: p.dtype for name, p in frozen.named_parameters() if not p.requires_grad}
-    in_16 = {name for name, dtype in stored.items() if dtype == torch.bfloat16}
-    assert in_16 == {name for name in stored if ".c_" in name}  # not embeddings, norms and the head
-    assert all(p.dtype == torch.float32 for p in trainer.actor.parameters() if p.requires_grad)
-    monkeypatch.setattr(ppo_trainer, "store_frozen", lambda model, device: None)
-    usual = tiny_trainer(policy, tmp_path / "usual", **how)
-    assert without_timing(trainer.train()) == without_timing(usual.train())
+def test_frozen_weights_are_rounded_once_and_every_number_stays(tmp_path, monkeypatch):
+    policy, how = save_tiny(tmp_path / "policy"), {"method": "lora", "precision": "bf16"}
+    trainer = tiny_trainer(policy, tmp_path / "once", **how)
+    model, exact = trainer.policy(), learning_weights(trainer.actor)
+    weights = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    with rounded_once(model):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}, "only under autocast"
+    with trainer.accelerator.autocast(), rounded_once(model):
+        rounded = {name for name, p in weights.items() if p.dtype == torch.bfloat16}
+    assert rounded == {name for name in weights if ".c_" in name}  # not embeddings, norms and the head
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and exact.keys().isdisjoint(weights)
+    history = trainer.train()
+    model(torch.tensor([[1, 2, 3]]))  # as ever, also outside of autocast
+    monkeypatch.setattr(generation, "rounded_once", contextlib.nullcontext)
+    usual = tiny_trainer(policy, tmp_path / "usual", **how).train()
+    assert without_timing(history) == without_timing(usual)
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch):
+    """The cache that says which is faster may be gone, or be another machine's."""
+    monkeypatch.setattr(training, "fastest", lambda device, model, learning: replace(device, precision="bf16"))
+    begun, straight = (sft(tmp_path / name)[0] for name in ("begun", "straight"))
+    for trainer, work in ((begun, tmp_path / "begun"), (straight, tmp_path / "straight")):
+        train_resumably(trainer, work)
+    for newer in (4, 5):
+        shutil.rmtree(tmp_path / "begun" / f"checkpoint-{newer}")
+    monkeypatch.setattr(training, "fastest", lambda device, model, learning: device)
+    again, model = sft(tmp_path / "begun")
+    passes = []
+    model.transformer.register_forward_hook(lambda _, arguments, output: passes.append(output.last_hidden_state))
+    train_resumably(again, tmp_path / "begun")
+    assert len(passes) == 3, "from the checkpoint of the second of five steps"
+    assert losses_of(again) == losses_of(straight)
+    train_resumably(anew := sft(tmp_path / "anew")[0], tmp_path / "anew")
+    assert losses_of(anew) != losses_of(straight), "or nothing was computed in bf16"
+
+
+def losses_of(trainer):
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_classifier_that_learns_in_bf16_gives_its_logits_in_fp32(adapter):
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_embd=32, n_head=2, num_labels=1, pad_token_id=0))
+    if adapter:
+        model = adapted(model, "SEQ_CLS")
+    score_in_fp32(model)
+    with replace(CPU, precision="bf16").autocast():
+        logits = model(torch.tensor([[1, 2, 3]])).logits
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert any(p.grad is not None for name, p in model.named_parameters() if "score" in name)
 
 
 @pytest.fixture
@@ -131,7 +175,7 @@ def products_as_usual(monkeypatch, tmp_path):
 
 def test_products_are_onednns_where_they_are_faster_and_exact(products_as_usual):
     left, right = torch.randn(300, 768), torch.randn(768, 500)
-    runtime._multiply_fast()
+    runtime._multiply_fast.__wrapped__()
     (kept,) = products_as_usual.glob("*.json")
     found = read_json(kept)
     chosen = found["usual_seconds"] > runtime.FASTER * found["onednn_seconds"] and found["onednn_error"] < 1e-5
@@ -146,19 +190,19 @@ def test_products_are_onednns_where_they_are_faster_and_exact(products_as_usual)
     ("usual", "error", "precision"), [(2.0, 1e-7, "medium"), (1.2, 1e-7, "highest"), (3.0, 3e-3, "highest")]
 )
 def test_what_was_measured_decides_how_products_are_made(products_as_usual, usual, error, precision):
-    runtime._multiply_fast()
+    runtime._multiply_fast.__wrapped__()
     (kept,) = products_as_usual.glob("*.json")
     write_json(kept, {"usual_seconds": usual, "onednn_seconds": 1.0, "onednn_error": error})
     torch.set_float32_matmul_precision("highest")
-    runtime._multiply_fast()
+    runtime._multiply_fast.__wrapped__()
     assert torch.get_float32_matmul_precision() == precision
 
 
 def test_a_choice_of_the_users_own_is_left_and_so_is_everything_without_a_cache(products_as_usual, monkeypatch):
     torch.set_float32_matmul_precision("high")
-    runtime._multiply_fast()
+    runtime._multiply_fast.__wrapped__()
     assert torch.get_float32_matmul_precision() == "high" and not products_as_usual.exists()
     torch.set_float32_matmul_precision("highest")
     products_as_usual.parent.write_text("a file, where the folder should be")
-    runtime._multiply_fast()
+    runtime._multiply_fast.__wrapped__()
     assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cuda.flash_sdp_enabled()

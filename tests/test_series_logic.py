@@ -13,6 +13,7 @@ from made import opened
 from made_up_run import PUBLISHED
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tiny import save_tiny
 
 from rlhf_utils import series
 from rlhf_utils.platforms.errors import InputError, TrainingError
@@ -87,6 +88,17 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert captured.err.count("complete, skipped") == len(SHOWN) and not captured.out
     start(tmp_path, fresh=True)
     assert [call.parameters["resume"] for call in fake.calls] == [True] * len(SHOWN) + [False] * len(SHOWN)
+
+
+def test_a_real_policy_at_the_scale_of_the_embedded_one_is_told_of(tmp_path, fake, capsys):
+    lengths = ("data.max_prompt_tokens", "data.max_response_tokens", "generation.max_new_tokens", "ppo.max_new_tokens")
+    start(tmp_path, {"policy": str(save_tiny(tmp_path / "policy")), **dict.fromkeys(lengths, 16)})
+    told = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("scale tiny has the learning rates")
+    ]
+    assert len(told) == 1
+    start(tmp_path / "embedded")
+    assert "learning rates" not in capsys.readouterr().err
 
 
 def test_a_notebook_that_is_shown_again_keeps_the_time_that_its_stages_took(tmp_path, fake):

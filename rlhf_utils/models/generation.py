@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rlhf_utils.data.tokens import continuations, start_tokens
 from rlhf_utils.models.language_model import end_ids, language_model, only_tokens_of
-from rlhf_utils.models.precision import fastest
+from rlhf_utils.models.precision import fastest, rounded_once
 from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.runtime import Device, give_back_memory
 from rlhf_utils.settings.sections import GenerationSettings
@@ -18,6 +18,8 @@ from rlhf_utils.settings.template import TEMPLATE, Template
 
 # When no more than this share of the rows goes on, the others are taken out of the batch: on a CPU each row costs.
 _COMPACT_AT = {"cpu": 0.9, "cuda": 0.5}
+# Tokens that there is room for in a cache beyond those in it, where it is made longer.
+_MORE = 64
 # Tokens between two looks at which rows have ended. On a GPU a look waits for all that was asked of it.
 _LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
@@ -79,7 +81,8 @@ def sample(
         groups, how = torch.arange(len(prompts)).split(size), (temperature, eos_ids, keep_hidden)
         return [_sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], *how) for rows in groups]
 
-    columns = zip(*fitting("sampling", len(prompts), parts), strict=True)
+    with rounded_once(model):
+        columns = zip(*fitting("sampling", len(prompts), parts), strict=True)
     tokens, mask, *columns = (torch.cat(column) if column[0] is not None else None for column in columns)
     # Tokens drawn after a row's EOS, while it waited to be taken out, are not part of its response.
     ends = torch.isin(tokens, torch.tensor(eos_ids, device=tokens.device)) & mask
@@ -101,7 +104,7 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
     hidden = torch.zeros((*shape, parts.width), device=device) if keep_hidden else None
     rows, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
     draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
-    cache = _cache(parts.trunk.config, prompts.shape[1] + len(draws))
+    cache = _cache(parts.trunk.config)
     # Responses to one prompt share its pass.
     inputs, of = torch.where(prompt_mask, prompts, -1).unique(dim=0, return_inverse=True)
     inputs, attention = inputs.clamp(min=0), inputs >= 0
@@ -113,7 +116,7 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
         )
         state = output.last_hidden_state[:, -1]
         if step == 0:
-            cache.batch_select_indices(of)
+            cache.reorder_cache(of)
             state, positions, attention = state[of], positions[of], attention[of]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
@@ -133,46 +136,49 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
             break
         if share <= _COMPACT_AT[device.type]:
             index = going.nonzero().squeeze(1)
-            cache.batch_select_indices(index)
+            cache.reorder_cache(index)
             rows, inputs, positions, attention, going = (t[index] for t in (rows, inputs, positions, attention, going))
     return tokens, mask, logprobs, entropy, hidden
 
 
-def _cache(config, positions: int) -> DynamicCache:
-    """A cache for `positions` tokens in all; layers of a sliding window stay transformers' own."""
+def _cache(config) -> DynamicCache:
+    """An empty cache; layers of a sliding window, and those that keep states, stay transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [_Room(positions) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_Room() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class _Room(DynamicLayer):
-    """Keys and values of one layer, with room for `positions` tokens: a DynamicLayer copies all of them at each token.
-    Under autocast they are kept in its precision, to which attention would round them each time."""
-
-    def __init__(self, positions: int):
-        super().__init__()
-        self.positions = positions
+    """Keys and values of one layer, with room for more: a DynamicLayer copies all of them at each token. Under autocast
+    they are kept in its precision, to which attention would round them each time."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
         """Take up [B, H, new, D] of each; all that is kept, [B, H, length, D]."""
         states, kind, before = (key_states, value_states), key_states.device.type, self.get_seq_length()
         if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            self.lazy_initialization(key_states, value_states)
-            self.room = [s.new_empty((*s.shape[:2], self.positions, s.shape[3]), dtype=half) for s in states]
+            self.room = [s.new_empty((*s.shape[:2], 0, s.shape[3]), dtype=half) for s in states]
         after = before + key_states.shape[2]
+        if after > self.room[0].shape[2]:
+            self.room = [_longer(room, before, after + _MORE) for room in self.room]
         for room, new in zip(self.room, states, strict=True):
             room[:, :, before:after] = new
         self.keys, self.values = (room[:, :, :after] for room in self.room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order."""
-        length, old = self.get_seq_length(), self.room
-        self.room = [room.new_empty((len(indices), *room.shape[1:])) for room in old]
-        for room, kept in zip(self.room, old, strict=True):
-            room[:, :, :length] = kept[indices, :, :length]
-        self.keys, self.values = (room[:, :, :length] for room in self.room)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows, in this order; there may be more or fewer of them."""
+        if length := self.get_seq_length():
+            self.room = [_longer(room[beam_idx, :, :length], length, room.shape[2]) for room in self.room]
+            self.keys, self.values = (room[:, :, :length] for room in self.room)
+
+
+def _longer(kept: Tensor, length: int, positions: int) -> Tensor:
+    """Room for `positions` tokens, with the first `length` of `kept` [B, H, at least length, D] in it."""
+    room = kept.new_empty((*kept.shape[:2], positions, kept.shape[3]))
+    room[:, :, :length] = kept[:, :, :length]
+    return room
 
 
 def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 fp32, some at half of it, and what of that is left in a whole pass depends on the model; so a pass is measured."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -29,7 +31,8 @@ def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
     if device.kind != "cpu" or device.precision != "fp32" or device.fixed or width < _LEAST_WIDTH:
         return device
     half = replace(device, precision="bf16")
-    if (key := (config.model_type, width, layers, learning)) not in _measured:
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad) if learning else 0
+    if (key := (config.model_type, width, layers, learns)) not in _measured:
         name = machine_name(torch.get_float32_matmul_precision(), *key)
         with cache_entry(f"precision/{name}.json") as path:
             if not path.is_file():
@@ -42,23 +45,31 @@ def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
     return half if _measured[key] else device
 
 
-def store_frozen(model: nn.Module, device: Device) -> None:
-    """Store the frozen weights of `model`'s linear layers in the precision of `device`, to which autocast would round
-    them at each use: the same results, half the memory. The head stays as it is, for it computes in fp32."""
-    if device.autocast_dtype is None:
-        return
-    head = unwrapped(model).get_output_embeddings()
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not head:
-            for weight in layer.parameters(recurse=False):
-                if weight.dtype == torch.float32 and not weight.requires_grad:
-                    weight.data = weight.data.to(device.autocast_dtype)
+@contextmanager
+def rounded_once(model: nn.Module) -> Iterator[None]:
+    """In the block, frozen weights of `model`'s linear layers are in the precision of the autocast around it, which
+    would round them at each use, and does so once with weights that learn: the same results. The head computes in fp32
+    and stays as it is."""
+    kind, kept = next(model.parameters()).device.type, []
+    if torch.is_autocast_enabled(kind):
+        head = {*getattr(unwrapped(model).get_output_embeddings(), "modules", tuple)()}
+        layers = [layer for layer in model.modules() if type(layer) in (nn.Linear, Conv1D) and layer not in head]
+        weights = [weight for layer in layers for weight in layer.parameters(recurse=False)]
+        kept = [(w, w.data) for w in weights if w.dtype == torch.float32 and not w.requires_grad]
+    try:
+        for weight, data in kept:
+            weight.data = data.to(torch.get_autocast_dtype(kind))
+        yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
 
 
 def _pass(device: Device, model: nn.Module, learning: bool) -> tuple[float, Tensor]:
-    """The least seconds of three passes over 8 x 32 tokens, and the states [8, 32, D] they give."""
+    """The least seconds of three passes over 8 x 64 tokens, and the states [8, 64, D] they give. Of fewer tokens a pass
+    would mostly round weights."""
     inner, seconds = unwrapped(model), []
-    tokens = torch.arange(256).view(8, 32) % inner.config.get_text_config().vocab_size
+    tokens = torch.arange(512).view(8, 64) % inner.config.get_text_config().vocab_size
     weights = [p for p in model.parameters() if p.requires_grad]
     was_training = model.training
     model.eval()

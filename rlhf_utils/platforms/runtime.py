@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -129,11 +130,11 @@ class Device:
 
 
 def _keep_freed_memory() -> None:
-    """Let this process keep what it frees, for more memory at its peak. glibc takes each large tensor from the system
-    and gives it back, and the system clears all of its pages again for the next one."""
-    m_trim_threshold, m_mmap_max = -1, -4  # as in malloc.h
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(m_mmap_max, 0)
+    """Let this process keep what it frees of tensors up to 32 MB. glibc takes each large tensor from the system and
+    gives it back, and the system clears all of its pages again for the next one. What is larger would leave holes."""
+    m_trim_threshold, m_mmap_threshold = -1, -3  # as in malloc.h
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**25)
         ctypes.CDLL(None).mallopt(m_trim_threshold, -1)
 
 
@@ -141,15 +142,16 @@ _trimmed = 0.0
 
 
 def give_back_memory() -> None:
-    """Give what lies free back to the system: between tensors that live on, more and more of it does that nothing fits
-    into. Between two steps of a training, and no more often than every few seconds, it costs nothing to speak of."""
+    """Give what this process keeps back to the system: between tensors that live on, more and more of it lies where
+    nothing fits. Between two steps of a training, and only every few seconds, it costs nothing to speak of."""
     global _trimmed
     if (now := time.monotonic()) > _trimmed + 4.0:
         _trimmed = now
-        with suppress(AttributeError, OSError):  # another C library
+        with suppress(AttributeError, OSError, TypeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 
 
+@functools.cache
 def _multiply_fast() -> None:
     """Let oneDNN multiply in fp32 where MKL, PyTorch's usual way on x86, is clearly slower: it takes twice as long on
     AMD's CPUs with AVX512. PyTorch asks oneDNN where it may round to bf16, which oneDNN does on CPUs with AMX alone;
@@ -159,7 +161,7 @@ def _multiply_fast() -> None:
 
     if torch.get_float32_matmul_precision() != "highest":
         return  # chosen already
-    with suppress(InputError), cache_entry(f"products/{machine_name()}.json") as path:
+    with suppress(InputError, OSError, NotImplementedError), cache_entry(f"products/{machine_name()}.json") as path:
         if not path.is_file():
             (slow, _), (fast, error) = _product("highest"), _product("medium")
             write_json(path, {"usual_seconds": slow, "onednn_seconds": fast, "onednn_error": error})
@@ -201,8 +203,8 @@ def detect_device(precision: str = "auto") -> Device:
     """The device of this process.
 
     Compute capability 8.0 and above computes in bf16, 7.0 to 7.5 (V100, T4) in fp16, a CPU in fp32 (`models.precision`
-    knows of models that it computes faster in bf16). GPUs below 7.0 (P100) are refused. On a CPU the process keeps the
-    memory it frees from then on, and multiplies in the way that is the fastest there.
+    knows of models that it computes faster in bf16). GPUs below 7.0 (P100) are refused. On a CPU the process keeps most
+    of the memory it frees from then on, and multiplies in the way that is the fastest there.
     """
     import psutil
     import torch

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.loading import padding
-from rlhf_utils.models.precision import fastest, store_frozen
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, disk_errors, write_text
@@ -230,8 +230,6 @@ class PPOTrainer:
             chosen = processes.from_main(fastest(self.device, trained.model, learning=True).precision)
             self.device = replace(self.device, precision=chosen)
         device = self.device
-        for model in filter(None, (trained.model, trained.frozen)):
-            store_frozen(model, device)
         self.accelerator = _accelerator(device, log_with=list(config.report_to) or None, project_dir=folder)
         self._trackers = partial(trackers, self.accelerator, config, folder, name=uuid.uuid4().hex[:8])
         critic = load_reward(self.critic, device) if self.critic else None

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from trl import RewardTrainer, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
 from rlhf_utils.data.tokens import continued_tokens, read_tokens, start_tokens
+from rlhf_utils.models.language_model import in_fp32
 from rlhf_utils.models.loading import fp32_trainables
-from rlhf_utils.models.precision import fastest, store_frozen
+from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import COMPLETE, newest_complete, read_json, write_json, write_jsonl
@@ -32,6 +34,8 @@ from rlhf_utils.settings.sections import TrainingSettings
 from rlhf_utils.settings.template import TEMPLATE
 
 Progress = Callable[[str, int, int], None]
+# Beside a trainer's checkpoints: the precision that it computes in.
+PRECISION = "precision.json"
 _LINES_LOGGED = 40
 _KEPT = ("step", "epoch", "loss", "learning_rate", "accuracy", "eval_loss", "eval_accuracy", "seconds")
 
@@ -125,11 +129,14 @@ def labelled_tokens(
 
 
 def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
-    """Train `stage` from its newest whole checkpoint; returns parameters, seconds and peak memory; leaves its log."""
+    """Train `stage` from its newest whole checkpoint; returns parameters, seconds, peak memory and precision; leaves
+    its log."""
     fp32_trainables(trainer.model)
     if isinstance(trainer, SFTTrainer):
         head_in_fp32(trainer.model)
-    elif not isinstance(trainer, RewardTrainer):
+    else:
+        score_in_fp32(trainer.model)
+    if not isinstance(trainer, SFTTrainer | RewardTrainer):
         # transformers takes a classifier's loss for one over the whole batch, since it would accept the number of rows;
         # it is the mean of a microbatch, and has to be averaged over microbatches and processes.
         trainer.model_accepts_loss_kwargs = False
@@ -147,6 +154,7 @@ def train(run: Run, stage: str, trainer: Trainer) -> dict[str, Any]:
         "total_parameters": model.num_parameters(),  # a 4-bit weight counts as the number it stands for
         "peak_memory_bytes": device or host,
         "seconds": round(history[-1]["seconds"], 1),
+        **read_json(run.work(stage) / PRECISION),
     }
 
 
@@ -166,6 +174,13 @@ def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     # What trl's own trainer asks for, and the cast.
     add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))
+
+
+def score_in_fp32(model: PreTrainedModel | PeftModel) -> None:
+    """Have a classifier compute its logits in fp32 also under autocast: in bf16, near 5, they would be 0.03 apart."""
+    for name, layer in model.named_modules():
+        if "score" in name.split(".") and isinstance(layer, torch.nn.Linear):
+            layer.forward = partial(in_fp32, layer)
 
 
 class RunCallback(TrainerCallback):
@@ -264,12 +279,16 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
         return BatchesByLength(rows, whole, seed, lambda: trainer.state.global_step // math.ceil(len(rows) / whole))
 
     trainer._get_train_sampler = by_length
-    usual = detect_device()
-    device = replace(usual, precision=processes.from_main(fastest(usual, trainer.model, learning=True).precision))
+    usual, noted = detect_device(), work / PRECISION
+    device = fastest(usual, trainer.model, learning=True)
+    if processes.is_main():
+        if usual.kind == "cpu" and noted.is_file() and newest_complete(work):
+            device = replace(usual, **read_json(noted))  # it goes on in the precision that it began in
+        write_json(noted, {"precision": device.precision})
+    device = replace(usual, precision=processes.from_main(device.precision))
     if device != usual:
         # The trainer was made for what `detect_device` says of every model.
         trainer.compute_loss_context_manager = device.autocast
-    store_frozen(trainer.model, device)
     # A notebook's cell may run again after it was interrupted.
     ours = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, RunCallback)]
     if not ours:
