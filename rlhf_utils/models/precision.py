@@ -24,8 +24,8 @@ _measured: dict[tuple, bool] = {}
 def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
     """`device`, with precision bf16 where it is a CPU, nobody has asked for a precision, and a pass of the language
     model or classifier `model`, with `learning` forward and backward, is clearly faster in bf16 and gives nearly the
-    same states. Measured once per machine and architecture, in some seconds for GPT-2, and kept in the cache folder: a
-    process that measured anew might decide otherwise, and a run that is resumed would go on in another precision."""
+    same states. Measured once per machine, architecture and number of weights that learn, in some seconds for GPT-2,
+    and kept in the cache folder: a process that measured anew might decide otherwise."""
     config = unwrapped(model).config.get_text_config()
     width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     if device.kind != "cpu" or device.precision != "fp32" or device.fixed or width < _LEAST_WIDTH:
