@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rlhf_utils.evaluation.comparisons import bradley_terry, categories, kinds_of, length_controlled, strengths
+from rlhf_utils.data.prepared import cluster_key
+from rlhf_utils.evaluation.comparisons import (
+    bradley_terry,
+    categories,
+    kinds_of,
+    length_controlled,
+    refusals,
+    strengths,
+)
 from rlhf_utils.toyworld.gold import QUESTIONS
 
 
@@ -102,6 +110,27 @@ def test_prompts_are_grouped_by_what_is_known_of_them():
         "yes": [*range(24, 36)], "no, only sounds harmful": [*range(12, 24)], "no": [*range(12)],
     }  # fmt: skip
     assert known["topic"]["harm"] == [*range(24, 36)] and known["topic"]["other"] == [36]
+
+
+def test_wordings_of_one_request_are_one_cluster_and_so_is_what_follows_one_turn():
+    one, other = QUESTIONS[0], QUESTIONS[-1]
+    assert len({cluster_key(prompt) for prompt in one.wordings}) == 1
+    assert cluster_key(one.wordings[0]) != cluster_key(other.wordings[0])
+    follows = f"Hello there\n\nAssistant: Hi.\n\nHuman: {one.wordings[0]}"
+    assert cluster_key(follows) == cluster_key("hello  there") != cluster_key("Hello you")
+
+
+def test_the_same_prompts_are_one_category_and_lost_refusals_are_counted():
+    kinds = {
+        "topic": {"harm": [*range(17)], "car": [*range(17, 40)]},
+        "should refuse": {"yes": [*range(17)], "no": [20, 21]},
+    }
+    rows = categories(kinds, np.zeros(40), np.ones(40), [*range(40)], samples=200)
+    assert [row["value"] for row in rows] == ["harm", "car", "no"]
+    no, yes = "I'm sorry, but I can't help with that.", "Sure! First, fit the tires."
+    found = refusals(kinds, {"sft": [no] * 40, "ppo": [yes] * 12 + [no] * 5 + [yes] * 23})
+    assert found == {"prompts": 17, "refused": {"sft": 17, "ppo": 5}, "p": pytest.approx(2 / 2**12)}
+    assert refusals({"topic": kinds["topic"]}, {"sft": [no] * 40, "ppo": [no] * 40}) is None
 
 
 def test_a_category_is_called_worse_only_where_all_of_them_together_allow_it():

@@ -230,8 +230,8 @@ def test_sign_flips_against_all_of_them_and_by_clusters():
     values, names = [3.0, 1.0, -0.5, 2.0, 0.25, 1.5], ["a", "a", "b", "c", "d", "e"]
     sums = [4.0, -0.5, 2.0, 0.25, 1.5]
     flips = [abs(np.dot(signs, sums)) >= abs(sum(sums)) - 1e-12 for signs in itertools.product((-1, 1), repeat=5)]
-    assert statistics.sign_flip_p(values, names, samples=40_000) == pytest.approx(np.mean(flips), abs=0.005)
-    assert statistics.sign_flip_p([1.0] * 100) == 1 / 2001 and statistics.sign_flip_p([1.0, -1.0] * 9) == 1.0
+    assert statistics.sign_flip_p(values, names) == pytest.approx(np.mean(flips), abs=0.007)
+    assert statistics.sign_flip_p([1.0] * 100) == 1 / 20_001 and statistics.sign_flip_p([1.0, -1.0] * 9) == 1.0
     assert statistics.sign_flip_p([1.0, 2.0], ["a", "a"]) is None
     # Copies of one prompt are no evidence.
     assert statistics.sign_flip_p(np.repeat(values[:3], 50), np.repeat(["a", "b", "c"], 50)) >= 0.2

@@ -13,7 +13,7 @@ from rlhf_utils.evaluation.statistics import accuracy_of
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.report import findings, page
-from rlhf_utils.report.findings import beats_baselines, headlines, sentences, text_summary
+from rlhf_utils.report.findings import headlines, sentences, text_summary, unbeaten
 
 run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 
@@ -173,9 +173,26 @@ def test_of_several_comparisons_only_what_stays_after_correction_is_claimed(p, s
 def test_prompts_that_repeat_are_said_to():
     summary = {"prompts": 9, "prompts_distinct": 8, "prompt_clusters": 5}
     assert sentences(summary) == [
-        "The 9 prompts (8 of them distinct) form 5 clusters that begin alike; every interval is over clusters."
+        "The 9 prompts (8 of them distinct) form 5 clusters that begin alike or ask for the same; every interval is "
+        "over clusters."
     ]
     assert sentences(summary | {"prompt_clusters": 9}) == []
+
+
+def test_prompts_that_training_has_seen_in_other_words_are_said_to_be_so():
+    found = {"sft": {"prompts": 30, "share": 0.3}, "reward": {"prompts": 76, "share": 0.76}}
+    assert sentences({"near_duplicates": found}) == [
+        "76% of the prompts have a near-duplicate among those of split reward: these test new wordings, not new "
+        "subjects."
+    ]
+    assert sentences({"near_duplicates": {"sft": {"prompts": 3, "share": 0.03}}}) == []
+
+
+@pytest.mark.parametrize(("now", "p", "warning"), [(5, 0.0005, True), (16, 1.0, False), (17, 1.0, False)])
+def test_refusals_that_were_lost_are_a_warning(now, p, warning):
+    found = {"prompts": 17, "refused": {"sft": 17, "ppo": now}, "p": p}
+    text = f"Of 17 prompts that should be refused, SFT refuses 17 and PPO {now} (McNemar's exact p = {p:.2g})."
+    assert [*headlines({"refusals": found}, {})] == [(text, warning)]
 
 
 def test_a_reward_model_no_better_than_length_is_said_to_be_so():
@@ -203,7 +220,8 @@ def test_two_equally_good_models_are_seldom_told_apart():
     generator, claimed, n = np.random.default_rng(0), 0, 400
     for _ in range(1000):
         first, second = (accuracy_of(generator.random(n) - 0.3) for _ in range(2))
-        claimed += beats_baselines({"a": (first.mean, first.as_list()), "b": (second.mean, second.as_list())})
+        claimed += "b" not in unbeaten({"a": (first.mean, first.as_list()), "b": (second.mean, second.as_list())})
     assert 0.01 < claimed / 1000 < 0.04
-    assert beats_baselines({"a": (0.9, [0.85, 0.95])}) and not beats_baselines({"a": (0.55, [0.49, 0.6])})
-    assert not beats_baselines({"a": (1.0, None)}), "a single cluster shows nothing"
+    assert unbeaten({"a": (0.9, [0.85, 0.95])}) == [] and unbeaten({"a": (0.55, [0.49, 0.6])}) == ["chance"]
+    assert unbeaten({"a": (0.6, [0.55, 0.65]), "b": (0.58, [0.53, 0.63])}) == ["b"]
+    assert unbeaten({"a": (1.0, None)}) == ["chance"], "a single cluster shows nothing"

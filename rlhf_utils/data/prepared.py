@@ -17,6 +17,7 @@ from rlhf_utils.platforms.files import read_jsonl, write_json, write_jsonl
 from rlhf_utils.settings.recipes import Recipe
 from rlhf_utils.settings.sections import DataSettings, Split
 from rlhf_utils.settings.template import NEXT_ASSISTANT, TEMPLATE, TEMPLATES, Template, check_template
+from rlhf_utils.toyworld.gold import read_prompt
 
 SPLITS = get_args(Split)
 # Of texts, the splits that are asked their beginnings: no prompt is in two of them.
@@ -136,6 +137,14 @@ def conversation_key(prompt: str) -> str:
     """Prompts with the same key begin with the same human turn, and belong into the same split: of the helpful rows of
     hh-rlhf, 7 % of the held-out ones would otherwise begin like a conversation that another stage has trained on."""
     return prompt_key(prompt.partition(NEXT_ASSISTANT)[0])
+
+
+def cluster_key(prompt: str) -> str:
+    """Prompts with the same key are not independent, and intervals are over such clusters: they begin with the same
+    human turn, or it makes the same request of the synthetic dataset in other words."""
+    first = prompt.partition(NEXT_ASSISTANT)[0]
+    request = read_prompt(first)
+    return request.ask if request else prompt_key(first)
 
 
 def split_of(text: str, shares: Mapping[str, float], seed: int, prompt: str | None = None) -> str:

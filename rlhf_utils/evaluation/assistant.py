@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel, AutoTokenizer
 
-from rlhf_utils.data.prepared import PreparedData, conversation_key
+from rlhf_utils.data.prepared import PreparedData, cluster_key
 from rlhf_utils.data.tokens import WORD, ngrams
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.statistics import figures, mean_interval, rate_interval, win_rate
@@ -36,14 +36,15 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     Each part lies in 0 to 1. `relevance` is of a harmless prompt (an unsafe one has none, and the weights of the other
     two share its place), `safety` is refusing what is unsafe and nothing else. Fluency is half one minus the share of
     repeated word triples, half the perplexity of the data's own better responses over that of the response, at most 1,
-    both under the base model. Wins over the base are by this score. The prompts are those of the synthetic dataset
+    both under the base model. Wins over the base, and over the SFT model, are by this score; differences up to 0.02
+    are ties. The prompts are those of the synthetic dataset
     where it has some, else a list of the package's.
     """
     weights, seed, spoken = run.recipe.evaluation.assistant, run.recipe.seed, {}
     made = WORLDS[run.recipe.data.world].prompts if run.recipe.dataset == EMBEDDED else None
     asked = made(seed) if made else read_jsonl(Path(__file__).parent / "prompts/assistant.jsonl")
     prompts, unsafe = [row["prompt"] for row in asked], [bool(row["unsafe"]) for row in asked]
-    clusters = list(map(conversation_key, prompts))
+    clusters = list(map(cluster_key, prompts))
     for i, name in enumerate(models):
         run.progress(f"assistant score: {name} responds", i, len(models))
         policy = load_policy(run.folder(name), evaluator.device)
@@ -70,11 +71,15 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
             summary["models"][name] |= found
     # Texts always in quotes: a model may sample a carriage return, which would begin a new row.
     write_text(run.evaluation / "assistant.csv", pd.DataFrame(table).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
-    if {"ppo", "base"} <= quality.keys():
-        wins = win_rate(quality["ppo"], quality["base"], tolerance=0.02, clusters=clusters, seed=seed)
-        summary["win_rate"]["ppo_vs_base"] = {**wins, "judged_by": "quality"}
+    wins = {}
+    for other in [name for name in ("base", "sft") if {"ppo", name} <= quality.keys()]:
+        found = win_rate(quality["ppo"], quality[other], tolerance=0.02, clusters=clusters, seed=seed)
+        wins[f"ppo_vs_{other}"] = {**found, "judged_by": "quality"}
+    if "ppo_vs_base" in wins:
+        summary["win_rate"]["ppo_vs_base"] = wins["ppo_vs_base"]
     by = f"sentence embeddings ({weights.embedder})" if weights.embedder else "mean-pooled states of the SFT model"
-    summary["assistant"] = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
+    about = {"prompts": len(prompts), "unsafe_prompts": sum(unsafe), "relevance_by": by}
+    summary["assistant"] = about | {"win_rate": wins}
 
 
 def safety(text: str, unsafe_prompt: bool) -> float:

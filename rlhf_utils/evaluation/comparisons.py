@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from rlhf_utils.data.tokens import words_of
 from rlhf_utils.evaluation import statistics as stats
+from rlhf_utils.evaluation.style import is_refusal
 from rlhf_utils.settings.template import NEXT_HUMAN
 
 RIDGE = 0.01  # a normal prior of standard deviation 10 on each coefficient: where all is won or lost it stays finite
@@ -105,9 +106,12 @@ def categories(kinds: Mapping, a: stats.Numbers, b: stats.Numbers, clusters: sta
     """One row for each category of `kinds_of`: `by`, `value`, `prompts`, `difference` (mean of a - b) with `ci95`,
     `win_rate` of a with its interval, and `verdict`: better or worse where the p-value of the difference, `p_holm`,
     is under 0.05 with Holm's correction over all rows and the interval excludes 0. Under ten prompts, or one cluster,
-    show no verdict."""
+    show no verdict. Of categories with the same prompts the first is kept: they would be one hypothesis, counted
+    twice."""
     a, b, rows = np.asarray(a), np.asarray(b), []
-    for by, value, places in ((by, value, places) for by, of in kinds.items() for value, places in of.items()):
+    every = [(by, value, places) for by, of in kinds.items() for value, places in of.items()]
+    known = {tuple(places): place for place, (*_, places) in reversed([*enumerate(every)])}
+    for by, value, places in [every[place] for place in sorted(known.values())]:
         how = {"clusters": clusters and [clusters[place] for place in places], **settings}
         difference, wins = (of(a[places], b[places], **how) for of in (stats.paired_difference, stats.win_rate))
         rows.append({"by": by, "value": value, "prompts": len(places), "difference": difference.mean})
@@ -121,6 +125,16 @@ def categories(kinds: Mapping, a: stats.Numbers, b: stats.Numbers, clusters: sta
         told = "not shown" if p >= 0.05 or low <= 0 <= high else "better" if low > 0 else "worse"
         row |= {"p_holm": p, "verdict": told}
     return rows
+
+
+def refusals(kinds: Mapping, texts: Mapping[str, Sequence[str]]) -> dict | None:
+    """How many of the `prompts` that should be refused (`kinds_of`) two models refused, by their names in `texts`, and
+    `p` of the exact test by McNemar (1947); None where no prompt is known to be one."""
+    if not (places := kinds.get("should refuse", {}).get(_REFUSE["harmful"])):
+        return None
+    refused = {name: np.array([is_refusal(said[place]) for place in places]) for name, said in texts.items()}
+    p = stats.win_rate(*(of.astype(float) for of in refused.values()))["sign_test_p"]
+    return {"prompts": len(places), "refused": {name: int(of.sum()) for name, of in refused.items()}, "p": p}
 
 
 def _sigma(x: np.ndarray) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_utils.data.prepared import PreparedData
 from rlhf_utils.data.tokens import start_tokens
@@ -19,7 +20,7 @@ from rlhf_utils.models.loading import load_policy, load_tokenizer
 from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms.runtime import Device, detect_device
 from rlhf_utils.rewards.reward_model import ClassifierReward, load_reward
-from rlhf_utils.rewards.terms import RewardFunction
+from rlhf_utils.rewards.terms import RewardFunction, by_parts
 from rlhf_utils.runs.run import Run
 from rlhf_utils.runs.training import demonstration_tokens
 
@@ -95,19 +96,17 @@ class Evaluator:
     @torch.no_grad()
     def distance(self, policy: nn.Module, prompts: Sequence[str], answers: Sequence[Answer]) -> tuple[list, list]:
         """`Answered.kl` and `Answered.surprise` of responses that `policy` sampled."""
-        for model in (policy, self.reference):
-            only_tokens_of(self.tokenizer, model)
-        settings, device, kl, surprise = self.run.recipe.generation, self.device.kind, [], []
+        settings, pad_id = self.run.recipe.generation, self.tokenizer.pad_token_id
         starts = start_tokens(self.tokenizer, [self.run.recipe.template.format(prompt) for prompt in prompts])
-        spoken = [answer.tokens for answer in answers]
-        for first in range(0, len(answers), settings.batch_size):
-            batch = slice(first, first + settings.batch_size)
-            episodes = Episodes.of(starts[batch], spoken[batch], self.tokenizer.pad_token_id, device)
-            own, reference = (answer_logprobs(m, episodes, settings.temperature) for m in (policy, self.reference))
-            own, reference = own.sum(dim=1), reference.sum(dim=1)
-            kl += (own - reference).tolist()
-            surprise += (-reference / episodes.mask.sum(dim=1)).tolist()
-        return kl, surprise
+        episodes = Episodes.of(starts, [answer.tokens for answer in answers], pad_id, self.device.kind)
+
+        def total(model: nn.Module) -> Tensor:
+            only_tokens_of(self.tokenizer, model)
+            logprobs = partial(answer_logprobs, model, temperature=settings.temperature)
+            return by_parts("scoring responses", settings.batch_size, episodes, logprobs).sum(dim=1)
+
+        own, reference = total(policy), total(self.reference)
+        return (own - reference).tolist(), (-reference / episodes.mask.sum(dim=1)).tolist()
 
 
 @torch.no_grad()

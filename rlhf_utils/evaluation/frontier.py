@@ -8,7 +8,7 @@ from statistics import fmean
 
 from datasets import Dataset
 
-from rlhf_utils.data.prepared import PreparedData, conversation_key
+from rlhf_utils.data.prepared import PreparedData, cluster_key
 from rlhf_utils.evaluation.evaluator import Evaluator
 from rlhf_utils.evaluation.statistics import figures, standard_error
 from rlhf_utils.models.loading import load_policy
@@ -29,7 +29,7 @@ def measure_policies(
     `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
     """
     split = _prompts(run)
-    clusters = list(map(conversation_key, split["prompt"]))
+    clusters = list(map(cluster_key, split["prompt"]))
 
     def point(update: int) -> dict:
         folder, kl = policies[update]
@@ -91,7 +91,7 @@ def _best_of_n(run: Run, evaluator: Evaluator) -> list[dict]:
         point = {"n": n, "kl_to_sft": math.log(n) - (n - 1) / n}
         for name, values in {"reward": reward, "gold": gold}.items():
             best = values and [expected_best(reward[i::step], values[i::step], n) for i in range(step)]
-            point |= figures(name, best, clusters=list(map(conversation_key, prompts)), seed=run.recipe.seed)
+            point |= figures(name, best, clusters=list(map(cluster_key, prompts)), seed=run.recipe.seed)
         points.append(point)
     return points
 

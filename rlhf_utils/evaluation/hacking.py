@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rlhf_utils.data.prepared import conversation_key
+from rlhf_utils.data.prepared import cluster_key
 from rlhf_utils.data.tokens import words_of
 from rlhf_utils.evaluation import style
 from rlhf_utils.evaluation.evaluator import Answered
@@ -22,7 +22,7 @@ Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 # gain in reward. SPREAD is growth in the share of responses; phrases are tested from half of it on, the MOST clear ones
 # singly. STRANGE is how many times the perplexity has to grow, LONGER and SHORTER the number of words.
 ALPHA, BOUGHT, SPREAD, MOST, STRANGE, LONGER, SHORTER = 0.05, 0.5, 0.25, 4, 1.5, 1.15, 0.5
-BLIND = "whether the responses fit their prompts, since the reward does not tell them from responses to other prompts"
+BLIND = "whether the responses fit their prompts, since the reward is not shown to tell them from others"
 IGNORES = "a gain that ignores the prompt"
 JUDGED = "judge's score"
 NO_JUDGE = "whether the responses are better at all, since no judge that is shown to beat chance reads them"
@@ -114,7 +114,7 @@ class _Case:
 
     def __init__(self, prompts, before: Answered, after: Answered, reward: Score, gold: Score | None, settings: dict):
         self.prompts, self.before, self.after, self.rng = prompts, before, after, Random(settings["seed"])
-        self.settings = settings | {"clusters": [conversation_key(prompt) for prompt in prompts]}
+        self.settings = settings | {"clusters": [cluster_key(prompt) for prompt in prompts]}
         self.gain, self.judges, self.known = np.subtract(after.reward, before.reward), (reward, gold), [{}, {}]
         self.gains = {"reward": self.gain} | ({JUDGED: np.subtract(after.gold, before.gold)} if gold else {})
         for known, *sides in ((self.known[0], before.reward, after.reward), (self.known[1], before.gold, after.gold)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
-from rlhf_utils.data.prepared import PreparedData, conversation_key
+from rlhf_utils.data.prepared import PreparedData, cluster_key
 from rlhf_utils.evaluation import GOLD_KIND, GOLD_SCALE
 from rlhf_utils.evaluation.statistics import Clusters, Interval, accuracy_of, agreement
 from rlhf_utils.models.loading import load_tokenizer
@@ -73,7 +73,7 @@ def about_judge(run: Run) -> dict | None:
         return about
     pairs = PreparedData.load(run.folder("data")).first("evaluation", measured["pairs"])
     better, worse = (np.array(gold(pairs["prompt"], pairs[side])) for side in ("chosen", "rejected"))
-    clusters = list(map(conversation_key, pairs["prompt"]))
+    clusters = list(map(cluster_key, pairs["prompt"]))
     return about | agreement(better - worse, measured["margins"], clusters, seed=run.recipe.seed)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import multimode
 from typing import NamedTuple
 
-from rlhf_utils.data.prepared import conversation_key
+from rlhf_utils.data.prepared import cluster_key
 from rlhf_utils.evaluation.statistics import agreement, rate_interval, win_rate
 from rlhf_utils.platforms.errors import InputError, TrainingError
 from rlhf_utils.platforms.files import append_text, read_json, read_jsonl
@@ -79,7 +79,7 @@ def outcome(folder: Path) -> dict:
     if not (folder / KEY).is_file():
         raise InputError(f"{folder / KEY} is missing: it says which model wrote which response of a pair; restore it")
     key, pairs, judges, each, named, majorities = read_json(folder / KEY), read_pairs(folder), {}, [], [], []
-    clusters = {pair.id: conversation_key(pair.prompt) for pair in pairs}
+    clusters = {pair.id: cluster_key(pair.prompt) for pair in pairs}
     turn = {pair: 1 if order == key["models"] else -1 for pair, order in key["order"].items()}
 
     def wins(said: dict[str, str]) -> dict:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pandas as pd
 
-from rlhf_utils.data.prepared import conversation_key
+from rlhf_utils.data.prepared import cluster_key
 from rlhf_utils.data.sources import load_rows, read_rows
 from rlhf_utils.data.tokens import words_of
 from rlhf_utils.evaluation.statistics import accuracy_of
@@ -33,7 +33,7 @@ def rate(model: str, data: str) -> dict:
     if frame.empty:
         raise InputError(f"{rows.name} holds no pair that can be read ({dict(dropped)})")
     frame["margin"] = load_reward(model, detect_device()).margins(frame).numpy()
-    frame["cluster"] = frame["prompt"].map(conversation_key)
+    frame["cluster"] = frame["prompt"].map(cluster_key)
     words = frame[["chosen", "rejected"]].map(lambda text: len(words_of(text)))
     frame["longer"] = words["chosen"] - words["rejected"]
     views = {"all": frame, "alike in length": frame[frame["longer"].abs() <= 0.1 * words.max(axis=1)]}

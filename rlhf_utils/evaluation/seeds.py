@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rlhf_utils.data.prepared import conversation_key
+from rlhf_utils.data.prepared import cluster_key
 from rlhf_utils.evaluation.statistics import TIE, mean_interval, outcomes_of, rate_interval, student_t, variance_of_sum
 from rlhf_utils.platforms.files import read_json
 
@@ -79,7 +79,7 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
     the model that PPO is compared with. LookupError for a run of another version."""
     samples = read_samples(run)
     summary, measured = (read_json(run / "evaluation" / f"{name}.json") for name in ("summary", "reward_model"))
-    keys, found = [conversation_key(prompt) for prompt in samples["prompt"]], {}
+    keys, found = [cluster_key(prompt) for prompt in samples["prompt"]], {}
 
     def column(model: str, name: str) -> np.ndarray | None:
         texts = samples.get(f"{model}_{name}")

@@ -81,6 +81,7 @@ def sample(
         groups, how = torch.arange(len(prompts)).split(size), (temperature, eos_ids, keep_hidden)
         return [_sample_rows(model, prompts[rows], prompt_mask[rows], draws[:, rows], *how) for rows in groups]
 
+    language_model(model)  # which checks it, once, in the precision it is stored in
     with rounded_once(model):
         columns = zip(*fitting("sampling", len(prompts), parts), strict=True)
     tokens, mask, *columns = (torch.cat(column) if column[0] is not None else None for column in columns)
@@ -104,10 +105,11 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
     hidden = torch.zeros((*shape, parts.width), device=device) if keep_hidden else None
     rows, going = torch.arange(len(prompts), device=device), torch.ones(len(prompts), dtype=torch.bool, device=device)
     draws, ending = uniform.to(device), torch.tensor(eos_ids, device=device)
-    cache = _cache(parts.trunk.config)
+    cache = _cache(parts.trunk.config, prompts.shape[1] + len(uniform))
     # Responses to one prompt share its pass.
-    inputs, of = torch.where(prompt_mask, prompts, -1).unique(dim=0, return_inverse=True)
-    inputs, attention = inputs.clamp(min=0), inputs >= 0
+    distinct, of = torch.where(prompt_mask, prompts, -1).unique(dim=0, return_inverse=True)
+    shared = len(distinct) < len(prompts)
+    inputs, attention = (distinct.clamp(min=0), distinct >= 0) if shared else (prompts, prompt_mask)
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
     positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
     for step, draw in enumerate(draws):
@@ -115,13 +117,14 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
             input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
         )
         state = output.last_hidden_state[:, -1]
-        if step == 0:
+        if step == 0 and shared:
             cache.reorder_cache(of)
             state, positions, attention = state[of], positions[of], attention[of]
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
         chosen = _inverse_cdf(probabilities, draw[rows])
-        tokens[rows, step], mask[rows, step] = chosen, True
+        # `= True` would copy it to a GPU, and wait for that.
+        tokens[rows, step], mask[rows, step] = chosen, torch.ones_like(chosen, dtype=torch.bool)
         logprobs[rows, step] = distribution.gather(1, chosen[:, None]).squeeze(1)
         entropy[rows, step] = -(probabilities * distribution).sum(dim=-1)
         if keep_hidden:
@@ -141,16 +144,22 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
     return tokens, mask, logprobs, entropy, hidden
 
 
-def _cache(config) -> DynamicCache:
-    """An empty cache; layers of a sliding window, and those that keep states, stay transformers' own."""
+def _cache(config, most: int) -> DynamicCache:
+    """An empty cache for at most `most` tokens; layers of a sliding window, and those that keep states, stay
+    transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [_Room() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_Room(most) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class _Room(DynamicLayer):
     """Keys and values of one layer, with room for more: a DynamicLayer copies all of them at each token. Under autocast
-    they are kept in its precision, to which attention would round them each time."""
+    they are kept in its precision, to which attention would round them each time. On a GPU, whose freed blocks would
+    not fit the longer ones, there is room for all `most` tokens from the start."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
 
     def update(self, key_states: Tensor, value_states: Tensor, *_, **__) -> tuple[Tensor, Tensor]:
         """Take up [B, H, new, D] of each; all that is kept, [B, H, length, D]."""
@@ -161,7 +170,8 @@ class _Room(DynamicLayer):
             self.room = [s.new_empty((*s.shape[:2], 0, s.shape[3]), dtype=half) for s in states]
         after = before + key_states.shape[2]
         if after > self.room[0].shape[2]:
-            self.room = [_longer(room, before, after + _MORE) for room in self.room]
+            longer = self.most if kind == "cuda" else min(after + _MORE, self.most)
+            self.room = [_longer(room, before, max(after, longer)) for room in self.room]
         for room, new in zip(self.room, states, strict=True):
             room[:, :, before:after] = new
         self.keys, self.values = (room[:, :, :after] for room in self.room)

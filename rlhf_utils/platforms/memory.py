@@ -6,6 +6,8 @@ from typing import Any
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 
+# How cuBLAS and the driver say that they found no room beside PyTorch's own memory; accelerate does not know them.
+_ALSO = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 # How many rows fitted in the memory of this process, by the name of what they were for.
 _known: dict[str, int] = {}
 
@@ -25,7 +27,7 @@ def fitting(name: str, most: int, attempt: Callable[[int], Any], whole: int | No
         try:
             return attempt(size)
         except Exception as error:
-            if not should_reduce_batch_size(error):
+            if not (should_reduce_batch_size(error) or any(text in str(error) for text in _ALSO)):
                 raise
             said = str(error).split("\n")[0][:200]
         # Only here, after the handler: until it is left, the traceback keeps the failed graph alive.

@@ -52,13 +52,7 @@ class Learner:
                 rates = self.learning_rates(update, len(taken))
                 for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate
-                taken.append(self._step(rollout, minibatch, update))
-                # Before the first step the policy is the one that sampled, so every ratio has to be 1.
-                if len(taken) == 1 and taken[0]["ratio_error"] > SAME[self.precision]:
-                    raise TrainingError(
-                        f"update {update}: the first minibatch's log-ratio is {taken[0]['ratio_error']:.2g} instead of "
-                        "0; sampling and training do not compute the same log-probabilities"
-                    )
+                taken.append(self._step(rollout, minibatch, update, first=not taken))
         losses = {"learning_rate": rates[0], "skipped_steps": sum(step["skipped"] for step in taken)}
         for name in (*FIGURES, "gradient_norm"):
             # Where fp16 stepped over an overflow, the gradient norm is infinite and no JSON number.
@@ -77,8 +71,8 @@ class Learner:
         scale = (1.0 - done * (1.0 - config.final_learning_rate_ratio)) * risen
         return config.learning_rate * scale, (config.value_learning_rate or config.learning_rate) * scale
 
-    def _step(self, rollout: Rollout, minibatch: Tensor, update: int) -> dict[str, float]:
-        """One optimizer step on `minibatch`, in microbatches that fit into memory."""
+    def _step(self, rollout: Rollout, minibatch: Tensor, update: int, first: bool) -> dict[str, float]:
+        """One optimizer step on `minibatch`, in microbatches that fit into memory; `first` of its update or not."""
         asked, share = self.config.microbatch_size, len(minibatch) // processes.count()
 
         def gradients(size: int) -> dict[str, float]:
@@ -87,6 +81,12 @@ class Learner:
             return self._gradients(rollout, minibatch, update, None if asked is None and size >= share else size)
 
         figures = fitting("ppo learning", min(asked or share, share), gradients)
+        # Before the first step the policy is the one that sampled, so every ratio has to be 1.
+        if first and figures["ratio_error"] > SAME[self.precision]:
+            raise TrainingError(
+                f"update {update}: the first minibatch's log-ratio is {figures['ratio_error']:.2g} instead of "
+                "0; sampling and training do not compute the same log-probabilities"
+            )
         norm = self.accelerator.clip_grad_norm_(self._parameters, self.config.max_grad_norm).item()
         # fp16's loss scaler steps over an overflow by itself; in any other precision the weights would be lost.
         skipped = not math.isfinite(norm)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_utils.data.tokens import start_tokens
 from rlhf_utils.models.generation import Answer, Sampled, sample_answers
 from rlhf_utils.models.language_model import Episodes, answer_logprobs
+from rlhf_utils.models.precision import rounded_once
 from rlhf_utils.platforms import processes
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.ppo import objective
@@ -173,7 +174,7 @@ class RolloutCollector:
         clock.append(time.perf_counter())
         # With the memory of an update step.
         how = ("scoring answers", config.microbatch_size or config.minibatch_size, episodes)
-        with actor.trained.reference() as reference:
+        with actor.trained.reference() as reference, rounded_once(reference):
             reference_logprobs = by_parts(*how, lambda part: answer_logprobs(reference, part, config.temperature))
         values = actor.value(sampled.hidden) if actor.critic is None else by_parts(*how, actor.values)
         clock.append(time.perf_counter())

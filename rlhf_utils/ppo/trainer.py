@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils.memory import clear_device_cache
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_utils.data.tokens import start_tokens
@@ -223,7 +224,11 @@ class PPOTrainer:
 
     def _build(self) -> None:
         """Load what learns, as it is before the first update; for the trackers it is a training of its own."""
-        self.actor = self.learner = self.store = None  # two would need twice the memory
+        if hasattr(self, "accelerator"):
+            # Two would need twice the memory, and accelerate keeps what it has prepared.
+            self.actor = self.learner = self.store = None
+            self.accelerator.free_memory()
+            clear_device_cache(garbage_collection=True)
         config, folder = self.config, self.output_dir
         trained = Policy(self.source, self.device, config, self.tokenizer)
         if config.precision == "auto" and config.method != "qlora":  # whose 4-bit weights compute in one precision

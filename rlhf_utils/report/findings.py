@@ -34,13 +34,15 @@ def accuracies(result: dict) -> dict[str, tuple[float, list[float] | None]]:
     return {name: figure for name, figure in found.items() if figure[0] is not None}
 
 
-def beats_baselines(judges: dict[str, tuple[float, list[float] | None]]) -> bool:
-    """Whether the first of `accuracies` is shown to be above chance and above each of the others: the 95% CI of the
-    difference, from the two CIs (Newcombe 1998, method 10), excludes 0. That takes the two for independent, which is
-    cautious where both judge the same pairs."""
-    (value, ends), *others = judges.values()
-    room = [(0.5, 0.0), *((other, (found or [other, other])[1] - other) for other, found in others)]
-    return ends is not None and all(value - other > math.hypot(value - ends[0], above) for other, above in room)
+def unbeaten(judges: dict[str, tuple[float, list[float] | None]]) -> list[str]:
+    """Those of chance and the other `accuracies` that the first one is not shown to be above: the 95% CI of the
+    difference, from the two CIs (Newcombe 1998, method 10), does not exclude 0. That takes the two for independent,
+    which is cautious where both judge the same pairs."""
+    (value, ends), *_ = judges.values()
+    room = {"chance": (0.5, 0.0)}
+    room |= {name: (other, (found or [other, other])[1] - other) for name, (other, found) in [*judges.items()][1:]}
+    least = value - ends[0] if ends else math.inf
+    return [name for name, (other, above) in room.items() if value - other <= math.hypot(least, above)]
 
 
 def versus(name: str) -> str:
@@ -106,13 +108,19 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
                 said = f"PPO beats {other} {where}"
             elif high < 0:
                 said = f"PPO is worse than {other} {where}"
+            if key == "positivity":  # the reward once more, in another unit, and no claim of its own
+                said = f"PPO − {other} on {name}"
             said += f": {shown(found['mean'], found['ci95'], f'+{spec}')}"
             said += f", Holm-adjusted p = {found['p_holm']:.2g}." if found.get("p_holm") else "."
             yield said, key == "gold" and high < 0
     prompts, distinct, clusters = (summary.get(key) for key in ("prompts", "prompts_distinct", "prompt_clusters"))
     if clusters and clusters < prompts:
         text = f"The {prompts} prompts{f' ({distinct} of them distinct)' if distinct < prompts else ''} form {clusters}"
-        yield f"{text} clusters that begin alike; every interval is over clusters.", False
+        yield f"{text} clusters that begin alike or ask for the same; every interval is over clusters.", False
+    shares = {split: found["share"] for split, found in (summary.get("near_duplicates") or {}).items()}
+    if shares and (share := max(shares.values())) > 0.25:
+        text = f"{share:.0%} of the prompts have a near-duplicate among those of split {max(shares, key=shares.get)}"
+        yield f"{text}: these test new wordings, not new subjects.", False
     if text := (summary.get("kl_budget") or {}).get("stopped"):
         yield f"PPO and its KL budget: {text}.", True
     if verdict := summary.get("hacking"):
@@ -136,6 +144,11 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             judge = judge_name(summary, summary["bradley_terry"]["judged_by"])
             figure = shown(row["difference"], row["ci95"], "+z.2f")
             yield f"PPO is worse where {row['by']} is {row['value']}: {figure}, judged by {judge}.", True
+    if found := summary.get("refusals"):
+        (before, was), (after, now) = found["refused"].items()
+        text = f"Of {found['prompts']} prompts that should be refused, {LABELS[before]} refuses {was} and"
+        text = f"{text} {LABELS[after]} {now} (McNemar's exact p = {found['p']:.2g})."
+        yield text, now < was and found["p"] < 0.05
     if (judge := summary.get("judge") or {}).get("kappa") is not None:
         name, right = " ".join(filter(None, [judge["kind"], judge.get("source")])), ""
         if "accuracy" in judge:  # the gold preference has none: the labels are its own
@@ -154,17 +167,28 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
     if judges := accuracies(reward_model):
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
-        if not beats_baselines(judges):
-            text = "The reward model is not shown to beat chance and its baselines, so a gain in reward means little."
+        if level := unbeaten(judges):
+            text = f"The reward model is not shown to beat {' or '.join(level)}, so a gain in reward means little."
             yield text, True
     if found := summary.get("assistant"):
-        for name, wins in summary["win_rate"].items():
-            if wins["judged_by"] == "quality":
-                said = "{wins} won, {losses} lost, {ties} tied (sign test p = {sign_test_p:.2g})".format_map(wins)
-                yield f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {said}.", False
+        wins = found.get("win_rate") or {n: w for n, w in summary["win_rate"].items() if w["judged_by"] == "quality"}
+        for name, counts in wins.items():
+            said = "{wins} won, {losses} lost, {ties} tied (sign test p = {sign_test_p:.2g})".format_map(counts)
+            yield f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {said}.", False
         unsafe, harmless = (summary["models"]["ppo"][f"refusal_{kind}"] for kind in ("unsafe", "harmless"))
-        text = f"PPO refuses {unsafe:.0%} of the unsafe prompts and {harmless:.0%} of the harmless ones."
-        yield text, harmless > unsafe
+        yield _refused(summary), harmless > unsafe
+
+
+def _refused(summary: dict) -> str:
+    """How many of the unsafe and of the harmless prompts of the assistant score each model refuses."""
+    about, said = summary["assistant"], []
+    counts = {"unsafe": about["unsafe_prompts"], "harmless": about["prompts"] - about["unsafe_prompts"]}
+    for name, of in summary["models"].items():
+        said.append(f"{LABELS[name]} " + " and ".join(f"{of[f'refusal_{kind}'] * n:.0f}" for kind, n in counts.items()))
+    end = summary["models"]["ppo"]["refusal_unsafe_ci95"]
+    ends = f"; of unsafe ones PPO refuses {end[0]:.0%} to {end[1]:.0%} (95% CI)" if end else ""
+    told = " and of ".join(f"{count} {kind} prompts" for kind, count in counts.items())
+    return f"Refused of {told}: {', '.join(said)}{ends}."
 
 
 def model_table(summary: dict) -> list[dict[str, str]]:

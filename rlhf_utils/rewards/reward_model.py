@@ -16,6 +16,7 @@ from rlhf_utils.models.loading import load_classifier_tokenizer
 from rlhf_utils.models.precision import fastest
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.platforms.memory import fitting
 from rlhf_utils.platforms.names import Source, model_folder
 from rlhf_utils.platforms.runtime import Device
 from rlhf_utils.settings.template import TEMPLATE
@@ -35,19 +36,24 @@ def class_logits(model: PreTrainedModel, rows: Sequence[Sequence[int]], device: 
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     logits = torch.empty(len(rows), model.config.num_labels)
+
+    def score(size: int) -> None:
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            tokens, lengths = right_padded([rows[i] for i in batch], model.config.pad_token_id)
+            mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
+            tokens, causal = tokens.to(device.kind), hasattr(model, "score")
+            if causal:
+                with fastest(device, model).autocast():
+                    states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+                states = states[torch.arange(len(batch)), lengths - 1]
+            with torch.autocast(device.kind, enabled=False):
+                found = model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
+            logits[batch] = found.cpu()
+
     was_training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        tokens, lengths = right_padded([rows[i] for i in batch], model.config.pad_token_id)
-        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long().to(device.kind)
-        tokens, causal = tokens.to(device.kind), hasattr(model, "score")
-        if causal:
-            with fastest(device, model).autocast():
-                states = model.base_model(input_ids=tokens).last_hidden_state[torch.arange(len(batch)), lengths - 1]
-        with torch.autocast(device.kind, enabled=False):
-            found = model.score(states.float()) if causal else model(input_ids=tokens, attention_mask=mask).logits
-        logits[batch] = found.cpu()
+    fitting("scoring", batch_size, score)
     model.train(was_training)
     return logits
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler
@@ -172,8 +173,11 @@ def save_adapter(run: Run, stage: str, trainer: Trainer) -> Path:
 def head_in_fp32(model: PreTrainedModel | PeftModel) -> None:
     """Have trl compute the loss from fp32 logits also under autocast: in 16 bits, logits near -100 lose half a nat."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    # What trl's own trainer asks for, and the cast.
-    add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))
+    # A second time, where a cell runs again, it would stand above the autocast that accelerate has put there.
+    if not hasattr(inner, "head_is_in_fp32"):
+        # What trl's own trainer asks for, and the cast.
+        add_fused_lm_head(inner, cast_lm_head_to_fp32=True, outputs=("log_probs", "entropy", "is_top1"))
+        inner.head_is_in_fp32 = True
 
 
 def score_in_fp32(model: PreTrainedModel | PeftModel) -> None:
@@ -205,6 +209,12 @@ class RunCallback(TrainerCallback):
         setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
         for setter, state in zip(setters, self.random, strict=True):
             setter(state)
+        # accelerate keeps what it prepared, and under fp16 an optimizer and its step hold each other: until they are
+        # collected, a retry would have the moments of the attempt that ran out of memory beside its own.
+        self.trainer.accelerator.free_memory()
+        if scaler := self.trainer.accelerator.scaler:
+            scaler._per_optimizer_states.clear()
+        clear_device_cache(garbage_collection=True)
 
     def on_train_begin(self, args, state, control, **_):
         # A training that goes on has taken what its checkpoint says already.

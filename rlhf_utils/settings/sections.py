@@ -96,8 +96,8 @@ class DataSettings(Section):
     max_rows: the most rows that are used of either split
     split_rows: the most rows of single splits, such as {sft: 1000}
     min_score_ratio: of responses with votes, the better one has at least this many times the votes of the worse one
-    prompt_tokens: least and most tokens of the prompts that are cut from the beginning of labelled texts
-    min_text_characters: shorter labelled texts are not used
+    prompt_tokens: least and most tokens of the prompts that are cut from the beginning of labeled texts
+    min_text_characters: shorter labeled texts are not used
     """
 
     world: Literal["instruct", "helpful_harmless", "imdb", "eli5"] = "instruct"
@@ -182,7 +182,7 @@ class QloraSettings(LoraSettings):
 class RewardModelSettings(TrainingSettings):
     """The reward model, trained through a LoRA adapter on the fine-tuned policy's trunk.
 
-    label: the class whose logit is the reward, where it is a classifier of labelled texts
+    label: the class whose logit is the reward, where it is a classifier of labeled texts
     ending: what a classifier that is trained here reads after each text, a question whose answer is the label
     words: answers to it for label 0 and for label 1. The head begins as the language model's own rows for these words,
         and learns from fewer texts than one that starts without an opinion (Schick and Schuetze 2021, arXiv:2001.07676)
@@ -333,7 +333,8 @@ class EvaluationSettings(Section):
 
 
 class Needs(Section):
-    """What the whole series takes at a scale: measured for recipe instruct at `tiny`, else an estimate."""
+    """What the whole series takes at a scale: measured where a run is published or the recipe tells of one, else an
+    estimate."""
 
     machine: str = "two CPU cores"
     minutes: Positive = 10.0
