@@ -173,8 +173,8 @@ def page(lines: list[Line], command: str) -> str:
         "of that where the model is refitted to each resample: equal length, kappa, Spearman), and the brackets are "
         "the 95% CI of the coverage itself. Responses to one prompt share half of the variance of their latent score, "
         "so *clustered* is the interval that the series reports and *plain* is the one that treats every response as "
-        "independent (Wilson for rates, the normal one for means, else the same bootstrap). Scores are exponential, with "
-        "skewness "
+        "independent (Wilson for rates, the normal one for means, else the same bootstrap). Scores are exponential, "
+        "with skewness "
         f"2.\n\n{verdict}\n\nMade by `{command}` ([source](../benchmarks/coverage.py)).\n\n"
         "| what | responses | prompts | clustered | plain |\n|---|---|---|---|---|\n"
     )
