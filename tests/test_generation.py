@@ -148,3 +148,18 @@ def test_a_prompt_that_repeats_is_read_once_and_rows_leave_the_batch_as_they_end
     for place, row in enumerate(rows):
         alone = draw(model, [row], place=(place, len(rows)))
         assert alone.tokens[0][alone.mask[0]].tolist() == first.tokens[place][first.mask[place]].tolist()
+
+
+def test_after_the_prompts_the_mask_is_a_view_of_one_that_is_made_once():
+    """transformers would make it at each token, and wait for a GPU to say whether anything is masked."""
+    model, masks = tiny_model(eos_nats=-9.0), []
+    hook = model.transformer.register_forward_pre_hook(
+        lambda _, arguments, named: masks.append(named["attention_mask"]), with_kwargs=True
+    )
+    draw(model, ROWS, new=4)
+    hook.remove()
+    first, *later = [mask for mask in masks if mask is not None]  # a model's first check is without one
+    assert first.dim() == 2 and len(later) >= 2
+    assert [mask.shape[-1] for mask in later] == [first.shape[1] + step for step in range(1, len(later) + 1)]
+    assert len({mask.untyped_storage().data_ptr() for mask in later if len(mask) == len(ROWS)}) == 1
+    assert torch.equal(later[0][:, 0, 0, : first.shape[1]] == 0, first)

@@ -13,6 +13,8 @@ from rlhf_utils.platforms.memory import fitting
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other call"),
 ]
 
 
@@ -40,9 +42,10 @@ def limited(module, most, error=ERRORS[0], after=0):
     return seen
 
 
-def test_one_row_that_does_not_fit_is_told_what_helps():
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:20])
+def test_one_row_that_does_not_fit_is_told_what_helps(error):
     def attempt(size):
-        raise ERRORS[0]
+        raise error
 
     with pytest.raises(TrainingError, match=r"out of memory with 1 rows at once .*gradient_checkpointing"):
         fitting("a part", 4, attempt)

@@ -1,5 +1,6 @@
 """Sampling responses: one sampler for PPO, for evaluation and for the playground."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -111,15 +112,19 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
     shared = len(distinct) < len(prompts)
     inputs, attention = (distinct.clamp(min=0), distinct >= 0) if shared else (prompts, prompt_mask)
     # Learned positions: without explicit ids GPT-2 would count the padding on the left.
-    positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
+    positions, added = (attention.long().cumsum(dim=1) - 1).clamp(min=0), None
     for step, draw in enumerate(draws):
+        seen = (attention if added is None else added)[..., : prompts.shape[1] + step]
         output = parts.trunk(
-            input_ids=inputs, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=inputs, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
         )
         state = output.last_hidden_state[:, -1]
         if step == 0 and shared:
             cache.reorder_cache(of)
             state, positions, attention = state[of], positions[of], attention[of]
+        if step == 0:
+            attention = nn.functional.pad(attention, (0, len(uniform)), value=True)
+            added = _added(attention, parts.trunk, cache)
         distribution = torch.log_softmax(parts.logits(state) / temperature, dim=-1)
         probabilities = distribution.exp()
         chosen = _inverse_cdf(probabilities, draw[rows])
@@ -132,7 +137,6 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
         # A finished row is sampled on, into nothing, until enough have finished to shrink the batch.
         going &= ~torch.isin(chosen, ending)
         inputs, positions = chosen[:, None], positions[:, -1:] + 1
-        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
         if (step + 1) % _LOOK_EVERY[device.type]:
             continue
         if not (share := going.float().mean().item()):
@@ -141,7 +145,21 @@ def _sample_rows(model, prompts: Tensor, prompt_mask: Tensor, uniform: Tensor, t
             index = going.nonzero().squeeze(1)
             cache.reorder_cache(index)
             rows, inputs, positions, attention, going = (t[index] for t in (rows, inputs, positions, attention, going))
+            added = None if added is None else added[index]
     return tokens, mask, logprobs, entropy, hidden
+
+
+def _added(attention: Tensor, trunk: nn.Module, cache: DynamicCache) -> Tensor | None:
+    """What is added to the scores of one new token's attention, [B, 1, 1, L], for the mask `attention` [B, L] of all
+    that will be there; None where the architecture takes only that. transformers would make it anew for each token, and
+    wait for a GPU to say whether anything is masked. Its rows begin where kernels want them, at a multiple of 8."""
+    if not (getattr(trunk, "_supports_attention_backend", False) and all(type(one) is _Room for one in cache.layers)):
+        return None
+    added = torch.zeros(
+        (len(attention), 1, 1, -(-attention.shape[1] // 8) * 8), dtype=trunk.dtype, device=attention.device
+    )
+    added[:, 0, 0, : attention.shape[1]].masked_fill_(~attention, -math.inf)
+    return added
 
 
 def _cache(config, most: int) -> DynamicCache:
