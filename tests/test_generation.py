@@ -154,7 +154,7 @@ def test_after_the_prompts_the_mask_is_a_view_of_one_that_is_made_once():
     """transformers would make it at each token, and wait for a GPU to say whether anything is masked."""
     model, masks = tiny_model(eos_nats=-9.0), []
     hook = model.transformer.register_forward_pre_hook(
-        lambda _, arguments, named: masks.append(named["attention_mask"]), with_kwargs=True
+        lambda _, arguments, named: masks.append(named.get("attention_mask")), with_kwargs=True
     )
     draw(model, ROWS, new=4)
     hook.remove()
