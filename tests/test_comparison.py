@@ -20,7 +20,8 @@ def make(folder: Path, seed: int, kl: float, gain: float) -> Path:
     run = make_run(folder)
     samples = run / "evaluation" / "samples.csv"
     rows = pd.read_csv(samples, keep_default_na=False)
-    rows["prompt"] = [f"{folder.name}: {prompt}" for prompt in rows["prompt"]]
+    # None of the synthetic dataset's, whose wordings of one request would be one cluster in all runs.
+    rows["prompt"] = [f"prompt {place} of run {folder.name}" for place in rows.index]
     rows["ppo_gold"] = rows["sft_gold"] + gain + (-1.0) ** rows.index
     rows.to_csv(samples, index=False)
     record = read_json(run / "run.json")

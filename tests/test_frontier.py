@@ -27,11 +27,11 @@ START = (0, 0.0, 5.0)
         ([START, (8, 1.0, 6.0), (16, 2.0, 7.0), (24, 3.0, 7.2)], None, 24),
         ([START, (8, 1.0, 6.0), (16, 2.0, 7.0), (24, 3.0, 7.2)], 2.5, 16),
         ([START, (8, 1.0, 4.0), (16, 2.0, 3.0)], None, 8),
-        ([START, (8, 3.0, 7.0), (16, 2.0, 7.0)], None, 16),
+        ([START, (8, 3.0, 7.0), (16, 2.0, 7.0)], None, 8),
     ],
 )
 @pytest.mark.parametrize("gold", [None, 1.0, -1.0])
-def test_of_what_cannot_be_told_apart_the_nearest_is_used_and_the_judge_has_no_part_in_it(points, budget, chosen, gold):
+def test_of_what_cannot_be_told_apart_the_earliest_is_used_and_the_judge_has_no_part_in_it(points, budget, chosen, gold):
     update, rule = CHOOSE([point(*each, gold and gold * each[0]) for each in points], budget)
     assert update == chosen and "best reward on development prompts" in rule
 

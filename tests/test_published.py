@@ -81,7 +81,7 @@ def test_the_page_of_real_runs_says_what_they_found(run, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "PUBLISHED", folder.parent)
     page, summary = pages.real_language(), read_json(folder / "evaluation" / "summary.json")
     assert "## Instruction following: `instruct-small`" in page
-    assert "Remade by `make small RECIPE=instruct DATA=outputs/rows.jsonl SEEDS=" in page
+    assert "Made by `make small RECIPE=instruct DATA=outputs/rows.jsonl SEEDS=" in page
     assert f"{summary['models']['ppo']['reward']:.2f}" in page and page.count("> PPO: *") == 10
     rows = read_json(folder / "run.json")["stages"]["data"]["results"]["rows"]
     assert f"sft {rows['sft']:,}" in page and "| 03_02_ppo_training | " in page
