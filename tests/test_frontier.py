@@ -31,7 +31,7 @@ START = (0, 0.0, 5.0)
     ],
 )
 @pytest.mark.parametrize("gold", [None, 1.0, -1.0])
-def test_of_what_cannot_be_told_apart_the_earliest_is_used_and_the_judge_has_no_part_in_it(points, budget, chosen, gold):
+def test_of_what_cannot_be_told_apart_the_earliest_is_used_and_the_judge_is_not_asked(points, budget, chosen, gold):
     update, rule = CHOOSE([point(*each, gold and gold * each[0]) for each in points], budget)
     assert update == chosen and "best reward on development prompts" in rule
 
