@@ -168,8 +168,8 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
         shares = ", ".join(f"{name} {shown(*figure, 'z.1%')}" for name, figure in judges.items())
         yield f"Accuracy on held-out {reward_model['of']}: {shares}.", False
         if level := unbeaten(judges):
-            text = f"The reward model is not shown to beat {', '.join(level)}, so a gain in reward means little."
-            yield text, True
+            named = " and ".join(level).replace("randomly initialized head", "a randomly initialized head")
+            yield f"The reward model is not shown to beat {named}, so a gain in reward means little.", True
     if found := summary.get("assistant"):
         wins = found.get("win_rate") or {n: w for n, w in summary["win_rate"].items() if w["judged_by"] == "quality"}
         for name, counts in wins.items():
