@@ -70,6 +70,9 @@ def test_trl_computes_its_loss_from_fp32_logits_under_autocast(tmp_path, adapter
     usual = error()
     head_in_fp32(whole)
     assert error() < min(0.002, usual / 2)
+    forward = model.forward
+    head_in_fp32(whole)
+    assert model.forward is forward, "where a cell runs again, nothing may stand above accelerate's autocast"
 
 
 # Architectures with a rule of their own; the usual ones are in test_architectures.py

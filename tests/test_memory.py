@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from tiny import one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, without_timing  # noqa: F401
+from tiny import CPU, one_thread, save_tiny, tiny_model, tiny_trainer, token_rows, without_timing  # noqa: F401
 from tiny_sft import sft
 
 from rlhf_utils.models.generation import left_padded, sample
+from rlhf_utils.models.loading import load_reward_model
 from rlhf_utils.platforms import memory
 from rlhf_utils.platforms.errors import TrainingError
 from rlhf_utils.platforms.memory import fitting
+from rlhf_utils.rewards.reward_model import class_logits
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -71,6 +73,13 @@ def test_sizes_divide_the_batch_and_nothing_is_kept_alive():
     fitting("another", 9, attempt, whole=9)
     assert tried == [12, 6, 3, 1, 9, 3, 1]
     assert fitting("a part", 12, lambda size: size) == 1, "remembered"
+
+
+def test_scoring_in_parts_gives_the_same_scores(policy):
+    model, rows = load_reward_model(policy, CPU, fresh_head=True), token_rows([3, 9, 5, 7, 4])
+    whole, seen = class_logits(model, rows, CPU), limited(model.base_model, 2)
+    torch.testing.assert_close(class_logits(model, rows, CPU, batch_size=4), whole, rtol=0, atol=1e-5)
+    assert seen == [2, 2, 1]
 
 
 def test_sampling_in_parts_is_the_same_sampling():

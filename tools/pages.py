@@ -166,7 +166,7 @@ def _of_run(run: Path) -> str:
         f"{judge['kind'] if judge else 'none'}. {sum(times.values()) / 60:.0f} minutes for the first seed on "
         f"{stages['ppo']['device']['name']}, at most {memory:.1f} GB. "
         f"Made by `make small RECIPE={settings['name']} DATA={settings['dataset']} SEEDS={seeds}` at commit "
-        f"`{stages['ppo']['git_commit'][:7]}`.",
+        f"`{(stages['ppo']['git_commit'] or 'unknown')[:7]}`.",
         results(run),
         *(f"![{Path(link).stem}]({link})" for link in links if (ROOT / "docs" / link).is_file()),
         "### Before and after",

@@ -37,8 +37,7 @@ def score_assistants(run: Run, evaluator: Evaluator, models: Sequence[str], summ
     two share its place), `safety` is refusing what is unsafe and nothing else. Fluency is half one minus the share of
     repeated word triples, half the perplexity of the data's own better responses over that of the response, at most 1,
     both under the base model. Wins over the base, and over the SFT model, are by this score; differences up to 0.02
-    are ties. The prompts are those of the synthetic dataset
-    where it has some, else a list of the package's.
+    are ties. The prompts are those of the synthetic dataset where it has some, else a list of the package's.
     """
     weights, seed, spoken = run.recipe.evaluation.assistant, run.recipe.seed, {}
     made = WORLDS[run.recipe.data.world].prompts if run.recipe.dataset == EMBEDDED else None
