@@ -1,13 +1,16 @@
-"""One measured PPO training, ours or trl 1.12's, from the same models and settings. Started by ppo_vs_trl.py.
+"""One measured training, by our PPO, trl 1.12's, or trl's RLOO or GRPO, from the same models and settings. Started by
+ppo_vs_trl.py.
 
     python benchmarks/one_training.py JOB.json OUT.json
 
-A job holds `program` (ours, trl), folders `policy`, `reward` and `value` (where trl's value model starts), `prompts`,
-`config` (a PPOConfig), and `goal`: a mean reward at which it ends, or null.
+A job holds `program` (ours, trl, rloo, grpo), folders `policy`, `reward` and `value` (where trl's value model starts),
+`prompts`, `config` (a PPOConfig), `goal`: a mean reward at which it ends, or null, and `world`: the synthetic dataset
+whose gold preference is measured beside the reward, or null.
 """
 
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -29,10 +32,10 @@ class Enough(Exception):
 
 
 class Watch:
-    """Clock, memory and mean reward of every update; ends the training once `goal` is reached."""
+    """Clock, memory, mean reward and gold of every update; ends the training once `goal` is reached."""
 
     def __init__(self, goal: float | None):
-        self.goal, self.times, self.rewards, self.peak = goal, [], [], 0
+        self.goal, self.times, self.rewards, self.gold, self.peak = goal, [], [], [], 0
 
     def started(self) -> None:
         self.times = [time.perf_counter()]
@@ -49,6 +52,7 @@ class Watch:
             "seconds": [at - self.times[0] for at in self.times[1:]],
             "seconds_per_update": [after - before for before, after in steps],
             "rewards": self.rewards,
+            "gold": self.gold,
             "peak_memory_bytes": self.peak,
         }
 
@@ -64,11 +68,13 @@ def ours(job: dict, config: PPOConfig, watch: Watch) -> dict:
     def on_update(line: dict) -> None:
         lines.append(line)
         watch.rewards.append(line["reward"])
+        watch.gold.append(line["gold"])
         watch.updated()
 
     with tempfile.TemporaryDirectory() as output:
-        reward = load_reward(Path(job["reward"]), device)
-        trainer = PPOTrainer(Path(job["policy"]), tokenizer, reward, job["prompts"], config, output, on_update)
+        reward, judge = load_reward(Path(job["reward"]), device), gold_of(job["world"])
+        how = (reward, job["prompts"], config, output, on_update)
+        trainer = PPOTrainer(Path(job["policy"]), tokenizer, *how, judge=judge)
         watch.started()
         with suppress(Enough):
             trainer.train()
@@ -86,6 +92,15 @@ def ours(job: dict, config: PPOConfig, watch: Watch) -> dict:
         "prompt_tokens": sum(lengths) / len(lengths),
         "matmul_flops": matmul_rate(torch.float32, device.kind),
     }
+
+
+def gold_of(world: str | None):
+    """The gold preference of a synthetic dataset as a reward function; None without one."""
+    from rlhf_utils.toyworld import WORLDS
+
+    if world is None:
+        return None
+    return lambda prompts, texts: [*map(WORLDS[world].gold, prompts, texts)]
 
 
 class InUnits(torch.nn.Module):
@@ -166,10 +181,64 @@ def trl(job: dict, config: PPOConfig, watch: Watch) -> dict:
     return {}
 
 
+def by_groups(job: dict, config: PPOConfig, watch: Watch) -> dict:
+    """Train with the environment's trl, by RLOO or GRPO, which compare several responses to a prompt in place of a
+    critic: the same reward, responses, minibatches, epochs, KL coefficient and penalty; all else is trl's default,
+    responses per prompt among it (2 in RLOO, 8 in GRPO)."""
+    import trl
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    from rlhf_utils.models.loading import load_policy, load_tokenizer
+    from rlhf_utils.rewards.reward_model import load_reward
+
+    kind = job["program"].upper()
+    device, tokenizer = detect_device(config.precision), load_tokenizer(Path(job["policy"]))
+    reward, judge = load_reward(Path(job["reward"]), device), gold_of(job["world"])
+    asked = {TEMPLATE.format(prompt): prompt for prompt in job["prompts"]}
+    steps = config.rollout_batch_size // config.minibatch_size * config.epochs
+
+    def paid(prompts, completions, completion_ids, **_):
+        plain, texts = [asked[prompt] for prompt in prompts], [*map(TEMPLATE.response, completions)]
+        scores = reward(plain, texts)
+        watch.rewards.append(scores.mean().item())
+        watch.gold.append(statistics.fmean(judge(plain, texts)) if judge else None)
+        unfinished = torch.tensor([ids[-1] != tokenizer.eos_token_id for ids in completion_ids])
+        return (scores - config.missing_eos_penalty * unfinished).tolist()
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            watch.started()
+
+        def on_step_end(self, _, state, *__, **___):
+            if state.global_step % steps == 0:
+                watch.updated()
+
+    micro = config.microbatch_size or config.minibatch_size
+    with tempfile.TemporaryDirectory() as output:
+        arguments = getattr(trl, f"{kind}Config")(
+            output_dir=output, max_steps=config.updates * steps, save_strategy="no", report_to="none",
+            disable_tqdm=True, gradient_checkpointing=False, disable_dropout=True, logging_steps=1000,
+            use_cpu=device.kind == "cpu", fp16=False, bf16=config.precision == "bf16", seed=config.seed,
+            learning_rate=config.learning_rate, per_device_train_batch_size=micro,
+            gradient_accumulation_steps=config.minibatch_size // micro, num_iterations=config.epochs,
+            generation_batch_size=config.rollout_batch_size, max_completion_length=config.max_new_tokens,
+            temperature=config.temperature, beta=config.kl_coefficient, epsilon=config.clip_range,
+        )  # fmt: skip
+        trainer = getattr(trl, f"{kind}Trainer")(
+            model=load_policy(Path(job["policy"]), device), reward_funcs=paid, args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": [*asked]}), processing_class=tokenizer, callbacks=[Callback()],
+        )  # fmt: skip
+        with suppress(Enough):
+            trainer.train()
+    return {}
+
+
 def main(job: Path, out: Path) -> None:
     asked = json.loads(job.read_text())
     watch = Watch(asked["goal"])
-    more = {"ours": ours, "trl": trl}[asked["program"]](asked, PPOConfig(**asked["config"]), watch)
+    programs = {"ours": ours, "trl": trl, "rloo": by_groups, "grpo": by_groups}
+    more = programs[asked["program"]](asked, PPOConfig(**asked["config"]), watch)
     write_json(out, watch.result() | more)
 
 

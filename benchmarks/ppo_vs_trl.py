@@ -1,11 +1,13 @@
-"""`rlhf_utils.ppo` against the last PPO trainer of trl (1.12), in paired runs: episodes per second, memory, reward.
+"""`rlhf_utils.ppo` against the last PPO trainer of trl (1.12), in paired runs: episodes per second, memory, reward; and
+against what trl offers since (RLOO, GRPO): the time to the same reward, and the gold preference there.
 
     python benchmarks/ppo_vs_trl.py [--quick] [--json FILE] [--repeats 3] [--run outputs/instruct-tiny]
 
 Both programs get the same randomly initialized GPT-2 124M, prompts, episodes, response lengths, epochs, microbatches,
 and train every weight. "fixed": prompts of 32 tokens, responses of 48. "ragged": prompt lengths of real questions, and
 responses that end after 40 tokens on average, 128 at most. trl is installed into benchmarks/.trl-1.12, beside the
-environment of this project, so that torch and transformers are the same on both sides.
+environment of this project, so that torch and transformers are the same on both sides. RLOO and GRPO are those of the
+environment's own trl.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,14 +30,14 @@ HELPFUL = HERE.parents[1] / "shared" / "data" / "hh_helpful.jsonl.gz"
 EPISODES = {"fixed": 256, "ragged": 64} if torch.cuda.is_available() else {"fixed": 12, "ragged": 8}
 # Reward, in standard deviations of the SFT model's responses, that both have to reach on the synthetic dataset.
 REWARD = 0.6
-# The learning rates that both are tried at; the faster one of each counts. --quick tries what was best for each.
+# The learning rates that each is tried at; the fastest one of each counts. --quick tries the highest.
 RATES = (1e-4, 3e-4, 1e-3)
-QUICK_RATE = 1e-3
+PROGRAMS = ("ours", "trl", "rloo", "grpo")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one pair of runs, one learning rate")
+    parser.add_argument("--quick", action="store_true", help="one pair of runs in fp32, one learning rate")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for each workload (default 3)")
     parser.add_argument("--run", type=Path, default=HERE.parent / "outputs" / "instruct-tiny", help="a finished run")
@@ -47,9 +50,9 @@ def main() -> int:
         say("preparing models and prompts")
         prepare(work, HELPFUL)
         for name in EPISODES:
-            for precision in precisions():
+            for precision in precisions()[: 1 if asked.quick else None]:
                 raw[f"{name}_{precision}"] = paired(work, name, precision, repeats)
-        raw["world"] = time_to_reward(finished_run(asked.run, work, asked.quick), asked.quick)
+        raw["world"] = time_to_reward(finished_run(asked.run, work), RATES[-1:] if asked.quick else RATES)
     result = {**figures(raw), "raw": raw}
     print(table(result))
     if asked.json:
@@ -69,7 +72,7 @@ def paired(work: Path, name: str, precision: str, repeats: int) -> dict:
     runs: dict[str, list[dict]] = {"ours": [], "trl": []}
     policy = work / f"policy_{name}"
     job = {
-        **{"policy": policy, "value": policy, "reward": work / "reward", "goal": None},
+        **{"policy": policy, "value": policy, "reward": work / "reward", "goal": None, "world": None},
         "prompts": json.loads((work / "prompts.json").read_text())[name],
         "config": settings(name, EPISODES[name], 3 if torch.cuda.is_available() else 1, precision),
     }
@@ -80,35 +83,32 @@ def paired(work: Path, name: str, precision: str, repeats: int) -> dict:
     return runs
 
 
-def finished_run(run: Path, work: Path, quick: bool) -> Path | None:
-    """`run` where it has been run as far as PPO; else, with time to spare, one made now."""
+def finished_run(run: Path, work: Path) -> Path:
+    """`run` where it has been run as far as PPO; else one made now."""
     if all((run / "checkpoints" / stage).is_dir() for stage in ("data", "sft", "reward_model")):
         return run
-    if quick:
-        say(f"{run} is not a finished run, so the time to a reward is left out; `make run` makes one")
-        return None
-    say("making the models of the synthetic dataset (about 6 minutes)")
+    say("making the models of the synthetic dataset (2 to 6 minutes)")
     command = [sys.executable, "-m", "rlhf_utils", "run", "--only", "01_01,01_02,02", "--output-dir", str(work)]
     subprocess.run(command, check=True, cwd=HERE.parent, stdout=sys.stderr)
     return work / "instruct-tiny"
 
 
-def time_to_reward(run: Path | None, quick: bool) -> dict | None:
-    """Seconds until the mean reward of three updates in a row reaches `REWARD`, for both at each learning rate."""
-    if run is None:
-        return None
-    recipe = json.loads((run / "run.json").read_text())["settings"]["ppo"]
+def time_to_reward(run: Path, rates: Sequence[float]) -> dict:
+    """Seconds, reward and gold of each program's updates at each of `rates`, until the mean reward of three updates in
+    a row reaches `REWARD`."""
+    recipe = json.loads((run / "run.json").read_text())["settings"]
     rows = (run / "checkpoints" / "data" / "ppo.jsonl").read_text(encoding="utf-8").splitlines()
     reward = run / "checkpoints" / "reward_model"
     job = {"policy": run / "checkpoints" / "sft", "reward": reward, "value": reward, "goal": REWARD}
+    job["world"] = recipe["data"]["world"] if recipe["dataset"] == "embedded" else None
     job["prompts"] = [json.loads(row)["prompt"] for row in rows]
     found: dict = {"run": run.name, "reward": REWARD}
-    for rate in (QUICK_RATE,) if quick else RATES:
-        for program in ("ours", "trl"):
+    for rate in rates:
+        for program in PROGRAMS:
             say(f"synthetic dataset: {program}, learning rate {rate:g}")
-            config = {**recipe, "save_every": 10**6, "learning_rate": rate}
+            config = {**recipe["ppo"], "save_every": 10**6, "learning_rate": rate}
             curve = trained({"program": program, "config": config, **job})
-            found[f"{program}_{rate:g}"] = {name: curve[name] for name in ("seconds", "rewards")}
+            found[f"{program}_{rate:g}"] = {name: curve[name] for name in ("seconds", "rewards", "gold")}
     return found
 
 
@@ -136,13 +136,21 @@ def figures(raw: dict) -> dict:
         ours, trl = ([run["peak_memory_bytes"] for run in raw[workload][program]] for program in ("ours", "trl"))
         return median(a / b for a, b in zip(ours, trl, strict=True))
 
-    def to_reward(program: str) -> float | None:
-        curves = [curve for name, curve in (raw["world"] or {}).items() if name.startswith(f"{program}_")]
-        return min((seconds for curve in curves if (seconds := seconds_to_reward(curve))), default=None)
+    def quickest(program: str) -> dict | None:
+        curves = [curve for name, curve in raw["world"].items() if name.startswith(f"{program}_")]
+        return min(filter(seconds_to_reward, curves), key=seconds_to_reward, default=None)
+
+    def time_ratio(program: str) -> float | None:
+        ours, other = quickest("ours"), quickest(program)
+        return seconds_to_reward(ours) / seconds_to_reward(other) if ours and other else None
+
+    def gold_there(program: str) -> float | None:
+        """The mean gold of the three updates over which `REWARD` is reached."""
+        last = (curve := quickest(program)) and reached(curve["rewards"], REWARD)
+        return statistics.fmean(curve["gold"][last - 2 : last + 1]) if curve and curve["gold"] else None
 
     workloads = [f"{name}_{p}" for name in raw["episodes"] for p in ("fp32", "bf16") if f"{name}_{p}" in raw]
     rates = {f"{name}_{program}": median(rate(name, program)) for name in workloads for program in ("ours", "trl")}
-    ours, theirs = to_reward("ours"), to_reward("trl")
     # What else the machine does can only lower a measured rate, so the best one is its own.
     machine = max(run["matmul_flops"] for name in raw["episodes"] for run in raw[f"{name}_fp32"]["ours"])
     flops = median(update_flops(run) for run in raw["fixed_fp32"]["ours"])
@@ -156,7 +164,10 @@ def figures(raw: dict) -> dict:
         "matmul_fraction": flops / machine,
         "update_flops": flops,
         "machine_matmul_flops": machine,
-        "time_to_reward_ratio": ours / theirs if ours and theirs else None,
+        "time_to_reward_ratio": time_ratio("trl"),
+        "time_to_reward_vs_rloo": time_ratio("rloo"),
+        "time_to_reward_vs_grpo": time_ratio("grpo"),
+        "gold_at_reward": {program: gold_there(program) for program in PROGRAMS},
         "episodes_per_second": rates,
     }
 
@@ -183,6 +194,8 @@ def table(result: dict) -> str:
         "memory_ratio": "at most 0.5",
         "matmul_fraction": "at least 0.6",
         "time_to_reward_ratio": "at most 0.33",
+        "time_to_reward_vs_rloo": "at most 0.5",
+        "time_to_reward_vs_grpo": "at most 0.5",
     }
     lines = [f"{'figure':24} {'found':>8}   goal"]
     for name, goal in goals.items():
@@ -190,6 +203,8 @@ def table(result: dict) -> str:
         lines.append(f"{name:24} {'-' if value is None else format(value, '8.2f'):>8}   {goal}")
     for name, value in result["episodes_per_second"].items():
         lines.append(f"{name:24} {value:8.3f}   episodes per second")
+    for name, value in result["gold_at_reward"].items():
+        lines.append(f"{name:24} {'-' if value is None else format(value, '8.2f'):>8}   gold, 0 to 10, at reward {REWARD}")
     return "\n".join(lines)
 
 
