@@ -127,7 +127,7 @@ def run_series(
     """Execute the chosen notebooks; returns the run. InputError for bad input, TrainingError for a failed notebook."""
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
-    chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook)]
+    chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook) and (only or _is_asked(run, notebook))]
     if not chosen:
         there = ", ".join(notebook.name[:5] for notebook in SERIES if _applies(run, notebook))
         raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
@@ -173,7 +173,8 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
         if seed != start:
             folder, its = os.path.join(output_dir, f"seed-{seed}"), {**overrides, "seed": seed}
         runs[seed] = folder, its, Run(load_recipe(recipe, scale, located(its)), folder)
-    compared = [n.name for n in SERIES if {*STAGES["evaluation"].needs, "evaluation"} & {*n.makes}]
+    asked = {"evaluation", *STAGES["evaluation"].needs} | ({"alternatives"} if runs[start][-1].recipe.alternatives else set())
+    compared = [n.name for n in SERIES if asked & {*n.makes}]
     first, chosen = runs[start][-1], dict.fromkeys(runs, compared) | {start: None}
     for seed, (folder, its, run) in runs.items():
         left = (_seconds(first, other, chosen[later], fresh) for later, (*_, other) in runs.items() if later >= seed)
@@ -191,9 +192,10 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
 
 def _seconds(first: Run, run: Run, only: list[str] | None, fresh: bool) -> float:
     """About how long the notebooks of `run` still take, by what they took in the `first` run, or by the recipe."""
-    applying = sum(_applies(first, notebook) for notebook in SERIES)
+    applying = sum(_applies(first, notebook) and _is_asked(first, notebook) for notebook in SERIES)
     done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / applying
-    left = [n for n in _chosen(only) if _applies(run, n) and (fresh or not _is_done(run, n))]
+    asked = [n for n in _chosen(only) if _applies(run, n) and (only or _is_asked(run, n))]
+    left = [notebook for notebook in asked if fresh or not _is_done(run, notebook)]
     return sum(done.get(notebook.name, {}).get("seconds", usual) for notebook in left)
 
 
@@ -231,6 +233,11 @@ def _applies(run: Run, notebook: Notebook) -> bool:
     reward model is measured, and that is worth a notebook."""
     shown = {*run.stages} - {*run.fetched} | {"base", "data", "reward_model"} & {*run.stages}
     return notebook.form in (None, run.recipe.form) and (not notebook.makes or bool(shown & {*notebook.makes}))
+
+
+def _is_asked(run: Run, notebook: Notebook) -> bool:
+    """Whether a run of the whole series includes `notebook`."""
+    return not notebook.optional or bool(run.recipe.alternatives)
 
 
 def _makes(run: Run, notebook: Notebook) -> list[str]:

@@ -1,5 +1,6 @@
 """Sampling and scoring responses of any policy of a run, always in the same way."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,6 +49,11 @@ class Answered:
     positivity: list[float] | None = None
 
     @property
+    def entropy(self) -> float:
+        """Of the policy at the sampling temperature, in nats per token: the mean of -log pi of what it sampled."""
+        return float((np.dot(self.surprise, self.tokens) - np.sum(self.kl)) / np.sum(self.tokens))
+
+    @property
     def perplexity(self) -> float:
         """Of all tokens under the SFT model, at the sampling temperature."""
         return float(np.exp(min(np.average(self.surprise, weights=self.tokens), 700.0)))  # beyond there is no number
@@ -77,9 +83,24 @@ class Evaluator:
 
     def measure(self, policy: nn.Module, split: Dataset, reward: RewardFunction | None = None) -> Answered:
         """Sample one response per prompt of `split` and measure it, by the run's reward unless another is given."""
-        prompts, references, reward = list(split["prompt"]), list(split["chosen"]), reward or self.reward
+        prompts = list(split["prompt"])
         answers = self.answer(policy, prompts)
-        texts, (kl, surprise) = [answer.text for answer in answers], self.distance(policy, prompts, answers)
+        return self.scored(split, answers, *self.distance(policy, prompts, answers), reward or self.reward)
+
+    def best_of(self, split: Dataset, n: int) -> Answered:
+        """The best by reward of `n` responses of the SFT model to each prompt. Their `kl` is the bound log n - (n - 1) / n
+        (Beirami et al. 2024, arXiv:2401.01879)."""
+        prompts = list(split["prompt"])
+        drawn, count = prompts * n, len(prompts)
+        answers = self.answer(self.reference, drawn)
+        rewards = self.reward(drawn, [answer.text for answer in answers])
+        best = [answers[place * count + i] for i, place in enumerate(rewards.view(n, count).argmax(dim=0).tolist())]
+        _, surprise = self.distance(self.reference, prompts, best)
+        return self.scored(split, best, [math.log(n) - (n - 1) / n] * count, surprise, self.reward)
+
+    def scored(self, split: Dataset, answers: Sequence[Answer], kl: list, surprise: list, reward) -> Answered:
+        """What these answers to the prompts of `split` measure."""
+        prompts, references, texts = list(split["prompt"]), list(split["chosen"]), [answer.text for answer in answers]
         rouge = {"predictions": texts, "references": references, "use_aggregator": False}
         return Answered(
             texts,

@@ -20,10 +20,10 @@ WATCHED = 4  # development prompts whose responses are kept, to be read update b
 
 
 def measure_policies(
-    run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]]
+    run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]], trial: str = ""
 ) -> list[dict]:
     """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals, and the
-    `completions` of the first of them: prompt, response, reward, gold.
+    `completions` of the first of them: prompt, response, reward, gold. `trial` tells several trainings of a stage apart.
 
     Two KLs to the SFT model, in nats per response: `kl`, which the budget is about, as training measured it at
     `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
@@ -45,7 +45,7 @@ def measure_policies(
     points = []
     for i, update in enumerate(policies):
         run.progress("measuring the policies along the way", i, len(policies))
-        points.append(run.once(stage, f"policy-{update}", partial(point, update)))
+        points.append(run.once(stage, f"{trial}policy-{update}", partial(point, update)))
     return points
 
 

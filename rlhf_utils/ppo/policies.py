@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,19 +39,9 @@ class Policy:
     tokens of `tokenizer` alone."""
 
     def __init__(self, source: Source, device: Device, config: PPOConfig, tokenizer: PreTrainedTokenizerBase):
-        self.source, self.device, self.frozen = source, device, None
+        self.source, self.model, self.frozen = source, trainable_policy(source, device, config), None
         if config.method == "full":
-            self.model: PreTrainedModel = load_policy(source, device)
             self.frozen = load_policy(source, device).eval().requires_grad_(False)
-        elif config.method == "qlora" and not has_bitsandbytes():
-            raise InputError("ppo.method qlora needs bitsandbytes; `pip install bitsandbytes`, or use lora")
-        else:
-            # An adapter's start is random; it is the seed's, and nobody else's random numbers change by it.
-            with torch.random.fork_rng():
-                torch.manual_seed(config.seed)
-                model = (load_policy_4bit if config.method == "qlora" else load_policy)(source, device)
-                self.model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
-            fp32_trainables(self.model)
         with self.reference() as reference:
             for model in (self.model, reference):
                 lm.only_tokens_of(tokenizer, model)
@@ -63,13 +53,34 @@ class Policy:
             yield self.frozen or self.model
 
     def save(self, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-        """Write the policy as a plain causal LM that loads with `from_pretrained` alone. An adapter is merged into the
-        fp32 weights, from which 4-bit ones differ by the rounding, and lies beside it in `adapter/`."""
-        if self.frozen is not None:
-            return save_model(self.model, tokenizer, folder)
-        self.model.save_pretrained(folder / "adapter")
-        on_cpu = Device("cpu", "", "fp32", self.device.memory_bytes)
-        save_model(merge_adapter(load_policy(self.source, on_cpu), folder / "adapter"), tokenizer, folder)
+        """Write the policy into `folder`; see `save_policy`."""
+        save_policy(self.model, self.source, tokenizer, folder)
+
+
+def trainable_policy(source: Source, device: Device, config: PPOConfig) -> PreTrainedModel | PeftModel:
+    """The causal LM at `source` as `config.method` trains it: whole, or by a LoRA adapter on frozen weights in fp32 or
+    4 bits."""
+    if config.method == "full":
+        return load_policy(source, device)
+    if config.method == "qlora" and not has_bitsandbytes():
+        raise InputError("ppo.method qlora needs bitsandbytes; `pip install bitsandbytes`, or use lora")
+    # An adapter's start is random; it is the seed's, and nobody else's random numbers change by it.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = (load_policy_4bit if config.method == "qlora" else load_policy)(source, device)
+        model = get_peft_model(model, lora_config(config.lora, "CAUSAL_LM", model.config))
+    fp32_trainables(model)
+    return model
+
+
+def save_policy(model: PreTrainedModel, source: Source, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a policy that began as `source` as a plain causal LM that loads with `from_pretrained` alone. An adapter is
+    merged into the fp32 weights, from which 4-bit ones differ by the rounding, and lies beside it in `adapter/`."""
+    if not isinstance(model, PeftModel):
+        return save_model(model, tokenizer, folder)
+    model.save_pretrained(folder / "adapter")
+    on_cpu = Device("cpu", "", "fp32", 0)
+    save_model(merge_adapter(load_policy(source, on_cpu), folder / "adapter"), tokenizer, folder)
 
 
 class ActorCritic(nn.Module):

@@ -140,8 +140,6 @@ class Run(Plan):
         """Make `stage` in the block, up to `publish`, which may be called in the block or later; yields a dictionary
         for figures that are published with the stage. run.json says how it goes. Several processes all run the block.
         """
-        import torch
-
         self.require(*self.needs(stage))
         work, figures = self.work(stage), {}
         processes.wait()
@@ -153,8 +151,7 @@ class Run(Plan):
             names.commits.clear()
             self._begun[stage] = {"fingerprint": self.fingerprint(stage), **_provenance()}, time.time()
             self.note("stages", stage, {"state": "running", **self._begun[stage][0]})
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
+            runtime.forget_peak()
             processes.wait()
             try:
                 yield figures

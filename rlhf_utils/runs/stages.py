@@ -31,6 +31,8 @@ class StageKind:
 
 # All of the section but the settings of the demonstration.
 _COMPARISON = tuple(f"evaluation.{name}" for name in EvaluationSettings.model_fields if name != "overoptimise")
+# What they share with PPO.
+_ALIKE = ("ppo", "generation", "evaluation.frontier_prompts")
 _NEEDED_BY_PPO = ("sft", "reward_model", "judge_model", "judge", "data")
 # Ready ones of these are measured on the run's held-out pairs and scaled by its SFT model.
 MEASURED = ("reward_model", "judge")
@@ -56,17 +58,30 @@ STAGES = {
         ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
         ("evaluation/overoptimise.json",),
     ),
+    "dpo": StageKind(_NEEDED_BY_PPO, ("dpo", *_ALIKE)),
+    "rloo": StageKind((*_NEEDED_BY_PPO, "ppo"), ("rloo", *_ALIKE)),
+    "grpo": StageKind((*_NEEDED_BY_PPO, "ppo"), ("grpo", *_ALIKE)),
+    "best_of_n": StageKind((*_NEEDED_BY_PPO, "ppo"), ("best_of_n", *_ALIKE)),
+    "alternatives": StageKind(
+        ("evaluation", "dpo", "rloo", "grpo", "best_of_n"),
+        ("alternatives", "generation", *_COMPARISON),
+        ("evaluation/alternatives.json", "evaluation/alternatives.csv"),
+    ),
 }
+# The stages of notebook 4.3, of which a recipe may leave some out.
+_TO_COMPARE = ("dpo", "rloo", "grpo", "best_of_n")
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook of the series, the stages it makes, those it only reads, and the form of recipes that it is for."""
+    """One notebook of the series, the stages it makes, those it only reads, and the form of recipes that it is for. An
+    `optional` one is part of a run of the whole series only where the recipe asks for it."""
 
     path: str
     makes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     form: str | None = None
+    optional: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +103,13 @@ SERIES = (
     Notebook("03_ppo_alignment/02_ppo_training.ipynb", makes=("ppo",), reads=("sft", "reward_model", "data")),
     Notebook("04_evaluation/01_compare_models.ipynb", makes=("evaluation",)),
     Notebook("04_evaluation/02_reward_hacking.ipynb", makes=("overoptimise",), reads=("sft", "reward_model", "data")),
-    Notebook("04_evaluation/03_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
+    Notebook(
+        "04_evaluation/03_ppo_or_something_simpler.ipynb",
+        makes=(*_TO_COMPARE, "alternatives"),
+        reads=("sft", "reward_model", "ppo", "data"),
+        optional=True,
+    ),
+    Notebook("04_evaluation/04_playground.ipynb", reads=("sft_qlora", "reward_model", "ppo")),
 )
 
 
@@ -125,6 +146,11 @@ class Plan:
             "sft_qlora": ready.sft_qlora or not (recipe.tuned_policy or ready.sft),
             "base": recipe.policy != EMBEDDED or not ready.sft,
         }
+        chosen = _TO_COMPARE if recipe.alternatives is None else recipe.alternatives
+        # Their budget is that of the PPO trained here, and DPO learns from pairs.
+        compared = () if ready.sft or ready.ppo else chosen
+        kept |= {stage: stage in compared and (stage, recipe.form) != ("dpo", "continuation") for stage in _TO_COMPARE}
+        kept["alternatives"] = any(kept[stage] for stage in _TO_COMPARE)
         # Without a base model the data take their tokenizer from the fine-tuned one, which is ready then.
         return tuple(sorted(filter(kept.get, STAGES), key=lambda stage: not kept["base"] and stage != "sft"))
 

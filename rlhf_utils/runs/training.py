@@ -288,9 +288,12 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
         rows = trainer.train_dataset if rows is None else rows
         return BatchesByLength(rows, whole, seed, lambda: trainer.state.global_step // math.ceil(len(rows) / whole))
 
-    trainer._get_train_sampler = by_length
+    # trl's trainers that sample take their prompts in groups, and know the precision from the start.
+    samples = type(trainer)._get_train_sampler is not Trainer._get_train_sampler
+    if not samples:
+        trainer._get_train_sampler = by_length
     usual, noted = detect_device(), work / PRECISION
-    device = fastest(usual, trainer.model, learning=True)
+    device = usual if samples else fastest(usual, trainer.model, learning=True)
     if processes.is_main():
         if usual.kind == "cpu" and noted.is_file() and newest_complete(work):
             device = replace(usual, **read_json(noted))  # it goes on in the precision that it began in
@@ -318,7 +321,10 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
 
     try:
         with safe_points():
-            fitting(work.name, arguments.per_device_train_batch_size, attempt, whole=batch)
+            if samples:  # their batches are part of the arithmetic of the groups
+                attempt(arguments.per_device_train_batch_size)
+            else:
+                fitting(work.name, arguments.per_device_train_batch_size, attempt, whole=batch)
     except BaseException:
         # Where the disk is full, what was cut off leaves no room to say so in the record of the run.
         if processes.is_main():

@@ -16,7 +16,7 @@ from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 from rlhf_utils.platforms.names import EMBEDDED
 from rlhf_utils.settings import sections
-from rlhf_utils.settings.sections import Name, Section, Seed
+from rlhf_utils.settings.sections import Alternative, Name, Section, Seed
 from rlhf_utils.settings.template import TEMPLATES, Template
 
 SCALES = ("tiny", "small", "t4", "full")
@@ -34,6 +34,7 @@ class Recipe(Section):
         reward is a classifier of such texts
     tuned_policy: the policy writes texts of the dataset's kind already, so there is nothing to fine-tune
     reading: what each notebook says of this recipe, by the notebook's name
+    alternatives: what notebook 4.3 compares PPO with. null: all four, and a run of the whole series leaves 4.3 out
     """
 
     name: str
@@ -57,6 +58,11 @@ class Recipe(Section):
     reward: sections.RewardTerms = sections.RewardTerms()
     ppo: sections.PPOConfig = sections.PPOConfig()
     evaluation: sections.EvaluationSettings = sections.EvaluationSettings()
+    alternatives: tuple[Alternative, ...] | None = None
+    dpo: sections.DPOSettings = sections.DPOSettings()
+    rloo: sections.GroupSettings = sections.GroupSettings()
+    grpo: sections.GroupSettings = sections.GroupSettings()
+    best_of_n: sections.BestOfNSettings = sections.BestOfNSettings()
 
     @model_validator(mode="after")
     def _possible_together(self):

@@ -38,6 +38,7 @@ Seed = Annotated[int, Number, Field(ge=0, lt=2**31)]
 Name = Annotated[str, BeforeValidator(_name)]
 OptionalName = Annotated[str | None, BeforeValidator(_name)]
 Split = Literal["sft", "reward", "ppo", "development", "evaluation", "judge"]
+Alternative = Literal["dpo", "rloo", "grpo", "best_of_n"]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -297,6 +298,29 @@ class PPOConfig(Section):
         if self.lora.dropout:
             raise ValueError("lora.dropout must be 0 in PPO: it would show up as KL between sampling and learning")
         return self
+
+
+class DPOSettings(TrainingSettings):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) on the reward model's pairs, once for each
+    of `betas`, the strengths of its KL penalty; development prompts choose."""
+
+    betas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.05, 0.1, 0.3)
+
+
+class GroupSettings(Section):
+    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024, arXiv:2402.03300): responses to one prompt
+    are compared with one another in place of a critic. Batches, updates and lengths are those of `ppo`."""
+
+    responses_per_prompt: Annotated[int, Number, Field(ge=2)] = 4
+    learning_rate: Positive = 1e-5
+    kl_coefficient: NonNegative = 0.05
+
+
+class BestOfNSettings(TrainingSettings):
+    """Supervised fine-tuning on the best of `n` responses by reward (rejection sampling, as in Touvron et al. 2023,
+    arXiv:2307.09288, section 3.2.3)."""
+
+    n: Annotated[int, Number, Field(ge=2)] = 8
 
 
 class AssistantScore(Section):
