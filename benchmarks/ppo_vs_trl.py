@@ -204,7 +204,8 @@ def table(result: dict) -> str:
     for name, value in result["episodes_per_second"].items():
         lines.append(f"{name:24} {value:8.3f}   episodes per second")
     for name, value in result["gold_at_reward"].items():
-        lines.append(f"{name:24} {'-' if value is None else format(value, '8.2f'):>8}   gold, 0 to 10, at reward {REWARD}")
+        shown = "-" if value is None else format(value, "8.2f")
+        lines.append(f"{name:24} {shown:>8}   gold, 0 to 10, at reward {REWARD}")
     return "\n".join(lines)
 
 

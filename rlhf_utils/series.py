@@ -173,7 +173,9 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
         if seed != start:
             folder, its = os.path.join(output_dir, f"seed-{seed}"), {**overrides, "seed": seed}
         runs[seed] = folder, its, Run(load_recipe(recipe, scale, located(its)), folder)
-    asked = {"evaluation", *STAGES["evaluation"].needs} | ({"alternatives"} if runs[start][-1].recipe.alternatives else set())
+    asked = {"evaluation", *STAGES["evaluation"].needs} | (
+        {"alternatives"} if runs[start][-1].recipe.alternatives else set()
+    )
     compared = [n.name for n in SERIES if asked & {*n.makes}]
     first, chosen = runs[start][-1], dict.fromkeys(runs, compared) | {start: None}
     for seed, (folder, its, run) in runs.items():

@@ -88,8 +88,8 @@ class Evaluator:
         return self.scored(split, answers, *self.distance(policy, prompts, answers), reward or self.reward)
 
     def best_of(self, split: Dataset, n: int) -> Answered:
-        """The best by reward of `n` responses of the SFT model to each prompt. Their `kl` is the bound log n - (n - 1) / n
-        (Beirami et al. 2024, arXiv:2401.01879)."""
+        """The best by reward of `n` responses of the SFT model to each prompt. Their `kl` is the bound
+        log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879), and no estimate."""
         prompts = list(split["prompt"])
         drawn, count = prompts * n, len(prompts)
         answers = self.answer(self.reference, drawn)

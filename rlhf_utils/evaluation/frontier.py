@@ -20,7 +20,11 @@ WATCHED = 4  # development prompts whose responses are kept, to be read update b
 
 
 def measure_policies(
-    run: Run, stage: str, evaluator: Evaluator, policies: Mapping[int, tuple[Path, float | None]], trial: str = ""
+    run: Run,
+    stage: str,
+    evaluator: Evaluator,
+    policies: Mapping[int, tuple[Path, float | None]],
+    trial: str = "",
 ) -> list[dict]:
     """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals, and the
     `completions` of the first of them: prompt, response, reward, gold. `trial` tells several trainings of a stage apart.

@@ -301,15 +301,15 @@ class PPOConfig(Section):
 
 
 class DPOSettings(TrainingSettings):
-    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) on the reward model's pairs, once for each
-    of `betas`, the strengths of its KL penalty; development prompts choose."""
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290) on the reward model's pairs, once for
+    each of `betas`, the strengths of its KL penalty; development prompts choose."""
 
     betas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.05, 0.1, 0.3)
 
 
 class GroupSettings(Section):
-    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024, arXiv:2402.03300): responses to one prompt
-    are compared with one another in place of a critic. Batches, updates and lengths are those of `ppo`."""
+    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024, arXiv:2402.03300): responses to one
+    prompt are compared with one another in place of a critic. Batches, updates and lengths are those of `ppo`."""
 
     responses_per_prompt: Annotated[int, Number, Field(ge=2)] = 4
     learning_rate: Positive = 1e-5
