@@ -27,7 +27,7 @@ def measure_policies(
     trial: str = "",
 ) -> list[dict]:
     """One point for each `update: (folder, kl)`: reward and gold on the development prompts, with intervals, and the
-    `completions` of the first of them: prompt, response, reward, gold. `trial` tells several trainings of a stage apart.
+    `completions` of the first of them: prompt, response, reward, gold. `trial` tells trainings of one stage apart.
 
     Two KLs to the SFT model, in nats per response: `kl`, which the budget is about, as training measured it at
     `ppo.temperature`; `kl_to_sft` of the responses here, at that of every comparison, `generation.temperature`.
