@@ -187,8 +187,8 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
         from rlhf_utils.evaluation.seeds import SEEDS, merge_runs  # imports pandas, which takes a moment
 
         write_json(first.evaluation / SEEDS, merge_runs([run.root for *_, run in runs.values()]))
-        comparison = next(n.name for n in SERIES if "evaluation" in n.makes)
-        run_series(recipe, scale, output_dir, overrides, [comparison], fresh=False)  # which shows it
+        shown = [n.name for n in SERIES if asked & {"evaluation", "alternatives"} & {*n.makes}]
+        run_series(recipe, scale, output_dir, overrides, shown, fresh=False)  # which show it
     return first
 
 
@@ -213,7 +213,7 @@ def _key(run: Run, notebook: Notebook) -> str:
     # The outputs that are stored with it are not part of what it does.
     parts = ["".join(cell["source"]) for cell in read_json(ROOT / notebook.path)["cells"]]
     parts += [run.fingerprint(stage) for stage in (*_makes(run, notebook), *notebook.reads) if stage in run.stages]
-    if "evaluation" in notebook.makes and (merged := run.evaluation / "seeds.json").is_file():
+    if {"evaluation", "alternatives"} & {*notebook.makes} and (merged := run.evaluation / "seeds.json").is_file():
         parts.append(merged.read_text(encoding="utf-8"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

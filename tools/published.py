@@ -164,11 +164,14 @@ def quoted(run: Path, folder: Path) -> Path:
         if path.name not in (PAIRS, KEY):
             (target := folder / path.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
-    rows = read_samples(run).assign(reference="")
-    if rows["prompt"].str.len().max() > FEW_WORDS:
-        rows = rows.head(QUOTED_ROWS)
-    rows["prompt"] = rows["prompt"].map(_beginning)
-    write_text(folder / "evaluation" / "samples.csv", rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    for name in [name for name in ("samples.csv", "alternatives.csv") if (run / "evaluation" / name).is_file()]:
+        rows = read_samples(run, name)
+        if "reference" in rows:
+            rows["reference"] = ""
+        if rows["prompt"].str.len().max() > FEW_WORDS:
+            rows = rows.head(QUOTED_ROWS)
+        rows = rows.assign(prompt=rows["prompt"].map(_beginning))
+        write_text(folder / "evaluation" / name, rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     for path in (folder / "evaluation").glob("*.json"):
         write_json(path, _cut(read_json(path)))
     write_report(folder)

@@ -5,7 +5,7 @@ than their prompts do. An interval of one run knows of its prompts only.
 """
 
 import math
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,10 @@ def effect_size(gains: np.ndarray, rewards: np.ndarray) -> np.ndarray | None:
     return gains / unit - gains.mean() / unit / 2 * (((rewards - rewards.mean()) / unit) ** 2 - 1)
 
 
-def read_samples(run: Path) -> pd.DataFrame:
-    """`samples.csv` of the run in that folder. Every cell is a text: the response "NA" is no gap. The C engine of
+def read_samples(run: Path, name: str = "samples.csv") -> pd.DataFrame:
+    """Prompts, responses and scores of the run in that folder. Every cell is a text: the response "NA" is no gap. The C engine of
     pandas 2 ends a text at a NUL byte, which an untrained model may write."""
-    return pd.read_csv(run / "evaluation" / "samples.csv", dtype=str, keep_default_na=False, engine="python")
+    return pd.read_csv(run / "evaluation" / name, dtype=str, keep_default_na=False, engine="python")
 
 
 def figures_of(run: Path) -> dict[str, dict[str, Values]]:
@@ -98,11 +98,37 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
     return found | {"reward_model": {"accuracy": (outcomes_of(np.array(measured["margins"])), pairs)}}
 
 
+def alternatives_of(run: Path) -> dict[str, dict[str, Values]]:
+    """What notebook 4.3 measured on each prompt of the run in that folder: of each method the judge's score (`gold`,
+    without a judge none), and against PPO its difference, `gain`, and its `win_rate`. Empty where it was not run."""
+    if not (run / "evaluation" / "alternatives.csv").is_file():
+        return {}
+    samples, found = read_samples(run, "alternatives.csv"), {}
+    keys = [cluster_key(prompt) for prompt in samples["prompt"]]
+    judge = _judge([name.removeprefix("ppo_") for name in samples.columns])
+    ours = samples[f"ppo_{judge}"].to_numpy(float)
+    for name in [column.removesuffix("_response") for column in samples.columns if column.endswith("_response")]:
+        scores = samples[f"{name}_{judge}"].to_numpy(float)
+        values = {"gold": scores} if judge == "gold" else {}
+        if name != "ppo":
+            values |= {"gain": scores - ours, "win_rate": outcomes_of(scores - ours, TIE)}
+        found[name] = {figure: (one, keys) for figure, one in values.items()}
+    return found
+
+
 def merge_runs(runs: Sequence[Path]) -> dict:
     """The content of `seeds.json`: the figures that all of these runs have (`figures_of`), each merged (`merge`); the
     seeds, the judge of the win rates, and which evaluation of the first run it belongs to."""
     found, records = [figures_of(run) for run in runs], [read_json(run / "run.json") for run in runs]
-    merged = {
+    about = {key: records[0][key] for key in ("recipe", "scale")} | {"seeds": [record["seed"] for record in records]}
+    about |= {"judge": read_json(runs[0] / "evaluation" / "summary.json").get("judge")}
+    about |= {"judged_by": _judge(found[0]["ppo"]), "fingerprint": _fingerprint(records[0])}
+    return {**about, "figures": _merged(found), "alternatives": _merged([*map(alternatives_of, runs)])}
+
+
+def _merged(found: Sequence[Mapping[str, Mapping[str, Values]]]) -> dict[str, dict[str, dict]]:
+    """The figures that all runs have, each merged."""
+    return {
         whose: {
             name: merge([figures[whose][name] for figures in found], rate=name in RATES)
             for name in figures
@@ -110,10 +136,6 @@ def merge_runs(runs: Sequence[Path]) -> dict:
         }
         for whose, figures in found[0].items()
     }
-    about = {key: records[0][key] for key in ("recipe", "scale")} | {"seeds": [record["seed"] for record in records]}
-    about |= {"judge": read_json(runs[0] / "evaluation" / "summary.json").get("judge")}
-    about |= {"judged_by": _judge(found[0]["ppo"]), "fingerprint": _fingerprint(records[0])}
-    return {**about, "figures": merged}
 
 
 def between_seeds(run: Path) -> dict | None:

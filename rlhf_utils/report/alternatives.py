@@ -52,6 +52,25 @@ def cost_table(found: dict) -> list[dict[str, str]]:
     return rows
 
 
+def seed_table(merged: dict) -> list[dict[str, str]]:
+    """One row for each method of runs merged over their seeds (`evaluation.seeds.merge_runs`): the judge's score, and
+    against PPO the difference and the win rate."""
+    rows, judge = [], score_title(merged)
+    for method, figures in merged["alternatives"].items():
+        rows.append({"method": name_of(method)})
+        for name, title, spec in (
+            ("gold", judge, "z.2f"),
+            ("gain", f"{judge if 'gold' in figures else 'reward'} − PPO's", "+z.2f"),
+            ("win_rate", "wins vs PPO", "z.0%"),
+        ):
+            found = figures.get(name)
+            if name in figures or any(name in other for other in merged["alternatives"].values()):
+                rows[-1][title] = shown(found["mean"], found["ci95"], spec) if found else shown(None)
+        gain = figures.get("gain")
+        rows[-1]["by seed"] = ", ".join(shown(value, None, "+z.2f") for value in gain["by_seed"]) if gain else ""
+    return rows
+
+
 def method_sentences(found: dict) -> list[str]:
     """Each method against PPO, in a sentence computed from the figures, and how many of them are better or worse."""
     by, said, verdicts = judge_name(found, found["judged_by"]), [], []

@@ -16,6 +16,7 @@ from rlhf_utils.evaluation.judging import KEY, outcome
 from rlhf_utils.evaluation.seeds import RATES, between_seeds, figures_of, merge, read_samples
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_text
+from rlhf_utils.report import alternatives as methods
 from rlhf_utils.report import findings
 from rlhf_utils.report.notebook import COLORS, categories, dots, drawing
 from rlhf_utils.report.seeds import seed_sentences, seed_table
@@ -36,12 +37,14 @@ def write_report(run: Path) -> Path:
     It holds the pictures that are in `plots/`. InputError says which file of the evaluation is missing.
     """
     record, summary, reward_model = _evaluated(run)
-    frontier = run / "evaluation" / "frontier.json"
+    frontier, alternatives = (run / "evaluation" / f"{name}.json" for name in ("frontier", "alternatives"))
     samples = read_samples(run).to_dict("records")
     # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    templates.globals |= vars(findings) | {"colors": COLORS, "seed_table": seed_table, "seed_sentences": seed_sentences}
+    templates.globals |= (
+        vars(findings) | vars(methods) | {"colors": COLORS, "seed_table": seed_table, "seed_sentences": seed_sentences}
+    )
     templates.filters["shown"] = findings.shown
     page = templates.get_template("report.html.j2").render(
         record=record,
@@ -50,6 +53,7 @@ def write_report(run: Path) -> Path:
         # The verdicts that outside judges gave on the blinded pairs.
         judged=outcome(run / "evaluation") if (run / "evaluation" / KEY).is_file() else {"judges": {}},
         merged=between_seeds(run),
+        alternatives=read_json(alternatives) if alternatives.is_file() else None,
         samples=samples[:: -(-len(samples) // 8)],
         completions=completions_by_update(read_json(frontier)) if frontier.is_file() else [],
         pictures=[_embedded(path) for path in sorted((run / "plots").glob("*.png"))],
