@@ -67,8 +67,8 @@ def effect_size(gains: np.ndarray, rewards: np.ndarray) -> np.ndarray | None:
 
 
 def read_samples(run: Path, name: str = "samples.csv") -> pd.DataFrame:
-    """Prompts, responses and scores of the run in that folder. Every cell is a text: the response "NA" is no gap. The C engine of
-    pandas 2 ends a text at a NUL byte, which an untrained model may write."""
+    """Prompts, responses and scores of the run in that folder. Every cell is a text: the response "NA" is no gap. The C
+    engine of pandas 2 ends a text at a NUL byte, which an untrained model may write."""
     return pd.read_csv(run / "evaluation" / name, dtype=str, keep_default_na=False, engine="python")
 
 
