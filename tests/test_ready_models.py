@@ -44,7 +44,7 @@ def test_finished_models_are_compared_without_any_training(ready, tmp_path):
     run = opened("instruct", "tiny", tmp_path, ready)
     assert run.stages == ("sft", "data", "reward_model", "ppo", "evaluation")
     assert run.fetched == ("sft", "data", "reward_model", "ppo")
-    comparison, playground = (n for n in SERIES if n.name.startswith(("04_01", "04_03")))
+    comparison, playground = (n for n in SERIES if n.name.startswith(("04_01", "04_04")))
     _check_input(run, [comparison, playground])
     _check_input(run, [comparison])
     assert _makes(run, comparison) == list(run.stages)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The notebooks of recipe instruct.
 SHOWN = [notebook for notebook in SERIES if notebook.form != "continuation"]
 MODELS = ("base", "sft", "sft_qlora", "ppo")
-SETTINGS = (*REDUCED, *DEMONSTRATION)
+SETTINGS = (*REDUCED, *DEMONSTRATION, "alternatives=[dpo,rloo,grpo,best_of_n]")
 # Looked for afterwards in whatever the run leaves and says.
 SECRETS = {"HF_TOKEN": "hf_PlantedForTheTestOfTheSeries0000", "WANDB_API_KEY": "planted5d41402abc4b2a76b9719d"}
 
@@ -99,7 +99,7 @@ def test_a_run_that_was_ended_in_every_way_is_one_made_in_one_go(told, tmp_path)
 def test_checkpoints_load_with_from_pretrained_alone(told):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    for name in (*MODELS, "reward_model"):
+    for name in (*MODELS, "reward_model", "dpo", "rloo", "grpo", "best_of_n"):
         kind = AutoModelForSequenceClassification if name == "reward_model" else AutoModelForCausalLM
         folder = told.root / "checkpoints" / name
         model, info = kind.from_pretrained(folder, output_loading_info=True)
@@ -116,7 +116,7 @@ def test_checkpoints_load_with_from_pretrained_alone(told):
 def test_what_lies_in_the_folder_of_a_run(told):
     files = {str(path.relative_to(told.root)) for path in told.root.rglob("*") if path.is_file()}
     pictures = "01_sft_full_vs_qlora 02_reward_model_accuracy 03_ppo_training 04_rouge_comparison 04_reward_comparison"
-    expected = {f"plots/{name}.png" for name in [*pictures.split(), "04_reward_kl_frontier"]}
+    expected = {f"plots/{name}.png" for name in [*pictures.split(), "04_reward_kl_frontier", "04_alternatives"]}
     expected |= {f"notebooks/{notebook.name}.ipynb" for notebook in SHOWN}
     expected |= {"report.html", "run.json", "evaluation/summary.json", "evaluation/samples.csv"}
     expected |= {f"checkpoints/{name}/metrics.jsonl" for name in ("sft", "sft_qlora", "reward_model", "ppo")}

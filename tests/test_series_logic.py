@@ -27,7 +27,8 @@ from rlhf_utils.settings.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 # The notebooks of recipe instruct.
-SHOWN = [notebook for notebook in SERIES if notebook.form != "continuation"]
+SHOWN = [notebook for notebook in SERIES if notebook.form != "continuation" and not notebook.optional]
+SIMPLER = "04_evaluation/03_ppo_or_something_simpler.ipynb"
 
 
 class FakePapermill:
@@ -66,6 +67,19 @@ def fake(monkeypatch) -> FakePapermill:
 
 def start(folder: Path, overrides: dict | None = None, only: list[str] | None = None, fresh: bool = False) -> Run:
     return run_series("instruct", "tiny", str(folder), overrides or {}, only, fresh)
+
+
+def test_what_is_optional_runs_where_it_is_asked_for(tmp_path, fake):
+    start(tmp_path / "plain")
+    assert SIMPLER not in fake.paths
+    start(tmp_path / "plain", only=["04_03"])
+    assert fake.paths[-1] == SIMPLER
+    fake.calls.clear()
+    run = start(tmp_path / "asked", {"alternatives": ["dpo", "rloo"]})
+    assert fake.paths == [*(n.path for n in SHOWN[:-1]), SIMPLER, SHOWN[-1].path]
+    assert {"dpo", "rloo", "alternatives"} < {*run.stages} and not {"grpo", "best_of_n"} & {*run.stages}
+    with pytest.raises(InputError, match=r"alternatives\.0 is 'ppo': Input should be 'dpo'"):
+        start(tmp_path / "wrong", {"alternatives": ["ppo"]})
 
 
 def cell_failure(name: str, text: str) -> PapermillExecutionError:

@@ -128,7 +128,7 @@ def merge_runs(runs: Sequence[Path]) -> dict:
 
 def _merged(found: Sequence[Mapping[str, Mapping[str, Values]]]) -> dict[str, dict[str, dict]]:
     """The figures that all runs have, each merged."""
-    return {
+    every = {
         whose: {
             name: merge([figures[whose][name] for figures in found], rate=name in RATES)
             for name in figures
@@ -136,6 +136,7 @@ def _merged(found: Sequence[Mapping[str, Mapping[str, Values]]]) -> dict[str, di
         }
         for whose, figures in found[0].items()
     }
+    return {whose: figures for whose, figures in every.items() if figures}
 
 
 def between_seeds(run: Path) -> dict | None:
