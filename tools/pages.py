@@ -25,6 +25,7 @@ from rlhf_utils.platforms.bootstrap import written_address
 from rlhf_utils.platforms.errors import visible
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.platforms.names import PACKAGED
+from rlhf_utils.report import alternatives as methods
 from rlhf_utils.report.findings import model_table, score_title, sentences, shown, text_summary
 from rlhf_utils.report.seeds import ENOUGH, by_seed, seed_sentences, seeds_text
 from rlhf_utils.series import ROOT, SERIES
@@ -97,6 +98,22 @@ def best_of_n(run: Path = RUN) -> str:
     return f"{prompts} {drawn} {verb} what the published policy has: {name} {both}."
 
 
+def simpler(run: Path = RUN) -> str:
+    """PPO beside the methods of notebook 4.3, over seeds where there are several."""
+    found, merged = read_json(run / "evaluation" / "alternatives.json"), between_seeds(run) or {}
+    several = merged.get("alternatives")
+    rows = methods.seed_table(merged) if several else methods.method_table(found)
+    of = f"{len(merged['seeds'])} seeds; in brackets 95% CIs over seeds and prompts" if several else "One run; 95% CIs"
+    costs = _markdown([{**row} for row in methods.cost_table(found)])
+    said = "\n".join(f"- {text}" for text in methods.method_sentences(found))
+    return f"{of}:\n\n{_markdown(rows)}\n\nOf seed {found['seed']}:\n\n{costs}\n\n{said}"
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    table = [[*rows[0]], ["---"] + ["---:"] * (len(rows[0]) - 1), *([*row.values()] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
 def real() -> str:
     """What the published runs of scale small show, in short."""
     return "\n\n".join(map(_in_short, _runs_on_real_texts()))
@@ -121,13 +138,12 @@ def _in_short(run: Path) -> str:
     said.append(best_of_n(run))
     left_out = LEFT_OUT | ({"reward"} if judge else set())
     rows = [{name: cell for name, cell in row.items() if name not in left_out} for row in model_table(summary)]
-    table = [[*rows[0]], ["---"] + ["---:"] * (len(rows[0]) - 1), *([*row.values()] for row in rows)]
     texts = []
     if settings["form"] == "continuation":  # dialogues are long, and those of hh-rlhf may offend
         texts = ["The first held-out prompts, before and after:", examples(run, 3)]
     return "\n\n".join([
         f"**{settings['title']}** ({'; '.join(about)}). In brackets: 95% CIs.",
-        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        _markdown(rows),
         "\n".join(f"- {text}" for text in said),
         f"![Mean scores of every model]({folder}/plots/04_reward_comparison.png)",
         *texts,
@@ -178,7 +194,7 @@ def _of_run(run: Path) -> str:
 
 def filled(text: str) -> str:
     """README.md with its generated parts."""
-    for part in (real, notebooks, examples, results, best_of_n):
+    for part in (real, notebooks, examples, results, best_of_n, simpler):
         start = f"<!-- {part.__name__} -->\n"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{part()}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
