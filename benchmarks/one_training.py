@@ -163,7 +163,7 @@ def trl(job: dict, config: PPOConfig, watch: Watch) -> dict:
         arguments = TrlConfig(
             output_dir=output, stop_token="eos", temperature=1.0, num_sample_generations=0, save_strategy="no",
             logging_steps=1, report_to="none", disable_tqdm=True, gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(), fp16=False, bf16=config.precision == "bf16",
+            use_cpu=not torch.cuda.is_available(), **{name: config.precision == name for name in ("fp16", "bf16")},
             learning_rate=config.learning_rate, per_device_train_batch_size=micro,
             gradient_accumulation_steps=config.rollout_batch_size // micro,
             num_mini_batches=config.rollout_batch_size // config.minibatch_size,
@@ -219,7 +219,8 @@ def by_groups(job: dict, config: PPOConfig, watch: Watch) -> dict:
         arguments = getattr(trl, f"{kind}Config")(
             output_dir=output, max_steps=config.updates * steps, save_strategy="no", report_to="none",
             disable_tqdm=True, gradient_checkpointing=False, disable_dropout=True, logging_steps=1000,
-            use_cpu=device.kind == "cpu", fp16=False, bf16=config.precision == "bf16", seed=config.seed,
+            use_cpu=device.kind == "cpu", **{name: config.precision == name for name in ("fp16", "bf16")},
+            seed=config.seed,
             learning_rate=config.learning_rate, per_device_train_batch_size=micro,
             gradient_accumulation_steps=config.minibatch_size // micro, num_iterations=config.epochs,
             generation_batch_size=config.rollout_batch_size, max_completion_length=config.max_new_tokens,

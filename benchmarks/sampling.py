@@ -2,10 +2,10 @@
 
     python benchmarks/sampling.py [--json FILE] [--repeats 3] [--batches 8,32,64]
 
-GPT-2 124M with random weights: prompts of 32 tokens, responses of 96; "ragged": responses that end after 40 tokens on
-average, 128 at most. Each repeat runs every sampler once, in turns. `share_of_limit` is the time that one decoding step
-would take if it only read its weights, keys and values once or multiplied at the best rate measured, whichever is
-longer, over the time that it took.
+GPT-2 124M with random weights: prompts of 32 tokens, responses of 96; "ragged": prompts of 3 to 32 tokens, padded on
+the left, and responses that end after 40 tokens on average, 128 at most. Each repeat runs every sampler once, in turns.
+`share_of_limit` is the time that one decoding step would take if it only read its weights, keys and values once or
+multiplied at the best rate measured, whichever is longer, over the time that it took.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from ppo_vs_trl import device_name, precisions
-from workload import matmul_rate, prepare
+from workload import DTYPES, matmul_rate, prepare
 
 from rlhf_utils.models.generation import sample
 from rlhf_utils.models.loading import load_policy, load_tokenizer
@@ -56,6 +56,10 @@ def measured(policy: Path, name: str, precision: str, rows: int, repeats: int) -
     model, end, most = load_policy(policy, device).eval(), tokenizer.eos_token_id, RESPONSE[name]
     prompts = torch.randint(1, 50_000, (rows, PROMPT), generator=torch.Generator().manual_seed(0)).to(KIND)
     mask = torch.ones_like(prompts, dtype=torch.bool)
+    if name == "ragged":
+        lengths = torch.randint(3, PROMPT + 1, (rows, 1), generator=torch.Generator().manual_seed(1))
+        mask = (torch.arange(PROMPT) >= PROMPT - lengths).to(KIND)
+    torch._dynamo.reset()  # a static cache is compiled on a GPU; after eight recompilations that would silently stop
 
     def ours(seed: int) -> int:
         return int(sample(model, prompts, mask, most, 1.0, end, torch.Generator().manual_seed(seed)).mask.sum())
@@ -103,7 +107,7 @@ def measured(policy: Path, name: str, precision: str, rows: int, repeats: int) -
 def limit_seconds(config, rows: int, precision: str) -> float:
     """The least seconds of one decoding step of `rows` rows in the middle of a response, blocks in `precision`, head in
     fp32: by the bytes it has to read, or by its products."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    dtype = DTYPES[precision]
     blocks, head = 12 * config.n_layer * config.n_embd**2, config.vocab_size * config.n_embd
     cached = 2 * rows * (PROMPT + RESPONSE["fixed"] // 2) * config.n_layer * config.n_embd
     read = (blocks + cached) * dtype.itemsize + 4 * head + 4 * rows * config.vocab_size
@@ -111,7 +115,7 @@ def limit_seconds(config, rows: int, precision: str) -> float:
     return max(read / bandwidth(), products)
 
 
-def bandwidth(size: int = 2**28, repeats: int = 5) -> float:
+def bandwidth(size: int = 2**28 if KIND == "cpu" else 2**32, repeats: int = 5) -> float:
     """Bytes per second that the machine reads, measured by summing a tensor of `size` bytes."""
     numbers, seconds = torch.ones(size // 4, device=KIND), []
     for _ in range(repeats):

@@ -27,6 +27,7 @@ HELPFUL_QUANTILES = (3, 9, 11, 13, 15, 21, 34, 49, 65, 81, 96, 110, 128, 146, 16
 LONGEST_PROMPT = 256
 MEAN_RAGGED_RESPONSE = 40
 EPOCHS = 4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def settings(name: str, episodes: int, updates: int, precision: str) -> dict[str, Any]:
