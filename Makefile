@@ -87,7 +87,7 @@ notebooks: $(INSTALLED)
 	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
 	@$(PY) tools/pages.py
 
-# The published runs of scale small, in docs/example_run and docs/real_language.md: two seeds on texts of yours, with a
+# The published runs of scale small, in docs/example_run and docs/published_runs.md: two seeds on texts of yours, with a
 # model from PyPI. One to two hours a seed on two CPU cores.
 small: $(MODELS)
 	@[ -n "$(RECIPE)" ] && [ -e "$(DATA)" ] || { \

@@ -88,11 +88,12 @@ def page(lines: list[dict], record: dict) -> str:
         cells += [shown(line["reward"], line["reward_ci95"]), shown(line["kl_to_sft"])]
         rows.append(f"| {' | '.join(f'**{cell}**' if best else cell for cell in cells)} |")
     head = (
-        "# How PPO and the methods beside it were tuned\n\nNotebook 4.3 compares PPO with simpler methods. None of "
-        "them was tuned more than another: each was tried with three values of one setting, on the development prompts of "
-        f"seed {record['seed']} of `{record['recipe']}` at `{record['scale']}`; the highest reward of a chosen policy "
-        "(bold) decides, and neither the judge nor a held-out prompt was asked. In brackets: 95% CIs over the "
-        "prompts.\n\nMade by `python benchmarks/alternatives.py` ([source](../benchmarks/alternatives.py)).\n\n"
+        "# How PPO and the methods beside it were tuned\n\n"
+        "Notebook 4.3 compares PPO with simpler methods. None of them was tuned more than another: each was tried with "
+        f"three values of one setting, on the development prompts of seed {record['seed']} of `{record['recipe']}` at "
+        f"`{record['scale']}`; the highest reward of a chosen policy (bold) decides, and neither the judge nor a "
+        "held-out prompt was asked. In brackets: 95% CIs over the prompts.\n\n"
+        "Made by `python benchmarks/alternatives.py` ([source](../benchmarks/alternatives.py)).\n\n"
     )
     return head + "\n".join(rows) + "\n"
 

@@ -79,7 +79,7 @@ def test_a_run_that_names_a_place_of_this_machine_is_not_published(run, place):
 def test_the_page_of_real_runs_says_what_they_found(run, tmp_path, monkeypatch):
     folder = quoted(run, tmp_path / "published" / "instruct-small")
     monkeypatch.setattr(pages, "PUBLISHED", folder.parent)
-    page, summary = pages.real_language(), read_json(folder / "evaluation" / "summary.json")
+    page, summary = pages.published_runs(), read_json(folder / "evaluation" / "summary.json")
     assert "## Instruction following: `instruct-small`" in page
     assert "Made by `make small RECIPE=instruct DATA=outputs/rows.jsonl SEEDS=" in page
     assert f"{summary['models']['ppo']['reward']:.2f}" in page and page.count("> PPO: *") == 10

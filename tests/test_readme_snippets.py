@@ -42,5 +42,5 @@ def test_the_snippets_run(hub, tmp_path):
 def test_generated_parts_are_up_to_date():
     text, settings = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/settings.md"))
     assert text == pages.filled(text) and settings == pages.settings(), "`make pages` writes them"
-    written = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("real_language.md")]
-    assert written == [pages.real_language()] * any(pages.PUBLISHED.glob("*-small"))
+    written = [page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("published_runs.md")]
+    assert written == [pages.published_runs()] * any(pages.PUBLISHED.glob("*-small"))

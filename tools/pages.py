@@ -1,6 +1,6 @@
 """The generated parts of the pages.
 
-    python tools/pages.py               README.md (what stands in marks), docs/settings.md, docs/real_language.md
+    python tools/pages.py               README.md (what stands in marks), docs/settings.md, docs/published_runs.md
     python tools/pages.py site FOLDER   the sources of the site, with an API page per folder of the package
 
 README.md keeps its own text; what stands between `<!-- name -->` and `<!-- end -->` is written here.
@@ -26,7 +26,7 @@ from rlhf_utils.platforms.errors import visible
 from rlhf_utils.platforms.files import read_json, write_text
 from rlhf_utils.platforms.names import PACKAGED
 from rlhf_utils.report import alternatives as methods
-from rlhf_utils.report.findings import model_table, score_title, sentences, shown, text_summary
+from rlhf_utils.report.findings import headlines, model_table, refusals, score_title, shown, text_summary
 from rlhf_utils.report.seeds import ENOUGH, by_seed, seed_sentences, seeds_text
 from rlhf_utils.series import ROOT, SERIES
 from rlhf_utils.settings.recipes import Recipe
@@ -34,8 +34,6 @@ from rlhf_utils.settings.sections import Section
 
 PUBLISHED = ROOT / "docs" / "example_run"
 RUN = PUBLISHED / "instruct-tiny"
-# Of the table of a run, where it is told in short.
-LEFT_OUT = {"ROUGE-1", "ROUGE-2", "tokens"}
 MODELS = {"base_response": "base", "sft_response": "SFT", "ppo_response": "PPO"}
 
 
@@ -101,12 +99,13 @@ def best_of_n(run: Path = RUN) -> str:
 def simpler(run: Path = RUN) -> str:
     """PPO beside the methods of notebook 4.3, over seeds where there are several."""
     found, merged = read_json(run / "evaluation" / "alternatives.json"), between_seeds(run) or {}
-    several = merged.get("alternatives")
-    rows = methods.seed_table(merged) if several else methods.method_table(found)
-    of = f"{len(merged['seeds'])} seeds; in brackets 95% CIs over seeds and prompts" if several else "One run; 95% CIs"
-    costs = _markdown([{**row} for row in methods.cost_table(found)])
-    said = "\n".join(f"- {text}" for text in methods.method_sentences(found))
-    return f"{of}:\n\n{_markdown(rows)}\n\nOf seed {found['seed']}:\n\n{costs}\n\n{said}"
+    if merged.get("alternatives"):
+        rows, said = methods.seed_table(merged), methods.seed_sentences(merged)
+        rows = [{title: cell for title, cell in row.items() if title != "by seed"} for row in rows]
+    else:
+        rows, said = methods.method_table(found), methods.method_sentences(found)
+    costs = {row.pop("method"): row for row in methods.cost_table(found)}
+    return "\n\n".join([_markdown([row | costs.get(row["method"], {}) for row in rows]), " ".join(said)])
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:
@@ -115,8 +114,41 @@ def _markdown(rows: list[dict[str, str]]) -> str:
 
 
 def real() -> str:
-    """What the published runs of scale small show, in short."""
-    return "\n\n".join(map(_in_short, _runs_on_real_texts()))
+    """What the published runs of scale small show, in short: the first with its table, picture and texts."""
+    first, *others = _runs_on_real_texts()
+    summary, folder = read_json(first / "evaluation" / "summary.json"), f"docs/example_run/{first.name}"
+    judge, merged = summary["judge"], between_seeds(first)
+    kept = ("model", score_title(summary), "positivity (reward model)") if judge else ("model", "reward", "ROUGE-L")
+    rows = [
+        {name: cell for name, cell in row.items() if name in kept or name.startswith("KL")}
+        for row in model_table(summary)
+    ]
+    about = f"{_policy(first)}, {summary['prompts']} held-out prompts, judge: {judge['kind'] if judge else 'none'}"
+    about += f", seed {summary['seed']}" + (f" of {len(merged['seeds'])}" if merged else "")
+    texts = examples(first) if read_json(first / "run.json")["settings"]["form"] == "continuation" else ""
+    return "\n\n".join(filter(None, [
+        f"**{_title(first)}** (`{first.name}`; {about}; in brackets 95% CIs):",
+        _markdown(rows),
+        f"![Mean scores of every model]({folder}/plots/04_reward_comparison.png)",
+        _in_short(first),
+        "The first held-out prompt, before and after:" if texts else "",
+        texts,
+        *(part for run in others for part in (f"**{_title(run)}** (`{run.name}`, {_policy(run)}):", _in_short(run))),
+    ]))  # fmt: skip
+
+
+def control(run: Path = RUN) -> str:
+    """What the synthetic control shows, in short."""
+    return _in_short(run)
+
+
+def _title(run: Path) -> str:
+    return read_json(run / "run.json")["settings"]["title"]
+
+
+def _policy(run: Path) -> str:
+    name = read_json(run / "run.json")["settings"]["policy"]
+    return PACKAGED[name].hub.rpartition("/")[2] if name in PACKAGED else name
 
 
 def _runs_on_real_texts() -> list[Path]:
@@ -126,34 +158,24 @@ def _runs_on_real_texts() -> list[Path]:
 
 
 def _in_short(run: Path) -> str:
+    """PPO against SFT, the verdict on reward hacking, refusals, every warning, and what the seeds show together."""
     summary, merged = read_json(run / "evaluation" / "summary.json"), between_seeds(run)
-    settings, folder = read_json(run / "run.json")["settings"], f"docs/example_run/{run.name}"
-    policy, judge = PACKAGED.get(settings["policy"]), summary["judge"]
-    about = [f"`{run.name}`", policy.hub if policy else settings["policy"], f"{summary['prompts']} held-out prompts"]
-    about += ["at most {max_new_tokens} tokens at temperature {temperature:g}".format(**settings["generation"])]
-    about += [f"judge: {judge['kind']}" if judge else "no judge"]
-    few = merged is None or len(merged["seeds"]) < ENOUGH
-    about += [f"seed {summary['seed']} unless stated"] if merged else [f"one run, seed {summary['seed']}"]
-    said = [*sentences(summary), *([by_seed(merged)] if merged else [])] if few else seed_sentences(merged)[2:]
-    said.append(best_of_n(run))
-    left_out = LEFT_OUT | ({"reward"} if judge else set())
-    rows = [{name: cell for name, cell in row.items() if name not in left_out} for row in model_table(summary)]
-    texts = []
-    if settings["form"] == "continuation":  # dialogues are long, and those of hh-rlhf may offend
-        texts = ["The first held-out prompts, before and after:", examples(run, 3)]
-    return "\n\n".join([
-        f"**{settings['title']}** ({'; '.join(about)}). In brackets: 95% CIs.",
-        _markdown(rows),
-        "\n".join(f"- {text}" for text in said),
-        f"![Mean scores of every model]({folder}/plots/04_reward_comparison.png)",
-        *texts,
-    ])  # fmt: skip
+    told = [*headlines(summary, summary.get("reward_model", {}))]
+    verdict = (summary.get("hacking") or {}).get("text")
+    always = {told[0][0], verdict, refusals(summary) if summary.get("refusals") else None}
+    said = [text for text, warns in told if warns or text in always]
+    if merged and len(merged["seeds"]) >= ENOUGH:
+        said = [*seed_sentences(merged)[2:], *(f"Seed {summary['seed']}: {text}" for text in said[1:])]
+    elif merged:
+        said.append(by_seed(merged))
+    return "\n".join(f"- {text}" for text in said)
 
 
-def real_language() -> str:
-    """docs/real_language.md: the published runs of scale small."""
+def published_runs() -> str:
+    """docs/published_runs.md: the runs of scale small, and the synthetic control."""
     opening = (
-        "Runs of scale `small`: a language model of GPT-2's size on real texts, on two CPU cores. The policy "
+        "Runs of scale `small`, a language model of GPT-2's size on real texts, and the synthetic control at scale "
+        "`tiny`, all on two CPU cores. The policy "
         "`smollm2` is [SmolLM2-135M-Instruct from PyPI](your_own.md#models). "
         "`python -m rlhf_utils show NAME` opens each. The texts are those of the first held-out prompts, whatever they "
         "show; some prompts of hh-rlhf are meant to offend. The files of texts are not part of the repository: reviews "
@@ -162,7 +184,7 @@ def real_language() -> str:
         "SFT (QLoRA) is the adapter merged into the full-precision base. Generated by `python tools/pages.py` from the "
         "published files of each run."
     )
-    return "\n\n".join(["# Real language", opening, *map(_of_run, _runs_on_real_texts())]) + "\n"
+    return "\n\n".join(["# Published runs", opening, *map(_of_run, [*_runs_on_real_texts(), RUN])]) + "\n"
 
 
 def _of_run(run: Path) -> str:
@@ -175,15 +197,17 @@ def _of_run(run: Path) -> str:
     pictures = ("04_reward_comparison", "03_ppo_training", "04_reward_kl_frontier", "01_sft_full_vs_qlora")
     merged = between_seeds(run)
     seeds = len(merged["seeds"]) if merged else 1
+    made = f"make small RECIPE={settings['name']} DATA={settings['dataset']} SEEDS={seeds}"
+    made = made if settings["scale"] == "small" else "make notebooks"
     links = [f"example_run/{run.name}/plots/{name}.png" for name in pictures]
     return "\n\n".join([
         f"## {settings['title']}: `{run.name}`",
         f"Policy `{settings['policy']}`, data `{settings['dataset']}` (rows: {rows}), judge: "
         f"{judge['kind'] if judge else 'none'}. {sum(times.values()) / 60:.0f} minutes for the first seed on "
         f"{stages['ppo']['device']['name']}, at most {memory:.1f} GB. "
-        f"Made by `make small RECIPE={settings['name']} DATA={settings['dataset']} SEEDS={seeds}` at commit "
-        f"`{(stages['ppo']['git_commit'] or 'unknown')[:7]}`.",
+        f"Made by `{made}` at commit `{(stages['ppo']['git_commit'] or 'unknown')[:7]}`.",
         results(run),
+        best_of_n(run),
         *(f"![{Path(link).stem}]({link})" for link in links if (ROOT / "docs" / link).is_file()),
         "### Before and after",
         examples(run, 10),
@@ -194,7 +218,7 @@ def _of_run(run: Path) -> str:
 
 def filled(text: str) -> str:
     """README.md with its generated parts."""
-    for part in (real, notebooks, examples, results, best_of_n, simpler):
+    for part in (real, notebooks, examples, control, simpler):
         start = f"<!-- {part.__name__} -->\n"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{part()}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
@@ -282,6 +306,5 @@ if __name__ == "__main__":
         site(Path(sys.argv[2]).resolve())
     else:
         write_text(ROOT / "docs" / "settings.md", settings())
-        if any(PUBLISHED.glob("*-small")):
-            write_text(ROOT / "docs" / "real_language.md", real_language())
+        write_text(ROOT / "docs" / "published_runs.md", published_runs())
         write_text(ROOT / "README.md", filled((ROOT / "README.md").read_text(encoding="utf-8")))

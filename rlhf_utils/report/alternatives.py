@@ -71,6 +71,20 @@ def seed_table(merged: dict) -> list[dict[str, str]]:
     return rows
 
 
+def seed_sentences(merged: dict) -> list[str]:
+    """Each method against PPO over the seeds, by whether its interval excludes no difference."""
+    verdicts: dict[str, list[str]] = {"better than PPO": [], "worse than PPO": [], "not shown to differ from PPO": []}
+    for method, figures in merged["alternatives"].items():
+        if found := figures.get("gain"):
+            low, high = found["ci95"]
+            verdict = "better than PPO" if low > 0 else "worse than PPO" if high < 0 else "not shown to differ from PPO"
+            verdicts[verdict].append(f"{name_of(method)} ({shown(found['mean'], found['ci95'], '+z.2f')})")
+    by = judge_name(merged, merged["judged_by"])
+    told = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items() if names)
+    seeds = len(merged["seeds"])
+    return [f"According to {by} over {seeds} seeds, {told}. The CIs are not corrected for the number of methods."]
+
+
 def method_sentences(found: dict) -> list[str]:
     """Each method against PPO, in a sentence computed from the figures, and how many of them are better or worse."""
     by, said, verdicts = judge_name(found, found["judged_by"]), [], []

@@ -145,10 +145,8 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             figure = shown(row["difference"], row["ci95"], "+z.2f")
             yield f"PPO is worse where {row['by']} is {row['value']}: {figure}, judged by {judge}.", True
     if found := summary.get("refusals"):
-        (before, was), (after, now) = found["refused"].items()
-        text = f"Of {found['prompts']} prompts that should be refused, {LABELS[before]} refuses {was} and"
-        text = f"{text} {LABELS[after]} {now} (McNemar's exact p = {found['p']:.2g})."
-        yield text, now < was and found["p"] < 0.05
+        was, now = found["refused"].values()
+        yield refusals(summary), now < was and found["p"] < 0.05
     if (judge := summary.get("judge") or {}).get("kappa") is not None:
         name, right = " ".join(filter(None, [judge["kind"], judge.get("source")])), ""
         if "accuracy" in judge:  # the gold preference has none: the labels are its own
@@ -177,6 +175,14 @@ def headlines(summary: dict, reward_model: dict) -> Iterator[tuple[str, bool]]:
             yield f"By the assistant score on {found['prompts']} prompts, {versus(name)}: {said}.", False
         unsafe, harmless = (summary["models"]["ppo"][f"refusal_{kind}"] for kind in ("unsafe", "harmless"))
         yield _refused(summary), harmless > unsafe
+
+
+def refusals(summary: dict) -> str:
+    """How many of the held-out prompts that should be refused two models refuse."""
+    found = summary["refusals"]
+    (before, was), (after, now) = found["refused"].items()
+    both = f"{LABELS[before]} refuses {was} and {LABELS[after]} {now}"
+    return f"Of {found['prompts']} prompts that should be refused, {both} (McNemar's exact p = {found['p']:.2g})."
 
 
 def _refused(summary: dict) -> str:
