@@ -8,6 +8,7 @@
 # make test-colab PLATFORMS=FOLDER           where the platforms' own lists of packages lie
 # make test-lowest TORCH=2.13.0              any of these four with this torch
 # make small RECIPE=imdb DATA=reviews.csv    a real language model on texts of yours, into docs/example_run as published
+# make alternatives                          the trials of notebook 4.3 in docs/alternatives.md, from a finished `make run`
 # make coverage                              the simulation of what the intervals cover, into docs/coverage.md
 # make docs                                  the pages, the API reference and the notebooks as a site in site/
 # make run PYTHON=python3.12                 the interpreter that .venv is made from (`make clean` first to change it)
@@ -45,7 +46,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks small coverage panel pages docs clean clean-outputs
+.PHONY: run test test-lowest test-newest test-colab test-kaggle lint notebooks small alternatives coverage panel pages docs clean clean-outputs
 
 run: $(INSTALLED)
 	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny $(ARGS)
@@ -78,11 +79,11 @@ test-colab test-kaggle: test-%:
 lint: $(INSTALLED)
 	@$(PY) -m ruff check .
 
-# Runs the series with five seeds (half an hour on two cores), stores the outputs of the first in the notebooks and
+# Runs the series with five seeds (an hour on two cores), stores the outputs of the first in the notebooks and
 # what is worth tracking in docs/example_run/.
 notebooks: $(INSTALLED)
 	@$(PY) tools/published.py
-	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --seeds 5 --fresh
+	@$(PY) -m rlhf_utils run --recipe instruct --scale tiny --seeds 5 --fresh --set "alternatives=[dpo,rloo,grpo,best_of_n]"
 	@$(PY) -m rlhf_utils run --recipe imdb --scale tiny --only 01_01,02_03 --fresh
 	@$(PY) tools/published.py outputs/instruct-tiny outputs/imdb-tiny
 	@$(PY) tools/pages.py
@@ -101,6 +102,10 @@ small: $(MODELS)
 # How often the intervals cover, in simulations: docs/coverage.md. About twelve minutes on one CPU core.
 coverage: $(INSTALLED)
 	@$(PY) benchmarks/coverage.py
+
+# What PPO and the methods beside it were tried with: docs/alternatives.md. About a quarter of an hour on two CPU cores.
+alternatives: $(INSTALLED)
+	@$(PY) benchmarks/alternatives.py
 
 # The generated parts of README.md and docs/.
 pages: $(INSTALLED)

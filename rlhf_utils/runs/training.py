@@ -15,6 +15,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import RewardTrainer, SFTTrainer
@@ -193,9 +195,12 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer, title: str, progress: Progress | None):
         self.trainer, self.title, self.progress = trainer, title, progress
-        # Several processes do not try again (`runtime.fitting`).
-        learning = [p for p in trainer.model.parameters() if p.requires_grad and processes.count() == 1]
-        self.weights = [(parameter, parameter.detach().to("cpu", copy=True)) for parameter in learning]
+        self.learning = {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+        # On the disk: in memory it would be half a gigabyte of GPT-2's size, through the whole training.
+        self.start = Path(trainer.args.output_dir) / "start.safetensors"
+        if processes.count() == 1:  # several do not try again (`memory.fitting`)
+            self.start.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: weight.detach().contiguous() for name, weight in self.learning.items()}, self.start)
         self.random = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
     @torch.no_grad()
@@ -204,8 +209,10 @@ class RunCallback(TrainerCallback):
         self.trainer.optimizer = self.trainer.lr_scheduler = None
         self.trainer.model_wrapped = self.trainer.model
         self.trainer.model.zero_grad()
-        for parameter, weight in self.weights:
-            parameter.copy_(weight)
+        if processes.count() == 1:
+            with safe_open(self.start, framework="pt") as start:
+                for name, weight in self.learning.items():
+                    weight.copy_(start.get_tensor(name))
         setters = random.setstate, np.random.set_state, torch.set_rng_state, torch.cuda.set_rng_state_all
         for setter, state in zip(setters, self.random, strict=True):
             setter(state)
