@@ -47,10 +47,17 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found = [*tried(asked.run, Path(folder), stage, {f"{stage}.{setting}": value})]
             for line in found:
-                told = value if stage != "dpo" else line["beta"]
-                lines.append({"stage": stage, "setting": setting if stage != "dpo" else "beta", "value": told, **line})
+                about = {"stage": stage, "setting": setting, "value": value}
+                if stage == "dpo":
+                    about |= {"setting": "beta", "value": line["beta"]}
+                lines.append(about | {name: line[name] for name in ("reward", "reward_ci95", "kl_to_sft")})
                 print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
     asked.out.write_text(page(lines, read_json(asked.run / "run.json")), encoding="utf-8")
+
+
+def objective(line: dict, price: float) -> float:
+    """What all methods are after: the reward less the price of the KL from the SFT model."""
+    return line["reward"] - price * line["kl_to_sft"]
 
 
 def tried(source: Path, folder: Path, stage: str, overrides: dict) -> list[dict]:
@@ -59,7 +66,7 @@ def tried(source: Path, folder: Path, stage: str, overrides: dict) -> list[dict]
     record = read_json(source / "run.json")
     own = {"seed": record["seed"], "alternatives": [stage] if stage != "ppo" else None, **overrides}
     run = Run(load_recipe(record["recipe"], record["scale"], own), folder)
-    kept = (*KEPT, "ppo") if stage != "ppo" else KEPT
+    kept = (*KEPT, "ppo", "evaluation") if stage != "ppo" else KEPT
     shutil.copytree(source / "evaluation", run.evaluation)
     for name in kept:
         shutil.copytree(source / "checkpoints" / name, run.folder(name), copy_function=link_or_copy)
@@ -80,19 +87,25 @@ def tried(source: Path, folder: Path, stage: str, overrides: dict) -> list[dict]
 
 def page(lines: list[dict], record: dict) -> str:
     """docs/alternatives.md."""
-    rows = ["| method | setting | value | reward | KL to SFT (nats) |", "|---|---|---:|---:|---:|"]
-    names = LABELS | ALTERNATIVES
+    price, names = record["settings"]["ppo"]["kl_coefficient"], LABELS | ALTERNATIVES
+    rows = [
+        f"| method | setting | value | reward | KL to SFT (nats) | reward − {price:g} × KL |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
     for line in lines:
-        best = max(other["reward"] for other in lines if other["stage"] == line["stage"]) == line["reward"]
+        of_method = [other for other in lines if other["stage"] == line["stage"]]
+        best = line is max(of_method, key=lambda other: objective(other, price))
         cells = [names[line["stage"]], f"`{line['stage']}.{line['setting']}`", f"{line['value']:g}"]
         cells += [shown(line["reward"], line["reward_ci95"]), shown(line["kl_to_sft"])]
+        cells.append(shown(objective(line, price)))
         rows.append(f"| {' | '.join(f'**{cell}**' if best else cell for cell in cells)} |")
     head = (
         "# How PPO and the methods beside it were tuned\n\n"
         "Notebook 4.3 compares PPO with simpler methods. None of them was tuned more than another: each was tried with "
         f"three values of one setting, on the development prompts of seed {record['seed']} of `{record['recipe']}` at "
-        f"`{record['scale']}`; the highest reward of a chosen policy (bold) decides, and neither the judge nor a "
-        "held-out prompt was asked. In brackets: 95% CIs over the prompts.\n\n"
+        f"`{record['scale']}`. What all of them are after decides (bold), the reward less PPO's price of the KL, of the "
+        "policy chosen within each training; neither the judge nor a held-out prompt was asked. In brackets: 95% CIs "
+        "over the prompts.\n\n"
         "Made by `python benchmarks/alternatives.py` ([source](../benchmarks/alternatives.py)).\n\n"
     )
     return head + "\n".join(rows) + "\n"
