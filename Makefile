@@ -90,11 +90,12 @@ notebooks: $(INSTALLED)
 
 # The published runs of scale small, in docs/example_run and docs/published_runs.md: two seeds on texts of yours, with a
 # model from PyPI. One to two hours a seed on two CPU cores.
-small: $(MODELS)
+small:
 	@[ -n "$(RECIPE)" ] && [ -e "$(DATA)" ] || { \
 		echo "Name a recipe and a file of texts: make small RECIPE=imdb DATA=reviews.csv" >&2; exit 2; }
 	@case "$(DATA)" in /*|*..*) \
 		echo "$(DATA): what is published names its data; put the file into this folder, as outputs/data/reviews.csv" >&2; exit 2;; esac
+	@$(MAKE) -s $(MODELS)
 	@$(PY) -m rlhf_utils run --recipe $(RECIPE) --scale small --set policy=smollm2 --set "dataset=$(DATA)" --seeds $(or $(SEEDS),2)
 	@$(PY) tools/published.py --only-files outputs/$(RECIPE)-small
 	@$(PY) tools/pages.py

@@ -1,4 +1,4 @@
-"""The trials of notebook 4.3: PPO and each method beside it with three values of one setting, on development prompts.
+"""The trials of notebook 4.3: PPO and each method beside it with five settings, on development prompts.
 
     python benchmarks/alternatives.py [--run outputs/instruct-tiny] [--out docs/alternatives.md]
 
@@ -25,13 +25,15 @@ from rlhf_utils.runs.run import Run
 from rlhf_utils.series import SERIES, run_cells
 from rlhf_utils.settings.recipes import load_recipe
 
-# Of each: the setting and its values. DPO tries its own in one training of the notebook.
+# Of each two settings: the values of the first are tried with the first value of the second, then, with the best of
+# them, the other values of the second.
+RATES = (1e-4, 3e-4, 1e-3)
 TRIALS = {
-    "ppo": ("learning_rate", (1e-4, 3e-4, 1e-3)),
-    "dpo": ("betas", ((0.05, 0.1, 0.3),)),
-    "rloo": ("learning_rate", (1e-4, 3e-4, 1e-3)),
-    "grpo": ("learning_rate", (1e-4, 3e-4, 1e-3)),
-    "best_of_n": ("learning_rate", (2e-4, 5e-4, 1.5e-3)),
+    "ppo": ("learning_rate", RATES, "gae_lambda", (0.95, 0.99, 1.0)),
+    "dpo": ("betas", ([0.1], [0.3], [1.0]), "learning_rate", (3e-4, 1e-4, 1e-3)),
+    "rloo": ("learning_rate", RATES, "responses_per_prompt", (4, 2, 8)),
+    "grpo": ("learning_rate", RATES, "responses_per_prompt", (8, 4, 16)),
+    "best_of_n": ("learning_rate", (2e-4, 5e-4, 1.5e-3), "n", (8, 4, 16)),
 }
 KEPT = ("base", "data", "sft", "sft_qlora", "reward_model")
 
@@ -41,28 +43,32 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("outputs/instruct-tiny"), help="a finished run")
     parser.add_argument("--out", type=Path, default=Path("docs/alternatives.md"), help="the page to write")
     asked = parser.parse_args()
-    lines = []
-    for stage, (setting, values) in TRIALS.items():
-        for value in values:
-            with tempfile.TemporaryDirectory() as folder:
-                found = [*tried(asked.run, Path(folder), stage, {f"{stage}.{setting}": value})]
-            for line in found:
-                about = {"stage": stage, "setting": setting, "value": value}
-                if stage == "dpo":
-                    about |= {"setting": "beta", "value": line["beta"]}
-                lines.append(about | {name: line[name] for name in ("reward", "reward_ci95", "kl_to_sft")})
-                print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
-    asked.out.write_text(page(lines, read_json(asked.run / "run.json")), encoding="utf-8")
+    record, lines = read_json(asked.run / "run.json"), []
+    price = record["settings"]["ppo"]["kl_coefficient"]
+    for stage, (first, values, second, (usual, *others)) in TRIALS.items():
+        tried = [trial(asked.run, stage, {first: value, second: usual}, price) for value in values]
+        best = max(tried, key=lambda line: line["objective"])["settings"]
+        tried += [trial(asked.run, stage, best | {second: value}, price) for value in others]
+        lines += [line | {"best": line is max(tried, key=lambda one: one["objective"])} for line in tried]
+    asked.out.write_text(page(lines, record), encoding="utf-8")
 
 
-def objective(line: dict, price: float) -> float:
-    """What all methods are after: the reward less the price of the KL from the SFT model."""
-    return line["reward"] - price * line["kl_to_sft"]
+def trial(source: Path, stage: str, settings: dict, price: float) -> dict:
+    """The policy chosen of a training of `stage` with `settings`, and what all methods are after: its reward less the
+    `price` of its KL from the SFT model."""
+    with tempfile.TemporaryDirectory() as folder:
+        point = chosen(source, Path(folder), stage, {f"{stage}.{name}": value for name, value in settings.items()})
+    line = {"stage": stage, "settings": settings} | {
+        name: point[name] for name in ("reward", "reward_ci95", "kl_to_sft")
+    }
+    line["objective"] = line["reward"] - price * line["kl_to_sft"]
+    print(json.dumps(line), file=sys.stderr, flush=True)
+    return line
 
 
-def tried(source: Path, folder: Path, stage: str, overrides: dict) -> list[dict]:
-    """The policies that `stage` made with `overrides` from the models of the run `source`: of each training the chosen
-    one's point (`evaluation.frontier.measure_policies`), with its beta where it has one."""
+def chosen(source: Path, folder: Path, stage: str, overrides: dict) -> dict:
+    """The point (`evaluation.frontier.measure_policies`) of the policy that `stage` chose in a training with
+    `overrides`, from the models of the run `source`."""
     record = read_json(source / "run.json")
     own = {"seed": record["seed"], "alternatives": [stage] if stage != "ppo" else None, **overrides}
     run = Run(load_recipe(record["recipe"], record["scale"], own), folder)
@@ -79,33 +85,26 @@ def tried(source: Path, folder: Path, stage: str, overrides: dict) -> list[dict]
     ):
         run_cells(run, entry, until=stage)
     frontier = read_json(run.folder(stage) / "frontier.json")
-    if stage == "dpo":
-        return run.results("dpo")["trials"]
     used = frontier["chosen_update"] if stage == "ppo" else frontier["used"]
-    return [next(point for point in frontier["points"] if point["update"] == used)]
+    return next(point for point in frontier["points"] if point["update"] == used)
 
 
 def page(lines: list[dict], record: dict) -> str:
     """docs/alternatives.md."""
     price, names = record["settings"]["ppo"]["kl_coefficient"], LABELS | ALTERNATIVES
-    rows = [
-        f"| method | setting | value | reward | KL to SFT (nats) | reward − {price:g} × KL |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    rows = [f"| method | settings | reward | KL to SFT (nats) | reward − {price:g} × KL |", "|---|---|--:|--:|--:|"]
     for line in lines:
-        of_method = [other for other in lines if other["stage"] == line["stage"]]
-        best = line is max(of_method, key=lambda other: objective(other, price))
-        cells = [names[line["stage"]], f"`{line['stage']}.{line['setting']}`", f"{line['value']:g}"]
-        cells += [shown(line["reward"], line["reward_ci95"]), shown(line["kl_to_sft"])]
-        cells.append(shown(objective(line, price)))
-        rows.append(f"| {' | '.join(f'**{cell}**' if best else cell for cell in cells)} |")
+        settings = ", ".join(f"`{name}` {json.dumps(value)}" for name, value in line["settings"].items())
+        cells = [names[line["stage"]], settings, shown(line["reward"], line["reward_ci95"])]
+        cells += [shown(line["kl_to_sft"]), shown(line["objective"])]
+        rows.append(f"| {' | '.join(f'**{cell}**' if line['best'] else cell for cell in cells)} |")
     head = (
         "# How PPO and the methods beside it were tuned\n\n"
         "Notebook 4.3 compares PPO with simpler methods. None of them was tuned more than another: each was tried with "
-        f"three values of one setting, on the development prompts of seed {record['seed']} of `{record['recipe']}` at "
-        f"`{record['scale']}`. What all of them are after decides (bold), the reward less PPO's price of the KL, of the "
-        "policy chosen within each training; neither the judge nor a held-out prompt was asked. In brackets: 95% CIs "
-        "over the prompts.\n\n"
+        "three values of one setting and, at the best of these, two more of another, on the development prompts of "
+        f"seed {record['seed']} of `{record['recipe']}` at `{record['scale']}`. What all of them are after decides "
+        "(bold): the reward less PPO's price of the KL, of the policy chosen within each training. Neither the judge "
+        "nor a held-out prompt was asked. In brackets: 95% CIs over the prompts.\n\n"
         "Made by `python benchmarks/alternatives.py` ([source](../benchmarks/alternatives.py)).\n\n"
     )
     return head + "\n".join(rows) + "\n"

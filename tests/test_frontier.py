@@ -6,9 +6,12 @@ from random import Random
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 from made import cells
 
+from rlhf_utils.evaluation import frontier
 from rlhf_utils.evaluation.frontier import completions_by_update, expected_best
+from rlhf_utils.evaluation.statistics import standard_error
 
 CHOOSE = cells("03_02", "def choose(", points=[], config=SimpleNamespace(kl_budget=None)).choose
 
@@ -42,6 +45,22 @@ def test_with_no_policy_within_the_budget_or_no_known_error():
     # Of one prompt nobody knows an error, and the best is used.
     points = [{**point(*each), "reward_error": None} for each in (START, (8, 1.0, 6.0), (16, 2.0, 7.0))]
     assert CHOOSE(points, None)[0] == 16
+
+
+def test_the_error_that_chooses_is_over_clusters_of_prompts(monkeypatch):
+    prompts = [f"{start} the lamp, please" for start in ("Fix", "Sell", "Paint", "Move") for _ in range(5)]
+    rewards = [float(place // 5) for place in range(20)]  # alike within a cluster: 4 prompts rather than 20
+    found = SimpleNamespace(kl=[0.5] * 20, reward=rewards, gold=None, texts=[""] * 20)
+    monkeypatch.setattr(frontier, "_prompts", lambda run: Dataset.from_dict({"prompt": prompts}))
+    monkeypatch.setattr(frontier, "load_policy", lambda folder, device: None)
+    once, recipe = lambda stage, name, make: make(), SimpleNamespace(seed=0)
+    run = SimpleNamespace(progress=lambda *_: None, once=once, recipe=recipe)
+    evaluator = SimpleNamespace(device=None, measure=lambda policy, split: found)
+    (one,) = frontier.measure_policies(run, "ppo", evaluator, {8: (None, 1.0)})
+    assert one["reward_error"] == pytest.approx(standard_error(rewards, prompts))
+    assert one["reward_error"] > 2 * standard_error(rewards)
+    low, high = one["reward_ci95"]
+    assert high - low > 1.5 * 2 * 1.96 * standard_error(rewards)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])

@@ -269,7 +269,7 @@ def test_a_phrase_that_pays_only_in_its_place_is_suspected_of_a_reward_that_read
 
 @pytest.mark.parametrize("judged", [1, 0, None])
 def test_what_was_not_checked_is_in_the_sentence_whoever_judged(judged):
-    level, text = _verdict(1, judged, [], ["padding"], None, [BLIND], "PPO", "SFT")
+    level, text = _verdict(1, judged, [], ["padding"], [], [BLIND], "PPO", "SFT")
     assert level == "none" and text.startswith("No sign of padding") and f"Not checked: {BLIND}." in text
 
 

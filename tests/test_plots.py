@@ -14,8 +14,8 @@ from rlhf_utils.platforms.files import read_jsonl, write_jsonl
 from rlhf_utils.report import notebook
 from rlhf_utils.runs.run import Run
 
-ALL = """01_sft_full_vs_qlora 02_reward_margins 02_reward_model_accuracy 03_ppo_training 04_overoptimisation
-04_reward_comparison 04_reward_kl_frontier 04_rouge_comparison 04_win_rate""".split()
+ALL = """01_sft_full_vs_qlora 02_reward_margins 02_reward_model_accuracy 03_ppo_training 04_alternatives
+04_overoptimisation 04_reward_comparison 04_reward_kl_frontier 04_rouge_comparison 04_win_rate""".split()
 ALIKE = {"rate": 0.3, "ci95": [0.2, 0.4]}
 run = pytest.fixture(lambda tmp_path: make_run(tmp_path))
 

@@ -51,10 +51,35 @@ def test_what_was_measured_on_this_machine_decides_in_every_process(wide, monkey
     monkeypatch.setattr(precision, "_measured", {})
     precision.fastest(CPU, wide)
     (kept,) = (tmp_path / "precision").glob("*.json")
-    for seconds, error, chosen in ((3.0, 0.01, "bf16"), (1.2, 0.01, "fp32"), (3.0, 0.2, "fp32")):
-        write_json(kept, read_json(kept) | {"fp32_seconds": seconds, "bf16_seconds": 1.0, "error": error})
+    # Two rounds of five in which something else kept the machine busy do not decide.
+    fast, busy = [3.0] * 5, [1.2] * 3 + [9.0] * 2
+    for ratios, error, chosen in ((fast, 0.01, "bf16"), (busy, 0.01, "fp32"), (fast, 0.2, "fp32")):
+        write_json(kept, read_json(kept) | {"fp32_over_bf16_seconds": ratios, "error": error})
         precision._measured.clear()  # as in a new process
         assert precision.fastest(CPU, wide).precision == chosen
+
+
+def test_what_learns_decides_and_not_how_many_weights_it_has(wide, monkeypatch, tmp_path):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(precision, "_measured", {})
+    monkeypatch.setattr(precision, "_ROUNDS", 1)
+    precision.fastest(CPU, wide, learning=True)
+    for few in (2, 3):  # as adapters of other ranks
+        for place, weight in enumerate(wide.parameters()):
+            weight.requires_grad_(place < few)
+        precision.fastest(CPU, wide, learning=True)
+    wide.requires_grad_(True)
+    assert len([*(tmp_path / "precision").glob("*.json")]) == 2
+
+
+def test_what_is_measured_is_of_these_threads_and_this_pytorch(monkeypatch):
+    names, threads = {runtime.machine_name("x"), runtime.machine_name("y")}, torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    names.add(runtime.machine_name("x"))
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "__version__", "another")
+    names.add(runtime.machine_name("x"))
+    assert len(names) == 4
 
 
 def test_where_it_is_chosen_log_probabilities_stay_within_the_check_of_ppo(wide, monkeypatch):

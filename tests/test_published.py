@@ -46,24 +46,28 @@ def test_nothing_of_the_dataset_but_the_beginnings_of_prompts(run, tmp_path):
     assert not {PAIRS, KEY} & {path.name for path in files}
     assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
     rows = pd.read_csv(folder / "evaluation" / "samples.csv", dtype=str, keep_default_na=False)
-    assert len(rows) == QUOTED_ROWS and not rows["reference"].any()
-    assert rows["prompt"].str.len().max() <= QUOTED_CHARACTERS and rows["prompt"].str.endswith(" …").all()
-    assert rows["ppo_response"].str.len().min() > 0, "what the models say is whole"
+    told, rest = rows[:QUOTED_ROWS], rows[QUOTED_ROWS:]
+    assert len(rest) == 10 and not rows["reference"].any() and not rest[["prompt", "ppo_response"]].any(axis=None)
+    assert told["prompt"].str.len().max() <= QUOTED_CHARACTERS and told["prompt"].str.endswith(" …").all()
+    assert told["ppo_response"].str.len().min() > 0, "what the models say is whole"
     # Figures are those of all prompts.
     before, after = (read_json(one / "evaluation" / "summary.json") for one in (run, folder))
     assert before["models"] == after["models"] and before["prompts"] == after["prompts"]
 
 
-def test_where_prompts_are_a_few_words_all_rows_are_kept(tmp_path):
+@pytest.mark.parametrize("end", ["", " and so on" * 20])
+def test_its_figures_are_those_of_all_prompts(tmp_path, end):
     run = make_run(tmp_path / "outputs", prompts=QUOTED_ROWS + 10)
     path = run / "evaluation" / "samples.csv"
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    rows.assign(prompt=[f"The film number {i}" for i in range(len(rows))]).to_csv(path, index=False)
+    rows.assign(prompt=[f"The film number {i}{end}" for i in range(len(rows))]).to_csv(path, index=False)
     published, whole = (figures_of(one) for one in (quoted(run, tmp_path / "small"), run))
     for whose, figures in whole.items():
         for name, (values, clusters) in figures.items():
-            assert list(published[whose][name][0]) == list(values) and published[whose][name][1] == clusters, name
-    assert len(pd.read_csv(tmp_path / "small" / "evaluation" / "samples.csv")) == QUOTED_ROWS + 10
+            again, names = published[whose][name]
+            assert list(again) == list(values) and len({*names}) == len({*clusters}), name
+    texts = pd.read_csv(tmp_path / "small" / "evaluation" / "samples.csv", keep_default_na=False)["ppo_response"]
+    assert (texts != "").sum() == (QUOTED_ROWS if end else QUOTED_ROWS + 10)
 
 
 @pytest.mark.parametrize("place", ["/data/rows.jsonl", "../shared/rows.jsonl", "~/rows.jsonl"])
@@ -79,7 +83,8 @@ def test_a_run_that_names_a_place_of_this_machine_is_not_published(run, place):
 def test_the_page_of_real_runs_says_what_they_found(run, tmp_path, monkeypatch):
     folder = quoted(run, tmp_path / "published" / "instruct-small")
     monkeypatch.setattr(pages, "PUBLISHED", folder.parent)
-    page, summary = pages.published_runs(), read_json(folder / "evaluation" / "summary.json")
+    page = pages.published_runs().partition("\n## Instruction following: `instruct-tiny`")[0]
+    summary = read_json(folder / "evaluation" / "summary.json")
     assert "## Instruction following: `instruct-small`" in page
     assert "Made by `make small RECIPE=instruct DATA=outputs/rows.jsonl SEEDS=" in page
     assert f"{summary['models']['ppo']['reward']:.2f}" in page and page.count("> PPO: *") == 10

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from made_up_run import change, make_run
 
-from rlhf_utils.evaluation.seeds import SEEDS, between_seeds, effect_size, merge, merge_runs
+from rlhf_utils.evaluation.seeds import SEEDS, between_seeds, effect_size, merge, merge_runs, read_samples
 from rlhf_utils.evaluation.statistics import mean_interval, student_t
 from rlhf_utils.platforms.files import read_json, write_json
 from rlhf_utils.report import page
@@ -144,7 +144,8 @@ def test_without_gold_the_reward_decides_the_wins_and_what_was_not_measured_is_l
 
 
 def test_the_readme_shows_the_merged_seeds_before_the_single_run(runs):
-    assert pages.results(runs[0]).startswith("One run, seed 0: `instruct`, `tiny`, 250 held-out prompts.")
+    about = f"One run, seed 0: `instruct`, `tiny`, {len(read_samples(runs[0]))} held-out prompts."
+    assert pages.results(runs[0]).startswith(about)
     write_json(runs[0] / "evaluation" / SEEDS, merged := merge_runs(runs))
     text = pages.results(runs[0])
     assert text.startswith("3 seeds: ") and text.index(seeds_text(merged)) < text.index("One run, seed 0: ")

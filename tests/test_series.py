@@ -149,7 +149,7 @@ def test_the_summary_has_the_promised_figures(told):
         for name in ("reward", "gold"):
             low, high = figures[f"{name}_ci95"]
             assert low <= figures[name] <= high
-    assert abs(summary["models"]["sft"]["kl_to_sft"]) < 1e-4
+    assert abs(summary["models"]["sft"]["kl_to_sft"]) < 1e-4 and summary["models"]["base"]["kl_to_sft"] > 0.1
     for pair in ("ppo_vs_sft", "ppo_vs_base"):
         wins = summary["win_rate"][pair]
         assert {"wins", "losses", "ties", "rate", "ci95"} <= set(wins)

@@ -96,6 +96,7 @@ def test_notebooks_run_in_order_and_then_are_skipped(tmp_path, fake, capsys):
     assert first == f"{tmp_path / 'instruct-tiny'}: about {minutes:.0f} min left on two CPU cores"
     assert len(lines) == len(SHOWN), "one line for each notebook where stderr is no terminal"
     assert all(line.startswith(f"[{i}/{len(SHOWN)}] ") and ": done in " in line for i, line in enumerate(lines, 1))
+    assert [line.endswith(" min left") for line in lines] == [True] * (len(SHOWN) - 1) + [False]
     start(tmp_path)
     assert len(fake.calls) == len(SHOWN)
     captured = capsys.readouterr()
@@ -216,7 +217,10 @@ def test_seeds_run_one_after_another_resume_and_are_merged_into_the_first(tmp_pa
     assert [run.record()["seed"] for run in runs] == read_json(runs[0].evaluation / "seeds.json")["seeds"] == [3, 4, 5]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("seed ")]
     assert told[0].startswith("seed 1 of 3 (seed=3): ") and told[-1].startswith("seed 3 of 3 (seed=5): ")
-    minutes = load_recipe("instruct").needs.minutes * (1 + 2 * len(needed) / len(whole))
+    took = read_json(ROOT / "docs/example_run/instruct-tiny/run.json")["notebooks"]
+    names = {path: path.partition("/")[0][:2] + "_" + Path(path).stem for path in whole}
+    share = sum(took[names[path]]["seconds"] for path in needed) / sum(took[names[path]]["seconds"] for path in whole)
+    minutes = load_recipe("instruct").needs.minutes * (1 + 2 * share)
     assert told[0].endswith(f", {minutes:.0f} min left for all")
     run_seeds(*choice, fresh=False)
     start(tmp_path, {"seed": "3"})

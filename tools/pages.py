@@ -198,14 +198,15 @@ def _of_run(run: Path) -> str:
     merged = between_seeds(run)
     seeds = len(merged["seeds"]) if merged else 1
     made = f"make small RECIPE={settings['name']} DATA={settings['dataset']} SEEDS={seeds}"
-    made = made if settings["scale"] == "small" else "make notebooks"
+    made = "make notebooks" if run == RUN else made
+    commits = dict.fromkeys((stage["git_commit"] or "unknown")[:7] for stage in stages.values())
     links = [f"example_run/{run.name}/plots/{name}.png" for name in pictures]
     return "\n\n".join([
         f"## {settings['title']}: `{run.name}`",
         f"Policy `{settings['policy']}`, data `{settings['dataset']}` (rows: {rows}), judge: "
         f"{judge['kind'] if judge else 'none'}. {sum(times.values()) / 60:.0f} minutes for the first seed on "
         f"{stages['ppo']['device']['name']}, at most {memory:.1f} GB. "
-        f"Made by `{made}` at commit `{(stages['ppo']['git_commit'] or 'unknown')[:7]}`.",
+        f"Made by `{made}` at commit {', '.join(f'`{commit}`' for commit in commits)}.",
         results(run),
         best_of_n(run),
         *(f"![{Path(link).stem}]({link})" for link in links if (ROOT / "docs" / link).is_file()),

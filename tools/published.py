@@ -19,13 +19,14 @@ import tempfile
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from zlib import crc32
 
 import nbformat
 from PIL import Image
 
 from rlhf_utils import __version__
 from rlhf_utils.evaluation.judging import KEY, PAIRS
-from rlhf_utils.evaluation.seeds import read_samples
+from rlhf_utils.evaluation.seeds import clusters_of, read_samples
 from rlhf_utils.platforms.bootstrap import FOLDER, written_address
 from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json, write_bytes, write_json, write_text
@@ -36,8 +37,8 @@ from rlhf_utils.series import ROOT, SERIES
 LIMIT_BYTES = 400_000
 # What of a run is worth keeping in the repository.
 SMALL = ("run.json", "report.html", "plots/*.png", "evaluation/*.*", "checkpoints/*/metrics.jsonl")
-# Of a run on somebody else's texts: prompts of so many characters, so many rows of samples.csv, and no references. Where
-# prompts are a few words there are all rows, from which its figures can be computed again.
+# Of a run on somebody else's texts: figures of every prompt, texts of so many (of all where prompts are a few words),
+# their prompts cut to so many characters, and no references.
 QUOTED_CHARACTERS, QUOTED_ROWS, FEW_WORDS = 200, 50, 80
 
 
@@ -168,9 +169,11 @@ def quoted(run: Path, folder: Path) -> Path:
         rows = read_samples(run, name)
         if "reference" in rows:
             rows["reference"] = ""
-        if rows["prompt"].str.len().max() > FEW_WORDS:
-            rows = rows.head(QUOTED_ROWS)
-        rows = rows.assign(prompt=rows["prompt"].map(_beginning))
+        rows["cluster"] = [str(crc32(str(name).encode())) for name in clusters_of(rows)]
+        if rows["prompt"].str.len().max() > FEW_WORDS:  # figures of every row, texts of some
+            texts = [name for name in rows if name == "prompt" or name.endswith("_response")]
+            rows.loc[rows.index >= QUOTED_ROWS, texts] = ""
+        rows["prompt"] = rows["prompt"].map(_beginning)
         write_text(folder / "evaluation" / name, rows.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     for path in (folder / "evaluation").glob("*.json"):
         write_json(path, _cut(read_json(path)))

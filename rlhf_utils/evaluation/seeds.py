@@ -13,6 +13,7 @@ import pandas as pd
 
 from rlhf_utils.data.prepared import cluster_key
 from rlhf_utils.evaluation.statistics import TIE, mean_interval, outcomes_of, rate_interval, student_t, variance_of_sum
+from rlhf_utils.platforms.errors import InputError
 from rlhf_utils.platforms.files import read_json
 
 SEEDS = "seeds.json"
@@ -72,6 +73,11 @@ def read_samples(run: Path, name: str = "samples.csv") -> pd.DataFrame:
     return pd.read_csv(run / "evaluation" / name, dtype=str, keep_default_na=False, engine="python")
 
 
+def clusters_of(samples: pd.DataFrame) -> list[Hashable]:
+    """The cluster of each prompt; where a run was published without its prompts, as it was noted then."""
+    return [*samples["cluster"]] if "cluster" in samples else [cluster_key(prompt) for prompt in samples["prompt"]]
+
+
 def figures_of(run: Path) -> dict[str, dict[str, Values]]:
     """What the run in that folder measured on each prompt, and on each pair of the reward model: by whose figure it is
     ("ppo", "ppo_vs_sft", "reward_model") and which ("gold", "win_rate", ...). A raw reward is not among them: its unit
@@ -79,7 +85,9 @@ def figures_of(run: Path) -> dict[str, dict[str, Values]]:
     the model that PPO is compared with. LookupError for a run of another version."""
     samples = read_samples(run)
     summary, measured = (read_json(run / "evaluation" / f"{name}.json") for name in ("summary", "reward_model"))
-    keys, found = [cluster_key(prompt) for prompt in samples["prompt"]], {}
+    if len(samples) != summary["prompts"]:
+        raise InputError(f"{run} holds {len(samples)} of its {summary['prompts']} rows: its figures cannot be remade")
+    keys, found = clusters_of(samples), {}
 
     def column(model: str, name: str) -> np.ndarray | None:
         texts = samples.get(f"{model}_{name}")
@@ -104,7 +112,7 @@ def alternatives_of(run: Path) -> dict[str, dict[str, Values]]:
     if not (run / "evaluation" / "alternatives.csv").is_file():
         return {}
     samples, found = read_samples(run, "alternatives.csv"), {}
-    keys = [cluster_key(prompt) for prompt in samples["prompt"]]
+    keys = clusters_of(samples)
     judge = _judge([name.removeprefix("ppo_") for name in samples.columns])
     ours = samples[f"ppo_{judge}"].to_numpy(float)
     for name in [column.removesuffix("_response") for column in samples.columns if column.endswith("_response")]:

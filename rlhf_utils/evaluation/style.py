@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import fmean
 
 import numpy as np
@@ -65,14 +65,18 @@ def style_of(texts: Sequence[str], ended: Sequence[bool]) -> dict[str, float]:
     }
 
 
-def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10) -> list[dict]:
-    """The phrases of 2 to 5 words that appear in more of the `first` responses than of the `second`, by `z`: `text`,
-    `first` of `first_total` and `second` of `second_total` responses, `log_odds`, `z`, and `growth` of the share.
+def overused_phrases(
+    first: Sequence[str], second: Sequence[str], most: int = 10, longest: int = 5, shortest: int = 2
+) -> list[dict]:
+    """The phrases of `shortest` to `longest` words that appear in more of the `first` responses than of the `second`,
+    by `z`: `text`, `first` of `first_total` and `second` of `second_total` responses, `log_odds`, `z`, and `growth` of
+    the share.
 
     Log-odds ratio with half a count added to each cell (Haldane 1956; Anscombe 1956), z by its standard error (Monroe
     et al. 2008, "Fightin' Words", with a flat prior). Of those that share two words in a row only the first is listed.
     """
-    counts = [Counter(phrase for text in texts for phrase in phrases_of(text)) for texts in (first, second)]
+    of = partial(phrases_of, longest=longest, shortest=shortest)
+    counts = [Counter(phrase for text in texts for phrase in of(text)) for texts in (first, second)]
     found, kept, seen, n, m = [], [], set(), len(first), len(second)
     for text, a in counts[0].items():
         b = counts[1][text]
@@ -91,10 +95,10 @@ def overused_phrases(first: Sequence[str], second: Sequence[str], most: int = 10
 
 
 @lru_cache(maxsize=65_536)
-def phrases_of(text: str) -> frozenset[str]:
-    """Every phrase of 2 to 5 words (`words_of`) in a text, lower-cased, each once; none reaches over a sentence."""
-    rows = [words_of(part) for part in sentences_of(text.lower())]
-    return frozenset(" ".join(gram) for words in rows for n in range(2, 6) for gram in ngrams(words, n))
+def phrases_of(text: str, longest: int = 5, shortest: int = 2) -> frozenset[str]:
+    """Every phrase of so many words (`words_of`) in a text, lower-cased, each once; none reaches over a sentence."""
+    rows, lengths = [words_of(part) for part in sentences_of(text.lower())], range(shortest, longest + 1)
+    return frozenset(" ".join(gram) for words in rows for n in lengths for gram in ngrams(words, n))
 
 
 def without_phrase(text: str, phrase: str) -> str:

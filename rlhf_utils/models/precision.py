@@ -1,6 +1,7 @@
 """The precision of models. Whether a CPU computes one faster in bf16: some multiply in bf16 several times as fast as in
 fp32, some at half of it, and what of that is left in a whole pass depends on the model; so a pass is measured."""
 
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,29 +19,35 @@ from rlhf_utils.platforms.runtime import FASTER, Device, cache_entry, machine_na
 _LEAST_WIDTH = 512
 # The most that rounding may change the last states by, as a share of their own size (root mean squares).
 _SAME = 0.1
+_ROUNDS = 5
 _measured: dict[tuple, bool] = {}
 
 
 def fastest(device: Device, model: nn.Module, learning: bool = False) -> Device:
     """`device`, with precision bf16 where it is a CPU, nobody has asked for a precision, and a pass of the language
     model or classifier `model`, with `learning` forward and backward, is clearly faster in bf16 and gives nearly the
-    same states. Measured once per machine, architecture and number of weights that learn, in some seconds for GPT-2,
-    and kept in the cache folder: a process that measured anew might decide otherwise."""
+    same states. Measured once per machine, architecture and whether all weights, those of an adapter or none learn, in
+    some seconds for GPT-2, and kept in the cache folder: a process that measured anew might decide otherwise."""
     config = unwrapped(model).config.get_text_config()
     width, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
     if device.kind != "cpu" or device.precision != "fp32" or device.fixed or width < _LEAST_WIDTH:
         return device
     half = replace(device, precision="bf16")
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad) if learning else 0
+    learns = "nothing"
+    if learning:
+        learns = "all" if all(p.requires_grad for p in model.parameters()) else "a part"
     if (key := (config.model_type, width, layers, learns)) not in _measured:
         name = machine_name(torch.get_float32_matmul_precision(), *key)
         with cache_entry(f"precision/{name}.json") as path:
             if not path.is_file():
-                (slow, exact), (fast, rounded) = (_pass(one, model, learning) for one in (device, half))
+                # In turns: a moment in which the machine is busy with something else slows both down.
+                rounds = [[_pass(one, model, learning) for one in (device, half)] for _ in range(_ROUNDS)]
+                (_, exact), (_, rounded) = rounds[-1]
                 error = (rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt()
-                write_json(path, {"model": key, "fp32_seconds": slow, "bf16_seconds": fast, "error": error.item()})
+                ratios = [slow / fast for (slow, _), (fast, _) in rounds]
+                write_json(path, {"model": key, "fp32_over_bf16_seconds": ratios, "error": error.item()})
             found = read_json(path)
-        is_faster = found["fp32_seconds"] > FASTER * found["bf16_seconds"]
+        is_faster = statistics.median(found["fp32_over_bf16_seconds"]) > FASTER
         _measured[key] = is_faster and found["error"] < _SAME
     return half if _measured[key] else device
 
@@ -69,19 +76,18 @@ def rounded_once(model: nn.Module) -> Iterator[None]:
 
 
 def _pass(device: Device, model: nn.Module, learning: bool) -> tuple[float, Tensor]:
-    """The least seconds of three passes over 8 x 64 tokens, and the states [8, 64, D] they give. Of fewer tokens a pass
-    would mostly round weights."""
-    inner, seconds = unwrapped(model), []
+    """The seconds of a pass over 8 x 64 tokens, and the states [8, 64, D] it gives. Of fewer tokens a pass would mostly
+    round weights."""
+    inner = unwrapped(model)
     tokens = torch.arange(512).view(8, 64) % inner.config.get_text_config().vocab_size
     weights = [p for p in model.parameters() if p.requires_grad]
     was_training = model.training
     model.eval()
-    for _ in range(3):
-        start = time.perf_counter()
-        with device.autocast(), torch.set_grad_enabled(learning):
-            states = inner.base_model(input_ids=tokens).last_hidden_state.float()
-        if learning:
-            torch.autograd.grad(states.square().mean(), weights, allow_unused=True)
-        seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    with device.autocast(), torch.set_grad_enabled(learning):
+        states = inner.base_model(input_ids=tokens).last_hidden_state.float()
+    if learning:
+        torch.autograd.grad(states.square().mean(), weights, allow_unused=True)
+    seconds = time.perf_counter() - start
     model.train(was_training)
-    return min(seconds), states.detach()
+    return seconds, states.detach()

@@ -18,7 +18,7 @@ from rlhf_utils.platforms.errors import InputError
 # What a checkpoint of transformers' trainer is given once it is whole.
 COMPLETE = "COMPLETE"
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_ELSEWHERE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 # How safetensors, and torch.save where the write or where closing the file fails, tell of a full disk.
 _SIGNS = (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 

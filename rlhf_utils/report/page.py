@@ -38,7 +38,8 @@ def write_report(run: Path) -> Path:
     """
     record, summary, reward_model = _evaluated(run)
     frontier, alternatives = (run / "evaluation" / f"{name}.json" for name in ("frontier", "alternatives"))
-    samples = read_samples(run).to_dict("records")
+    # Of a run on somebody else's texts only some are published.
+    samples = [row for row in read_samples(run).to_dict("records") if row["prompt"]]
     # All text of data and models is escaped.
     loader = jinja2.PackageLoader("rlhf_utils.report", "templates")
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
