@@ -169,7 +169,7 @@ def _recipes(_: argparse.Namespace) -> None:
             download = f"{needs.download_gb:g} GB to download" if needs.download_gb else "nothing to download"
             print(f"  --scale {scale:<5} policy {recipe.policy}, data {recipe.dataset}")
             print(f"      {needs.machine}: {needs.minutes:.0f} min, {needs.memory_gb:g} GB of {memory}, {download}")
-    print("Scales tiny and small were timed on two CPU cores; docs/example_run has published runs. The rest are estimates.")
+    print("tiny and small were timed on two CPU cores (docs/example_run has published runs); the rest are estimates.")
 
 
 def _rouge(options: argparse.Namespace) -> None:
