@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def trial(source: Path, stage: str, settings: dict, price: float) -> dict:
-    """The policy chosen of a training of `stage` with `settings`, and what all methods are after: its reward less the
+    """The policy chosen of a training of `stage` with `settings`, and what all methods maximize: its reward minus the
     `price` of its KL from the SFT model."""
     with tempfile.TemporaryDirectory() as folder:
         point = chosen(source, Path(folder), stage, {f"{stage}.{name}": value for name, value in settings.items()})
@@ -102,9 +102,10 @@ def page(lines: list[dict], record: dict) -> str:
         "# How PPO and the methods beside it were tuned\n\n"
         "Notebook 4.3 compares PPO with simpler methods. None of them was tuned more than another: each was tried with "
         "three values of one setting and, at the best of these, two more of another, on the development prompts of "
-        f"seed {record['seed']} of `{record['recipe']}` at `{record['scale']}`. What all of them are after decides "
-        "(bold): the reward less PPO's price of the KL, of the policy chosen within each training. Neither the judge "
-        "nor a held-out prompt was asked. In brackets: 95% CIs over the prompts.\n\n"
+        f"seed {record['seed']} of `{record['recipe']}` at `{record['scale']}`. Bold: the trial with the "
+        "highest reward minus PPO's price of the KL, of the policy chosen within each training. Neither the judge nor "
+        "any held-out prompt was used. PPO's other settings come from earlier work, and the others share them. In "
+        "brackets: 95% CIs over the prompts.\n\n"
         "Made by `python benchmarks/alternatives.py` ([source](../benchmarks/alternatives.py)).\n\n"
     )
     return head + "\n".join(rows) + "\n"

@@ -184,11 +184,12 @@ def trl(job: dict, config: PPOConfig, watch: Watch) -> dict:
 def by_groups(job: dict, config: PPOConfig, watch: Watch) -> dict:
     """Train with the environment's trl, by RLOO or GRPO, which compare several responses to a prompt in place of a
     critic: the same reward, responses, minibatches, epochs, KL coefficient and penalty; all else is trl's default,
-    responses per prompt among it (2 in RLOO, 8 in GRPO)."""
+    responses per prompt among it (2 in RLOO, 8 in GRPO). Positions are named, which trl leaves out."""
     import trl
     from datasets import Dataset
     from transformers import TrainerCallback
 
+    from rlhf_utils.models.language_model import positions_named
     from rlhf_utils.models.loading import load_policy, load_tokenizer
     from rlhf_utils.rewards.reward_model import load_reward
 
@@ -227,9 +228,11 @@ def by_groups(job: dict, config: PPOConfig, watch: Watch) -> dict:
             temperature=config.temperature, beta=config.kl_coefficient, epsilon=config.clip_range,
         )  # fmt: skip
         trainer = getattr(trl, f"{kind}Trainer")(
-            model=load_policy(Path(job["policy"]), device), reward_funcs=paid, args=arguments,
+            model=positions_named(load_policy(Path(job["policy"]), device)), reward_funcs=paid, args=arguments,
             train_dataset=Dataset.from_dict({"prompt": [*asked]}), processing_class=tokenizer, callbacks=[Callback()],
         )  # fmt: skip
+        if trainer.ref_model is not None:
+            positions_named(trainer.ref_model)
         with suppress(Enough):
             trainer.train()
     return {}

@@ -151,7 +151,8 @@ def figures(raw: dict) -> dict:
     def gold_there(program: str) -> float | None:
         """The mean gold of the three updates over which `REWARD` is reached."""
         last = (curve := quickest(program)) and reached(curve["rewards"], REWARD)
-        return statistics.fmean(curve["gold"][last - 2 : last + 1]) if curve and curve["gold"] else None
+        gold = curve.get("gold", [None])[: last + 1] if curve else [None]
+        return None if None in gold else statistics.fmean(gold[-3:])
 
     workloads = [f"{name}_{p}" for name in raw["episodes"] for p in DTYPES if f"{name}_{p}" in raw]
     rates = {f"{name}_{program}": median(rate(name, program)) for name in workloads for program in ("ours", "trl")}

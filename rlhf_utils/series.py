@@ -129,7 +129,7 @@ def run_series(
     """Execute the chosen notebooks; returns the run. InputError for bad input, TrainingError for a failed notebook."""
     overrides = located(overrides)
     run = Run(load_recipe(recipe, scale, overrides), output_dir)
-    chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook) and (only or _is_asked(run, notebook))]
+    chosen = [notebook for notebook in _chosen(only) if _applies(run, notebook) and _is_asked(run, notebook, only)]
     if not chosen:
         there = ", ".join(notebook.name[:5] for notebook in SERIES if _applies(run, notebook))
         raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
@@ -199,7 +199,7 @@ def run_seeds(recipe: str, scale: str, output_dir: str, overrides: Mapping[str, 
 
 def _left(run: Run, only: list[str] | None, fresh: bool) -> list[Notebook]:
     """The notebooks that a run of those chosen would still execute."""
-    asked = [n for n in _chosen(only) if _applies(run, n) and (only or _is_asked(run, n))]
+    asked = [n for n in _chosen(only) if _applies(run, n) and _is_asked(run, n, only)]
     return [notebook for notebook in asked if fresh or not _is_done(run, notebook)]
 
 
@@ -210,9 +210,9 @@ def _seconds(run: Run, notebooks: Sequence[Notebook]) -> float:
     made = {name: about["seconds"] for name, about in noted if "seconds" in about}
     published = ROOT / "docs" / "example_run" / f"{recipe.name}-{recipe.scale}" / "run.json"
     known = read_json(published)["notebooks"] if published.is_file() else {}
-    whole = [n.name for n in SERIES if _applies(run, n) and _is_asked(run, n)]
-    shares = {name: known.get(name, {"seconds": 60.0})["seconds"] if known else 1.0 for name in whole}
-    pace = recipe.needs.minutes * 60 / sum(shares.values())
+    whole = [n for n in SERIES if _applies(run, n) and _is_asked(run, n)]
+    shares = {n.name: known.get(n.name, {"seconds": 60.0})["seconds"] if known else 1.0 for n in whole}
+    pace = recipe.needs.minutes * 60 / sum(shares[n.name] for n in whole if not n.optional)
     if both := made.keys() & shares.keys():
         pace = sum(made[name] for name in both) / sum(shares[name] for name in both)
     return sum(made.get(n.name, pace * shares.get(n.name, 1.0)) for n in notebooks)
@@ -254,9 +254,10 @@ def _applies(run: Run, notebook: Notebook) -> bool:
     return notebook.form in (None, run.recipe.form) and (not notebook.makes or bool(shown & {*notebook.makes}))
 
 
-def _is_asked(run: Run, notebook: Notebook) -> bool:
-    """Whether a run of the whole series includes `notebook`."""
-    return not notebook.optional or bool(run.recipe.alternatives)
+def _is_asked(run: Run, notebook: Notebook, only: list[str] | None = None) -> bool:
+    """Whether a run of those chosen includes `notebook`: an optional one has to be named, or wanted by the recipe."""
+    named = any(len(start) > 2 and notebook.name.startswith(start) for start in only or ())
+    return not notebook.optional or named or bool(run.recipe.alternatives)
 
 
 def _makes(run: Run, notebook: Notebook) -> list[str]:
@@ -314,7 +315,7 @@ def train(number: str, recipe: Recipe, output_dir: str, resume: bool) -> dict[st
     of the stages it makes. InputError for a notebook that trains nothing here, and a launcher of unsupported kind."""
     run = Run(recipe, output_dir, resume)
     kept = {"base", "data", "evaluation"}
-    there = {n.name[:5]: n for n in SERIES if {*n.makes} - kept and _applies(run, n)}
+    there = {n.name[:5]: n for n in SERIES if {*n.makes} - kept and _applies(run, n) and not n.optional}
     if number not in there:
         names = ", ".join(there)
         raise InputError(f"no notebook {number!r} that trains a model in recipe {recipe.name}; there are: {names}")

@@ -7,16 +7,24 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
+from made import cells
 from made_up_run import make_run
 from published import QUOTED_CHARACTERS, quoted
-from tiny import CPU, PROMPTS, count_letter, one_thread, tiny_model, tiny_tokenizer  # noqa: F401
+from tiny import CPU, PROMPTS, count_letter, one_thread, save_tiny, tiny_model, tiny_tokenizer  # noqa: F401
 
 from rlhf_utils.evaluation.evaluator import Answered, Evaluator
 from rlhf_utils.evaluation.seeds import alternatives_of, merge_runs
+from rlhf_utils.models.language_model import positions_named
 from rlhf_utils.platforms.files import read_json, write_json
+from rlhf_utils.ppo import PPOConfig
+from rlhf_utils.ppo.policies import trainable_policy
 from rlhf_utils.report.alternatives import cost_table, method_sentences, method_table, seed_table
+from rlhf_utils.runs.training import checkpointing
 from rlhf_utils.settings.recipes import load_recipe
+from rlhf_utils.settings.sections import GroupSettings
+from rlhf_utils.settings.template import TEMPLATE
 
 FIGURES = ("gold", "reward", "rougeL")
 SHARE = {"rate": 0.6, "ci95": [0.5, 0.7]}
@@ -60,7 +68,7 @@ def test_sentences_follow_the_corrected_p_values_and_the_clock():
         "Holm-adjusted p = 0.01.",
         "No difference between best of 16 and PPO is shown according to the gold score: +0.50 [0.20, 0.80], "
         "Holm-adjusted p = 0.06.",
-        "Of 4 alternatives to PPO: 1 better, 1 worse, 2 not shown to differ.",
+        "Of 3 alternatives to PPO: 1 better, 0 worse, 2 not shown to differ.",
         "RLOO trained 3.0 times as long as PPO.",
     ]
 
@@ -130,3 +138,27 @@ def test_of_somebody_elses_prompts_the_beginnings_are_published(runs, tmp_path):
     write_json(runs[0] / "run.json", record)
     rows = pd.read_csv(quoted(runs[0], tmp_path / "small") / "evaluation" / "alternatives.csv")
     assert rows["prompt"].str.len().max() <= QUOTED_CHARACTERS and (rows["dpo_response"] == "x").all()
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo"])
+@pytest.mark.parametrize("named", [True, False])
+def test_before_the_first_step_policy_and_reference_agree_on_padded_prompts(stage, named, tmp_path):
+    """trl's KL of a policy that has learned nothing is 0 only where both count positions alike."""
+    policy = save_tiny(tmp_path / "policy", eos_nats=3.0)
+    groups = GroupSettings(responses_per_prompt=2, kl_coefficient=0.1)
+    known = {"folder": lambda _: policy, "work": lambda name: tmp_path / name}
+    known["recipe"] = SimpleNamespace(seed=0, rloo=groups, grpo=groups)
+    ppo = PPOConfig(updates=1, rollout_batch_size=8, minibatch_size=8, epochs=1, max_new_tokens=6, learning_rate=1e-3)
+    variables = {"run": SimpleNamespace(**known), "ppo": ppo, "budget": {"responses": 8}, "KEPT": 1, "math": math}
+    variables |= {"prompts": PROMPTS, "template": TEMPLATE, "tokenizer": tiny_tokenizer(), "device": CPU}
+    variables |= {"Dataset": Dataset, "checkpointing": checkpointing, "trainable_policy": trainable_policy}
+    variables |= {
+        "paid": lambda asked, texts, ended: torch.tensor([float(len(text)) for text in texts]),
+        "positions_named": positions_named,
+    }
+    trainer = cells("04_03", "def group_arguments(", "def group_trainer(", **variables).group_trainer(stage)
+    if not named:
+        trainer.ref_model.base_model._forward_pre_hooks.clear()
+    trainer.train()
+    (kl,) = [line["kl"] for line in trainer.state.log_history if "kl" in line]
+    assert abs(kl) < 1e-5 if named else abs(kl) > 1e-3

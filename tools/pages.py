@@ -105,7 +105,10 @@ def simpler(run: Path = RUN) -> str:
     else:
         rows, said = methods.method_table(found), methods.method_sentences(found)
     costs = {row.pop("method"): row for row in methods.cost_table(found)}
-    return "\n\n".join([_markdown([row | costs.get(row["method"], {}) for row in rows]), " ".join(said)])
+    blank = dict.fromkeys(next(iter(costs.values())), "–")
+    over = " over seeds and prompts" if merged.get("alternatives") else ""
+    about = f"In brackets: 95% CIs{over}; costs are of seed {found['seed']}."
+    return "\n\n".join([_markdown([row | costs.get(row["method"], blank) for row in rows]), " ".join([about, *said])])
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:

@@ -83,6 +83,20 @@ def language_model(model: nn.Module) -> LanguageModel:
     return _known.setdefault(inner, parts)
 
 
+def positions_named(model: nn.Module) -> nn.Module:
+    """`model`, whose trunk from now on counts the positions of rows that are padded on the left from their first token,
+    where whoever calls it names none: trl's trainers that sample do not."""
+
+    def name_positions(module, args, inputs):
+        mask, known = inputs.get("attention_mask"), ("position_ids", "past_key_values")
+        if mask is not None and mask.dim() == 2 and not any(inputs.get(name) is not None for name in known):
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return args, inputs
+
+    language_model(model).trunk.register_forward_pre_hook(name_positions, with_kwargs=True)
+    return model
+
+
 def only_tokens_of(tokenizer, model: nn.Module) -> None:
     """From now on `model` never says rows of its vocabulary that `tokenizer` lacks: embeddings are often padded."""
     parts = language_model(model)

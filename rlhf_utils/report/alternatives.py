@@ -95,9 +95,10 @@ def method_sentences(found: dict) -> list[str]:
         low, high = gain["ci95"] or (0, 0)
         if (gain["p_holm"] or 1.0) >= 0.05:
             low = high = 0
-        verdicts.append("better" if low > 0 else "worse" if high < 0 else "not shown to differ")
+        verdict = "better" if low > 0 else "worse" if high < 0 else "not shown to differ"
+        verdicts += [verdict] * (not method.endswith(IN_TIME))
         told = {"better": f"{name} beats PPO", "worse": f"PPO beats {name}"}
-        told = told.get(verdicts[-1], f"No difference between {name} and PPO is shown")
+        told = told.get(verdict, f"No difference between {name} and PPO is shown")
         figure = shown(gain["mean"], gain["ci95"], "+z.2f")
         p = f", Holm-adjusted p = {gain['p_holm']:.2g}" if gain["p_holm"] else ""
         said.append(f"{told} according to {by}: {figure}{p}.")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 # What a training leaves in its work folder for the stage that is published from it.
-_TRAINED = "trained.json"
+_TRAINED = ".trained.json"  # not a name that `Run.once` is given
 # The log of a trainer in the work folder, and the record of a training that is published.
 LOG, HISTORY = "log.jsonl", "metrics.jsonl"
 

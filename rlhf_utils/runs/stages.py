@@ -58,13 +58,13 @@ STAGES = {
         ("reward_model", "ppo", "generation", "evaluation.prompts", "evaluation.overoptimise"),
         ("evaluation/overoptimise.json",),
     ),
-    "dpo": StageKind(_NEEDED_BY_PPO, ("dpo", *_ALIKE)),
+    "dpo": StageKind((*_NEEDED_BY_PPO, "ppo"), ("dpo", *_ALIKE)),
     "rloo": StageKind((*_NEEDED_BY_PPO, "ppo"), ("rloo", *_ALIKE)),
     "grpo": StageKind((*_NEEDED_BY_PPO, "ppo"), ("grpo", *_ALIKE)),
     "best_of_n": StageKind((*_NEEDED_BY_PPO, "ppo"), ("best_of_n", *_ALIKE)),
     "alternatives": StageKind(
         ("evaluation", "dpo", "rloo", "grpo", "best_of_n"),
-        ("alternatives", "generation", *_COMPARISON),
+        ("generation", *_COMPARISON),
         ("evaluation/alternatives.json", "evaluation/alternatives.csv"),
     ),
 }

@@ -244,7 +244,9 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         give_back_memory()
-        if stop_asked():
+        # trl's trainers that sample begin anew with a batch of responses when they resume.
+        at_once = getattr(args, "steps_per_generation", 1) * getattr(args, "num_iterations", 1)
+        if stop_asked() and state.global_step * args.gradient_accumulation_steps % at_once == 0:
             control.should_training_stop = True
             # What is not finite would be gone on from; the next logged line would have said so.
             control.should_save = all(p.isfinite().all() for p in self.trainer.model.parameters() if p.requires_grad)

@@ -309,11 +309,15 @@ class DPOSettings(TrainingSettings):
 
 class GroupSettings(Section):
     """RLOO (Ahmadian et al. 2024, arXiv:2402.14740) or GRPO (Shao et al. 2024, arXiv:2402.03300): responses to one
-    prompt are compared with one another in place of a critic. Batches, updates and lengths are those of `ppo`."""
+    prompt are compared with one another in place of a critic. Batches, updates and lengths are those of `ppo`.
+
+    learning_rate: null is that of `ppo`
+    kl_coefficient: null is that of `ppo`
+    """
 
     responses_per_prompt: Annotated[int, Number, Field(ge=2)] = 4
-    learning_rate: Positive = 1e-5
-    kl_coefficient: NonNegative = 0.05
+    learning_rate: Positive | None = None
+    kl_coefficient: NonNegative | None = None
 
 
 class BestOfNSettings(TrainingSettings):
