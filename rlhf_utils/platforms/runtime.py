@@ -248,9 +248,11 @@ def cache_entry(name: str) -> Iterator[Path]:
 
 
 def forget_peak() -> None:
-    """Have `peak_memory` count from here on. Of the resident memory that is possible on Linux alone."""
+    """Have `peak_memory` count from here on, without what is free. Of the resident memory that is possible on Linux
+    alone."""
     import torch
 
+    give_back_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
