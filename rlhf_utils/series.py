@@ -135,21 +135,22 @@ def run_series(
         raise InputError(f"--only {','.join(only)} has nothing to make in recipe {recipe}; there are: {there}")
     unmade = [s for notebook in chosen for s in _makes(run, notebook) if fresh or not run.is_complete(s)]
     _check_input(run, chosen, check_names(run, unmade))
-    is_new, left = not os.path.exists(run.root), _left(run, only, fresh)
+    is_new = not os.path.exists(run.root)
     run.make_folders()
+    left, told = _left(run, only, fresh), only is not None
     values = (recipe, scale, _as_seen_from_root(output_dir), overrides, not fresh)
     if other := _of_another_scale(run.recipe):
         print(other, file=sys.stderr)
     with run_lock(run.root):
         try:
-            if only is None and left:
-                minutes = _seconds(run, left) / 60
-                print(f"{run.root}: about {minutes:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
             for number, notebook in enumerate(chosen, 1):
                 label, key = f"[{number}/{len(chosen)}] {notebook.path}", _key(run, notebook)
                 if not fresh and _is_done(run, notebook):
                     print(f"{label}: complete, skipped", file=sys.stderr)
                     continue
+                if not told:
+                    minutes, told = _seconds(run, left) / 60, True
+                    print(f"{run.root}: about {minutes:.0f} min left on {run.recipe.needs.machine}", file=sys.stderr)
                 parameters, makes = dict(zip(PARAMETERS, values, strict=True)), _makes(run, notebook)
                 earlier = run.record()["notebooks"].get(notebook.name) if all(map(run.is_complete, makes)) else None
                 seconds = run_notebook(run, ROOT / notebook.path, notebook.name, parameters, label)

@@ -23,7 +23,8 @@ def test_the_published_figures_are_those_of_the_raw_ones():
     found = json.loads(json.dumps(program.figures(published["raw"])))
     assert found.keys() == published.keys() - {"raw"}
     for name, value in found.items():
-        assert value == pytest.approx(published[name]), name
+        nested = name == "speedup_of_each_pair"  # which approx does not compare
+        assert value == (published[name] if nested else pytest.approx(published[name])), name
 
 
 @pytest.mark.parametrize("program", ["ours", "rloo", "grpo"])

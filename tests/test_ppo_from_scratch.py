@@ -53,6 +53,7 @@ def test_every_cell_runs_and_the_trainer_gives_the_same_numbers(tmp_path, monkey
     monkeypatch.setattr(reward_model, "load_reward", lambda folder, device: letters)
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     run = SimpleNamespace(recipe=load_recipe("instruct", "tiny"), folder=lambda stage: tmp_path / stage)
+    run.progress = lambda *_: None
     names, begun = {"run": run}, False
     for cell in CELLS:
         if begun:
