@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import RewardTrainer, SFTTrainer
 from trl.trainer import add_fused_lm_head
 
@@ -326,6 +327,11 @@ def train_resumably(trainer: Trainer, work: Path, title: str = "training", progr
             trainer._train_batch_size = arguments.train_batch_size
         newest = processes.from_main(newest_complete(work) if processes.is_main() else None)
         ours[0].put_back()
+        if newest and processes.is_main():
+            # transformers 5.0, Kaggle's, resumes with the size that the checkpoint was written with.
+            state, size = Path(newest) / TRAINER_STATE_NAME, arguments.train_batch_size
+            if (known := read_json(state))["train_batch_size"] != size:
+                write_json(state, known | {"train_batch_size": size})
         trainer.train(resume_from_checkpoint=newest)
 
     try:
